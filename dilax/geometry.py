@@ -1,0 +1,276 @@
+"""The integers of a dilated convolution: spans, padding, output sizes. No arrays here.
+
+A kernel axis with k taps that are `dilation` samples apart spans e = (k - 1) * dilation + 1 samples. On an axis of n samples that is
+padded with lo zeros before and hi after, a convolution with stride s has floor((n + lo + hi - e) / s) + 1 outputs.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from dilax.errors import UserError, did_you_mean
+
+PADDING_WORDS = ("SAME", "VALID", "CAUSAL", "TORCH")
+PADDING_MODES = ("zeros", "reflect", "edge", "wrap")
+
+IntOrTuple = int | tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+Padding = str | int | Sequence[Any]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether `value` is a whole number and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, minimum: int = 1) -> tuple[int, ...]:
+    """Return `value` as one integer per spatial axis.
+
+    Args:
+        value: An int for all axes, or a sequence with one int per axis.
+        rank: Number of spatial axes.
+        argument: Name of the argument, for the error.
+        caller: Name of the function the user called, for the error.
+        minimum: Smallest value allowed.
+
+    Raises:
+        UserError: if there are not `rank` integers, or one is below `minimum`.
+    """
+    values = (value,) * rank if is_integer(value) else value
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(is_integer(v) for v in values):
+        raise UserError(f"{caller}: {argument}={value!r} is not an integer; give an int or a tuple of {rank} ints.")
+    if len(values) != rank:
+        raise UserError(
+            f"{caller}: {argument}={tuple(values)} has {len(values)} entries for {rank} spatial axes; give an int or {rank} entries."
+        )
+    if min(values) < minimum:
+        raise UserError(f"{caller}: {argument}={value!r} is below {minimum}; use {minimum} or more.")
+    return tuple(int(v) for v in values)
+
+
+def effective_kernel_size(kernel_size: IntOrTuple, dilation: IntOrTuple) -> Any:
+    """Samples that a dilated kernel spans: (kernel_size - 1) * dilation + 1.
+
+    Args:
+        kernel_size: Taps, an int or one per axis.
+        dilation: Samples between neighbouring taps, an int or one per axis.
+
+    Returns:
+        An int when both are ints, else a tuple with one int per axis.
+
+    Example:
+        >>> effective_kernel_size(3, 2), effective_kernel_size((3, 5), (4, 1))
+        (5, (9, 5))
+    """
+    rank = _rank(kernel_size, dilation)
+    taps = per_axis(kernel_size, rank or 1, "kernel_size", "effective_kernel_size")
+    gaps = per_axis(dilation, rank or 1, "dilation", "effective_kernel_size")
+    spans = tuple((k - 1) * d + 1 for k, d in zip(taps, gaps))
+    return spans if rank else spans[0]
+
+
+def explicit_padding(
+    input_size: IntOrTuple,
+    kernel_size: IntOrTuple,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = "SAME",
+    dilation: IntOrTuple = 1,
+    caller: str = "explicit_padding",
+) -> Pairs:
+    """Return the samples that `padding` puts before and after each axis.
+
+    With the span e = (kernel_size - 1) * dilation + 1, an axis of n samples gets
+
+    - "SAME": max(0, (ceil(n / stride) - 1) * stride + e - n) in all, half before and half after, an odd one after (XLA, TensorFlow);
+      with stride 1 that is e - 1 in all, not on each side;
+    - "VALID": none;
+    - "CAUSAL": e - 1 before, none after, so that no output sees a later input;
+    - "TORCH": dilation * (kernel_size - 1) // 2 on both sides;
+    - an int: that many on both sides; a pair (lo, hi): just that.
+
+    Args:
+        input_size: n, an int (one axis) or one per axis.
+        kernel_size: Taps, an int or one per axis.
+        stride: Samples between neighbouring outputs, an int or one per axis.
+        padding: One of the above for all axes, or a tuple with one of them per axis. In 1-D a pair is written ((lo, hi),).
+        dilation: Samples between neighbouring taps, an int or one per axis.
+        caller: Name that errors begin with.
+
+    Returns:
+        ((lo, hi), ...), one pair per axis.
+
+    Raises:
+        UserError: if the padding is none of the above, or negative.
+
+    Example:
+        >>> explicit_padding((10, 10), 3, padding=("CAUSAL", "SAME"), dilation=2)
+        ((4, 0), (2, 2))
+    """
+    rank = _rank(input_size, kernel_size, stride, dilation) or 1
+    sizes = (input_size,) * rank if not isinstance(input_size, Sequence) else tuple(input_size)
+    taps = per_axis(kernel_size, rank, "kernel_size", caller)
+    steps = per_axis(stride, rank, "stride", caller)
+    gaps = per_axis(dilation, rank, "dilation", caller)
+    words = _padding_per_axis(padding, rank, caller)
+    return tuple(_axis_padding(*axis, padding, caller) for axis in zip(words, sizes, taps, steps, gaps))
+
+
+def output_size(
+    input_size: IntOrTuple,
+    kernel_size: IntOrTuple,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = "SAME",
+    dilation: IntOrTuple = 1,
+    caller: str = "output_size",
+) -> Any:
+    """Outputs along each axis: floor((n + lo + hi - e) / stride) + 1 with e = (kernel_size - 1) * dilation + 1.
+
+    Arguments and errors are those of `explicit_padding`.
+
+    Returns:
+        An int when all sizes are ints, else a tuple with one int per axis.
+
+    Raises:
+        UserError: if an axis is empty, or its kernel is wider than the padded input.
+
+    Example:
+        >>> output_size(32, 3, dilation=4), output_size((32, 20), 3, padding="VALID", dilation=(4, 1))
+        (32, (24, 18))
+    """
+    rank = _rank(input_size, kernel_size, stride, dilation)
+    axes = rank or 1
+    sizes = (input_size,) * axes if not isinstance(input_size, Sequence) else tuple(input_size)
+    pads = explicit_padding(sizes, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
+    spans = effective_kernel_size(per_axis(kernel_size, axes, "kernel_size", caller), dilation)
+    steps = per_axis(stride, axes, "stride", caller)
+    outputs = tuple(_axis_output(*axis, padding, caller) for axis in zip(sizes, pads, spans, steps))
+    return outputs if rank else outputs[0]
+
+
+def transposed_size(
+    size: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    *,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+    caller: str = "transposed_size",
+) -> tuple[int, ...]:
+    """Default output size of a transposed convolution: an input size whose convolution has `size` outputs.
+
+    "SAME" and "CAUSAL" give size * stride, the largest such size; all else gives (size - 1) * stride + e - lo - hi, the smallest.
+    """
+    rank = len(size)
+    steps = per_axis(stride, rank, "stride", caller)
+    spans = effective_kernel_size(kernel_size, per_axis(dilation, rank, "dilation", caller))
+    words = _padding_per_axis(padding, rank, caller)
+    pads = explicit_padding(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
+    sizes = tuple(
+        n * step if word in ("SAME", "CAUSAL") else (n - 1) * step + span - lo - hi
+        for word, n, step, span, (lo, hi) in zip(words, size, steps, spans, pads)
+    )
+    if all(is_integer(n) for n in sizes) and min(sizes) < 1:
+        raise UserError(f"{caller}: padding={padding!r} leaves an output of size {sizes}; use less padding or give output_size.")
+    return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvPlan:
+    """All that is known of a convolution before it runs: integers, and the dtype by name.
+
+    Attributes:
+        batch: Number of examples.
+        input_size: Samples per axis, padding not included.
+        c_in: Input channels.
+        c_out: Output channels.
+        kernel_size: Taps per axis.
+        stride: Samples between outputs per axis.
+        padding: (lo, hi) per axis.
+        dilation: Samples between taps per axis.
+        groups: Independent channel groups.
+        dtype: Name of the inputs' dtype.
+        precision: As in `jax.lax.conv_general_dilated`.
+    """
+
+    batch: int
+    input_size: tuple[int, ...]
+    c_in: int
+    c_out: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Pairs
+    dilation: tuple[int, ...]
+    groups: int
+    dtype: str
+    precision: Any = None
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Outputs per axis."""
+        return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the whole batch, taps that lie in the padding counted, as papers do."""
+        per_output = math.prod(self.kernel_size) * self.c_in // self.groups
+        return self.batch * math.prod(self.output_size) * self.c_out * per_output
+
+
+def _rank(*values: Any) -> int:
+    """Number of axes that the first sequence among `values` speaks of; 0 if all are ints."""
+    return next((len(value) for value in values if isinstance(value, Sequence)), 0)
+
+
+def _padding_per_axis(padding: Padding, rank: int, caller: str) -> tuple[Any, ...]:
+    if isinstance(padding, str) or is_integer(padding):
+        return (padding,) * rank
+    if not isinstance(padding, Sequence):
+        raise UserError(f"{caller}: padding={padding!r} is no padding; give one of {PADDING_WORDS}, an int, or one of these per axis.")
+    if len(padding) != rank:
+        hint = f" In 1-D write a pair as padding=({tuple(padding)},)." if rank == 1 and len(padding) == 2 else ""
+        raise UserError(f"{caller}: padding={padding!r} has {len(padding)} entries for {rank} spatial axes; give one per axis.{hint}")
+    return tuple(padding)
+
+
+def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, given: Padding, caller: str) -> tuple[int, int]:
+    span = (taps - 1) * dilation + 1
+    if word == "SAME":
+        # A symbolic size (jax.export) cannot be compared; at stride 1 it does not matter.
+        total = span - 1 if stride == 1 else max(0, (-(-size // stride) - 1) * stride + span - size)
+        return total // 2, total - total // 2
+    if word == "VALID":
+        return 0, 0
+    if word == "CAUSAL":
+        return span - 1, 0
+    if word == "TORCH":
+        return (dilation * (taps - 1) // 2,) * 2
+    pair = (word, word) if is_integer(word) else word
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_integer(p) for p in pair):
+        hint = did_you_mean(word.upper(), PADDING_WORDS) if isinstance(word, str) else ""
+        raise UserError(
+            f"{caller}: padding={given!r} is no padding; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}"
+        )
+    if min(pair) < 0:
+        raise UserError(f"{caller}: padding={given!r} is negative; crop the input instead.")
+    return int(pair[0]), int(pair[1])
+
+
+def _axis_output(size: int, pair: tuple[int, int], span: int, stride: int, padding: Padding, caller: str) -> int:
+    padded = size + sum(pair) - span
+    if is_integer(size) and size < 1:
+        raise UserError(f"{caller}: the input has an axis of length {size}; every spatial axis needs at least one sample.")
+    if is_integer(size) and padded < 0:
+        raise UserError(
+            f"{caller}: the kernel spans {span} samples of an axis of {size} with padding={padding!r}, so no output is left; "
+            f"use a smaller kernel_size or dilation, or padding='SAME'."
+        )
+    return padded // stride + 1
