@@ -1,0 +1,197 @@
+"""Building blocks of the models: normalisation, dropout, conv-norm-act, squeeze-excite, separable residual.
+
+Blocks that act differently in training take `train` as a keyword. `axis_name` names the device axis under `jax.pmap` or `shard_map`
+(None under `jit`, where a sharded batch needs no name): with it, batch statistics and dropout masks are those of the whole batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dilax.errors import UserError, did_you_mean
+from dilax.geometry import IntOrTuple, Padding
+from dilax.modules import DilatedConv, SeparableConv
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "tanh": nn.tanh,
+}
+NORMS = ("batch", "group", "layer", "none")
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Return the activation function of that name: a key of `ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation={name!r} is unknown; use one of {tuple(ACTIVATIONS)}.{did_you_mean(str(name), ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Norm(nn.Module):
+    """Normalisation by name.
+
+    Attributes:
+        kind: "batch" (Ioffe & Szegedy 2015), "group" (Wu & He 2018; the most groups up to 8 that divide the channels), "layer" (over the
+            channels of each sample) or "none".
+        axis_name: Device axis over which batch statistics are taken, under pmap.
+        dtype: Of the result; statistics are always taken in float32.
+    """
+
+    kind: str = "batch"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, *space, channels) to the same shape."""
+        if self.kind not in NORMS:
+            raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
+        if self.kind == "none":
+            return x
+        dtype = self.dtype or x.dtype
+        if jnp.finfo(x.dtype).bits < 32:
+            x = x.astype(jnp.float32)
+        if self.kind == "batch":
+            values_per_channel = x.size // x.shape[-1]
+            if train and values_per_channel == 1 and self.axis_name is None and not self.is_initializing():
+                raise UserError(
+                    f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
+                    "use a larger batch, or norm='group'."
+                )
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=dtype)(x)
+        if self.kind == "group":
+            groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+            return nn.GroupNorm(num_groups=groups, dtype=dtype)(x)
+        return nn.LayerNorm(dtype=dtype)(x)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask for example i of a batch depends on the key and i alone.
+
+    So the mask is the same on one device, with the batch sharded over many, and under pmap (`flax.linen.Dropout` draws another mask on
+    every device there).
+
+    Attributes:
+        rate: Probability that a value is dropped.
+        axis_name: Device axis over which the batch is spread, under pmap.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, ...) to the same shape; needs the key "dropout" when `train` and rate > 0."""
+        if not 0 <= self.rate < 1:
+            raise UserError(f"Dropout: rate={self.rate} is not a probability; use 0 <= rate < 1.")
+        if not train or self.rate == 0:
+            return x
+        first = 0 if self.axis_name is None or self.is_initializing() else lax.axis_index(self.axis_name) * x.shape[0]
+        key = self.make_rng("dropout")
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class ConvNormAct(nn.Module):
+    """Dilated convolution, normalisation, activation; the convolution has a bias only where no normalisation follows.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: As `DilatedConv`.
+        stride: As `dilated_conv`.
+        padding: As `dilated_conv`.
+        dilation: As `dilated_conv`.
+        groups: As `dilated_conv`.
+        separable: Whether to use a `SeparableConv` (without groups).
+        norm: As `Norm`.
+        activation: A key of `ACTIVATIONS`, or "none".
+        axis_name: As `Norm`.
+        dtype: Of the computation.
+    """
+
+    features: int
+    kernel_size: IntOrTuple = (3, 3)
+    stride: IntOrTuple = 1
+    padding: Padding = "SAME"
+    dilation: IntOrTuple = 1
+    groups: int = 1
+    separable: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, *space, c_in) to (batch, *space_out, features)."""
+        shared = dict(stride=self.stride, padding=self.padding, dilation=self.dilation, use_bias=self.norm == "none", dtype=self.dtype)
+        if self.separable:
+            x = SeparableConv(self.features, self.kernel_size, **shared)(x)
+        else:
+            x = DilatedConv(self.features, self.kernel_size, groups=self.groups, **shared)(x)
+        x = Norm(self.norm, self.axis_name, self.dtype)(x, train=train)
+        return x if self.activation == "none" else activation(self.activation)(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from all channels' means over space (Hu et al. 2018, arXiv:1709.01507).
+
+    Attributes:
+        ratio: Channels over hidden units.
+        dtype: Of the computation.
+    """
+
+    ratio: int = 4
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (batch, *space, channels) to the same shape."""
+        space = tuple(range(1, x.ndim - 1))
+        gate = x.mean(space, keepdims=True)
+        gate = nn.relu(nn.Dense(max(1, x.shape[-1] // self.ratio), dtype=self.dtype)(gate))
+        return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(gate))
+
+
+class SeparableResidual(nn.Module):
+    """x + two separable dilated convolutions, each normalised; a 1x1 convolution on the short cut where shapes differ.
+
+    Attributes:
+        features: Output channels.
+        stride: Of the first convolution and of the short cut.
+        dilation: Of both convolutions.
+        squeeze_excite: Whether a `SqueezeExcite` ends the branch.
+        norm: As `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        axis_name: As `Norm`.
+        dtype: Of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: IntOrTuple = 1
+    squeeze_excite: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
+        shared = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        separable = dict(dilation=self.dilation, separable=True, **shared)
+        y = ConvNormAct(self.features, stride=self.stride, activation=self.activation, **separable)(x, train=train)
+        y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
+        if self.squeeze_excite:
+            y = SqueezeExcite(dtype=self.dtype)(y)
+        if x.shape != y.shape:
+            x = ConvNormAct(self.features, (1, 1), stride=self.stride, activation="none", **shared)(x, train=train)
+        return activation(self.activation)(x + y)

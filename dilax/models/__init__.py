@@ -1,0 +1,51 @@
+"""Models by name: `create("dilated_cnn", num_classes=10)`; every `__call__(x, *, train)` must be told whether it trains."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from dilax.errors import UserError, did_you_mean
+from dilax.models.cnn import DilatedCNN, SeparableCNN
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "dilated_cnn": DilatedCNN,
+    "dilated_cnn_mnist": DilatedCNN.mnist,
+    "dilated_cnn_rgb": DilatedCNN.rgb,
+    "separable_cnn": SeparableCNN,
+    "separable_cnn_single_layer": SeparableCNN.single_layer,
+}
+
+__all__ = ["MODELS", "DilatedCNN", "SeparableCNN", "create", "names"]
+
+
+def names() -> list[str]:
+    """Names that `create` knows."""
+    return sorted(MODELS)
+
+
+def create(name: str, **fields: Any) -> nn.Module:
+    """Make a model by its name.
+
+    Args:
+        name: One of `names()`.
+        **fields: Attributes of the model, such as `num_classes`.
+
+    Returns:
+        A Flax module whose `__call__` takes `(x, *, train)`.
+
+    Raises:
+        UserError: if the name, or a field, is unknown.
+
+    Example:
+        >>> create("dilated_cnn", num_classes=10).num_classes
+        10
+    """
+    if name not in MODELS:
+        raise UserError(f"models.create: unknown model {name!r}; known are {', '.join(names())}.{did_you_mean(str(name), MODELS)}")
+    known = [field for field in inspect.signature(MODELS[name]).parameters if field not in ("parent", "name")]
+    for field in fields:
+        if field not in known:
+            raise UserError(f"models.create: {name!r} has no field {field!r}; it has {', '.join(known)}.{did_you_mean(field, known)}")
+    return MODELS[name](**fields)

@@ -1,0 +1,222 @@
+"""Small dilated networks for small images: a plain one, and a depthwise-separable residual one."""
+
+import functools
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dilax.blocks import ConvNormAct, Dropout, SeparableResidual, activation
+from dilax.errors import UserError
+from dilax.geometry import is_integer
+
+HEADS = ("global", "flatten")
+
+
+class DilatedCNN(nn.Module):
+    """A stack of conv-norm-act layers, each with a dilation of its own, and a dense head.
+
+    Attributes:
+        num_classes: Outputs.
+        features: Channels of each layer.
+        dilations: Dilation of each layer, an int or a pair.
+        pools: Max-pooling window, and stride, after each layer; 1 is none.
+        kernel_size: Taps of every layer.
+        hidden: Units of the dense layers before the last.
+        head: "global" averages over space before the dense layers, "flatten" keeps every place.
+        dropout: Rate before each dense layer.
+        norm: As `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        dtype: Of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 10
+    features: tuple[int, ...] = (32, 32, 64, 64, 128)
+    dilations: tuple[Any, ...] = (1, 2, 1, 2, 2)
+    pools: tuple[int, ...] = (1, 2, 1, 2, 1)
+    kernel_size: tuple[int, int] = (3, 3)
+    hidden: tuple[int, ...] = ()
+    head: str = "global"
+    dropout: float = 0.0
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @classmethod
+    def mnist(
+        cls,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        norm: str = "none",
+        axis_name: str | None = None,
+        dtype: Any = None,
+    ) -> "DilatedCNN":
+        """Conv 3x3x32, pool 2, dilated conv 3x3x32, pool 2, dense 32, dense: the first network of many a tutorial."""
+        return cls(
+            num_classes=num_classes,
+            features=(32, 32),
+            dilations=(1, 2),
+            pools=(2, 2),
+            hidden=(32,),
+            head="flatten",
+            dropout=dropout,
+            norm=norm,
+            axis_name=axis_name,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def rgb(
+        cls,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        norm: str = "none",
+        axis_name: str | None = None,
+        dtype: Any = None,
+    ) -> "DilatedCNN":
+        """Conv 3x3x64, dilated 3x3x64, conv 3x3x128, dilated 3x3x128, global average, dense; the dilation is 2."""
+        return cls(
+            num_classes=num_classes,
+            features=(64, 64, 128, 128),
+            dilations=(1, 2, 1, 2),
+            pools=(1, 1, 1, 1),
+            dropout=dropout,
+            norm=norm,
+            axis_name=axis_name,
+            dtype=dtype,
+        )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, num_classes)."""
+        _check_image("DilatedCNN", x)
+        if not len(self.features) == len(self.dilations) == len(self.pools):
+            raise UserError(
+                f"DilatedCNN: features={self.features}, dilations={self.dilations} and pools={self.pools} must have equal lengths."
+            )
+        for features, dilation, pool in zip(self.features, self.dilations, self.pools):
+            x = ConvNormAct(
+                features,
+                self.kernel_size,
+                dilation=dilation,
+                norm=self.norm,
+                activation=self.activation,
+                axis_name=self.axis_name,
+                dtype=self.dtype,
+            )(x, train=train)
+            x = _max_pool(x, pool)
+        return _head(self, x, train)
+
+
+class SeparableCNN(nn.Module):
+    """A depthwise-separable residual network: a stem, stages of `SeparableResidual` blocks, global average, dense.
+
+    The first block of each stage but the first halves the map; the dilations are cycled over the blocks of a stage.
+
+    Attributes:
+        num_classes: Outputs.
+        stem: Channels of the first convolution.
+        separable_stem: Whether that one is separable too, with the first of the dilations; else it is dense and not dilated.
+        features: Channels of each stage.
+        blocks: Blocks of each stage.
+        dilations: Dilations of the blocks of a stage, in turn.
+        squeeze_excite: Whether blocks end in a `SqueezeExcite`.
+        hidden: Units of the dense layers before the last.
+        head: As `DilatedCNN`.
+        dropout: Rate before each dense layer.
+        norm: As `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        dtype: Of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 10
+    stem: int = 32
+    separable_stem: bool = False
+    features: tuple[int, ...] = (64, 128, 256)
+    blocks: tuple[int, ...] = (2, 2, 2)
+    dilations: tuple[int, ...] = (1, 2)
+    squeeze_excite: bool = False
+    hidden: tuple[int, ...] = ()
+    head: str = "global"
+    dropout: float = 0.0
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @classmethod
+    def single_layer(
+        cls,
+        num_classes: int = 10,
+        dilations: tuple[int, ...] = (1,),
+        dropout: float = 0.0,
+        norm: str = "none",
+        axis_name: str | None = None,
+        dtype: Any = None,
+    ) -> "SeparableCNN":
+        """One 3x3 depthwise and 1x1 pointwise convolution to 64 features, global average, dense: the textbook toy, kept as a baseline."""
+        return cls(
+            num_classes=num_classes,
+            stem=64,
+            separable_stem=True,
+            features=(),
+            blocks=(),
+            dilations=dilations,
+            dropout=dropout,
+            norm=norm,
+            axis_name=axis_name,
+            dtype=dtype,
+        )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, num_classes)."""
+        _check_image("SeparableCNN", x)
+        if len(self.features) != len(self.blocks) or not self.dilations:
+            raise UserError(
+                f"SeparableCNN: features={self.features} and blocks={self.blocks} must have one entry per stage each, "
+                f"and dilations={self.dilations} at least one."
+            )
+        shared = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        stem_dilation = self.dilations[0] if self.separable_stem else 1
+        x = ConvNormAct(self.stem, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
+        for stage, (features, blocks) in enumerate(zip(self.features, self.blocks)):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                dilation = self.dilations[block % len(self.dilations)]
+                x = SeparableResidual(features, stride, dilation, self.squeeze_excite, **shared)(x, train=train)
+        return _head(self, x, train)
+
+
+def _check_image(caller: str, x: jax.Array) -> None:
+    if x.ndim != 4:
+        raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
+
+
+def _max_pool(x: jax.Array, window: int) -> jax.Array:
+    """Non-overlapping max-pooling; rows and columns that do not fill a window are left out.
+
+    Strided slices and `maximum`: on a CPU forward and backward took 1.5 ms where `reduce_window` took 38 (64x28x28x32, window 2).
+    """
+    if not is_integer(window) or not 1 <= window <= min(x.shape[1:3]):
+        raise UserError(f"DilatedCNN: a pool of {window!r} does not fit a map of {x.shape[1:3]}; use an int from 1 (none) to its size.")
+    height, width = (n // window * window for n in x.shape[1:3])
+    places = itertools.product(range(window), repeat=2)
+    return functools.reduce(jnp.maximum, [x[:, i:height:window, j:width:window] for i, j in places])
+
+
+def _head(model: Any, x: jax.Array, train: bool) -> jax.Array:
+    """Global average or flattened map, hidden dense layers, logits in float32."""
+    if model.head not in HEADS:
+        raise UserError(f"{type(model).__name__}: head={model.head!r} is unknown; use one of {HEADS}.")
+    x = x.mean((1, 2)) if model.head == "global" else x.reshape(x.shape[0], -1)
+    for units in model.hidden:
+        x = Dropout(model.dropout, model.axis_name)(x, train=train)
+        x = activation(model.activation)(nn.Dense(units, dtype=model.dtype)(x))
+    x = Dropout(model.dropout, model.axis_name)(x, train=train)
+    return nn.Dense(model.num_classes, name="head")(x.astype(jnp.float32))
