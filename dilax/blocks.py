@@ -54,9 +54,10 @@ class Norm(nn.Module):
             raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
         if self.kind == "none":
             return x
-        dtype = self.dtype or x.dtype
-        if jnp.finfo(x.dtype).bits < 32:
-            x = x.astype(jnp.float32)
+        wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+        return self._normalised(wide, train).astype(self.dtype or x.dtype)
+
+    def _normalised(self, x: jax.Array, train: bool) -> jax.Array:
         if self.kind == "batch":
             values_per_channel = x.size // x.shape[-1]
             if train and values_per_channel == 1 and self.axis_name is None and not self.is_initializing():
@@ -64,11 +65,10 @@ class Norm(nn.Module):
                     f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
                     "use a larger batch, or norm='group'."
                 )
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=dtype)(x)
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
         if self.kind == "group":
-            groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
-            return nn.GroupNorm(num_groups=groups, dtype=dtype)(x)
-        return nn.LayerNorm(dtype=dtype)(x)
+            return nn.GroupNorm(num_groups=max(g for g in range(1, 9) if x.shape[-1] % g == 0))(x)
+        return nn.LayerNorm()(x)
 
 
 class Dropout(nn.Module):

@@ -91,20 +91,9 @@ class DepthwiseConv(nn.Module):
     """`depthwise_conv` with a learned kernel and bias: `multiplier` output channels for each input channel.
 
     Attributes:
-        kernel_size: As `DilatedConv`.
         multiplier: Output channels per input channel.
-        rank: As `DilatedConv`, as all that follows.
-        stride: As `dilated_conv`.
-        padding: As `dilated_conv`.
-        padding_mode: As `dilated_conv`.
-        dilation: As `dilated_conv`.
-        use_bias: Whether to add a bias.
-        dtype: Of the computation; None promotes the input's and the parameters'.
-        param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
-        kernel_init: Initializer of the kernel.
-        bias_init: Initializer of the bias.
-        lowering: As `dilated_conv`.
+
+    All other attributes: as `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 100, 16))
@@ -155,20 +144,11 @@ class SeparableConv(nn.Module):
 
     Attributes:
         features: Output channels.
-        kernel_size: As `DilatedConv`.
         multiplier: Depthwise channels per input channel.
-        rank: As `DilatedConv`, as all that follows.
-        stride: As `dilated_conv`.
-        padding: As `dilated_conv`.
-        padding_mode: As `dilated_conv`.
-        dilation: As `dilated_conv`.
-        use_bias: Whether to add a bias, after the pointwise part.
-        dtype: Of the computation; None promotes the input's and the parameters'.
-        param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
+        stride: Of the depthwise part, as `padding`, `padding_mode` and `dilation`.
         kernel_init: Initializer of both kernels.
-        bias_init: Initializer of the bias.
-        lowering: As `dilated_conv`.
+
+    All other attributes: as `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 16))
@@ -226,20 +206,10 @@ class DilatedConvTranspose(nn.Module):
 
     Attributes:
         features: Output channels.
-        kernel_size: As `DilatedConv`.
-        rank: As `DilatedConv`, as all that follows.
-        stride: As `dilated_conv_transpose`.
-        padding: As `dilated_conv_transpose`.
-        dilation: As `dilated_conv_transpose`.
-        groups: As `dilated_conv_transpose`.
         output_size: As `dilated_conv_transpose`.
-        use_bias: Whether to add a bias.
-        dtype: Of the computation; None promotes the input's and the parameters'.
-        param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
         kernel_init: Initializer of the kernel; the default counts c_in as its inputs.
-        bias_init: Initializer of the bias.
-        lowering: As `dilated_conv`.
+
+    All other attributes: as `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 16, 16, 32))
@@ -294,22 +264,12 @@ class MultiDilationConv(nn.Module):
 
     Attributes:
         features: Output channels of each dilation.
-        kernel_size: As `DilatedConv`.
         dilations: One per branch.
         share_kernel: Whether the branches share one kernel.
         merge: "concat" joins the branches along the channels in the order of `dilations`, "sum" adds them.
-        rank: As `DilatedConv`, as all that follows.
-        stride: As `dilated_conv`.
         padding: As `dilated_conv`; "VALID" gives the branches different sizes, which cannot be merged.
-        padding_mode: As `dilated_conv`.
-        groups: As `dilated_conv`.
-        use_bias: Whether to add a bias.
-        dtype: Of the computation; None promotes the input's and the parameters'.
-        param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
-        kernel_init: Initializer of the kernels.
-        bias_init: Initializer of the biases.
-        lowering: As `dilated_conv`.
+
+    All other attributes: as `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 3))

@@ -32,6 +32,13 @@ class ReceptiveField:
 
 
 GLOBAL = ReceptiveField(size=None)
+# Each output depends on the inputs at its own place alone. Named one by one: cumsum and sort keep the shape, too.
+ELEMENTWISE = frozenset(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh
+    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne
+    neg nextafter not optimization_barrier or population_count pow real reduce_precision rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh xor""".split()
+)
 
 
 def receptive_field(fn: Callable[[jax.Array], jax.Array], x: Any) -> tuple[ReceptiveField, ...]:
@@ -111,7 +118,7 @@ def _equation(eqn: Any, views: Views) -> Views:
     if name in RULES:
         return [RULES[name](eqn, views)] * len(eqn.outvars)
     shape = eqn.outvars[0].aval.shape
-    if all(view is None or _fits(var.aval.shape, shape) for var, view in zip(eqn.invars, views)):
+    if name in ELEMENTWISE and all(view is None or _fits(var.aval.shape, shape) for var, view in zip(eqn.invars, views)):
         return [_union([_stretch(var.aval.shape, shape, view) for var, view in zip(eqn.invars, views)])] * len(eqn.outvars)
     raise UserError(f"receptive_field: the operation {name!r} is not known to the analysis; analyse the parts before and after it.")
 
@@ -249,6 +256,11 @@ def _dot(eqn: Any, views: Views) -> View | None:
     return _union(results)
 
 
+def _rev(eqn: Any, views: Views) -> View:
+    """A mirrored axis runs against the input; it is seen as a whole (as a border, `_concatenate` leaves it out)."""
+    return View(tuple(None if i in eqn.params["dimensions"] else entry for i, entry in enumerate(_first(views).axes)))
+
+
 def _first(views: Views) -> View:
     return next(view for view in views if view is not None)
 
@@ -263,6 +275,7 @@ RULES: dict[str, Callable[[Any, Views], View | None]] = {
     "squeeze": _squeeze,
     "reshape": _reshape,
     "dot_general": _dot,
+    "rev": _rev,
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window"), _reduce_window),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"), _reduce),
 }

@@ -1,0 +1,17 @@
+"""The digits 0 to 4 of the embedded MNIST digits, for configs/finetune_digits.py to start from.
+
+python -m train.main --config configs/pretrain_digits.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+from train.config import check_variant
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "smoke"))
+    config = digits.get_config(variant)
+    config.name = "pretrain_digits" if variant == "full" else "pretrain_digits_smoke"
+    config.data.classes = (0, 1, 2, 3, 4)
+    return config

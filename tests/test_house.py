@@ -1,0 +1,109 @@
+"""The house: imports point down, heavy libraries are imported where they are used, public names are documented."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import dilax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# From the ground up: a file may import those before it.
+DILAX = [
+    "dilax.errors",
+    "dilax.geometry",
+    "dilax.lowerings",
+    "dilax.functional",
+    "dilax.receptive_field",
+    "dilax.modules",
+    "dilax.blocks",
+    "dilax.metrics",
+    "dilax.models.cnn",
+    "dilax.models",
+    "dilax.summary",
+    "dilax.plots",
+    "dilax",
+]
+HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax"}
+TRAIN_ALWAYS = {"optax"}
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: pathlib.Path, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files(folder: str) -> list[pathlib.Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_the_order_names_every_file():
+    assert sorted(map(module_name, files("dilax"))) == sorted(DILAX)
+
+
+@pytest.mark.parametrize("path", files("dilax"), ids=module_name)
+def test_dilax_imports_point_down(path):
+    name = module_name(path)
+    ours = {found for found in imports(path) if found in DILAX and found != "dilax"}
+    assert {found for found in ours if DILAX.index(found) >= DILAX.index(name)} == set()
+    assert {found for found in imports(path) if found.split(".")[0] in ("train", "configs", "tests")} == set()
+
+
+@pytest.mark.parametrize("path", files("dilax") + files("train") + files("configs"), ids=module_name)
+def test_heavy_imports_are_inside_functions(path):
+    allowed = set() if "dilax" in path.relative_to(ROOT).parts else TRAIN_ALWAYS
+    assert {found.split(".")[0] for found in imports(path, top_only=True)} & HEAVY <= allowed
+
+
+def test_matplotlib_is_in_plots_alone():
+    users = {module_name(path) for path in files("dilax") + files("train") if any("matplotlib" in name for name in imports(path))}
+    assert users == {"dilax.plots"}
+
+
+def test_import_dilax_loads_nothing_heavy_and_is_quick():
+    code = (
+        "import time, sys, flax.linen; began = time.perf_counter(); import dilax; "
+        "print(time.perf_counter() - began, ','.join(sys.modules))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(2)]
+    assert min(float(run.split()[0]) for run in runs) < 0.3
+    assert {name.split(".")[0] for name in runs[0].split()[1].split(",")} & (HEAVY - {"tqdm"}) <= preloaded()
+
+
+def preloaded() -> set[str]:
+    """What flax.linen loads by itself."""
+    code = "import sys, flax.linen; print(','.join(sys.modules))"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return {name.split(".")[0] for name in text.strip().split(",")}
+
+
+def test_public_names_exist_and_are_documented():
+    for name in dilax.__all__:
+        thing = getattr(dilax, name)
+        if callable(thing):
+            assert inspect.getdoc(thing), name
+            assert "Example" in inspect.getdoc(thing) or inspect.isclass(thing) or name in ("explicit_padding", "select_lowering"), name
+    assert sorted(dilax.__all__) == sorted(set(dilax.__all__))
+
+
+def test_no_public_function_takes_loose_keywords():
+    takers = {name for name in dilax.__all__ if inspect.isfunction(getattr(dilax, name)) and "**" in str(inspect.signature(getattr(dilax, name)))}
+    assert takers == set()
+
+
+def test_size_of_files():
+    sizes = {module_name(path): len(path.read_text().splitlines()) for path in files("dilax") + files("train") + files("configs")}
+    assert {name: size for name, size in sizes.items() if size > 440} == {}

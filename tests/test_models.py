@@ -1,0 +1,102 @@
+"""Every model by the contract; counts of parameters; what is particular to one."""
+
+import dilax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import KEY, check_model, check_receptive_field, positive, random_input
+from dilax import blocks, models
+
+SMALL = {
+    "dilated_cnn": dict(features=(4, 6, 8), dilations=(1, (2, 1), 2), pools=(1, 2, 1), dropout=0.2, hidden=(5,)),
+    "dilated_cnn_mnist": dict(dropout=0.3),
+    "dilated_cnn_rgb": {},
+    "separable_cnn": dict(stem=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True, dropout=0.2),
+    "separable_cnn_single_layer": dict(dilations=(2,)),
+}
+COUNTS = {  # (model, fields, input channels): parameters, by hand from the layers
+    ("dilated_cnn_mnist", 1): 320 + 9248 + 50208 + 330,
+    ("dilated_cnn_rgb", 3): 1792 + 36928 + 73856 + 147584 + 1290,
+    ("separable_cnn_single_layer", 3): 27 + 3 * 64 + 64 + 650,
+}
+
+
+def test_every_model_is_here():
+    assert sorted(SMALL) == models.names() == sorted(models.MODELS)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_contract(name):
+    x = random_input((3, 12, 13, 2))
+    check_model(models.create(name, num_classes=7, **SMALL[name]), x, 7)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_train_must_be_said(name):
+    with pytest.raises(TypeError, match="train"):
+        models.create(name).init(KEY, random_input((2, 12, 12, 3)))
+
+
+@pytest.mark.parametrize(("name", "channels"), COUNTS)
+def test_parameter_counts(name, channels):
+    model = models.create(name)
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 28, 28, channels)), train=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == COUNTS[name, channels]
+
+
+def test_default_separable_cnn_has_between_03_and_1_million_parameters():
+    shapes = jax.eval_shape(lambda: models.create("separable_cnn").init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
+    assert 300_000 <= sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) <= 1_000_000
+
+
+# Parts of the models that are not global, on an input that is wide enough.
+TRUNKS = {
+    "dilated_cnn": (dict(features=(3, 3, 3), dilations=(1, (2, 1), 2), pools=(1, 2, 1), norm="none"), 3),
+    "separable_cnn": (dict(stem=3, features=(3, 4), blocks=(2, 1), norm="batch"), 3),
+}
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_receptive_field_of_the_trunk(name):
+    fields, _ = TRUNKS[name]
+    model = models.create(name, **fields)
+    shape = (1, 61, 67, 2)
+    variables = positive(model.init(KEY, jnp.zeros(shape), train=False))
+
+    def trunk(x):
+        keep = lambda module, _: isinstance(module, blocks.ConvNormAct | blocks.SeparableResidual)  # noqa: E731
+        _, state = model.apply(variables, x, train=False, capture_intermediates=keep, mutable=["intermediates"])
+        found = state["intermediates"]
+        last = [key for key in found if key.startswith("SeparableResidual" if name == "separable_cnn" else "ConvNormAct")][-1]
+        return found[last]["__call__"][0]
+
+    check_receptive_field(trunk, shape)
+
+
+@pytest.mark.parametrize("kind", blocks.NORMS)
+def test_norms(kind):
+    x = random_input((4, 5, 6, 12)) * 3 + 2
+    norm = blocks.Norm(kind)
+    variables = norm.init(KEY, x, train=False)
+    y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    axes = {"batch": (0, 1, 2), "group": None, "layer": (3,), "none": None}[kind]
+    if kind == "none":
+        np.testing.assert_array_equal(y, x)
+    elif kind == "group":
+        grouped = np.asarray(y).reshape(4, 30, 6, 2)
+        np.testing.assert_allclose(grouped.mean((1, 3)), 0, atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.asarray(y).mean(axes), 0, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(y).std(axes), 1, atol=1e-3)
+
+
+def test_dropout_of_an_example_depends_on_its_place_alone():
+    x, drop = jnp.ones((8, 50)), blocks.Dropout(0.4)
+    apply = lambda x: drop.apply({}, x, train=True, rngs={"dropout": KEY})  # noqa: E731
+    whole = apply(x)
+    np.testing.assert_array_equal(apply(x[:3]), whole[:3])
+    assert abs(float((whole == 0).mean()) - 0.4) < 0.1
+    np.testing.assert_allclose(float(whole.max()), 1 / 0.6, rtol=1e-6)
+    assert not np.array_equal(whole[0], whole[1])
+    np.testing.assert_array_equal(drop.apply({}, x, train=False), x)

@@ -1,0 +1,129 @@
+"""Pictures: what they show is computed from the arrays given; odd sizes do not break them."""
+
+import numpy as np
+import pytest
+from dilax import plots
+from dilax.errors import UserError
+from train import report
+
+RNG = np.random.default_rng(0)
+
+
+def texts(figure) -> list[str]:
+    found = [text.get_text() for axes in figure.axes for text in (*axes.texts, axes.title)]
+    return found + [text.get_text() for text in figure.texts]
+
+
+def pixels(figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())
+
+
+def test_dilation_taps_draws_the_true_geometry():
+    figure = plots.dilation_taps(3, (1, 2, 4), input_size=11)
+    drawn = texts(figure)
+    for word in ("dilation 4", "(3 − 1) × 4 + 1 = 9"):
+        assert word in drawn
+    counts = [{c.get_label(): len(c.get_paths()) for c in axes.collections} for axes in figure.axes]
+    assert [c["tap of the kernel"] for c in counts] == [9, 9, 9]
+    assert [c["skipped inside the span"] for c in counts] == [0, 25 - 9, 81 - 9]
+    assert [c["zero padding"] for c in counts] == [13**2 - 11**2, 15**2 - 11**2, 19**2 - 11**2]
+
+
+def test_asymmetric_taps():
+    figure = plots.dilation_taps((2, 3), ((1, 3),), input_size=(7, 9))
+    counts = {c.get_label(): len(c.get_paths()) for c in figure.axes[0].collections}
+    assert counts["tap of the kernel"] == 6
+    assert counts["zero padding"] == 8 * 15 - 7 * 9  # SAME: 1 row in all, 6 columns in all
+
+
+def test_learning_curves_show_each_metric():
+    history = [{"step": s, "train/loss": 1 / s, "train/accuracy": 1 - 1 / s} for s in range(1, 9)] + [{"step": 8, "validation/accuracy": 0.8}]
+    loss, accuracy = plots.learning_curves(history).axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1 / s for s in range(1, 9)])
+    assert [line.get_label() for line in accuracy.lines] == ["train, last 0.875", "validation, last 0.8"]
+    assert "not measured" in texts(plots.learning_curves([]))
+
+
+@pytest.mark.parametrize("classes", [2, 20, 60, 300])
+def test_confusion_matrix(classes):
+    counts = RNG.integers(1, 9, (classes, classes))
+    figure = plots.confusion_matrix(counts, [f"class {i}" for i in range(classes)])
+    shares = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(shares, counts / counts.sum(1, keepdims=True))
+    assert sum(text.isdigit() for text in texts(figure)) == (classes**2 if classes <= 20 else 0)
+    assert pixels(figure).std() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_prediction_grid(channels):
+    images = RNG.integers(0, 256, (3, 6, 7, channels), np.uint8)
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    figure = plots.prediction_grid(images, np.array([0, 0, 0]), probabilities, ["cat", "dog"])
+    assert [t for t in texts(figure) if t] == ["cat → cat (90%)", "cat → dog (80%)", "cat → cat (70%)"]
+    shown = np.asarray(figure.axes[1].images[0].get_array())
+    np.testing.assert_allclose(shown, images[1] / 255 if channels == 3 else images[1, ..., 0] / 255)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (3, 4, 5), (3, 3, 1, 9), (3, 3, 3, 70), (2, 3, 3, 4, 6)])
+def test_kernels(shape):
+    assert pixels(plots.kernels(RNG.normal(size=shape))).std() > 0
+
+
+def test_feature_maps_show_the_channels_that_vary_most():
+    maps = RNG.normal(size=(6, 7, 9)) * np.array([1, 5, 2, 9, 1, 1, 1, 1, 7])
+    figure = plots.feature_maps({"conv, dilation 2": maps}, RNG.uniform(size=(6, 7, 1)), channels=3)
+    assert [t for t in texts(figure) if t.startswith("channel")] == ["channel 3", "channel 8", "channel 1"]
+    assert "conv, dilation 2  (6 × 7 × 9)" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: plots.dilation_taps(3, ()), "dilations is empty"),
+        (lambda: plots.dilation_taps(3, (0,)), "dilations=0 is below 1"),
+        (lambda: plots.confusion_matrix(np.ones((2, 3)), ["a", "b"]), "counts has shape (2, 3) for 2 class names"),
+        (lambda: plots.prediction_grid(np.ones((0, 4, 4, 1)), np.ones(0), np.ones((0, 2)), ["a", "b"]), "do not fit"),
+        (lambda: plots.kernels(np.ones(3)), "a kernel of shape (3,)"),
+        (lambda: plots.feature_maps({}, np.ones((4, 4, 1))), "maps is empty"),
+        (lambda: plots.feature_maps({"a": np.ones((2, 2, 1))}, np.ones((4, 4, 1), int)), "dtype int64"),
+    ],
+)
+def test_errors(call, words):
+    with pytest.raises(UserError) as error:
+        call()
+    assert words in str(error.value)
+
+
+def test_order_of_the_examples():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55], [0.7, 0.3]])
+    labels = np.array([0, 0, 0, 0, 1])
+    # wrong: 2 (0.8), 4 (0.7), 3 (0.55); right: 1 (0.6), 0 (0.9)
+    assert report.most_telling(labels, probabilities).tolist() == [2, 4, 3, 1, 0]
+
+
+@pytest.mark.parametrize(("classes", "channels", "extras"), [(2, 1, True), (10, 3, False), (120, 3, True)])
+def test_report(tmp_path, classes, channels, extras):
+    n = 12
+    path = report.write_report(
+        tmp_path,
+        title="a run",
+        config_text='{"a": 1}',
+        history=[{"step": 1, "train/loss": 2.0}],
+        metrics={"test/accuracy": 0.987654},
+        versions={"jax": "1.2.3"},
+        seconds=61.4,
+        class_names=[f"name{i}" for i in range(classes)],
+        confusion=np.eye(classes),
+        images=RNG.integers(0, 256, (n, 8, 8, channels), np.uint8),
+        labels=RNG.integers(0, classes, n),
+        probabilities=RNG.dirichlet(np.ones(classes), n),
+        first_kernel=RNG.normal(size=(3, 3, channels, 4)) if extras else None,
+        feature_maps={"conv, dilation 2": RNG.normal(size=(8, 8, 3))} if extras else {},
+    )
+    text = path.read_text()
+    for words in ("# a run", "| test/accuracy | 0.9877 |", "| time | 61 s |", "| jax | 1.2.3 |", '{"a": 1}'):
+        assert words in text
+    pictures = {line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
+    assert len(pictures) == (5 if extras else 3)
+    assert {p.name for p in path.parent.glob("*.png")} == pictures

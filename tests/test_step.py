@@ -1,0 +1,269 @@
+"""The training step: pure, the same on one device, on eight under jit and under pmap, in parts, and with frozen parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from dilax.errors import UserError
+from dilax.metrics import classification_sums
+from ml_collections import ConfigDict
+from train import optim, parallel, run
+from train.config import check, default_config, differences, from_json, model_config, to_json
+from train.optim import leaves_with_paths
+
+KEY = jax.random.key(3)
+SHAPE, CLASSES, BATCH = (12, 12, 1), 4, 32
+
+
+def config_of(**changes: Any) -> ConfigDict:
+    config = default_config("test")
+    config.model = ConfigDict(model_config("dilated_cnn", features=(6, 8), dilations=(1, 2), pools=(2, 1), dropout=0.3))
+    config.batch_size = BATCH
+    config.optim.update(name="sgd", lr=0.05, warmup_epochs=0.0, ema_decay=0.9)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+# All of augmentation at once, for the tests of parallelism; it costs seconds to compile.
+AUGMENT = {
+    "augment.crop_padding": 2,
+    "augment.flip": True,
+    "augment.rotate": 10.0,
+    "augment.scale": 0.1,
+    "augment.cutout": 3,
+    "augment.mixup": 0.2,
+    "augment.label_smoothing": 0.1,
+}
+
+
+def batches(count: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(5)
+    return [
+        {"image": rng.integers(0, 256, (BATCH, *SHAPE), np.uint8), "label": rng.integers(0, CLASSES, BATCH, np.int32)} for _ in range(count)
+    ]
+
+
+def train(config: ConfigDict, count: int = 3, made: Any = None) -> tuple[Any, list[dict[str, float]]]:
+    """Take `count` steps; return the state and the sums of each."""
+    made = made or run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state, found = made.parallel.put(made.steps.init(made.variables)), []
+    for batch in batches(count):
+        state, sums = made.parallel.train(state, made.parallel.put_batch(batch), KEY)
+        found.append(jax.tree.map(float, jax.device_get(made.parallel.get(sums))))
+    return jax.device_get(made.parallel.get(state)), found
+
+
+def one_device(config: ConfigDict) -> Any:
+    """The pure step without any placement: what all others must equal."""
+    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state, found, step = made.steps.init(made.variables), [], jax.jit(made.steps.train)
+    for batch in batches(3):
+        state, sums = step(state, batch, KEY)
+        found.append(jax.tree.map(float, jax.device_get(sums)))
+    return jax.device_get(state), found
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return one_device(config_of(**AUGMENT))
+
+
+def assert_same(got: Any, expected: Any, tolerance: float) -> None:
+    for (path, a), (_, b) in zip(leaves_with_paths(got), leaves_with_paths(expected)):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_eight_devices_equal_one(kind, reference):
+    assert jax.device_count() == 8
+    state, sums = train(config_of(parallel=kind, **AUGMENT))
+    assert_same(sums, reference[1], 1e-4)
+    assert_same((state.params, state.ema_params, state.batch_stats), (reference[0].params, reference[0].ema_params, reference[0].batch_stats), 1e-3)
+
+
+def test_the_same_step_twice_is_the_same_to_the_bit(reference):
+    again = one_device(config_of(**AUGMENT))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(reference)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_seed_is_another_run(reference):
+    made = run.setup(config_of(**AUGMENT), CLASSES, SHAPE, 10 * BATCH)
+    _, sums = jax.jit(made.steps.train)(made.steps.init(made.variables), batches(1)[0], jax.random.key(4))
+    assert abs(float(sums["loss"]) - reference[1][0]["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_evaluation_is_the_same_everywhere_and_ignores_padding(kind):
+    made = run.setup(config_of(parallel=kind), CLASSES, SHAPE, 10 * BATCH)
+    batch = {**batches(1)[0], "mask": np.arange(BATCH) < 19}
+    sums = jax.device_get(made.parallel.get(made.parallel.evaluate(made.parallel.put(made.variables), made.parallel.put_batch(batch))))
+    logits = np.asarray(made.steps.logits(made.variables, batch["image"]), np.float64)[:19]
+    labels = batch["label"][:19]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(sums["loss"], -log_p[np.arange(19), labels].sum(), rtol=1e-4)
+    assert sums["count"] == 19
+    assert sums["accuracy"] == (logits.argmax(1) == labels).sum()
+    confusion = np.zeros((CLASSES, CLASSES))
+    np.add.at(confusion, (labels, logits.argmax(1)), 1)
+    np.testing.assert_array_equal(sums["confusion"], confusion)
+
+
+def test_padded_rows_may_hold_anything():
+    logits = jnp.array([[1.0, 0.0], [jnp.nan, jnp.inf]])
+    sums = classification_sums(logits, jnp.array([0, 0]), jnp.array([True, False]))
+    np.testing.assert_allclose(sums["loss"], np.log(1 + np.exp(-1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_parts_add_up(kind):
+    """Without batch statistics and dropout, a batch in four parts gives the gradient of the whole."""
+    calm = {"model.norm": "group", "model.dropout": 0.0, "parallel": kind}
+    whole, sums = train(config_of(**calm))
+    parts, sums_of_parts = train(config_of(**calm, **{"optim.accumulate": 4}))
+    assert_same(parts.params, whole.params, 1e-4)
+    assert_same(sums_of_parts, sums, 1e-4)
+
+
+def test_bfloat16_keeps_float32_parameters():
+    state, sums = train(config_of(dtype="bfloat16"))
+    _, full = train(config_of())
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.ema_params, state.batch_stats))} == {"float32"}
+    np.testing.assert_allclose([s["loss"] for s in sums], [s["loss"] for s in full], rtol=0.05)
+    assert [s["loss"] for s in sums] != [s["loss"] for s in full]
+
+
+@pytest.mark.parametrize("name", optim.OPTIMISERS)
+def test_every_optimiser_lowers_the_loss(name):
+    rate = {"sgd": 0.05, "lion": 3e-3}.get(name, 1e-2)
+    config = config_of(**{"optim.name": name, "optim.lr": rate, "model.dropout": 0.0, "optim.clip_norm": 5.0})
+    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state, batch, losses = made.steps.init(made.variables), batches(1)[0], []
+    step = jax.jit(made.steps.train)
+    for _ in range(12):
+        state, sums = step(state, batch, KEY)
+        losses.append(float(sums["loss"]))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_clipping_bounds_the_update():
+    plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.schedule": "constant"}
+    config = config_of(**plain, **{"optim.clip_norm": 0.01})
+    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state = made.steps.init(made.variables)
+    after, sums = jax.jit(made.steps.train)(state, batches(1)[0], KEY)
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
+    assert float(sums["gradient_norm"]) > 0.01  # of the gradient itself, before clipping
+    np.testing.assert_allclose(float(moved), 0.05 * 0.01, rtol=1e-3)
+
+
+def test_frozen_parameters_and_their_statistics_stay():
+    config = config_of(frozen=("^ConvNormAct_0/",), **{"optim.name": "adamw", "optim.weight_decay": 0.1, "optim.clip_norm": 1.0})
+    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state, _ = train(config, made=made)
+    for before, after in ((made.variables["params"], state.params), (made.variables["batch_stats"], state.batch_stats)):
+        for (path, a), (_, b) in zip(leaves_with_paths(before), leaves_with_paths(after)):
+            assert np.array_equal(a, b) == path.startswith("ConvNormAct_0/"), path
+
+
+def test_rates_by_layer():
+    plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0}
+    made = run.setup(config_of(**plain), CLASSES, SHAPE, 10 * BATCH)
+    start = made.variables["params"]
+    state, _ = train(config_of(**plain), 1)
+    changed, _ = train(config_of(**plain, **{"optim.lr_multipliers": (("^head/", 0.5), ("kernel", 3.0))}), 1)
+    for (path, a), (_, b), (_, c) in zip(leaves_with_paths(start), leaves_with_paths(state.params), leaves_with_paths(changed.params)):
+        factor = 0.5 if path.startswith("head/") else 3.0 if "kernel" in path else 1.0
+        np.testing.assert_allclose(c - a, factor * (b - a), rtol=1e-3, atol=1e-7, err_msg=path)
+
+
+def test_ema_follows():
+    config = config_of()
+    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
+    state, average = made.steps.init(made.variables), made.variables["params"]
+    for i, batch in enumerate(batches(3)):
+        state, _ = jax.jit(made.steps.train)(state, batch, KEY)
+        rate = min(0.9, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, p, rate=rate: rate * a + (1 - rate) * p, average, state.params)
+    assert_same(state.ema_params, average, 1e-5)
+    assert state.variables()["params"] is state.ema_params
+
+
+def test_schedules():
+    config = config_of(**{"optim.lr": 2.0, "optim.warmup_epochs": 1.0})
+    for name, end in (("cosine", 0.0), ("linear", 0.0), ("constant", 2.0)):
+        config.optim.schedule = name
+        rate = optim.schedule(config.optim, 10, 50)
+        rates = [float(rate(step)) for step in range(51)]
+        assert 0 < rates[0] < rates[5] < rates[10] == 2.0
+        np.testing.assert_allclose(rates[50], end, atol=1e-6)
+        assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+BAD = {
+    "batch on devices": ({"batch_size": 30}, "config.batch_size=30 cannot be spread over 8 devices; use a multiple, such as 24."),
+    "batch in parts": (
+        {"batch_size": 24, "optim.accumulate": 2},
+        "config.batch_size=24 cannot be spread over 8 devices in 2 parts; use a multiple, such as 16.",
+    ),
+    "parts": (
+        {"optim.accumulate": 5},
+        "config.batch_size=32 cannot be run in config.optim.accumulate=5 parts; choose a divisor.",
+    ),
+    "optimiser": (
+        {"optim.name": "adam"},
+        "config.optim.name='adam' is unknown; use one of ('adamw', 'sgd', 'lamb', 'lion'). Did you mean \"adamw\"?",
+    ),
+    "schedule": (
+        {"optim.schedule": "cosin"},
+        "config.optim.schedule='cosin' is unknown; use one of ('cosine', 'linear', 'constant'). Did you mean \"cosine\"?",
+    ),
+    "frozen nothing": (
+        {"frozen": ("Conv9",)},
+        "config.frozen: 'Conv9' matches no parameter; their paths look like ConvNormAct_0/DilatedConv_0/kernel, "
+        "ConvNormAct_0/Norm_0/BatchNorm_0/bias, ConvNormAct_0/Norm_0/BatchNorm_0/scale.",
+    ),
+    "no regular expression": (
+        {"frozen": ("(",)},
+        "config.frozen: '(' is no regular expression: missing ), unterminated subpattern at position 0.",
+    ),
+    "multipliers": (
+        {"optim.lr_multipliers": ("head", 2.0)},
+        "config.optim.lr_multipliers=('head', 2.0) must be pairs of a regular expression and a factor, as (('head', 10.0),).",
+    ),
+    "parallel": ({"parallel": "pmapp"}, "config.parallel='pmapp' is unknown; use one of ('jit', 'pmap'). Did you mean \"pmap\"?"),
+    "dtype": ({"dtype": "int8"}, "config.dtype='int8' is unknown; use one of ('float32', 'bfloat16', 'float16')."),
+    "epochs": ({"total_epochs": 0.0}, "config.total_epochs=0.0 must be above 0."),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_error_texts(name):
+    changes, text = BAD[name]
+    with pytest.raises(UserError) as error:
+        run.setup(config_of(**changes), CLASSES, SHAPE, 10 * BATCH)
+    assert str(error.value) == text
+
+
+def test_mixup_needs_pairs():
+    with pytest.raises(UserError, match="mixup: a batch of 1 on one device cannot be paired"):
+        made = run.setup(config_of(batch_size=8, parallel="pmap", **AUGMENT), CLASSES, SHAPE, 100)
+        batch = {name: values[:8] for name, values in batches(1)[0].items()}
+        made.parallel.train(made.parallel.put(made.steps.init(made.variables)), made.parallel.put_batch(batch), KEY)
+
+
+def test_a_config_goes_through_json():
+    config = config_of(frozen=("a", "b"), **{"optim.lr_multipliers": (("x", 2.0),)})
+    again = from_json(to_json(config))
+    assert differences(config, again) == []
+    assert again.optim.lr_multipliers == (("x", 2.0),)
+    again.optim.lr = 0.2
+    assert differences(config, again) == ["optim.lr: 0.05 -> 0.2"]
+    check(again)
+
+
+def test_parallel_names_its_axis():
+    assert (parallel.axis_name("jit"), parallel.axis_name("pmap")) == (None, "data")

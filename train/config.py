@@ -1,0 +1,141 @@
+"""Every key of a config, its default and its meaning; a file in `configs/` starts from here and changes what it needs."""
+
+import inspect
+import json
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import dilax
+from dilax.errors import UserError, did_you_mean
+
+
+def default_config(name: str) -> ConfigDict:
+    """Return the config that all experiments start from; `name` is that of the run, and of its folder under runs/."""
+    return ConfigDict(
+        dict(
+            name=name,
+            seed=0,  # of the parameters, the order of the data, the augmentation, dropout and the validation split
+            task="classification",
+            batch_size=128,  # over all devices
+            total_epochs=20.0,  # passes over the training data
+            eval_every_epochs=1.0,
+            log_every_steps=20,
+            checkpoint_every_steps=500,
+            keep_checkpoints=2,  # the last N, beside the best
+            dtype="float32",  # of the computation: "float32", "bfloat16" or "float16"; parameters stay float32
+            parallel="jit",  # "jit" (the batch sharded over a mesh) or "pmap"
+            report=True,  # write pictures and report.md at the end
+            compilation_cache_dir="",  # keeps compiled programs between runs; "" is off
+            # Start from the best parameters of another run's folder; "" starts from scratch.
+            init_from="",
+            head_reset=False,  # make the last layer anew instead of loading it
+            init_except=(),  # regular expressions of parameters that need not fit the loaded ones
+            frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too
+            data=dict(
+                name="digits",  # "digits", "digits8x8", "folder", or any TFDS name such as "cifar10"
+                dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; with name="folder", the folder of images
+                download=True,  # fetch and prepare what is missing
+                validation=0.1,  # share of the training split that decides between checkpoints; 0 trains on all, keeps the last
+                classes=(),  # labels to keep; () is all
+                per_class=0,  # training examples of each class to keep; 0 is all
+                image_size=0,  # side to resize and crop to; 0 leaves images as they are
+                memory_mb=2048,  # decoded datasets above this are streamed by worker processes
+                workers=2,  # worker processes of a streamed dataset
+            ),
+            augment=dict(
+                crop_padding=0,  # pixels: shift by up to this many each way
+                flip=False,  # left to right, half of the images
+                rotate=0.0,  # degrees: rotate by up to this much each way
+                scale=0.0,  # zoom by a factor of up to 1 + this, or its inverse
+                cutout=0,  # pixels: side of a grey square laid over each image
+                mixup=0.0,  # alpha of the Beta distribution of the mixing weight
+                label_smoothing=0.0,  # share of the target spread over all classes
+            ),
+            model=model_config("dilated_cnn"),
+            optim=dict(
+                name="adamw",  # a key of train.optim.OPTIMISERS
+                lr=1e-3,  # peak rate
+                schedule="cosine",  # "cosine" to 0, "linear" to 0, or "constant"; all after the warm-up
+                warmup_epochs=1.0,
+                weight_decay=1e-4,  # of kernels; biases and normalisation are left out
+                momentum=0.9,  # of sgd
+                clip_norm=0.0,  # greatest global gradient norm; 0 is off
+                accumulate=1,  # parts that a batch is run in, one after the other
+                ema_decay=0.0,  # of an average of the parameters that is then evaluated and kept; 0 is off
+                lr_multipliers=(),  # ((regular expression, factor), ...): the first that matches a parameter counts
+            ),
+        )
+    )
+
+
+def model_config(name: str, **fields: Any) -> dict[str, Any]:
+    """Return a model's name and all of its fields that a config may set, with `fields` in place of their defaults."""
+    if name not in dilax.models.MODELS:
+        raise UserError(f"model_config: unknown model {name!r}.{did_you_mean(name, dilax.models.MODELS)}")
+    signature = inspect.signature(dilax.models.MODELS[name]).parameters
+    set_elsewhere = ("num_classes", "dtype", "axis_name", "parent", "name")
+    return {"name": name, **{key: p.default for key, p in signature.items() if key not in set_elsewhere}, **fields}
+
+
+def check_variant(file: str, variant: str, known: tuple[str, ...]) -> None:
+    """Refuse a variant, the word after the colon of `--config configs/digits.py:smoke`, that a config file does not have."""
+    if variant not in known:
+        raise UserError(f"configs/{os.path.basename(file)} has no variant {variant!r}; use one of {known}.{did_you_mean(variant, known)}")
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values that no run can use, before anything is made."""
+    choices = {
+        "parallel": ("jit", "pmap"),
+        "dtype": ("float32", "bfloat16", "float16"),
+        "task": ("classification",),
+    }
+    for key, known in choices.items():
+        if config[key] not in known:
+            raise UserError(f"config.{key}={config[key]!r} is unknown; use one of {known}.{did_you_mean(str(config[key]), known)}")
+    positive = ("batch_size", "total_epochs", "eval_every_epochs", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
+    for key in positive:
+        if config[key] <= 0:
+            raise UserError(f"config.{key}={config[key]} must be above 0.")
+    if config.optim.accumulate < 1 or config.batch_size % config.optim.accumulate:
+        raise UserError(
+            f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "
+            "choose a divisor."
+        )
+
+
+def to_json(config: ConfigDict) -> str:
+    """Return the config as text that `from_json` reads back, tuples as lists."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Return the config that `to_json` wrote."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """List what changed from `old` to `new`, as `optim.lr: 0.1 -> 0.2`."""
+    before, after = (_flat(json.loads(to_json(config))) for config in (old, new))
+    keys = sorted({*before, *after})
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        items.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return items
+
+
+def workdir_of(config: ConfigDict, workdir: str | None) -> str:
+    """Return the folder of the run: as given, else runs/<name of the config>."""
+    return os.path.abspath(workdir or os.path.join("runs", config.name))

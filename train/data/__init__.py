@@ -1,0 +1,131 @@
+"""Dataset name -> splits of random-access records, and batches of them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dilax.errors import UserError
+from train.data import digits, folder, sources, tfds_source
+from train.data.batches import eval_batches, train_batches
+from train.data.sources import ArraySource, Source
+
+__all__ = ["ArraySource", "Source", "Splits", "eval_batches", "load", "train_batches"]
+
+_STRATIFIED = 100_000  # records of which the labels are read to stratify; TFDS has to read the images too, which takes long for more
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits of a dataset; `image_shape` is (height, width, channels)."""
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train: Source
+    validation: Source | None
+    test: Source
+
+
+def load(config: ConfigDict, *, seed: int) -> Splits:
+    """Open the dataset that `config`, the part `data` of a config, describes.
+
+    What fits in `memory_mb` is decoded into memory here; the rest is decoded as it is read. The records are the same either way.
+    The validation split takes its share of each class; of above 100,000 records, it does so only with `classes` or `per_class`.
+
+    Args:
+        config: The keys name, dir, download, validation, classes, per_class, image_size, memory_mb.
+        seed: Chooses the validation split and the records of data.per_class.
+
+    Raises: UserError: if the dataset is missing, or the keys do not fit it.
+    """
+    data: Any = config  # the values of a ConfigDict have no static types
+    train, test, class_names = _open(data)
+    chosen = bool(data.classes or data.per_class)
+    stratify = chosen or len(train) <= _STRATIFIED
+    if not chosen:  # all is kept: decode first, and the labels come with the images
+        train, test = _hold([train, test], data.memory_mb)
+    if chosen or (stratify and data.validation):
+        train = _with_labels(train)
+    if data.classes:
+        train, test = (_keep_classes(_with_labels(split), data.classes, class_names) for split in (train, test))
+        class_names = tuple(class_names[label] for label in data.classes)
+    train, validation = _hold_out(train, data.validation, seed, stratify)
+    if data.per_class:
+        train = _keep_per_class(train, data.per_class, class_names, seed)
+    held = _hold([train, test] if validation is None else [train, test, validation], data.memory_mb)
+    height, width, channels = held[0][0]["image"].shape
+    return Splits(data.name, class_names, (height, width, channels), held[0], None if validation is None else held[2], held[1])
+
+
+def _open(data: Any) -> tuple[Source, Source, tuple[str, ...]]:
+    """Return train, test and the class names."""
+    if data.name == "digits":
+        return *digits.digits(data.image_size), digits.CLASS_NAMES
+    if data.name == "digits8x8":
+        return *digits.digits8x8(data.image_size), digits.CLASS_NAMES
+    if data.name == "folder":
+        return folder.open_folder(data.dir, data.image_size)
+    return tfds_source.open_tfds(data.name, data.dir, data.download, data.image_size)
+
+
+def _hold(splits: list[Source], memory_mb: int) -> list[Source]:
+    """Decode all the splits into memory if together they fit, else return them as they are."""
+    size = sum(len(split) * math.prod(split[0]["image"].shape) for split in splits)
+    return [sources.hold(split) for split in splits] if size <= memory_mb * 2**20 else splits
+
+
+def _with_labels(source: Source) -> Source:
+    """Return the source, knowing its labels."""
+    if not isinstance(source, tfds_source.TfdsSource):
+        return source
+    return sources.subset(source, np.arange(len(source)), source.read_labels())
+
+
+def _labels(source: Any) -> np.ndarray:
+    """Return the labels, int32 (n,), of a source that knows them."""
+    return source.labels
+
+
+def _keep_classes(source: Source, classes: tuple[int, ...], class_names: tuple[str, ...]) -> Source:
+    if len(set(classes)) < len(classes) or not all(0 <= label < len(class_names) for label in classes):
+        raise UserError(f"data.classes={tuple(classes)} must be different labels from 0 to {len(class_names) - 1}.")
+    labels = _labels(source)
+    new = np.full(len(class_names), -1, np.int32)
+    new[list(classes)] = np.arange(len(classes))
+    indices = np.flatnonzero(new[labels] >= 0)
+    if len(indices) == 0:
+        raise UserError(f"data.classes={tuple(classes)} leaves a split without records; choose other classes.")
+    return sources.subset(source, indices, new[labels[indices]])
+
+
+def _hold_out(train: Source, share: float, seed: int, stratify: bool) -> tuple[Source, Source | None]:
+    """Return train and validation; the choice does not depend on what is held in memory."""
+    if not 0 <= share < 1:
+        raise UserError(f"data.validation={share} must be a share of the training records, from 0 to below 1.")
+    if share == 0:
+        return train, None
+    count = round(len(train) * share)
+    if not 0 < count < len(train):
+        raise UserError(f"data.validation={share} of {len(train)} records leaves nothing on one side; change it, or set 0 for none.")
+    labels = _labels(train) if stratify else np.zeros(len(train), np.int32)
+    chosen = sources.stratified(labels, count, sources.VALIDATION, seed)
+    return _where(train, ~chosen), _where(train, chosen)
+
+
+def _keep_per_class(train: Source, per_class: int, class_names: tuple[str, ...], seed: int) -> Source:
+    labels = _labels(train)
+    counts = np.bincount(labels, minlength=len(class_names))
+    least = int(np.argmin(counts))
+    if per_class < 0 or counts[least] < per_class:
+        raise UserError(
+            f'data.per_class={per_class}: class "{class_names[least]}" has {counts[least]} training records; choose at most that.'
+        )
+    return _where(train, sources.first_of_each(labels, per_class, sources.PER_CLASS, seed))
+
+
+def _where(source: Source, chosen: np.ndarray) -> Source:
+    known = getattr(source, "labels", None)
+    return sources.subset(source, np.flatnonzero(chosen), None if known is None else known[chosen])

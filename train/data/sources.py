@@ -1,0 +1,167 @@
+"""Random-access sources of labelled images, and the choice of records from them.
+
+Small sets are held decoded in an `ArraySource`; the others decode a record each time it is asked for.
+"""
+
+import dataclasses
+import io
+import pathlib
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from dilax.errors import UserError
+
+# What a permutation is for: the first word of its key, so that no two choices are correlated.
+TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHUNK = 1024
+
+Record = dict[str, Any]
+
+
+class Source(Protocol):
+    """Records by index: {"image": uint8 (h, w, c), "label": int}. One with `__getitems__(indices)` is read many records at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Decoded images in memory: `images` uint8 (n, h, w, c), `labels` int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the records at `indices` as one batch."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """The records of `source` at `indices`; `labels` int32 (n,), where given, replace their own."""
+
+    source: Source
+    indices: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Record]:
+        records = read(self.source, self.indices[indices])
+        if self.labels is None:
+            return records
+        return [{"image": record["image"], "label": int(label)} for record, label in zip(records, self.labels[indices], strict=True)]
+
+
+def subset(source: Source, indices: np.ndarray, labels: np.ndarray | None) -> Source:
+    """Return the records of `source` at `indices`, with `labels` int32 (n,), or their own where None."""
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[indices], source.labels[indices] if labels is None else labels)
+    return Subset(source, indices, labels)
+
+
+def read(source: Source, indices: np.ndarray) -> list[Record]:
+    """Return the records at `indices`."""
+    many = getattr(source, "__getitems__", None)
+    return many(indices.tolist()) if many else [source[index] for index in indices.tolist()]
+
+
+def gather(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {"image": uint8 (n, h, w, c), "label": int32 (n,)} of the records at `indices`."""
+    if isinstance(source, ArraySource):
+        return source.gather(indices)
+    records = read(source, indices)
+    check_sizes({record["image"].shape for record in records})
+    return {
+        "image": np.stack([record["image"] for record in records]),
+        "label": np.array([record["label"] for record in records], np.int32),
+    }
+
+
+def hold(source: Source) -> ArraySource:
+    """Decode all of `source` into memory."""
+    if isinstance(source, ArraySource):
+        return source
+    shape = source[0]["image"].shape
+    held = ArraySource(np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32))
+    for start in range(0, len(source), _CHUNK):
+        indices = np.arange(start, min(start + _CHUNK, len(source)))
+        batch = gather(source, indices)
+        check_sizes({shape, batch["image"].shape[1:]})
+        held.images[indices], held.labels[indices] = batch["image"], batch["label"]
+    return held
+
+
+def check_sizes(shapes: set[tuple[int, ...]]) -> None:
+    """Raise UserError where images differ in size."""
+    if len(shapes) > 1:
+        first, second = sorted(shapes)[:2]
+        raise UserError(f"data.image_size=0 needs images of one size, but there are some of {first} and of {second}; set data.image_size.")
+
+
+def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
+    """Decode an image file, or its bytes, to uint8 (h, w, channels), fitted to `image_size` unless that is 0."""
+    from PIL import Image
+
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream) as opened:
+        image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
+        pixels = np.asarray(image)
+    return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize the shorter side of uint8 (h, w, c) to `size` and crop the centre to (size, size, c); 0 leaves it as it is."""
+    from PIL import Image
+
+    height, width, channels = image.shape
+    if size == 0 or height == width == size:
+        return image
+    scale = size / min(height, width)
+    height, width = max(size, round(height * scale)), max(size, round(width * scale))
+    resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.asarray(resized).reshape(height, width, channels)[top : top + size, left : left + size]
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """Return a permutation of range(n), a pure function of (n, key).
+
+    It sorts raw bits, whose stream numpy promises to keep; that of `Generator.permutation` may change between versions.
+    """
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
+
+
+def stratified(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
+    """Choose `count` of the records, every class within one record of its share.
+
+    Returns: bool (n,), True where chosen; a pure function of (labels, count, key).
+    """
+    shuffled = permutation(len(labels), *key)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    chosen = np.zeros(len(labels), bool)
+    chosen[by_class[(2 * np.arange(count) + 1) * len(labels) // (2 * max(count, 1))]] = True
+    return chosen
+
+
+def first_of_each(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
+    """Choose `count` records of every class, or all of a smaller one; returns bool (n,), a pure function of the arguments."""
+    shuffled = permutation(len(labels), *key)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        chosen[shuffled[labels[shuffled] == label][:count]] = True
+    return chosen

@@ -1,0 +1,105 @@
+"""The end of a run: the test split is scored, once, with the best parameters; the figures and the report are written."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import dilax.summary
+from dilax.blocks import ConvNormAct
+from train import checkpoint, data, report
+from train.config import to_json
+from train.data.augment import to_float
+from train.evaluate import score
+from train.predict import classifier
+from train.run import Setup, versions, write_status
+from train.writers import Writer
+
+SHOWN = 1000  # test images that the report chooses from
+
+
+def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkpoint.Store, writer: Writer, seconds: float) -> None:
+    """Score the test split with the best variables, write the last line of the metrics, the status and the report."""
+    parallel, config = made.parallel, made.config
+    found = best.restore(made.variables, parallel.replicated)
+    assert found is not None  # saved by the loop just before
+    step, variables = found
+    metrics, confusion = score(parallel, parallel.put(variables), splits.test, config.batch_size, config.data.workers)
+    figures = {f"test/{name}": value for name, value in metrics.items()}
+    writer.scalars(made.total_steps, {**figures, "best_step": step, "total_seconds": seconds})
+    write_status(workdir, finished=True, step=made.total_steps, metrics=figures, train_seconds=seconds)
+    print(
+        "  ".join(f"{name} {value:.4f}" for name, value in figures.items()) + f"  ({seconds:.0f} s, parameters of step {step})", flush=True
+    )
+    if config.report:
+        path = _report(workdir, made, splits, variables, confusion, writer, figures, seconds)
+        print(f"report: {path}", flush=True)
+
+
+def _report(
+    workdir: pathlib.Path,
+    made: Setup,
+    splits: data.Splits,
+    variables: Any,
+    confusion: np.ndarray,
+    writer: Writer,
+    figures: dict[str, float],
+    seconds: float,
+) -> pathlib.Path:
+    chosen = np.linspace(0, len(splits.test) - 1, min(SHOWN, len(splits.test))).astype(int)
+    records = [splits.test[int(i)] for i in chosen]
+    images, labels = np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
+    variables = jax.device_get(variables)
+    classify = classifier(made.steps, variables)
+    probabilities = np.concatenate([classify(images[i : i + 100]) for i in range(0, len(images), 100)])
+    writer.images(made.total_steps, "test/images", images[:16])
+    return report.write_report(
+        workdir,
+        title=made.config.name,
+        config_text=to_json(made.config),
+        history=writer.history,
+        metrics=figures,
+        versions=versions(),
+        seconds=seconds,
+        class_names=splits.class_names,
+        confusion=confusion,
+        images=images,
+        labels=labels,
+        probabilities=probabilities,
+        first_kernel=first_kernel(made, variables),
+        feature_maps=feature_maps(made.steps.model, variables, images[:1]),
+    )
+
+
+def first_kernel(made: Setup, variables: Any) -> np.ndarray | None:
+    """Return the kernel (*window, c_in, c_out) of the first convolution that runs, or None."""
+    for layer in dilax.summary.layers(made.steps.model, made.example):
+        node = variables["params"]
+        for name in layer.path:
+            node = node[name]
+        for name, leaf in node.items():
+            if "kernel" in name and leaf.ndim > 2:
+                return np.asarray(leaf)
+    return None
+
+
+def feature_maps(model: nn.Module, variables: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what the first layer of each dilation makes of one image (1, height, width, channels).
+
+    Returns:
+        {"layer, dilation d": (height, width, channels)}, in the order the layers run.
+    """
+    maps: dict[Any, tuple[str, np.ndarray]] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y = call(*args, **kwargs)
+        layer = context.module
+        if isinstance(layer, ConvNormAct) and context.method_name == "__call__" and layer.dilation not in maps:
+            maps[layer.dilation] = "/".join(layer.path), np.asarray(y[0], np.float32)
+        return y
+
+    with nn.intercept_methods(record):
+        model.apply(variables, to_float(images), train=False)
+    return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}

@@ -1,0 +1,170 @@
+"""A run from top to bottom: open the folder, load the data, resume or start, train, evaluate, keep the best, test once, report."""
+
+import math
+import pathlib
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from train import checkpoint, data, finish
+from train import config as configs
+from train.evaluate import score
+from train.optim import schedule
+from train.run import open_folder, read_status, setup, versions, write_config, write_status
+from train.tasks import TASKS
+from train.transfer import init_from
+from train.writers import Progress, Writer
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
+    """Train what `config` says in `workdir`; the run there is resumed if it is the same and not finished.
+
+    Args:
+        config: As `train.config.default_config` returns it.
+        workdir: Folder of the run, absolute.
+        restart: Whether to move an earlier run aside and begin anew.
+
+    Returns:
+        The exit code: 0 when finished, 1 after a non-finite loss, 128 + the signal's number when stopped by Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: if config, data or folder cannot be used.
+    """
+    began = time.monotonic()
+    configs.check(config)
+    open_folder(config, workdir, restart)
+    splits = data.load(config.data, seed=config.seed)
+    made = setup(config, len(splits.class_names), splits.image_shape, len(splits.train))
+    parallel, total, workers = made.parallel, made.total_steps, config.data.workers
+    rate = schedule(config.optim, made.steps_per_epoch, total)
+    eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
+    place = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    best_by = f"validation/{TASKS[config.task].best_by}"
+
+    with (
+        checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
+        checkpoint.Store(workdir / checkpoint.BEST) as best,
+        Stopper() as stopper,
+    ):
+        # Resume this run; else begin from the parameters of another; else from scratch.
+        variables = made.variables
+        found = store.restore(jax.eval_shape(made.steps.init, variables), parallel.replicated)
+        if found is not None:
+            print(f"resuming {workdir} at step {found[0]} of {total}", flush=True)
+        elif config.init_from:
+            variables, report = init_from(config, variables)
+            print(report, flush=True)
+        start, state = found or (0, made.steps.init(variables))
+        state = parallel.put(state)
+        newest = best.latest()
+        best_value = -math.inf if newest is None else best.meta(newest).get(best_by, -math.inf)
+        seconds_before = read_status(workdir).get("train_seconds", 0.0) if found else 0.0
+        about = dict(class_names=splits.class_names, image_shape=splits.image_shape, examples=len(splits.train), versions=versions())
+        write_config(workdir, config)
+        write_status(workdir, finished=False, **about)
+
+        with Writer(workdir, start) as writer, Progress(total, start) as progress:
+            # The batch and the key of a step are functions of (config, step), so a resumed run equals the unbroken one.
+            batches = data.train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers, **place)
+            key = jax.random.key(config.seed + 1)
+            pending: list[tuple[int, Any]] = []
+            window: list[Any] = []
+            tick = time.monotonic()
+            for step, batch in zip(range(start + 1, total + 1), batches):
+                state, sums = parallel.train(state, parallel.put_batch(batch), key)
+                pending.append((step, sums))
+                evaluating = step == total or (splits.validation is not None and step % eval_every == 0)
+                saving = step == total or step % config.checkpoint_every_steps == 0 or stopper.signal is not None
+                logging = step % config.log_every_steps == 0 or step == total
+
+                # Only what is about to be kept must be waited for; else the newest step stays in flight.
+                if logging or evaluating or saving:
+                    ready = len(pending) if evaluating or saving else len(pending) - 1
+                    for ready_step, values in jax.device_get([(s, parallel.get(v)) for s, v in pending[:ready]]):
+                        if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
+                            return _diverged(ready_step, store)
+                        window.append(values)
+                    pending = pending[ready:]
+                if logging and window:
+                    now = time.monotonic()
+                    values = {**_means(window), "train/learning_rate": float(rate(step - 1))}
+                    values["train/images_per_second"] = sum(float(v["count"]) for v in window) / (now - tick)
+                    writer.scalars(step, values)
+                    speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/images_per_second']:.0f} images/s"
+                    progress.update(step, f"loss {values['train/loss']:.4f}  {speed}")
+                    window, tick = [], now
+                if evaluating and splits.validation is not None:
+                    kept = jax.tree.map(lambda a: a, parallel.get(state)).variables()
+                    metrics, _ = score(parallel, parallel.put(kept), splits.validation, config.batch_size, workers)
+                    named = {f"validation/{name}": value for name, value in metrics.items()}
+                    writer.scalars(step, named)
+                    progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
+                    if named[best_by] > best_value:
+                        best_value = named[best_by]
+                        best.save(step, kept, named)
+                    tick = time.monotonic()
+                if saving:
+                    store.save(step, parallel.get(state))
+                    write_status(workdir, step=step, train_seconds=seconds_before + time.monotonic() - began)
+                if stopper.signal is not None and step < total:
+                    store.wait()
+                    progress.line(f"stopped at step {step} of {total}, saved in {workdir}; run the same command again to resume.")
+                    return 128 + stopper.signal
+
+            if splits.validation is None:
+                best.save(total, parallel.get(state).variables())
+            best.wait()
+            store.wait()
+            finish.finish(workdir, made, splits, best, writer, seconds_before + time.monotonic() - began)
+    return 0
+
+
+def _means(window: list[Any]) -> dict[str, float]:
+    count = sum(float(values["count"]) for values in window)
+    means = {f"train/{name}": sum(float(values[name]) for values in window) / count for name in ("loss", "accuracy")}
+    return {**means, "train/gradient_norm": sum(float(values["gradient_norm"]) for values in window) / len(window)}
+
+
+def _diverged(step: int, store: checkpoint.Store) -> int:
+    store.wait()
+    last = store.latest()
+    good = "there is no checkpoint before it" if last is None else f"the last good checkpoint is step {last} in {store.folder}"
+    print(
+        f"error: the loss or its gradient is not finite at step {step}; {good}. Lower config.optim.lr or set config.optim.clip_norm.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+class Stopper:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; the second acts as ever."""
+
+    def __init__(self):
+        """Nothing has been asked for yet."""
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopper":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: signals are somebody else's
+                return self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore()
+
+    def _ask(self, number: int, _: Any) -> None:
+        self.signal = int(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}

@@ -1,0 +1,95 @@
+"""Many devices: where state and batches lie, and how the steps are compiled. "jit" shards the batch over a mesh, "pmap" splits it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dilax.errors import UserError
+from train.step import Steps
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """One way to run on all devices; `batch_size` examples are over all of them.
+
+    Attributes:
+        put: Ordinary state or variables -> what the steps take.
+        get: What the steps return -> an ordinary tree of device arrays.
+        put_batch: This process's share of a batch, as numpy arrays -> device arrays.
+        train: Compiled `Steps.train`; it takes over (donates) the state.
+        evaluate: Compiled `Steps.evaluate`.
+        replicated: Sharding of what every device holds whole, as `get` returns it.
+    """
+
+    put: Callable[[Any], Any]
+    get: Callable[[Any], Any]
+    put_batch: Callable[[dict[str, np.ndarray]], Any]
+    train: Callable[[Any, Any, Any], Any]
+    evaluate: Callable[[Any, Any], Any]
+    replicated: NamedSharding
+
+
+def axis_name(kind: str) -> str | None:
+    """The name that models and steps need for their device axis."""
+    return AXIS if kind == "pmap" else None
+
+
+def make(kind: str, steps: Steps, batch_size: int) -> Parallel:
+    """Return the `Parallel` of that kind, "jit" or "pmap".
+
+    Raises:
+        UserError: if the batch cannot be spread evenly.
+    """
+    devices, parts = jax.device_count(), steps.config.optim.accumulate
+    if batch_size % (devices * parts):
+        part = f" in {parts} parts" if parts > 1 else ""
+        near = max(devices * parts, batch_size // (devices * parts) * devices * parts)
+        raise UserError(f"config.batch_size={batch_size} cannot be spread over {devices} devices{part}; use a multiple, such as {near}.")
+    return _jit(steps) if kind == "jit" else _pmap(steps)
+
+
+def _mesh_shardings() -> tuple[NamedSharding, NamedSharding]:
+    # jax.make_mesh would make explicit axes, under which a batch cannot be cropped or gathered freely.
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def _jit(steps: Steps) -> Parallel:
+    replicated, sharded = _mesh_shardings()
+    return Parallel(
+        # A copy in a program of its own: device_put may alias, and a donated state would take its source along.
+        put=jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=replicated),
+        get=lambda tree: tree,
+        put_batch=lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharded, a), batch),
+        train=jax.jit(steps.train, donate_argnums=0, in_shardings=(replicated, sharded, replicated), out_shardings=replicated),
+        evaluate=jax.jit(steps.evaluate, in_shardings=(replicated, sharded), out_shardings=replicated),
+        replicated=replicated,
+    )
+
+
+def _pmap(steps: Steps) -> Parallel:
+    local = jax.local_device_count()
+    replicated, _ = _mesh_shardings()
+
+    def put(tree: Any) -> Any:
+        return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(np.arange(local), tree)
+
+    def get(tree: Any) -> Any:
+        """The first device's copy, put on all as one array."""
+        first = jax.tree.map(lambda a: a.addressable_shards[0].data.reshape(a.shape[1:]), tree)
+        return jax.device_put(first, replicated)
+
+    return Parallel(
+        put=put,
+        get=get,
+        put_batch=lambda batch: jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch),
+        train=jax.pmap(steps.train, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
+        evaluate=jax.pmap(steps.evaluate, axis_name=AXIS),
+        replicated=replicated,
+    )

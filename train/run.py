@@ -1,0 +1,224 @@
+"""What a run is made of: its folder, and from its config the model, the steps and how they are compiled."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import dilax
+import dilax.summary
+from dilax.errors import UserError
+from train import checkpoint, data, optim, parallel
+from train import config as configs
+from train.config import differences, from_json, to_json
+from train.step import Steps
+from train.tasks import TASKS
+from train.writers import write_text
+
+CONFIG, STATUS = "config.json", "run.json"
+# What may change between one start of a run and the next; all else would make it another run.
+MAY_CHANGE = (
+    "total_epochs",
+    "eval_every_epochs",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "parallel",
+    "report",
+    "compilation_cache_dir",
+    "data.dir",
+    "data.download",
+    "data.memory_mb",
+    "data.workers",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run that is ready to go.
+
+    Attributes:
+        config: The whole config.
+        steps: Its pure functions, with the model.
+        parallel: The same, compiled for all devices.
+        example: Shape and dtype of one batch of one image, as the model sees it.
+        variables: Freshly initialised parameters and running statistics.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Not a whole number where the batch does not divide the data.
+    """
+
+    config: ConfigDict
+    steps: Steps
+    parallel: parallel.Parallel
+    example: jax.ShapeDtypeStruct
+    variables: dict[str, Any]
+    total_steps: int
+    steps_per_epoch: float
+
+
+def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], examples: int) -> Setup:
+    """Make the model, the optimiser and the steps of a config.
+
+    Args:
+        config: The whole config.
+        num_classes: Of the data.
+        image_shape: (height, width, channels).
+        examples: In the training split.
+
+    Raises:
+        UserError: if a name or a value of the config cannot be used.
+    """
+    configs.check(config)
+    steps_per_epoch = examples / config.batch_size
+    total_steps = max(1, round(config.total_epochs * steps_per_epoch))
+    axis_name = parallel.axis_name(config.parallel)
+    model = make_model(config, num_classes, axis_name)
+    example = jax.ShapeDtypeStruct((1, *image_shape), jnp.dtype(config.dtype))
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros(example.shape, example.dtype), train=False)
+
+    key = jax.random.key(config.seed)
+    # Shapes first: a mistake in the config is found before anything is compiled.
+    tx = optim.make(config, jax.eval_shape(init, key)["params"], steps_per_epoch, total_steps)
+    steps = Steps(model, TASKS[config.task], tx, config, num_classes, axis_name)
+    compiled = parallel.make(config.parallel, steps, config.batch_size)
+    return Setup(config, steps, compiled, example, jax.jit(init)(key), total_steps, steps_per_epoch)
+
+
+def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
+    """Make config.model."""
+    fields = {key: value for key, value in config.model.items() if key != "name"}
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    return dilax.models.create(config.model.name, num_classes=num_classes, axis_name=axis_name, dtype=dtype, **fields)
+
+
+def summary(config: ConfigDict) -> str:
+    """Return the layers of the model of a config as a table; the data says how many classes and what shape its images have."""
+    configs.check(config)
+    splits = data.load(config.data, seed=config.seed)
+    model = make_model(config, len(splits.class_names))
+    return dilax.summary.summary(model, jax.ShapeDtypeStruct((1, *splits.image_shape), jnp.dtype(config.dtype)))
+
+
+def open_folder(config: ConfigDict, workdir: pathlib.Path, restart: bool) -> None:
+    """Make the folder of a run, or check that the run in it is this one and is not finished.
+
+    Raises:
+        UserError: if it holds a finished run or one of another config, or cannot be written.
+    """
+    try:
+        if restart and workdir.exists():
+            os.replace(workdir, _free_name(workdir))
+        workdir.mkdir(parents=True, exist_ok=True)
+        _check_old_run(config, workdir)
+        write_text(workdir / "writable", "")
+        (workdir / "writable").unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
+
+
+def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    if not (workdir / CONFIG).exists():
+        if any(path.name not in (checkpoint.CHECKPOINTS, checkpoint.BEST) for path in workdir.iterdir()):
+            raise UserError(f"--workdir={workdir} holds files but no run; give an empty or a new folder.")
+        return
+    old = from_json((workdir / CONFIG).read_text())
+    changed = [line for line in differences(old, config) if line.split(":")[0] not in MAY_CHANGE]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changed)}); give the same config to resume it, "
+            "--restart to begin anew (the old one is moved aside), or another --workdir."
+        )
+    status = read_status(workdir)
+    if status.get("finished") and config.total_epochs <= old.total_epochs:
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in status["metrics"].items())
+        raise UserError(
+            f"{workdir} holds a finished run ({metrics}); pass --config.total_epochs={2 * old.total_epochs:g} to train it further, "
+            "--restart to begin anew (the old one is moved aside), or another --workdir."
+        )
+
+
+def _free_name(workdir: pathlib.Path) -> pathlib.Path:
+    return next(path for i in range(1, 10**6) if not (path := workdir.with_name(f"{workdir.name}-old-{i}")).exists())
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Write config.json: from here on the folder holds this run."""
+    write_text(workdir / CONFIG, to_json(config))
+
+
+def read_status(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return run.json, or an empty dict."""
+    path = workdir / STATUS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_status(workdir: pathlib.Path, **values: Any) -> None:
+    """Add values to run.json."""
+    write_text(workdir / STATUS, json.dumps({**read_status(workdir), **values}, indent=2))
+
+
+def versions() -> dict[str, str]:
+    """What the figures of a run depend on."""
+    import flax
+
+    device = jax.devices()[0]
+    return {
+        "dilax": dilax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run that has something to show: what evaluation and prediction need.
+
+    Attributes:
+        config: The whole config.
+        setup: Model and steps.
+        variables: The best ones, as numpy arrays.
+        class_names: Of the data.
+        image_shape: (height, width, channels).
+    """
+
+    config: ConfigDict
+    setup: Setup
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -> Trained:
+    """Open the run in a folder.
+
+    Args:
+        workdir: Its folder.
+        changes: Keys of the part `data` of its config to replace, such as {"dir": ...}.
+
+    Raises:
+        UserError: if there is no run in it.
+    """
+    status = read_status(workdir)
+    if not (workdir / CONFIG).exists() or not status:
+        raise UserError(f"--workdir={workdir} holds no run; train one with `python -m train.main --config=... --workdir={workdir}`.")
+    config = from_json((workdir / CONFIG).read_text())
+    with config.unlocked():
+        config.data.update(changes or {})
+    variables = checkpoint.read_variables(workdir)
+    names, shape = tuple(status["class_names"]), tuple(status["image_shape"])
+    made = setup(config, len(names), shape, status["examples"])
+    like, saved = checkpoint.describe(made.variables), checkpoint.describe(variables)
+    checkpoint.check_same_leaves(saved, like, f"the checkpoint in {workdir}")
+    return Trained(config, made, variables, names, shape)

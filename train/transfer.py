@@ -1,0 +1,64 @@
+"""Start from another run: put its parameters where they fit, and report what was done with every one."""
+
+import pathlib
+import re
+from typing import Any
+
+import jax.numpy as jnp
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from dilax.errors import UserError
+from train import checkpoint
+
+HEAD = "head"
+
+
+def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return `variables` with the best ones of the run config.init_from in place, and the report of `merge`.
+
+    Raises:
+        UserError: if there is no such run, or its variables do not fit.
+    """
+    source = checkpoint.read_variables(pathlib.Path(config.init_from).absolute())
+    allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))
+    return merge(variables, source, allowed, config.init_from)
+
+
+def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ...], name: str) -> tuple[dict[str, Any], str]:
+    """Fill the leaves of `target` from those of `source` with the same path and shape.
+
+    Args:
+        target: Freshly made variables, nested dicts.
+        source: Loaded variables, nested dicts.
+        allowed: Regular expressions of paths that are left as they are in `target`, and need not fit.
+        name: Of the source, for the report and the error.
+
+    Returns:
+        The merged variables, and a report: one line that counts what was loaded, then one per leaf that was not.
+
+    Raises:
+        UserError: naming all leaves that do not fit and are not allowed.
+    """
+    ours, theirs = traverse_util.flatten_dict(target, sep="/"), traverse_util.flatten_dict(source, sep="/")
+    merged, notes, wrong = dict(ours), [], []
+    for path in sorted({*ours, *theirs}):
+        is_allowed = any(re.search(pattern, path) for pattern in allowed)
+        if path not in ours:
+            (notes if is_allowed else wrong).append(f"skipped {path}: not in this model")
+        elif is_allowed:
+            notes.append(f"initialised anew {path}")
+        elif path not in theirs:
+            wrong.append(f"{path} is not in it")
+        elif theirs[path].shape != ours[path].shape:
+            wrong.append(f"{path} has shape {theirs[path].shape}, not {ours[path].shape}")
+        else:
+            merged[path] = jnp.asarray(theirs[path], ours[path].dtype)
+    if wrong:
+        raise UserError(
+            f"init_from={name} does not fit this model: {'; '.join(wrong)}. "
+            "Use the same model, config.head_reset=True for another number of classes, or name the rest in config.init_except."
+        )
+    loaded = len(ours) - sum(note.startswith("initialised") for note in notes)
+    report = "\n".join([f"init_from {name}: loaded {loaded} of {len(ours)} leaves", *(f"  {note}" for note in notes)])
+    return {**target, **traverse_util.unflatten_dict(merged, sep="/")}, report
