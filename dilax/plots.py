@@ -56,27 +56,23 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
     gaps = [per_axis(dilation, 2, "dilations", "dilation_taps") for dilation in dilations]
     pads = [explicit_padding(size, taps, padding="SAME", dilation=gap) for gap in gaps]
     (top, bottom), (left, right) = np.max(pads, axis=0).tolist()
-    width, height = left + size[1] + right + 2.4, top + size[0] + bottom + 4.8
-    panel = 3 * height / width
-    figure = _figure(3 * len(gaps), panel + 1.05)
-    for i, (gap, pad) in enumerate(zip(gaps, pads)):
-        axes = figure.add_axes((i / len(gaps), 0.35 / (panel + 1.05), 1 / len(gaps), panel / (panel + 1.05)))
-        axes.set(xlim=(-left - 1.2, size[1] + right + 1.2), ylim=(size[0] + bottom + 2.4, -top - 2.4))
+    width = left + size[1] + right + 2.4
+    margin = 0.125 * width  # 3/8 inch, room for the lengths
+    height = top + size[0] + bottom + 2 * margin
+    spans = [_span_text(taps, gap) for gap in gaps]
+    columns = {1: 1, 2: 2}.get(len(gaps), 5)
+    head, panel, legend = 0.75 + 0.19 * ("\n" in "".join(spans)), 3 * height / width, 0.15 + 0.25 * math.ceil(5 / columns)
+    total = head + panel + legend
+    figure = _figure(3 * len(gaps), total)
+    for i, (gap, pad, span) in enumerate(zip(gaps, pads, spans)):
+        axes = figure.add_axes((i / len(gaps), legend / total, 1 / len(gaps), panel / total))
+        axes.set(xlim=(-left - 1.2, size[1] + right + 1.2), ylim=(size[0] + bottom + margin, -top - margin))
         axes.set_axis_off()
         _draw_taps(axes, size, taps, gap, pad)
-        x = (i + 0.5) / len(gaps)
-        figure.text(
-            x,
-            1 - 0.18 / (panel + 1.05),
-            f"dilation {gap[0] if gap[0] == gap[1] else _times(gap)}",
-            size=15,
-            weight="bold",
-            color=_INK,
-            ha="center",
-            va="top",
-        )
-        figure.text(x, 1 - 0.50 / (panel + 1.05), _span_text(taps, gap), size=11, color=_INK, ha="center", va="top")
-    _taps_legend(figure)
+        x, title = (i + 0.5) / len(gaps), f"dilation {gap[0] if gap[0] == gap[1] else gap}"
+        figure.text(x, 1 - 0.15 / total, title, size=15, weight="bold", color=_INK, ha="center", va="top")
+        figure.text(x, 1 - 0.47 / total, span, size=11, color=_RED, ha="center", va="top")
+    _taps_legend(figure, columns)
     return figure
 
 
@@ -84,7 +80,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     """Draw loss (nats) and accuracy (share) against the step.
 
     Args:
-        history: The lines of metrics.jsonl: each a "step" and any of "train/loss", "train/accuracy", and the same of "validation" and "test".
+        history: The lines of metrics.jsonl: each a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy".
 
     Returns:
         Two panels. A curve's legend tells its last value.
@@ -132,7 +128,7 @@ def confusion_matrix(counts: Any, class_names: Sequence[str]) -> "Figure":
 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(0.42 * classes, 2.6), 7.5)
-    figure = _figure(side + 2.2, side + 1.3, layout="constrained")
+    figure = _figure(side + 2.6, side + 1.7, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     bar = figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], fraction=0.05, pad=0.03)
@@ -172,14 +168,13 @@ def prediction_grid(images: Any, labels: Any, probabilities: Any, class_names: S
             f"prediction_grid: images {images.shape}, labels {labels.shape}, probabilities {probabilities.shape} and {classes} class names "
             "do not fit; give n > 0 images, (n,) labels and (n, classes) probabilities."
         )
-    columns = min(columns, count)
-    figure, cells = _grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], 0.36)
-    for axes, image, label, row in zip(cells.flat, _displayable(images, "prediction_grid"), labels, probabilities):
-        predicted = int(row.argmax())
-        wrong = predicted != label
+    columns, predictions = min(columns, count), probabilities.argmax(1)
+    titles = [_prediction_title(class_names[t], class_names[p], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
+    room = 0.36 if "\n" in "".join(titles) else 0.2
+    figure, cells = _grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
+    for axes, image, title, wrong in zip(cells.flat, _displayable(images, "prediction_grid"), titles, predictions != labels):
         _show(axes, image, cmap="gray", vmin=0, vmax=1)
         _frame(axes, _RED if wrong else "#CCCCCC", 2 if wrong else 0.6)
-        title = _prediction_title(class_names[int(label)], class_names[predicted], float(row[predicted]))
         axes.set_title(title, size=8, pad=3, color=_RED if wrong else _INK, parse_math=False, linespacing=1.05)
     return figure
 
@@ -188,9 +183,8 @@ def kernels(kernel: Any, *, max_kernels: int = 64) -> "Figure":
     """Draw the kernels of a layer, one per output channel, on one scale that is symmetric about 0.
 
     Args:
-        kernel: (*window, c_in, c_out), 1 to 3 window axes. Three input channels of a 2-D or 3-D kernel are shown as RGB, where mid-grey is 0;
-            other numbers of channels by their mean. A 1-D kernel is drawn as lines, up to three input channels apart. The slices of a 3-D
-            kernel stand side by side.
+        kernel: (*window, c_in, c_out). In 2-D and 3-D, 3 input channels are shown as RGB, mid-grey being 0, and other numbers of them by
+            their mean; the slices of 3-D stand side by side. In 1-D, up to 3 input channels are lines of their own, and more by their mean.
         max_kernels: The first so many output channels are drawn.
 
     Raises:
@@ -205,17 +199,24 @@ def kernels(kernel: Any, *, max_kernels: int = 64) -> "Figure":
     kernel = np.moveaxis(kernel[..., :max_kernels], -1, 0)
     if c_in != 3 and not (len(window) == 1 and c_in < 3):
         kernel = kernel.mean(-1, keepdims=True)
-    shown = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {_times(window)} × {c_in}"
+    shown = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {_times((*window, c_in))}"
     averaged = c_in > 1 and kernel.shape[-1] == 1
-    title = shown + ", mean over input channels" * averaged + ", slices side by side" * (len(window) == 3)
     scale = float(np.abs(kernel[np.isfinite(kernel)]).max(initial=0)) or 1.0
-    columns = min(len(kernel), 8)
-    rows = math.ceil(len(kernel) / columns)
+    notes = "\nmean over input channels" * averaged + "\nslices side by side" * (len(window) == 3)
+    if len(window) == 1:
+        notes += f"\na line per input channel, boxes from {-scale:.2g} to {scale:.2g}"
+    elif kernel.shape[-1] == 3:
+        notes += f"\nas RGB: 0 is mid-grey, black {-scale:.2g}, white {scale:.2g}"
     aspect = 0.7 if len(window) == 1 else window[-2] / math.prod(window[:-2] + window[-1:])
-    figure = _figure(max(0.75 * columns + 1.2, 4.6), max(0.75 * aspect * rows, 0.8) + 0.9, layout="constrained")
+    columns = min(len(kernel), 8 if aspect > 0.4 else 3)
+    rows = math.ceil(len(kernel) / columns)
+    cell = 0.8 if aspect > 0.4 else 2
+    bar = 0.8 if len(window) > 1 and kernel.shape[-1] == 1 else 0
+    height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * notes.count("\n") + bar
+    figure = _figure(max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
-    axes.set_title(title, size=10, color=_INK)
+    axes.set_title(shown + notes, size=10, color=_INK)
     corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(kernel))]
     (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, kernel, corners, aspect, scale)
     axes.set(xlim=(-0.06, 1.12 * columns - 0.06), ylim=((aspect + 0.12) * rows - 0.06, -0.06))
@@ -238,14 +239,16 @@ def feature_maps(maps: Mapping[str, Any], image: Any, *, channels: int = 6) -> "
     if wrong or not arrays:
         raise UserError(f"feature_maps: {wrong or 'maps is empty'}; give name -> (height, width, channels).")
     picture = _displayable(np.asarray(image)[None], "feature_maps")[0]
-    figure, cells = _grid(len(arrays), channels + 1, 1.15, picture.shape[0] / picture.shape[1], 0.42)
+    # Four columns at least, so that a name has room above few channels.
+    figure, cells = _grid(len(arrays), max(channels + 1, 4), 1.15, picture.shape[0] / picture.shape[1], 0.42)
     for row, (name, value) in zip(cells, arrays.items()):
         _show(row[0], picture, cmap="gray", vmin=0, vmax=1)
-        heading = f"{_short(name, 60)}  ({_times(value.shape)})"
+        size = f"  ({_times(value.shape)})"
+        heading = _short(name, int(10 * figure.get_figwidth()) - len(size)) + size
         corner = row[0].get_position()
         figure.text(corner.x0, corner.y1 + 0.2 / figure.get_figheight(), heading, size=10, weight="bold", color=_INK, parse_math=False)
         row[0].set_title("image", size=8, pad=2, color=_INK)
-        for axes, channel in zip(row[1:], np.argsort(-value.var((0, 1)), kind="stable")):
+        for axes, channel in zip(row[1:], np.argsort(-value.var((0, 1)), kind="stable")[:channels]):
             _show(axes, value[..., channel], cmap="viridis")
             axes.set_title(f"channel {channel}", size=8, pad=2, color=_INK)
     return figure
@@ -286,61 +289,56 @@ def _frame(axes: "Axes", color: str, width: float) -> None:
 
 
 def _draw_taps(axes: "Axes", size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> None:
-    """Draw one panel: cells, the output's ring, and the lengths along the columns."""
+    """Draw one panel: cells, the image's border, the output's ring, and the lengths along the columns."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Circle, Rectangle
 
-    cells, output = _tap_cells(size, taps, gap, pad)
-    for name, style in _CELLS.items():
-        squares = [Rectangle((column + 0.05, row + 0.05), 0.9, 0.9) for row, column in cells[name]]
-        axes.add_collection(PatchCollection(squares, label=name, **style))
-    axes.add_patch(Circle((output[1] + 0.5, output[0] + 0.5), 0.27, fill=False, edgecolor=_INK, linewidth=1.6))
     (top, bottom), (left, right) = pad
-    for start, stop in ((-left, 0), (0, size[1]), (size[1], size[1] + right)):
-        _draw_length(axes, start, stop, -top - 0.7, -1, _INK)
-    start = output[1] - left
-    _draw_length(axes, start, start + effective_kernel_size(taps[1], gap[1]), size[0] + bottom + 0.7, 1, _RED)
+    rows, columns = size
+    for kind, (name, style) in zip(_tap_kinds(size, taps, gap, pad), _CELLS.items()):
+        cells = [Rectangle((column - left + 0.05, row - top + 0.05), 0.9, 0.9) for row, column in np.argwhere(kind)]
+        axes.add_collection(PatchCollection(cells, label=name, **style))
+    axes.add_patch(Rectangle((-0.02, -0.02), columns + 0.04, rows + 0.04, fill=False, edgecolor=_BLUE, linewidth=1.4))
+    axes.add_patch(Circle((columns // 2 + 0.5, rows // 2 + 0.5), 0.25, facecolor="white", edgecolor=_INK, linewidth=1.4))
+    for start, stop, color in ((-left, 0, _GREY), (0, columns, _BLUE), (columns, columns + right, _GREY)):
+        _draw_length(axes, start, stop, -top, -1, color)
+    start = columns // 2 - left
+    _draw_length(axes, start, start + effective_kernel_size(taps[1], gap[1]), rows + bottom, 1, _RED)
 
 
-def _tap_cells(size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Return the (row, column) of the cells of each kind, 0 being the first sample of the image, and the middle output."""
-    output = tuple(n // 2 for n in size)
-    first = [o - lo for o, (lo, _) in zip(output, pad)]
-    span = effective_kernel_size(taps, gap)
-    reached = {tuple(f + t * d for f, t, d in zip(first, index, gap)) for index in np.ndindex(*taps)}
-    skipped = {tuple(f + t for f, t in zip(first, index)) for index in np.ndindex(*span)} - reached
-    image = set(np.ndindex(*size))
-    padded = {tuple(i - lo for i, (lo, _) in zip(index, pad)) for index in np.ndindex(*(n + sum(p) for n, p in zip(size, pad)))}
-    kinds = (padded - image, image, skipped, reached)
-    taken = (reached | skipped, reached | skipped, set(), set())
-    return {name: sorted(kind - other) for name, kind, other in zip(_CELLS, kinds, taken)}, output
+def _tap_kinds(size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> list[np.ndarray]:
+    """Return one mask over the padded image for each of _CELLS. The output in the middle, n // 2, reads from n // 2 on, padding counted."""
+    spans = effective_kernel_size(taps, gap)
+    kinds = np.zeros([n + lo + hi for n, (lo, hi) in zip(size, pad)], int)
+    kinds[tuple(slice(lo, lo + n) for n, (lo, _) in zip(size, pad))] = 1
+    kinds[tuple(slice(n // 2, n // 2 + span) for n, span in zip(size, spans))] = 2
+    kinds[tuple(slice(n // 2, n // 2 + span, d) for n, span, d in zip(size, spans, gap))] = 3
+    return [kinds == kind for kind in range(len(_CELLS))]
 
 
-def _draw_length(axes: "Axes", start: float, stop: float, y: float, side: int, color: str) -> None:
-    """Draw a dimension line from `start` to `stop` with its length above (`side` -1) or below (1) it."""
+def _draw_length(axes: "Axes", start: float, stop: float, edge: float, side: int, color: str) -> None:
+    """Draw a dimension line from `start` to `stop` with its length, above (`side` -1) or below (1) the row `edge`."""
     if stop > start:
-        axes.plot((start + 0.1, stop - 0.1), (y, y), color=color, linewidth=1.2, solid_capstyle="butt")
-        for x in (start + 0.1, stop - 0.1):
-            axes.plot((x, x), (y - 0.25, y + 0.25), color=color, linewidth=1.2, solid_capstyle="butt")
+        unit = abs(axes.get_xlim()[1] - axes.get_xlim()[0]) / 22  # 3/22 inch, in cells
+        x, y = (start + 0.12, stop - 0.12), edge + 0.6 * unit * side
+        axes.plot(x, (y, y), color=color, linewidth=1.2, marker="|", markersize=7, markeredgewidth=1.2)
         va = "top" if side > 0 else "bottom"
-        axes.text((start + stop) / 2, y + 0.4 * side, f"{stop - start}", color=color, size=10, ha="center", va=va)
+        axes.text(sum(x) / 2, y + 0.45 * unit * side, f"{stop - start}", color=color, size=10, weight="bold", ha="center", va=va)
 
 
 def _span_text(taps: tuple[int, ...], gap: tuple[int, ...]) -> str:
-    spans = [f"({k} − 1) × {d} + 1 = {effective_kernel_size(k, d)}" for k, d in zip(taps, gap)]
-    return spans[0] if len(set(spans)) == 1 else ",  ".join(spans)
+    """Return the arithmetic of the span: one line, or one for rows and one for columns where they differ."""
+    lines = [f"({k} \N{MINUS SIGN} 1) \N{MULTIPLICATION SIGN} {d} + 1 = {effective_kernel_size(k, d)}" for k, d in zip(taps, gap)]
+    return lines[0] if lines[0] == lines[1] else f"rows {lines[0]}\ncolumns {lines[1]}"
 
 
-def _taps_legend(figure: "Figure") -> None:
+def _taps_legend(figure: "Figure", columns: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [Patch(label=name, **style) for name, style in _CELLS.items()]
-    handles.append(Line2D([], [], marker="o", linestyle="", markersize=8, markerfacecolor="none", markeredgecolor=_INK, label="output"))
-    columns = 5 if figure.get_figwidth() > 8 else 2
-    figure.legend(
-        handles=handles[::-1], loc="lower center", ncols=columns, frameon=False, fontsize=10.5, handlelength=1.3, handleheight=1.3
-    )
+    output = Line2D([], [], marker="o", linestyle="", markersize=8, markerfacecolor="white", markeredgecolor=_INK, label="output")
+    handles: list[Any] = [output, *(Patch(label=name, **style) for name, style in reversed(_CELLS.items()))]
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=10.5, handlelength=1.3, handleheight=1.3)
 
 
 def _kernel_tiles(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, float]], aspect: float, scale: float) -> None:
@@ -357,7 +355,7 @@ def _kernel_tiles(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, f
             interpolation="nearest",
         )
     if not colour:
-        axes.figure.colorbar(image, ax=axes, label="weight", fraction=0.05, pad=0.02)
+        axes.figure.colorbar(image, ax=axes, label="weight", location="bottom", shrink=0.6, aspect=30, pad=0.03)
 
 
 def _kernel_lines(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, float]], aspect: float, scale: float) -> None:
@@ -392,7 +390,7 @@ def _short(text: str, length: int) -> str:
 
 
 def _times(sizes: Sequence[int]) -> str:
-    return " × ".join(map(str, sizes))
+    return " \N{MULTIPLICATION SIGN} ".join(map(str, sizes))
 
 
 def _float(array: Any) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Strict settings for all tests, and eight virtual devices for those that spread a batch."""
 
+import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -8,6 +10,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs that several tests, and the processes they start, have in common are compiled once.
+CACHE = tempfile.TemporaryDirectory(prefix="dilax-tests-", ignore_cleanup_errors=True)
+os.environ.update(JAX_COMPILATION_CACHE_DIR=CACHE.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).parents[1]
 

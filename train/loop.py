@@ -79,7 +79,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 state, sums = parallel.train(state, parallel.put_batch(batch), key)
                 pending.append((step, sums))
                 evaluating = step == total or (splits.validation is not None and step % eval_every == 0)
-                saving = step == total or step % config.checkpoint_every_steps == 0 or stopper.signal is not None
+                stopping = stopper.signal  # read once: a signal may come at any line
+                saving = step == total or step % config.checkpoint_every_steps == 0 or stopping is not None
                 logging = step % config.log_every_steps == 0 or step == total
 
                 # Only what is about to be kept must be waited for; else the newest step stays in flight.
@@ -111,10 +112,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if saving:
                     store.save(step, parallel.get(state))
                     write_status(workdir, step=step, train_seconds=seconds_before + time.monotonic() - began)
-                if stopper.signal is not None and step < total:
+                if stopping is not None and step < total:
                     store.wait()
                     progress.line(f"stopped at step {step} of {total}, saved in {workdir}; run the same command again to resume.")
-                    return 128 + stopper.signal
+                    return 128 + stopping
 
             if splits.validation is None:
                 best.save(total, parallel.get(state).variables())

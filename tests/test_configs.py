@@ -1,0 +1,57 @@
+"""Every config, in every variant, builds and takes one step on images of its shape; a locked config refuses a misspelt key."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from dilax.errors import UserError
+from train import run
+from train.config import default_config, model_config
+
+NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "__init__")
+VARIANTS = {"cifar": ("full", "cpu", "smoke"), "finetune_digits": ("full", "scratch", "smoke")}
+CASES = [(name, variant) for name in NAMES for variant in VARIANTS.get(name, ("full", "smoke"))]
+SHAPES = {"digits": (28, 28, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
+
+
+def get(name: str, variant: str):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_builds_and_steps(name, variant):
+    config = get(name, variant)
+    config.lock()
+    # A small batch: here only its shape matters, and XLA's depthwise convolution is slow on a CPU.
+    config.batch_size = 16
+    shape, classes = SHAPES[config.data.name], len(config.data.classes) or 10
+    made = run.setup(config, classes, shape, 1000)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (16, *shape), np.uint8), "label": rng.integers(0, classes, 16, np.int32)}
+    state, sums = made.parallel.train(made.parallel.put(made.steps.init(made.variables)), made.parallel.put_batch(batch), jax.random.key(0))
+    assert np.isfinite(float(sums["loss"]))
+    assert int(state.step) == 1
+    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.variables["params"]), jax.tree.leaves(state.params))]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_those_of_the_folders(name):
+    assert get(name, "full").name == name
+    with pytest.raises(UserError, match=rf"configs/{name}.py has no variant 'ful'.*Did you mean \"full\""):
+        get(name, "ful")
+
+
+def test_a_locked_config_refuses_a_misspelt_key():
+    config = default_config("x").lock()
+    with pytest.raises(AttributeError, match='Did you mean "batch_size"'):
+        config.batch_sizes = 3
+
+
+def test_model_config_knows_all_fields_of_a_model():
+    assert model_config("dilated_cnn", features=(1,))["features"] == (1,)
+    assert {"num_classes", "dtype", "axis_name"}.isdisjoint(model_config("separable_cnn"))
+    with pytest.raises(UserError, match="unknown model 'x'"):
+        model_config("x")
