@@ -16,7 +16,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.name = {"full": "finetune_digits", "scratch": "scratch_digits", "smoke": "finetune_digits_smoke"}[variant]
     config.data.classes = (5, 6, 7, 8, 9)
     config.data.per_class = 10
-    config.batch_size = 50
+    config.batch_size = 48
     config.total_epochs = 200.0 if variant != "smoke" else 5.0
     config.optim.warmup_epochs = 10.0
     config.optim.ema_decay = 0.0

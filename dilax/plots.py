@@ -169,7 +169,7 @@ def prediction_grid(images: Any, labels: Any, probabilities: Any, class_names: S
             "do not fit; give n > 0 images, (n,) labels and (n, classes) probabilities."
         )
     columns, predictions = min(columns, count), probabilities.argmax(1)
-    titles = [_prediction_title(class_names[t], class_names[p], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
+    titles = [_prediction_title(class_names[int(t)], class_names[int(p)], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
     room = 0.36 if "\n" in "".join(titles) else 0.2
     figure, cells = _grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
     for axes, image, title, wrong in zip(cells.flat, _displayable(images, "prediction_grid"), titles, predictions != labels):
@@ -199,24 +199,19 @@ def kernels(kernel: Any, *, max_kernels: int = 64) -> "Figure":
     kernel = np.moveaxis(kernel[..., :max_kernels], -1, 0)
     if c_in != 3 and not (len(window) == 1 and c_in < 3):
         kernel = kernel.mean(-1, keepdims=True)
-    shown = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {_times((*window, c_in))}"
-    averaged = c_in > 1 and kernel.shape[-1] == 1
     scale = float(np.abs(kernel[np.isfinite(kernel)]).max(initial=0)) or 1.0
-    notes = "\nmean over input channels" * averaged + "\nslices side by side" * (len(window) == 3)
-    if len(window) == 1:
-        notes += f"\na line per input channel, boxes from {-scale:.2g} to {scale:.2g}"
-    elif kernel.shape[-1] == 3:
-        notes += f"\nas RGB: 0 is mid-grey, black {-scale:.2g}, white {scale:.2g}"
+    title = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {_times((*window, c_in))}"
+    title += "\nmean over input channels" * (c_in > kernel.shape[-1]) + _kernel_note(len(window), kernel.shape[-1], scale)
     aspect = 0.7 if len(window) == 1 else window[-2] / math.prod(window[:-2] + window[-1:])
     columns = min(len(kernel), 8 if aspect > 0.4 else 3)
     rows = math.ceil(len(kernel) / columns)
     cell = 0.8 if aspect > 0.4 else 2
     bar = 0.8 if len(window) > 1 and kernel.shape[-1] == 1 else 0
-    height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * notes.count("\n") + bar
+    height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * title.count("\n") + bar
     figure = _figure(max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
-    axes.set_title(shown + notes, size=10, color=_INK)
+    axes.set_title(title, size=10, color=_INK)
     corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(kernel))]
     (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, kernel, corners, aspect, scale)
     axes.set(xlim=(-0.06, 1.12 * columns - 0.06), ylim=((aspect + 0.12) * rows - 0.06, -0.06))
@@ -341,6 +336,18 @@ def _taps_legend(figure: "Figure", columns: int) -> None:
     figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=10.5, handlelength=1.3, handleheight=1.3)
 
 
+def _kernel_note(rank: int, channels: int, scale: float) -> str:
+    """Return how to read kernels of `rank` window axes that are drawn with `channels` input channels."""
+    if rank == 1:
+        return (
+            f"\na line per input channel, boxes from {-scale:.2g} to {scale:.2g}"
+            if channels > 1
+            else f"\nboxes from {-scale:.2g} to {scale:.2g}"
+        )
+    note = "\nslices side by side" * (rank == 3)
+    return note + f"\nas RGB: 0 is mid-grey, black {-scale:.2g}, white {scale:.2g}" * (channels == 3)
+
+
 def _kernel_tiles(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, float]], aspect: float, scale: float) -> None:
     """Draw kernels (n, *window, 1 or 3) as images, each 1 wide, on the scale -scale to scale."""
     colour = kernel.shape[-1] == 3
@@ -367,7 +374,7 @@ def _kernel_lines(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, f
         axes.plot((x, x + 1), (y + aspect / 2,) * 2, color="#BBBBBB", linewidth=0.8)
         places = x + (np.arange(len(taps)) + 0.5) / len(taps)
         for channel, color in zip(taps.T, _LINES):
-            axes.plot(places, y + aspect * (0.5 - 0.45 * channel / scale), color=color, marker="o", markersize=3, linewidth=1.2)
+            axes.plot(places, y + aspect * (0.5 - 0.5 * channel / scale), color=color, marker="o", markersize=3, linewidth=1.2)
 
 
 def _displayable(images: np.ndarray, caller: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import reference
+
 from dilax import plots
 from dilax.errors import UserError
 from train import report
@@ -38,9 +40,11 @@ def test_asymmetric_taps():
 
 
 def test_learning_curves_show_each_metric():
-    history = [{"step": s, "train/loss": 1 / s, "train/accuracy": 1 - 1 / s} for s in range(1, 9)] + [{"step": 8, "validation/accuracy": 0.8}]
+    history = [{"step": s, "train/loss": 1 / s, "train/accuracy": 1 - 1 / s} for s in range(1, 9)] + [
+        {"step": 8, "validation/accuracy": 0.8}
+    ]
     loss, accuracy = plots.learning_curves(history).axes
-    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1 / s for s in range(1, 9)])
+    np.testing.assert_allclose(np.asarray(loss.lines[0].get_ydata()), [1 / s for s in range(1, 9)])
     assert [line.get_label() for line in accuracy.lines] == ["train, last 0.875", "validation, last 0.8"]
     assert "not measured" in texts(plots.learning_curves([]))
 
@@ -127,3 +131,73 @@ def test_report(tmp_path, classes, channels, extras):
     pictures = {line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert len(pictures) == (5 if extras else 3)
     assert {p.name for p in path.parent.glob("*.png")} == pictures
+
+
+def cells(axes, name: str) -> set[tuple[int, int]]:
+    """The (row, column) of the cells of one kind, 0 being the first sample of the image."""
+    paths = next(c for c in axes.collections if c.get_label() == name).get_paths()
+    return {(int(np.floor(path.vertices[:, 1].min())), int(np.floor(path.vertices[:, 0].min()))) for path in paths}
+
+
+@pytest.mark.parametrize(("taps", "dilation", "size"), [((3, 3), (2, 2), (11, 11)), ((2, 3), (3, 1), (6, 9)), ((4, 2), (1, 5), (5, 4))])
+def test_taps_are_the_samples_that_the_oracle_reads(taps, dilation, size):
+    axes = plots.dilation_taps(taps, (dilation,), input_size=size).axes[0]
+    middle = (size[0] // 2, size[1] // 2)
+    read = {sample for out, _, sample in reference.reads(size, taps, 1, "SAME", "zeros", dilation) if out == middle}
+    assert cells(axes, "tap of the kernel") & set(np.ndindex(size)) == read
+    assert len(cells(axes, "tap of the kernel")) == taps[0] * taps[1]
+    assert cells(axes, "input") <= set(np.ndindex(size))
+    assert not cells(axes, "zero padding") & set(np.ndindex(size))
+
+
+LONG = r"$\x$ is no formula but a rather long name of a class or a layer that goes on and on"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.dilation_taps((2, 3), ((3, 1), 2), input_size=(6, 9)),
+        lambda: plots.dilation_taps(4, (6,), input_size=5),
+        lambda: plots.learning_curves([{"step": 1000000, "train/loss": 1e5}]),
+        lambda: plots.confusion_matrix(np.eye(2), [LONG, "b"]),
+        lambda: plots.confusion_matrix(np.eye(20), [LONG] * 20),
+        lambda: plots.prediction_grid(np.ones((1, 4, 4, 1)), [0], [[0.0, 1.0]], [LONG, LONG]),
+        lambda: plots.kernels(RNG.normal(size=(3, 3, 1, 1))),
+        lambda: plots.kernels(RNG.normal(size=(2, 3, 3, 5, 70))),
+        lambda: plots.kernels(RNG.normal(size=(5, 2, 1))),
+        lambda: plots.feature_maps({LONG: np.ones((4, 8, 1))}, RNG.uniform(size=(20, 40, 3)), channels=1),
+    ],
+)
+def test_nothing_is_cut_off(draw):
+    figure = draw()
+    pixels(figure)
+    drawn, (width, height) = figure.get_tightbbox(figure.canvas.get_renderer()), figure.get_size_inches()
+    assert drawn.x0 >= 0
+    assert drawn.y0 >= 0
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+def test_few_channels_leave_room_for_the_name():
+    assert "conv_1, dilation 2  (28 × 28 × 16)" in texts(
+        plots.feature_maps({"conv_1, dilation 2": np.ones((28, 28, 16))}, np.ones((4, 4, 1)), channels=1)
+    )
+
+
+def test_a_class_without_examples_has_a_blank_row():
+    shares = plots.confusion_matrix(np.array([[0, 0], [1, 3]]), ["a", "b"]).axes[0].images[0].get_array()
+    np.testing.assert_allclose(np.asarray(shares), [[0, 0], [0.25, 0.75]])
+
+
+def test_mistakes_are_red_and_framed():
+    figure = plots.prediction_grid(np.ones((2, 4, 4, 1)), [0, 1], [[0.9, 0.1], [0.8, 0.2]], ["a", "b"])
+    right, wrong = figure.axes
+    assert wrong.title.get_color() != right.title.get_color()
+    assert wrong.patches[0].get_linewidth() > right.patches[0].get_linewidth()
+
+
+def test_kernels_share_one_scale_about_zero():
+    kernel = RNG.normal(size=(2, 3, 1, 4))
+    images = plots.kernels(kernel).axes[0].images
+    assert {image.get_clim() for image in images} == {(-np.abs(kernel).max(), np.abs(kernel).max())}
+    np.testing.assert_array_equal(images[2].get_array(), kernel[:, :, 0, 2])
