@@ -12,9 +12,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Programs that several tests, and the processes they start, have in common are compiled once.
-CACHE = tempfile.TemporaryDirectory(prefix="dilax-tests-", ignore_cleanup_errors=True)
-os.environ.update(JAX_COMPILATION_CACHE_DIR=CACHE.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="dilax-tests-", ignore_cleanup_errors=True)
+    os.environ.update(JAX_COMPILATION_CACHE_DIR=CACHE.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).parents[1]
