@@ -23,5 +23,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant != "scratch":
         config.init_from = f"runs/{source}"
         config.head_reset = True
-        config.optim.lr_multipliers = (("^head/", 3.0),)
+        config.optim.lr = 2e-3
+        config.optim.lr_multipliers = (("^head/", 3.0), ("^ConvNormAct_[01]/", 0.3))
     return config

@@ -105,6 +105,7 @@ def depthwise_conv(
         Chollet 2017, arXiv:1610.02357.
     """
     caller = "depthwise_conv"
+    kernel = jnp.asarray(kernel)
     c_in = jnp.shape(x)[-1] if jnp.ndim(x) else 0
     if jnp.ndim(kernel) > 2 and c_in and (kernel.shape[-2] != 1 or kernel.shape[-1] % c_in):
         raise UserError(
@@ -153,6 +154,7 @@ def separable_conv(
         Chollet 2017, arXiv:1610.02357; with dilation: Chen et al. 2018, arXiv:1802.02611.
     """
     caller = "separable_conv"
+    pointwise_kernel = jnp.asarray(pointwise_kernel)
     if any(size != 1 for size in pointwise_kernel.shape[:-2]):
         raise UserError(f"{caller}: a pointwise_kernel of shape {pointwise_kernel.shape} has a window; its leading axes must all be 1.")
     y = depthwise_conv(

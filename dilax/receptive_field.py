@@ -34,10 +34,12 @@ class ReceptiveField:
 GLOBAL = ReceptiveField(size=None)
 # Each output depends on the inputs at its own place alone. Named one by one: cumsum and sort keep the shape, too.
 ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh
-    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne
-    neg nextafter not optimization_barrier or population_count pow real reduce_precision rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh xor""".split()
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
+    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min
+    mul name ne neg nextafter not optimization_barrier or population_count pow real reduce_precision rem round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    """.split()  # noqa: SIM905
 )
 
 
@@ -211,7 +213,11 @@ def _concatenate(eqn: Any, views: Views) -> View | None:
         place += var.aval.shape[axis]
     if any(view.axes[axis] is not None for _, view in shifted):
         # Along space: the widest piece is the inside, the others are a border made of copies (jnp.pad's modes).
-        return max(shifted, key=lambda piece: piece[0])[1]
+        width, widest = max(shifted, key=lambda piece: piece[0])
+        sizes = [0 if view.axes[axis] is None else view.axes[axis][1].size or math.inf for _, view in shifted]
+        if 2 * width <= place or max(sizes) > (widest.axes[axis][1].size or math.inf if widest.axes[axis] else 0):
+            raise UserError("receptive_field: pieces of unlike receptive fields are joined along space; analyse each piece by itself.")
+        return widest
     return _union([view for _, view in shifted])
 
 

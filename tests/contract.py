@@ -3,11 +3,12 @@
 from typing import Any
 
 import chex
-import dilax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import dilax
 from dilax.summary import layers, summary
 
 KEY = jax.random.key(0)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+
 from train.data import augment as aug
 
 KEY = jax.random.key(0)

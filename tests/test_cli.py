@@ -24,12 +24,20 @@ CASES = {
     ),
     "misspelt key": ([DIGITS, "--config.optim.lrr=1"], 'unknown config key config.optim.lrr. Did you mean "lr"?'),
     "misspelt part": ([DIGITS, "--config.optm.lr=1"], 'unknown config key config.optm.lr. Did you mean "optim"?'),
-    "wrong type": ([DIGITS, "--config.optim.lr=fast"], "flag --config.optim.lr=fast: could not convert string to float: 'fast'; see --help."),
+    "wrong type": (
+        [DIGITS, "--config.optim.lr=fast"],
+        "flag --config.optim.lr=fast: could not convert string to float: 'fast'; see --help.",
+    ),
     "unknown flag": ([DIGITS, "--workdri=x"], 'unknown flag --workdri; see --help. Did you mean "workdir"?'),
     "a bare word": ([DIGITS, "runs/x"], "'runs/x' is no flag; write --config=runs/x or --workdir=runs/x."),
+    "another model": (
+        [DIGITS, "--config.model.name=separable_cnn", "--summary"],
+        "config.model.name='separable_cnn' has no field kernel_size, pools; set another model in a config file, with model_config(...).",
+    ),
+    "no get_config": (["--config=train/tasks.py"], "the config file has no function get_config; see those in configs/."),
     "unknown model": (
         [DIGITS, "--config.model.name=dilated_cn", "--summary"],
-        "models.create: unknown model 'dilated_cn'; known are dilated_cnn, dilated_cnn_mnist, dilated_cnn_rgb, separable_cnn, "
+        "config.model.name='dilated_cn' is unknown; known are dilated_cnn, dilated_cnn_mnist, dilated_cnn_rgb, separable_cnn, "
         'separable_cnn_single_layer. Did you mean "dilated_cnn"?',
     ),
 }
@@ -44,6 +52,12 @@ def test_one_line(name, tmp_path):
     arguments, text = CASES[name]
     done = train([*arguments, f"--workdir={tmp_path / 'run'}"] if arguments else [])
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {text}\n")
+
+
+def test_a_file_that_is_no_python(tmp_path):
+    done = train(["--config=README.md", f"--workdir={tmp_path / 'run'}"])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: the config file cannot be loaded: ")
 
 
 def test_unknown_dataset(tmp_path):

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+
 from dilax.errors import UserError
 from train import run
 from train.config import default_config, model_config
@@ -29,10 +30,10 @@ def test_builds_and_steps(name, variant):
     rng = np.random.default_rng(0)
     # Two images on one device: XLA's depthwise convolution is slow on a CPU.
     batch = {"image": rng.integers(0, 256, (2, *shape), np.uint8), "label": rng.integers(0, classes, 2, np.int32)}
-    state, sums = jax.jit(made.steps.train)(made.steps.init(made.variables), batch, jax.random.key(0))
+    state, sums = jax.jit(made.steps.train)(made.steps.init(made.init()), batch, jax.random.key(0))
     assert np.isfinite(float(sums["loss"]))
     assert int(state.step) == 1
-    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.variables["params"]), jax.tree.leaves(state.params))]
+    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.init()["params"]), jax.tree.leaves(state.params))]
     assert all(moved)
 
 
@@ -52,5 +53,5 @@ def test_a_locked_config_refuses_a_misspelt_key():
 def test_model_config_knows_all_fields_of_a_model():
     assert model_config("dilated_cnn", features=(1,))["features"] == (1,)
     assert {"num_classes", "dtype", "axis_name"}.isdisjoint(model_config("separable_cnn"))
-    with pytest.raises(UserError, match="unknown model 'x'"):
+    with pytest.raises(UserError, match=r"config\.model\.name='x' is unknown"):
         model_config("x")

@@ -1,9 +1,10 @@
 """Every error text of dilax: what was given, why it is wrong, what to do instead."""
 
-import dilax
 import jax
 import jax.numpy as jnp
 import pytest
+
+import dilax
 from dilax import blocks, geometry, models
 from dilax.errors import UserError
 
@@ -95,7 +96,10 @@ CASES = {
         conv(padding_mode="circular"),
         "dilated_conv: padding_mode='circular' is unknown; use one of ('zeros', 'reflect', 'edge', 'wrap').",
     ),
-    "unknown lowering": (conv(lowering="lux"), "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax'). Did you mean \"lax\"?"),
+    "unknown lowering": (
+        conv(lowering="lux"),
+        "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax'). Did you mean \"lax\"?",
+    ),
     "depthwise kernel": (
         lambda: dilax.depthwise_conv(X2, jnp.ones((3, 3, 1, 4))),
         "depthwise_conv: a kernel of shape (3, 3, 1, 4) does not fit 3 input channels; its last two axes must be (1, 3 * multiplier).",
@@ -169,7 +173,10 @@ CASES = {
         model("dilated_cnn", features=(8, 8)),
         "DilatedCNN: features=(8, 8), dilations=(1, 2, 1, 2, 2) and pools=(1, 2, 1, 2, 1) must have equal lengths.",
     ),
-    "no image": (model("dilated_cnn", X1), "DilatedCNN: x of shape (2, 9, 3) must be (batch, height, width, channels); add the missing axes."),
+    "no image": (
+        model("dilated_cnn", X1),
+        "DilatedCNN: x of shape (2, 9, 3) must be (batch, height, width, channels); add the missing axes.",
+    ),
     "pool wider than the map": (
         model("dilated_cnn", features=(8,), dilations=(1,), pools=(9,)),
         "DilatedCNN: a pool of 9 does not fit a map of (9, 8); use an int from 1 (none) to its size.",
@@ -191,6 +198,10 @@ CASES = {
     "batch statistics of one value": (
         lambda: blocks.Norm().apply({"batch_stats": {}}, jnp.ones((1, 1, 1, 4)), train=True, mutable=["batch_stats"]),
         "Norm: an input of shape (1, 1, 1, 4) has one value per channel, whose batch statistics are void; use a larger batch, or norm='group'.",
+    ),
+    "pieces joined along space": (
+        lambda: dilax.receptive_field(lambda x: jnp.roll(x[:, :8], 4, 1), X1),
+        "receptive_field: pieces of unlike receptive fields are joined along space; analyse each piece by itself.",
     ),
     "unknown operation": (
         lambda: dilax.receptive_field(lambda x: jnp.cumsum(x, 1), X1),

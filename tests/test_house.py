@@ -6,8 +6,9 @@ import pathlib
 import subprocess
 import sys
 
-import dilax
 import pytest
+
+import dilax
 
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up: a file may import those before it.
@@ -75,8 +76,7 @@ def test_matplotlib_is_in_plots_alone():
 
 def test_import_dilax_loads_nothing_heavy_and_is_quick():
     code = (
-        "import time, sys, flax.linen; began = time.perf_counter(); import dilax; "
-        "print(time.perf_counter() - began, ','.join(sys.modules))"
+        "import time, sys, flax.linen; began = time.perf_counter(); import dilax; print(time.perf_counter() - began, ','.join(sys.modules))"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(2)]
     assert min(float(run.split()[0]) for run in runs) < 0.3
@@ -100,7 +100,9 @@ def test_public_names_exist_and_are_documented():
 
 
 def test_no_public_function_takes_loose_keywords():
-    takers = {name for name in dilax.__all__ if inspect.isfunction(getattr(dilax, name)) and "**" in str(inspect.signature(getattr(dilax, name)))}
+    takers = {
+        name for name in dilax.__all__ if inspect.isfunction(getattr(dilax, name)) and "**" in str(inspect.signature(getattr(dilax, name)))
+    }
     assert takers == set()
 
 

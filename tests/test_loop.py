@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from dilax.errors import UserError
 from ml_collections import ConfigDict
+
+from dilax.errors import UserError
 from train import checkpoint, loop, run, transfer
 from train.config import default_config, from_json, model_config
 from train.writers import read_history
@@ -60,9 +61,7 @@ def command(config_file: pathlib.Path, workdir: pathlib.Path, *more: str, change
 
 
 def start(*args: Any, **kwargs: Any) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*args, **kwargs), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command(*args, **kwargs), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -75,7 +74,7 @@ def last_state(workdir: pathlib.Path) -> list[np.ndarray]:
     config = from_json((workdir / run.CONFIG).read_text())
     made = run.setup(config, 10, (8, 8, 1), run.read_status(workdir)["examples"])
     with checkpoint.Store(workdir / checkpoint.CHECKPOINTS) as store:
-        found = store.restore(jax.eval_shape(made.steps.init, made.variables), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert found is not None
     assert found[0] == made.total_steps
     return [np.asarray(leaf) for leaf in jax.tree.leaves(found[1])]
@@ -196,10 +195,12 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(damage, unbrok
     config = from_json((workdir / run.CONFIG).read_text())
     made = run.setup(config, 10, (8, 8, 1), run.read_status(workdir)["examples"])
     with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, 2) as store:
-        found = store.restore(jax.eval_shape(made.steps.init, made.variables), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert found is not None
     assert found[0] == 42
-    assert re.search(r"warning: checkpoint 44 is damaged .*; moved to .*corrupt-checkpoints-44; trying the one before", capsys.readouterr().err)
+    assert re.search(
+        r"warning: checkpoint 44 is damaged .*; moved to .*corrupt-checkpoints-44; trying the one before", capsys.readouterr().err
+    )
     assert (workdir / "corrupt-checkpoints-44").is_dir()
 
 
@@ -216,8 +217,8 @@ def test_a_finished_run_is_not_overwritten(unbroken, tmp_path):
     text = refused(lambda: loop.run(tiny(), workdir))
     assert "holds a finished run (test/accuracy" in text
     assert "pass --config.total_epochs=4.4 to train it further, --restart to begin anew" in text
-    text = refused(lambda: loop.run(tiny(**{"optim.lr": 0.5}), workdir))
-    assert "holds a run of another config (optim.lr: 0.01 -> 0.5)" in text
+    text = refused(lambda: loop.run(tiny(**{"optim.momentum": 0.5}), workdir))
+    assert "holds a run of another config (optim.momentum: 0.9 -> 0.5)" in text
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
@@ -254,13 +255,59 @@ def test_a_checkpoint_of_another_model(unbroken, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    code = loop.run(tiny(**{"optim.lr": 1e30, "optim.name": "sgd", "checkpoint_every_steps": 1, "batch_size": 64}), tmp_path / "run")
+    code = loop.run(tiny(**{"optim.lr": 1e17, "optim.name": "sgd", "checkpoint_every_steps": 1, "batch_size": 64}), tmp_path / "run")
     error = capsys.readouterr().err
     assert code == 1
-    assert re.search(r"error: the loss or its gradient is not finite at step \d+; the last good checkpoint is step \d+ in .*checkpoints\. ", error)
+    assert re.search(
+        r"error: the loss, its gradient or the parameters are not finite at step \d+; the last good checkpoint is step \d+ in .*checkpoints\. ",
+        error,
+    )
     stopped, good = map(int, re.findall(r"step (\d+)", error)[:2])
     assert good == stopped - 1
     assert not run.read_status(tmp_path / "run")["finished"]
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_a_model_without_running_statistics(norm, tmp_path):
+    workdir = tmp_path / "run"
+    assert loop.run(tiny(**{"model.norm": norm, "total_epochs": 0.2}), workdir) == 0
+    assert not any(path.name.startswith("corrupt") for path in workdir.iterdir())
+    assert run.load_trained(workdir).variables["batch_stats"] == {}
+
+
+def test_fewer_epochs_than_done_are_refused(unbroken, tmp_path):
+    workdir = copy_of(unbroken, tmp_path)
+    run.write_status(workdir, finished=False)
+    text = refused(lambda: loop.run(tiny(total_epochs=1.0), workdir))
+    assert "is at step 44 already, beyond config.total_epochs=1 (step 20); pass more." in text
+
+
+def test_reading_a_run_leaves_its_unfinished_saves_alone(unbroken, tmp_path):
+    workdir = copy_of(unbroken, tmp_path)
+    unfinished = workdir / "best" / "60.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    checkpoint.read_variables(workdir)
+    assert unfinished.is_dir()
+    best = next(path for path in (workdir / "best").iterdir() if path.name.isdigit())
+    damage_cut(best)
+    assert "is damaged" in refused(lambda: checkpoint.read_variables(workdir))
+    assert best.is_dir()
+
+
+def test_all_checkpoints_damaged_is_an_error(unbroken, tmp_path):
+    workdir = copy_of(unbroken, tmp_path)
+    run.write_status(workdir, finished=False)
+    history = read_history(workdir)
+    for step in (42, 44):
+        damage_cut(workdir / "checkpoints" / str(step))
+    assert "could be read, of the steps [44, 42]; pass --restart to begin anew." in refused(lambda: loop.run(tiny(), workdir))
+    assert read_history(workdir) == history
+
+
+def test_restart_moves_nothing_but_a_run(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
+    assert "holds files but no run" in refused(lambda: loop.run(tiny(), tmp_path / "thesis", restart=True))
 
 
 def test_no_validation_keeps_the_last(tmp_path):
@@ -275,7 +322,9 @@ def test_pmap_runs_resume_and_agree_with_jit(tmp_path):
     for kind in ("jit", "pmap"):
         assert loop.run(tiny(parallel=kind, **short), tmp_path / kind) == 0
     a, b = (read_history(tmp_path / kind) for kind in ("jit", "pmap"))
-    np.testing.assert_allclose([x["train/loss"] for x in a if "train/loss" in x], [x["train/loss"] for x in b if "train/loss" in x], rtol=1e-3)
+    np.testing.assert_allclose(
+        [x["train/loss"] for x in a if "train/loss" in x], [x["train/loss"] for x in b if "train/loss" in x], rtol=1e-3
+    )
     assert loop.run(tiny(parallel="pmap", total_epochs=0.8), tmp_path / "jit") == 0  # a jit run goes on under pmap
 
 
@@ -288,13 +337,16 @@ def test_transfer(unbroken, tmp_path, capsys):
     source, tuned = checkpoint.read_variables(unbroken), checkpoint.read_variables(tmp_path / "tuned")
     path = ("ConvNormAct_0", "DilatedConv_0", "kernel")
     get = lambda tree: tree["params"][path[0]][path[1]][path[2]]  # noqa: E731
-    np.testing.assert_allclose(get(source), get(tuned), rtol=1e-6)
+    np.testing.assert_array_equal(get(source), get(tuned))
 
 
 ones = functools.partial(np.ones, dtype=np.float32)
 TARGET = {"params": {"a": ones((2, 3)), "head": {"kernel": ones((3, 4))}}, "batch_stats": {"m": ones(2)}}
 MERGES = {
-    "shape": ({"params": {"a": ones((2, 4)), "head": TARGET["params"]["head"]}, "batch_stats": TARGET["batch_stats"]}, "params/a has shape (2, 4), not (2, 3)"),
+    "shape": (
+        {"params": {"a": ones((2, 4)), "head": TARGET["params"]["head"]}, "batch_stats": TARGET["batch_stats"]},
+        "params/a has shape (2, 4), not (2, 3)",
+    ),
     "missing": ({"params": TARGET["params"]}, "batch_stats/m is not in it"),
     "extra": ({**TARGET, "params": {**TARGET["params"], "b": ones(1)}}, "skipped params/b: not in this model"),
 }
@@ -334,6 +386,7 @@ def test_evaluate(unbroken, tmp_path):
 
 def test_predict(unbroken, tmp_path):
     from PIL import Image
+
     from train import data
 
     record = data.load(tiny().data, seed=0).test[3]

@@ -1,13 +1,14 @@
 """The seam: any lowering can be registered, and "auto" takes each platform's own when the program is lowered."""
 
-import dilax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
+
+import dilax
 from dilax import lowerings
 from dilax.geometry import ConvPlan
-from jax import export
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
 K = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4)), jnp.float32)

@@ -1,11 +1,11 @@
 """Every model by the contract; counts of parameters; what is particular to one."""
 
-import dilax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, check_model, check_receptive_field, positive, random_input
+
 from dilax import blocks, models
 
 SMALL = {

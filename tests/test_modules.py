@@ -1,7 +1,6 @@
 """The Flax modules: equal to their functions on their own parameters, compatible with Flax's, and usable from NNX."""
 
 import chex
-import dilax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.nnx import bridge
+
+import dilax
 
 KEY = jax.random.key(0)
 

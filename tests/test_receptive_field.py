@@ -1,12 +1,13 @@
 """The analysis of the jaxpr against impulses, on functions that use every rule."""
 
-import dilax
 import jax
 import jax.numpy as jnp
 import pytest
 from contract import check_receptive_field
-from dilax import ReceptiveField
 from jax import lax
+
+import dilax
+from dilax import ReceptiveField
 
 K = jnp.full((3, 2, 2), 0.2)
 K2 = jnp.full((3, 2, 2, 2), 0.1)

@@ -1,5 +1,6 @@
 """The training step: pure, the same on one device, on eight under jit and under pmap, in parts, and with frozen parameters."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
+
 from dilax.errors import UserError
 from dilax.metrics import classification_sums
-from ml_collections import ConfigDict
 from train import optim, parallel, run
 from train.config import check, default_config, differences, from_json, model_config, to_json
 from train.optim import leaves_with_paths
@@ -49,7 +51,7 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
 def train(config: ConfigDict, count: int = 3, made: Any = None) -> tuple[Any, list[dict[str, float]]]:
     """Take `count` steps; return the state and the sums of each."""
     made = made or run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, found = made.parallel.put(made.steps.init(made.variables)), []
+    state, found = made.parallel.put(made.steps.init(made.init())), []
     for batch in batches(count):
         state, sums = made.parallel.train(state, made.parallel.put_batch(batch), KEY)
         found.append(jax.tree.map(float, jax.device_get(made.parallel.get(sums))))
@@ -59,7 +61,7 @@ def train(config: ConfigDict, count: int = 3, made: Any = None) -> tuple[Any, li
 def one_device(config: ConfigDict) -> Any:
     """The pure step without any placement: what all others must equal."""
     made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, found, step = made.steps.init(made.variables), [], jax.jit(made.steps.train)
+    state, found, step = made.steps.init(made.init()), [], jax.jit(made.steps.train)
     for batch in batches(3):
         state, sums = step(state, batch, KEY)
         found.append(jax.tree.map(float, jax.device_get(sums)))
@@ -81,7 +83,9 @@ def test_eight_devices_equal_one(kind, reference):
     assert jax.device_count() == 8
     state, sums = train(config_of(parallel=kind, **AUGMENT))
     assert_same(sums, reference[1], 1e-4)
-    assert_same((state.params, state.ema_params, state.batch_stats), (reference[0].params, reference[0].ema_params, reference[0].batch_stats), 1e-3)
+    assert_same(
+        (state.params, state.ema_params, state.batch_stats), (reference[0].params, reference[0].ema_params, reference[0].batch_stats), 1e-3
+    )
 
 
 def test_the_same_step_twice_is_the_same_to_the_bit(reference):
@@ -92,7 +96,7 @@ def test_the_same_step_twice_is_the_same_to_the_bit(reference):
 
 def test_another_seed_is_another_run(reference):
     made = run.setup(config_of(**AUGMENT), CLASSES, SHAPE, 10 * BATCH)
-    _, sums = jax.jit(made.steps.train)(made.steps.init(made.variables), batches(1)[0], jax.random.key(4))
+    _, sums = jax.jit(made.steps.train)(made.steps.init(made.init()), batches(1)[0], jax.random.key(4))
     assert abs(float(sums["loss"]) - reference[1][0]["loss"]) > 1e-3
 
 
@@ -100,8 +104,8 @@ def test_another_seed_is_another_run(reference):
 def test_evaluation_is_the_same_everywhere_and_ignores_padding(kind):
     made = run.setup(config_of(parallel=kind), CLASSES, SHAPE, 10 * BATCH)
     batch = {**batches(1)[0], "mask": np.arange(BATCH) < 19}
-    sums = jax.device_get(made.parallel.get(made.parallel.evaluate(made.parallel.put(made.variables), made.parallel.put_batch(batch))))
-    logits = np.asarray(made.steps.logits(made.variables, batch["image"]), np.float64)[:19]
+    sums = jax.device_get(made.parallel.get(made.parallel.evaluate(made.parallel.put(made.init()), made.parallel.put_batch(batch))))
+    logits = np.asarray(made.steps.logits(made.init(), batch["image"]), np.float64)[:19]
     labels = batch["label"][:19]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(sums["loss"], -log_p[np.arange(19), labels].sum(), rtol=1e-4)
@@ -141,7 +145,7 @@ def test_every_optimiser_lowers_the_loss(name):
     rate = {"sgd": 0.05, "lion": 3e-3}.get(name, 1e-2)
     config = config_of(**{"optim.name": name, "optim.lr": rate, "model.dropout": 0.0, "optim.clip_norm": 5.0})
     made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, batch, losses = made.steps.init(made.variables), batches(1)[0], []
+    state, batch, losses = made.steps.init(made.init()), batches(1)[0], []
     step = jax.jit(made.steps.train)
     for _ in range(12):
         state, sums = step(state, batch, KEY)
@@ -153,7 +157,7 @@ def test_clipping_bounds_the_update():
     plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.schedule": "constant"}
     config = config_of(**plain, **{"optim.clip_norm": 0.01})
     made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state = made.steps.init(made.variables)
+    state = made.steps.init(made.init())
     after, sums = jax.jit(made.steps.train)(state, batches(1)[0], KEY)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
     assert float(sums["gradient_norm"]) > 0.01  # of the gradient itself, before clipping
@@ -164,7 +168,7 @@ def test_frozen_parameters_and_their_statistics_stay():
     config = config_of(frozen=("^ConvNormAct_0/",), **{"optim.name": "adamw", "optim.weight_decay": 0.1, "optim.clip_norm": 1.0})
     made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
     state, _ = train(config, made=made)
-    for before, after in ((made.variables["params"], state.params), (made.variables["batch_stats"], state.batch_stats)):
+    for before, after in ((made.init()["params"], state.params), (made.init()["batch_stats"], state.batch_stats)):
         for (path, a), (_, b) in zip(leaves_with_paths(before), leaves_with_paths(after)):
             assert np.array_equal(a, b) == path.startswith("ConvNormAct_0/"), path
 
@@ -172,7 +176,7 @@ def test_frozen_parameters_and_their_statistics_stay():
 def test_rates_by_layer():
     plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0}
     made = run.setup(config_of(**plain), CLASSES, SHAPE, 10 * BATCH)
-    start = made.variables["params"]
+    start = made.init()["params"]
     state, _ = train(config_of(**plain), 1)
     changed, _ = train(config_of(**plain, **{"optim.lr_multipliers": (("^head/", 0.5), ("kernel", 3.0))}), 1)
     for (path, a), (_, b), (_, c) in zip(leaves_with_paths(start), leaves_with_paths(state.params), leaves_with_paths(changed.params)):
@@ -183,7 +187,7 @@ def test_rates_by_layer():
 def test_ema_follows():
     config = config_of()
     made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, average = made.steps.init(made.variables), made.variables["params"]
+    state, average = made.steps.init(made.init()), made.init()["params"]
     for i, batch in enumerate(batches(3)):
         state, _ = jax.jit(made.steps.train)(state, batch, KEY)
         rate = min(0.9, (1 + i) / (10 + i))
@@ -200,7 +204,7 @@ def test_schedules():
         rates = [float(rate(step)) for step in range(51)]
         assert 0 < rates[0] < rates[5] < rates[10] == 2.0
         np.testing.assert_allclose(rates[50], end, atol=1e-6)
-        assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 BAD = {
@@ -236,7 +240,9 @@ BAD = {
     ),
     "parallel": ({"parallel": "pmapp"}, "config.parallel='pmapp' is unknown; use one of ('jit', 'pmap'). Did you mean \"pmap\"?"),
     "dtype": ({"dtype": "int8"}, "config.dtype='int8' is unknown; use one of ('float32', 'bfloat16', 'float16')."),
-    "epochs": ({"total_epochs": 0.0}, "config.total_epochs=0.0 must be above 0."),
+    "not a number": ({"total_epochs": float("nan")}, "config.total_epochs=nan is out of range; give a number from 1e-09 to inf."),
+    "negative padding": ({"augment.crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number from 0 to inf."),
+    "epochs": ({"total_epochs": 0.0}, "config.total_epochs=0.0 is out of range; give a number from 1e-09 to inf."),
 }
 
 
@@ -249,10 +255,11 @@ def test_error_texts(name):
 
 
 def test_mixup_needs_pairs():
+    made = run.setup(config_of(batch_size=8, parallel="pmap", **AUGMENT), CLASSES, SHAPE, 100)
+    batch = made.parallel.put_batch({name: values[:8] for name, values in batches(1)[0].items()})
+    state = made.parallel.put(made.steps.init(made.init()))
     with pytest.raises(UserError, match="mixup: a batch of 1 on one device cannot be paired"):
-        made = run.setup(config_of(batch_size=8, parallel="pmap", **AUGMENT), CLASSES, SHAPE, 100)
-        batch = {name: values[:8] for name, values in batches(1)[0].items()}
-        made.parallel.train(made.parallel.put(made.steps.init(made.variables)), made.parallel.put_batch(batch), KEY)
+        made.parallel.train(state, batch, KEY)
 
 
 def test_a_config_goes_through_json():

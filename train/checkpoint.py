@@ -26,12 +26,12 @@ class Store:
     A context manager: leaving it waits until all is written.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1):
-        """Open or make the folder."""
+    def __init__(self, folder: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+        """Open or make the folder; `read_only` leaves all in it as it is, for it may be a run in progress."""
         import orbax.checkpoint as ocp
 
-        self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self.folder, self.read_only = folder, read_only
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only)
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=("tree", "meta"))
 
     def __enter__(self) -> "Store":
@@ -61,10 +61,13 @@ class Store:
         self._manager.wait_until_finished()
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the tree."""
+        """What was saved beside the tree; nothing if it is damaged."""
         import orbax.checkpoint as ocp
 
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except (OSError, ValueError):
+            return {}
 
     def restore(self, like: Any, sharding: Sharding) -> tuple[int, Any] | None:
         """Return (step, tree) of the newest sound save, or None if there is none.
@@ -76,21 +79,26 @@ class Store:
             sharding: Of every leaf.
 
         Raises:
-            UserError: if the save is of another model.
+            UserError: if the save is of another model, or there are saves and none can be read.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 return step, self._restore_step(step, like, sharding)
-            except UserError:
+            except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error of its own for damaged files
                 self._set_aside(step, error)
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} could be read, of the steps {steps}; pass --restart to begin anew.")
         return None
 
     def _restore_step(self, step: int, like: Any, sharding: Sharding) -> Any:
         import orbax.checkpoint as ocp
 
         meta = self.meta(step)
+        if not meta:
+            raise OSError("its description cannot be read")
         check_same_leaves(meta["leaves"], describe(like), f"the checkpoint {self.folder / str(step)}")
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
         tree = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
@@ -99,12 +107,14 @@ class Store:
         return tree
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if self.read_only:
+            raise UserError(f"the checkpoint {self.folder / str(step)} is damaged ({reason}); resume its run to write another.") from error
         aside = self.folder.parent / f"corrupt-{self.folder.name}-{step}"
         while aside.exists():
             aside = aside.with_name(aside.name + "-again")
         os.replace(self.folder / str(step), aside)
         self._manager.reload()
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         print(f"warning: checkpoint {step} is damaged ({reason}); moved to {aside}; trying the one before.", file=sys.stderr)
 
 
@@ -146,14 +156,13 @@ def read_variables(workdir: pathlib.Path) -> dict[str, Any]:
     """
     if not (workdir / BEST).is_dir():
         raise UserError(f"{workdir} holds no trained run (there is no {BEST}/ in it); train one there, or give the folder of another.")
-    with Store(workdir / BEST) as store:
+    with Store(workdir / BEST, read_only=True) as store:
         step = store.latest()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet; let its run go on until its first evaluation.")
-        like = _tree_of(store.meta(step)["leaves"])
+        like = _tree_of(store.meta(step).get("leaves", {}))
         found = store.restore(like, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    if found is None:
-        raise UserError(f"{workdir / BEST} is damaged and there is no other; train the run again.")
+    assert found is not None  # there is a step, and restore raises where it cannot be read
     return jax.tree.map(np.asarray, found[1])
 
 

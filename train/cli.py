@@ -32,6 +32,9 @@ def run(job: Callable[[], int | None]) -> NoReturn:
         code = job()
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped before anything was trained.", file=sys.stderr)
+        code = 130
     sys.exit(code or 0)
 
 
@@ -54,7 +57,11 @@ def _parse(argv: list[str]) -> list[str]:
         fail(f"unknown flag --{error.flagname}; see --help.{did_you_mean(error.flagname, known)}")
     except flags.Error as error:
         fail(_last_line(str(error)))
+    except (SyntaxError, ImportError) as error:
+        fail(f"the config file cannot be loaded: {type(error).__name__}: {error}.")
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            fail("the config file has no function get_config; see those in configs/.")
         fail(_unknown_key(argv, str(error)))
     except OSError as error:
         fail(_unreadable(error))
@@ -72,7 +79,9 @@ def _config(flag: flags.FlagHolder) -> ConfigDict:
 
 def _unreadable(error: OSError) -> str:
     path = re.search(r"No such file or directory: '([^']+)'", str(error))
-    return f"there is no config file {path[1] if path else ''}; give --config=configs/NAME.py, from the folder that holds configs/."
+    if path is None:
+        return f"the config file cannot be read: {error.strerror or str(error).splitlines()[0]}; give --config=configs/NAME.py."
+    return f"there is no config file {path[1]}; give --config=configs/NAME.py, from the folder that holds configs/."
 
 
 def _last_line(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 from typing import Any
 
@@ -9,6 +10,35 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
+
+# Smallest and greatest value of a key; what it means stands below.
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "batch_size": (1, math.inf),
+    "total_epochs": (1e-9, math.inf),
+    "eval_every_epochs": (1e-9, math.inf),
+    "log_every_steps": (1, math.inf),
+    "checkpoint_every_steps": (1, math.inf),
+    "keep_checkpoints": (1, math.inf),
+    "data.validation": (0, 0.999),
+    "data.per_class": (0, math.inf),
+    "data.image_size": (0, math.inf),
+    "data.memory_mb": (0, math.inf),
+    "data.workers": (0, math.inf),
+    "augment.crop_padding": (0, math.inf),
+    "augment.rotate": (0, 180),
+    "augment.scale": (0, math.inf),
+    "augment.cutout": (0, math.inf),
+    "augment.mixup": (0, math.inf),
+    "augment.label_smoothing": (0, 1),
+    "optim.lr": (0, math.inf),
+    "optim.warmup_epochs": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.momentum": (0, 1),
+    "optim.clip_norm": (0, math.inf),
+    "optim.accumulate": (1, math.inf),
+    "optim.ema_decay": (0, 1),
+}
 
 
 def default_config(name: str) -> ConfigDict:
@@ -73,7 +103,8 @@ def default_config(name: str) -> ConfigDict:
 def model_config(name: str, **fields: Any) -> dict[str, Any]:
     """Return a model's name and all of its fields that a config may set, with `fields` in place of their defaults."""
     if name not in dilax.models.MODELS:
-        raise UserError(f"model_config: unknown model {name!r}.{did_you_mean(name, dilax.models.MODELS)}")
+        known = ", ".join(dilax.models.names())
+        raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     set_elsewhere = ("num_classes", "dtype", "axis_name", "parent", "name")
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in set_elsewhere}, **fields}
@@ -95,11 +126,11 @@ def check(config: ConfigDict) -> None:
     for key, known in choices.items():
         if config[key] not in known:
             raise UserError(f"config.{key}={config[key]!r} is unknown; use one of {known}.{did_you_mean(str(config[key]), known)}")
-    positive = ("batch_size", "total_epochs", "eval_every_epochs", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
-    for key in positive:
-        if config[key] <= 0:
-            raise UserError(f"config.{key}={config[key]} must be above 0.")
-    if config.optim.accumulate < 1 or config.batch_size % config.optim.accumulate:
+    flat = _flat(config.to_dict())
+    for key, (lowest, highest) in LIMITS.items():
+        if not lowest <= flat[key] <= highest:  # false for NaN, too
+            raise UserError(f"config.{key}={flat[key]} is out of range; give a number from {lowest:g} to {highest:g}.")
+    if config.batch_size % config.optim.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "
             "choose a divisor."

@@ -22,9 +22,8 @@ def score(parallel: Parallel, variables: Any, source: data.Source, batch_size: i
         batch_size: Over all devices.
         workers: Worker processes of a streamed split.
     """
-    place = dict(process_index=jax.process_index(), process_count=jax.process_count())
     total: dict[str, Any] | None = None
-    for batch in data.eval_batches(source, batch_size, workers=workers, **place):
+    for batch in data.eval_batches(source, batch_size, workers=workers):
         sums = parallel.evaluate(variables, parallel.put_batch(batch))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     assert total is not None  # eval_batches refuses an empty split

@@ -9,6 +9,7 @@ import numpy as np
 
 import dilax.summary
 from dilax.blocks import ConvNormAct
+from dilax.errors import UserError
 from train import checkpoint, data, report
 from train.config import to_json
 from train.data.augment import to_float
@@ -23,8 +24,9 @@ SHOWN = 1000  # test images that the report chooses from
 def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkpoint.Store, writer: Writer, seconds: float) -> None:
     """Score the test split with the best variables, write the last line of the metrics, the status and the report."""
     parallel, config = made.parallel, made.config
-    found = best.restore(made.variables, parallel.replicated)
-    assert found is not None  # saved by the loop just before
+    found = best.restore(made.shapes, parallel.replicated)
+    if found is None:
+        raise UserError(f"{best.folder} is damaged and there is no other; train the run again with --restart.")
     step, variables = found
     metrics, confusion = score(parallel, parallel.put(variables), splits.test, config.batch_size, config.data.workers)
     figures = {f"test/{name}": value for name, value in metrics.items()}

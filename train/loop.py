@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dilax.errors import UserError
 from train import checkpoint, data, finish
 from train import config as configs
 from train.evaluate import score
@@ -18,7 +19,7 @@ from train.optim import schedule
 from train.run import open_folder, read_status, setup, versions, write_config, write_status
 from train.tasks import TASKS
 from train.transfer import init_from
-from train.writers import Progress, Writer
+from train.writers import Progress, Writer, write_text
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -36,6 +37,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         UserError: if config, data or folder cannot be used.
     """
     began = time.monotonic()
+    if jax.process_count() > 1:
+        raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     configs.check(config)
     open_folder(config, workdir, restart)
     splits = data.load(config.data, seed=config.seed)
@@ -43,7 +46,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     parallel, total, workers = made.parallel, made.total_steps, config.data.workers
     rate = schedule(config.optim, made.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
-    place = dict(process_index=jax.process_index(), process_count=jax.process_count())
     best_by = f"validation/{TASKS[config.task].best_by}"
 
     with (
@@ -52,14 +54,21 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         Stopper() as stopper,
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
-        variables = made.variables
-        found = store.restore(jax.eval_shape(made.steps.init, variables), parallel.replicated)
+        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), parallel.replicated)
         if found is not None:
             print(f"resuming {workdir} at step {found[0]} of {total}", flush=True)
-        elif config.init_from:
-            variables, report = init_from(config, variables)
-            print(report, flush=True)
-        start, state = found or (0, made.steps.init(variables))
+            start, state = found
+        else:
+            variables = made.init()
+            if config.init_from:
+                variables, report = init_from(config, variables)
+                write_text(workdir / "init_from.txt", report)
+                print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
+            start, state = 0, made.steps.init(variables)
+        if start > total:
+            raise UserError(
+                f"{workdir} is at step {start} already, beyond config.total_epochs={config.total_epochs:g} (step {total}); pass more."
+            )
         state = parallel.put(state)
         newest = best.latest()
         best_value = -math.inf if newest is None else best.meta(newest).get(best_by, -math.inf)
@@ -70,7 +79,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
 
         with Writer(workdir, start) as writer, Progress(total, start) as progress:
             # The batch and the key of a step are functions of (config, step), so a resumed run equals the unbroken one.
-            batches = data.train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers, **place)
+            batches = data.train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers)
             key = jax.random.key(config.seed + 1)
             pending: list[tuple[int, Any]] = []
             window: list[Any] = []
@@ -87,7 +96,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if logging or evaluating or saving:
                     ready = len(pending) if evaluating or saving else len(pending) - 1
                     for ready_step, values in jax.device_get([(s, parallel.get(v)) for s, v in pending[:ready]]):
-                        if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
+                        if not all(np.isfinite(value) for value in values.values()):
                             return _diverged(ready_step, store)
                         window.append(values)
                     pending = pending[ready:]
@@ -100,15 +109,19 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                     progress.update(step, f"loss {values['train/loss']:.4f}  {speed}")
                     window, tick = [], now
                 if evaluating and splits.validation is not None:
-                    kept = jax.tree.map(lambda a: a, parallel.get(state)).variables()
+                    before = time.monotonic()
+                    kept = parallel.get(state).variables()
                     metrics, _ = score(parallel, parallel.put(kept), splits.validation, config.batch_size, workers)
                     named = {f"validation/{name}": value for name, value in metrics.items()}
+                    if not all(map(math.isfinite, named.values())):
+                        return _diverged(step, store)
                     writer.scalars(step, named)
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
                     if named[best_by] > best_value:
                         best_value = named[best_by]
                         best.save(step, kept, named)
-                    tick = time.monotonic()
+                        best.wait()  # before the state of this step, which says that its evaluation is done
+                    tick += time.monotonic() - before
                 if saving:
                     store.save(step, parallel.get(state))
                     write_status(workdir, step=step, train_seconds=seconds_before + time.monotonic() - began)
@@ -136,7 +149,8 @@ def _diverged(step: int, store: checkpoint.Store) -> int:
     last = store.latest()
     good = "there is no checkpoint before it" if last is None else f"the last good checkpoint is step {last} in {store.folder}"
     print(
-        f"error: the loss or its gradient is not finite at step {step}; {good}. Lower config.optim.lr or set config.optim.clip_norm.",
+        f"error: the loss, its gradient or the parameters are not finite at step {step}; {good}. "
+        "Resume with a lower --config.optim.lr or with --config.optim.clip_norm=1.",
         file=sys.stderr,
     )
     return 1

@@ -86,7 +86,7 @@ def multipliers(pairs: Any, params: Any) -> Any:
 
 
 def matches(patterns: Any, tree: Any, key: str | None) -> Any:
-    """Return a tree of bools: whether one of the regular expressions is found in a leaf's path, such as "ConvNormAct_0/DilatedConv_0/kernel".
+    """Return a tree of bools: whether one of the regular expressions is found in a leaf's path, such as "head/kernel".
 
     Args:
         patterns: Regular expressions, or one.
@@ -118,4 +118,5 @@ def ema(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     """Move an exponential moving average of the parameters one step on; it starts fast, at (1 + step) / (10 + step)."""
     count = step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
-    return optax.incremental_update(params, average, rate)
+    # In this form an average that equals the parameters stays equal to the bit, as frozen ones do.
+    return jax.tree.map(lambda old, new: old + rate * (new - old), average, params)

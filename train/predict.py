@@ -10,6 +10,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from train import cli
+from train.data.sources import decode
 from train.run import Trained, load_trained
 from train.step import Steps
 
@@ -21,7 +22,7 @@ def classifier(steps: Steps, variables: Any) -> Callable[[np.ndarray], np.ndarra
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Read an image file as the model wants it: its shorter side scaled, the middle cropped, grey or RGB.
+    """Read an image file as training did: its shorter side scaled, the middle cropped, grey or RGB.
 
     Raises:
         UserError: if the file is missing or no image.
@@ -30,12 +31,14 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
 
     height, width, channels = shape
     try:
-        with Image.open(path) as image:
-            image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height))
+        if height == width:
+            return decode(pathlib.Path(path), channels, height)
+        image = decode(pathlib.Path(path), channels, 0)
     except (OSError, UnidentifiedImageError) as error:
         reason = "it is no image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error.strerror or str(error)
         raise UserError(f"{path}: {reason}; give a PNG, JPEG or other image file.") from error
-    return np.asarray(image, np.uint8).reshape(shape)
+    fitted = ImageOps.fit(Image.fromarray(image.squeeze()), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(shape)
 
 
 def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:

@@ -68,7 +68,9 @@ def write_report(
         plots.save(figure, folder / f"{name}.png")
     path = folder / "report.md"
     shown = [f"## {heading}\n\n![{heading}]({name}.png)" for heading, (name, _) in pictures.items()]
-    path.write_text("\n\n".join([f"# {title}", _tables(metrics, versions, seconds), *shown, f"## Config\n\n```json\n{config_text}\n```"]) + "\n")
+    path.write_text(
+        "\n\n".join([f"# {title}", _tables(metrics, versions, seconds), *shown, f"## Config\n\n```json\n{config_text}\n```"]) + "\n"
+    )
     return path
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import dilax.summary
 from dilax.errors import UserError
 from train import checkpoint, data, optim, parallel
 from train import config as configs
-from train.config import differences, from_json, to_json
+from train.config import differences, from_json, model_config, to_json
 from train.step import Steps
 from train.tasks import TASKS
 from train.writers import write_text
@@ -25,6 +26,8 @@ from train.writers import write_text
 CONFIG, STATUS = "config.json", "run.json"
 # What may change between one start of a run and the next; all else would make it another run.
 MAY_CHANGE = (
+    "optim.lr",
+    "optim.clip_norm",
     "total_epochs",
     "eval_every_epochs",
     "log_every_steps",
@@ -49,7 +52,8 @@ class Setup:
         steps: Its pure functions, with the model.
         parallel: The same, compiled for all devices.
         example: Shape and dtype of one batch of one image, as the model sees it.
-        variables: Freshly initialised parameters and running statistics.
+        init: () -> freshly initialised parameters and running statistics.
+        shapes: Their shapes.
         total_steps: Steps of the whole run.
         steps_per_epoch: Not a whole number where the batch does not divide the data.
     """
@@ -58,7 +62,8 @@ class Setup:
     steps: Steps
     parallel: parallel.Parallel
     example: jax.ShapeDtypeStruct
-    variables: dict[str, Any]
+    init: Callable[[], dict[str, Any]]
+    shapes: dict[str, Any]
     total_steps: int
     steps_per_epoch: float
 
@@ -83,20 +88,27 @@ def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], ex
     example = jax.ShapeDtypeStruct((1, *image_shape), jnp.dtype(config.dtype))
 
     def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros(example.shape, example.dtype), train=False)
+        # A model without running statistics gets an empty collection, so that all variables have one form.
+        return {"batch_stats": {}, **model.init(key, jnp.zeros(example.shape, example.dtype), train=False)}
 
     key = jax.random.key(config.seed)
     # Shapes first: a mistake in the config is found before anything is compiled.
     tx = optim.make(config, jax.eval_shape(init, key)["params"], steps_per_epoch, total_steps)
     steps = Steps(model, TASKS[config.task], tx, config, num_classes, axis_name)
     compiled = parallel.make(config.parallel, steps, config.batch_size)
-    return Setup(config, steps, compiled, example, jax.jit(init)(key), total_steps, steps_per_epoch)
+    return Setup(config, steps, compiled, example, lambda: jax.jit(init)(key), jax.eval_shape(init, key), total_steps, steps_per_epoch)
 
 
 def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
     """Make config.model."""
     fields = {key: value for key, value in config.model.items() if key != "name"}
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    known = model_config(config.model.name)
+    if unknown := [field for field in fields if field not in known]:
+        raise UserError(
+            f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
+            "set another model in a config file, with model_config(...)."
+        )
     return dilax.models.create(config.model.name, num_classes=num_classes, axis_name=axis_name, dtype=dtype, **fields)
 
 
@@ -115,7 +127,7 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, restart: bool) -> Non
         UserError: if it holds a finished run or one of another config, or cannot be written.
     """
     try:
-        if restart and workdir.exists():
+        if restart and (workdir / CONFIG).exists():
             os.replace(workdir, _free_name(workdir))
         workdir.mkdir(parents=True, exist_ok=True)
         _check_old_run(config, workdir)
@@ -217,8 +229,11 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     with config.unlocked():
         config.data.update(changes or {})
     variables = checkpoint.read_variables(workdir)
+    # Evaluation pads its batches, so that of training is rounded up where it does not fit the devices that are here now.
+    unit = jax.device_count() * config.optim.accumulate
+    config.batch_size = -(-config.batch_size // unit) * unit
     names, shape = tuple(status["class_names"]), tuple(status["image_shape"])
     made = setup(config, len(names), shape, status["examples"])
-    like, saved = checkpoint.describe(made.variables), checkpoint.describe(variables)
+    like, saved = checkpoint.describe(made.shapes), checkpoint.describe(variables)
     checkpoint.check_same_leaves(saved, like, f"the checkpoint in {workdir}")
     return Trained(config, made, variables, names, shape)

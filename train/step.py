@@ -75,7 +75,8 @@ class Steps:
             key: Of the run; what is random in step s depends on it and on s alone.
 
         Returns:
-            The state after, and sums over the batch ("loss", "accuracy", "count", of the augmented images) with the "gradient_norm".
+            The state after, and sums over the batch ("loss", "accuracy", "count", of the augmented images) with the "gradient_norm" and
+            the "parameter_norm" after the step.
         """
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         count = batch["label"].shape[0]
@@ -93,7 +94,10 @@ class Steps:
         if self.axis_name is not None:
             grads, batch_stats = lax.pmean((grads, batch_stats), self.axis_name)
             sums = lax.psum(sums, self.axis_name)
-        return self._updated(state, grads, batch_stats), {**sums, "gradient_norm": optax.tree.norm(grads)}
+        after = self._updated(state, grads, batch_stats)
+        # A step may overflow though its loss did not.
+        norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(after.params)}
+        return after, {**sums, **norms}
 
     def evaluate(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Return sums over the examples of a batch that its "mask" counts."""

@@ -35,13 +35,18 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
         name: Of the source, for the report and the error.
 
     Returns:
-        The merged variables, and a report: one line that counts what was loaded, then one per leaf that was not.
+        The merged variables, and a report: one line that counts what was loaded, then one for each leaf.
 
     Raises:
         UserError: naming all leaves that do not fit and are not allowed.
     """
     ours, theirs = traverse_util.flatten_dict(target, sep="/"), traverse_util.flatten_dict(source, sep="/")
     merged, notes, wrong = dict(ours), [], []
+    for pattern in allowed:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.init_except: {pattern!r} is no regular expression: {error}.") from error
     for path in sorted({*ours, *theirs}):
         is_allowed = any(re.search(pattern, path) for pattern in allowed)
         if path not in ours:
@@ -54,11 +59,12 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
             wrong.append(f"{path} has shape {theirs[path].shape}, not {ours[path].shape}")
         else:
             merged[path] = jnp.asarray(theirs[path], ours[path].dtype)
+            notes.append(f"loaded {path}")
     if wrong:
         raise UserError(
             f"init_from={name} does not fit this model: {'; '.join(wrong)}. "
             "Use the same model, config.head_reset=True for another number of classes, or name the rest in config.init_except."
         )
-    loaded = len(ours) - sum(note.startswith("initialised") for note in notes)
+    loaded = sum(note.startswith("loaded") for note in notes)
     report = "\n".join([f"init_from {name}: loaded {loaded} of {len(ours)} leaves", *(f"  {note}" for note in notes)])
     return {**target, **traverse_util.unflatten_dict(merged, sep="/")}, report

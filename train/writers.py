@@ -13,18 +13,19 @@ METRICS = "metrics.jsonl"
 
 
 class Writer:
-    """Writes scalars to metrics.jsonl (one object a line, with "step") and to TensorBoard; only the first process has one."""
+    """Writes scalars to metrics.jsonl (one object a line, with "step") and to TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Open both; lines of steps after `step`, which a killed run left, are dropped: they will be written again."""
+        """Open both; lines of steps after `step`, and of the test, are dropped: they will be written again."""
         from tensorboardX import SummaryWriter
 
         self.path = workdir / METRICS
-        self.history = [line for line in read_history(workdir) if line["step"] <= step]
+        kept = (line for line in read_history(workdir) if line["step"] <= step)
+        self.history = [line for line in kept if not any(name.startswith("test/") for name in line)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
         self._file = self.path.open("a")
         # purge_step hides from TensorBoard what the killed run wrote after it.
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "Writer":
         return self

@@ -25,7 +25,7 @@ def names() -> list[str]:
     return sorted(MODELS)
 
 
-def create(name: str, **fields: Any) -> nn.Module:
+def create(name: str, /, **fields: Any) -> nn.Module:
     """Make a model by its name.
 
     Args:

@@ -3,6 +3,7 @@
 import atexit
 import functools
 import pickle
+import signal
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -127,4 +128,9 @@ def _reader(function: Callable[[int], Any], start: int, stop: int, workers: int)
         flags.FLAGS.mark_as_parsed()
     steps: Any = grain.MapDataset.range(start, stop).map(function)
     dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # threads in the workers only slow them
-    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _ignore_interrupt))
+
+
+def _ignore_interrupt(*_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to the workers as well, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
