@@ -131,7 +131,9 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, c_in) to (batch, *space_out, features)."""
-        shared = dict(stride=self.stride, padding=self.padding, dilation=self.dilation, use_bias=self.norm == "none", dtype=self.dtype)
+        shared: dict[str, Any] = dict(
+            stride=self.stride, padding=self.padding, dilation=self.dilation, use_bias=self.norm == "none", dtype=self.dtype
+        )
         if self.separable:
             x = SeparableConv(self.features, self.kernel_size, **shared)(x)
         else:
@@ -186,8 +188,8 @@ class SeparableResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
-        shared = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        separable = dict(dilation=self.dilation, separable=True, **shared)
+        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        separable: dict[str, Any] = dict(dilation=self.dilation, separable=True, **shared)
         y = ConvNormAct(self.features, stride=self.stride, activation=self.activation, **separable)(x, train=train)
         y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
         if self.squeeze_excite:

@@ -38,7 +38,7 @@ def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, 
     Raises:
         UserError: if there are not `rank` integers, or one is below `minimum`.
     """
-    values = (value,) * rank if is_integer(value) else value
+    values: Any = (value,) * rank if is_integer(value) else value
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(is_integer(v) for v in values):
         raise UserError(f"{caller}: {argument}={value!r} is not an integer; give an int or a tuple of {rank} ints.")
     if len(values) != rank:
@@ -252,7 +252,8 @@ def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, g
     if word == "CAUSAL":
         return span - 1, 0
     if word == "TORCH":
-        return (dilation * (taps - 1) // 2,) * 2
+        half = dilation * (taps - 1) // 2
+        return half, half
     pair = (word, word) if is_integer(word) else word
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_integer(p) for p in pair):
         hint = did_you_mean(word.upper(), PADDING_WORDS) if isinstance(word, str) else ""

@@ -3,6 +3,7 @@
 All take (*batch, *space, c_in) with any number of leading batch axes, none included: the number of spatial axes is that of `kernel_size`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -307,7 +308,7 @@ class MultiDilationConv(nn.Module):
         kernels = [self.param(name, self.kernel_init, shape, self.param_dtype) for name in names]
         bias = _bias(self, self.features * (len(self.dilations) if self.merge == "concat" else 1))
         x, bias, *kernels = promote_dtype(x, bias, *kernels, dtype=self.dtype)
-        branches = [
+        branches: list[Any] = [
             dilated_conv(
                 _flat_batch(x, window),
                 kernels[0 if self.share_kernel else i],
@@ -325,7 +326,8 @@ class MultiDilationConv(nn.Module):
             raise UserError(
                 f"MultiDilationConv: padding={self.padding!r} gives the dilations {self.dilations} outputs of different sizes; use 'SAME'."
             )
-        return _with_batch_and_bias(jnp.concatenate(branches, axis=-1) if self.merge == "concat" else sum(branches), x, window, bias)
+        y = jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
+        return _with_batch_and_bias(y, x, window, bias)
 
     def _check(self) -> None:
         if is_integer(self.dilations) or len(self.dilations) == 0:

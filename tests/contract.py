@@ -29,7 +29,7 @@ def check_model(model: nn.Module, x: jax.Array, num_classes: int) -> None:
     chex.assert_trees_all_close(apply(variables, x[1:]), logits[1:], atol=1e-4)
     check_training(model, variables, x)
     check_summary(model, variables, x)
-    half = model.clone(dtype=jnp.bfloat16).apply(variables, x.astype(jnp.bfloat16), train=False)
+    half: Any = model.clone(dtype=jnp.bfloat16).apply(variables, x.astype(jnp.bfloat16), train=False)
     assert half.dtype == jnp.float32
     chex.assert_trees_all_close(half, logits, atol=0.1 * float(jnp.abs(logits).max()) + 0.02)
 

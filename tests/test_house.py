@@ -95,7 +95,9 @@ def test_public_names_exist_and_are_documented():
         thing = getattr(dilax, name)
         if callable(thing):
             assert inspect.getdoc(thing), name
-            assert "Example" in inspect.getdoc(thing) or inspect.isclass(thing) or name in ("explicit_padding", "select_lowering"), name
+            assert (
+                "Example" in (inspect.getdoc(thing) or "") or inspect.isclass(thing) or name in ("explicit_padding", "select_lowering")
+            ), name
     assert sorted(dilax.__all__) == sorted(set(dilax.__all__))
 
 

@@ -93,7 +93,7 @@ def test_norms(kind):
 
 def test_dropout_of_an_example_depends_on_its_place_alone():
     x, drop = jnp.ones((8, 50)), blocks.Dropout(0.4)
-    apply = lambda x: drop.apply({}, x, train=True, rngs={"dropout": KEY})  # noqa: E731
+    apply: Any = lambda x: drop.apply({}, x, train=True, rngs={"dropout": KEY})  # noqa: E731
     whole = apply(x)
     np.testing.assert_array_equal(apply(x[:3]), whole[:3])
     assert abs(float((whole == 0).mean()) - 0.4) < 0.1

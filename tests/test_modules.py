@@ -1,5 +1,7 @@
 """The Flax modules: equal to their functions on their own parameters, compatible with Flax's, and usable from NNX."""
 
+from typing import Any
+
 import chex
 import flax.linen as nn
 import jax
@@ -74,7 +76,7 @@ CASES = {
 def made(module: nn.Module, x: jax.Array) -> dict:
     """Variables with a bias that is not zero."""
     variables = module.init(KEY, x)
-    bias = variables["params"]["bias"]
+    bias: Any = variables["params"]["bias"]
     return {"params": {**variables["params"], "bias": jnp.arange(1.0, bias.size + 1)}}
 
 

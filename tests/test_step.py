@@ -201,7 +201,7 @@ def test_schedules():
     for name, end in (("cosine", 0.0), ("linear", 0.0), ("constant", 2.0)):
         config.optim.schedule = name
         rate = optim.schedule(config.optim, 10, 50)
-        rates = [float(rate(step)) for step in range(51)]
+        rates = [float(np.asarray(rate(step))) for step in range(51)]
         assert 0 < rates[0] < rates[5] < rates[10] == 2.0
         np.testing.assert_allclose(rates[50], end, atol=1e-6)
         assert all(a >= b for a, b in itertools.pairwise(rates[10:]))

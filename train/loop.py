@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                     pending = pending[ready:]
                 if logging and window:
                     now = time.monotonic()
-                    values = {**_means(window), "train/learning_rate": float(rate(step - 1))}
+                    values = {**_means(window), "train/learning_rate": float(np.asarray(rate(step - 1)))}
                     values["train/images_per_second"] = sum(float(v["count"]) for v in window) / (now - tick)
                     writer.scalars(step, values)
                     speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/images_per_second']:.0f} images/s"

@@ -57,7 +57,7 @@ def make(config: ConfigDict, params: Any, steps_per_epoch: float, total_steps: i
             f"config.optim.name={optim.name!r} is unknown; use one of {tuple(OPTIMISERS)}.{did_you_mean(optim.name, OPTIMISERS)}"
         )
     frozen = matches(config.frozen, params, "frozen")
-    parts = [optax.masked(optax.set_to_zero(), frozen)]
+    parts: list[Any] = [optax.masked(optax.set_to_zero(), frozen)]
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))
     decay = jax.tree.map(lambda leaf: leaf.ndim > 1, params)

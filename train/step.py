@@ -83,12 +83,14 @@ class Steps:
         first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
         images, targets = augment(augment_key, batch["image"], batch["label"], self.config.augment, self.num_classes, first)
         parts = self.config.optim.accumulate
-        batch_stats, grads, sums = state.batch_stats, None, None
+        batch_stats: Any = state.batch_stats
+        grads: Any = None
+        sums: Any = None
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(dropout_key, parts)):
             # Interleaved, so that every part spans all devices.
-            part = jax.tree.map(lambda a, i=i: a[i::parts], (images, targets, batch["label"]))
-            batch_stats, *new = self._gradient(state.params, batch_stats, *part, part_key)
+            part = [a[i::parts] for a in (images, targets, batch["label"])]
+            batch_stats, *new = self._gradient(state.params, batch_stats, part[0], part[1], part[2], part_key)
             grads, sums = new if grads is None else jax.tree.map(jnp.add, [grads, sums], new)
         grads = jax.tree.map(lambda g: g / parts, grads)
         if self.axis_name is not None:
@@ -104,7 +106,7 @@ class Steps:
         sums = self.task.sums(self.logits(variables, batch["image"]), batch["label"], batch["mask"])
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
 
-    def logits(self, variables: Any, images: jax.Array) -> jax.Array:
+    def logits(self, variables: Any, images: Any) -> Any:
         """Map uint8 images to logits, with nothing random."""
         return self.model.apply(variables, to_float(images, self.config.dtype), train=False)
 

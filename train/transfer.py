@@ -40,6 +40,8 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
     Raises:
         UserError: naming all leaves that do not fit and are not allowed.
     """
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
     ours, theirs = traverse_util.flatten_dict(target, sep="/"), traverse_util.flatten_dict(source, sep="/")
     merged, notes, wrong = dict(ours), [], []
     for pattern in allowed:

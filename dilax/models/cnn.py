@@ -182,7 +182,7 @@ class SeparableCNN(nn.Module):
                 f"SeparableCNN: features={self.features} and blocks={self.blocks} must have one entry per stage each, "
                 f"and dilations={self.dilations} at least one."
             )
-        shared = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
         stem_dilation = self.dilations[0] if self.separable_stem else 1
         x = ConvNormAct(self.stem, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
         for stage, (features, blocks) in enumerate(zip(self.features, self.blocks)):
