@@ -20,9 +20,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.total_epochs = 200.0 if variant != "smoke" else 5.0
     config.optim.warmup_epochs = 10.0
     config.optim.ema_decay = 0.0
+    config.augment.mixup = 0.4
+    config.augment.label_smoothing = 0.1
     if variant != "scratch":
         config.init_from = f"runs/{source}"
         config.head_reset = True
-        config.optim.lr = 2e-3
+        config.optim.lr = 4e-3
         config.optim.lr_multipliers = (("^head/", 3.0), ("^ConvNormAct_[01]/", 0.3))
     return config

@@ -1,5 +1,7 @@
 """Every model by the contract; counts of parameters; what is particular to one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
