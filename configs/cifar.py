@@ -2,6 +2,9 @@
 
 python -m train.main --config configs/cifar.py          accelerator recipe, aimed at 95 %: not measured
 python -m train.main --config configs/cifar.py:cpu      small and short, for a CPU
+
+On 2 CPU cores the latter runs at about 26 images/s; after 88 steps (--config.total_epochs=0.25) it reached 38.7 % on the JPEG q75 copy of
+the data (1 seed). The whole run: not measured.
 """
 
 from ml_collections import ConfigDict
