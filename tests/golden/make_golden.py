@@ -69,7 +69,7 @@ CONV_TRANSPOSE = {
 
 def run(op: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], arguments: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Random x and kernel, torch's y, and its gradients of sum(g * y), all channels last."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     rng = np.random.default_rng(seed)
     x = rng.normal(0.3, 1, x_shape).astype(np.float32)
@@ -103,7 +103,7 @@ def save(name: str, cases: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]
 
 
 def main() -> None:
-    from torch.nn import functional
+    from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
     ranks = {3: "1d", 4: "2d", 5: "3d"}
     conv, transpose = {}, {}
