@@ -93,10 +93,11 @@ def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], ex
 
     key = jax.random.key(config.seed)
     # Shapes first: a mistake in the config is found before anything is compiled.
-    tx = optim.make(config, jax.eval_shape(init, key)["params"], steps_per_epoch, total_steps)
+    shapes = jax.eval_shape(init, key)
+    tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, TASKS[config.task], tx, config, num_classes, axis_name)
     compiled = parallel.make(config.parallel, steps, config.batch_size)
-    return Setup(config, steps, compiled, example, lambda: jax.jit(init)(key), jax.eval_shape(init, key), total_steps, steps_per_epoch)
+    return Setup(config, steps, compiled, example, lambda: jax.jit(init)(key), shapes, total_steps, steps_per_epoch)
 
 
 def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
