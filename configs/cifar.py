@@ -33,17 +33,19 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optim.ema_decay = 0.9995
     if variant in ("cpu", "smoke"):
         config.name = f"cifar_{variant}"
-        config.model = ConfigDict(model_config("separable_cnn", stem=16, features=(32, 64, 128), blocks=(1, 1, 1), dilations=(2,)))
+        config.model = ConfigDict(model_config("separable_cnn", stem=16, features=(32, 96, 192), blocks=(1, 1, 1), dilations=(2,)))
         config.batch_size = 128
-        config.total_epochs = 2.0
-        config.eval_every_epochs = 1.0
-        config.checkpoint_every_steps = 50
+        config.data.validation = 0.02
+        config.total_epochs = 18.0
+        config.eval_every_epochs = 3.0
+        config.checkpoint_every_steps = 500
         config.dtype = "float32"
         config.augment.cutout = 0
         config.augment.mixup = 0.0
         config.augment.label_smoothing = 0.0
-        config.optim.lr = 0.1
-        config.optim.warmup_epochs = 0.2
+        config.optim.lr = 0.15
+        config.optim.warmup_epochs = 2.0
+        config.optim.weight_decay = 2e-4
         config.optim.ema_decay = 0.0
     if variant == "smoke":
         config.total_epochs = 0.02

@@ -1,11 +1,14 @@
 """Dilated (atrous) convolution for JAX: pure functions, Flax modules and models."""
 
 from dilax import geometry, lowerings, models
+from dilax.autotune import autotune
 from dilax.errors import UserError
+from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
-from dilax.lowerings import LOWERINGS, select_lowering
+from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
+from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, receptive_field
 
 __version__ = "0.1.0"
@@ -16,17 +19,22 @@ __all__ = [
     "DepthwiseConv",
     "DilatedConv",
     "DilatedConvTranspose",
+    "Lowering",
     "MultiDilationConv",
     "ReceptiveField",
     "SeparableConv",
     "UserError",
+    "autotune",
+    "avg_pool",
     "depthwise_conv",
     "dilated_conv",
     "dilated_conv_transpose",
     "effective_kernel_size",
     "explicit_padding",
+    "fold_batch_norm",
     "geometry",
     "lowerings",
+    "max_pool",
     "models",
     "output_size",
     "receptive_field",

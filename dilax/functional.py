@@ -19,7 +19,7 @@ from dilax.geometry import (
 from dilax.geometry import (
     output_size as conv_output_size,
 )
-from dilax.lowerings import LOWERINGS, convolve
+from dilax.lowerings import LOWERINGS, convolve, supports
 
 
 def dilated_conv(
@@ -138,7 +138,7 @@ def separable_conv(
         padding_mode: As `dilated_conv`.
         dilation: As `dilated_conv`.
         precision: As `dilated_conv`; of both parts.
-        lowering: As `dilated_conv`; of both parts.
+        lowering: As `dilated_conv`; of the depthwise part, and of the pointwise one where that can take it.
 
     Returns:
         (batch, *space_out, c_out).
@@ -167,7 +167,9 @@ def separable_conv(
         precision=precision,
         lowering=lowering,
     )
-    return _dilated_conv(caller, y, pointwise_kernel, 1, "VALID", "zeros", 1, 1, precision, lowering)
+    # The lowerings for groups cannot compute a dense product.
+    pointwise = lowering if lowering == "lax" else "auto"
+    return _dilated_conv(caller, y, pointwise_kernel, 1, "VALID", "zeros", 1, 1, precision, pointwise)
 
 
 def dilated_conv_transpose(
@@ -262,6 +264,12 @@ def _dilated_conv(
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=padding_mode)
         size, pads = x.shape[1:-1], ((0, 0),) * len(size)
     plan = ConvPlan(x.shape[0], size, x.shape[-1], kernel.shape[-1], window, stride, pads, dilation, int(groups), str(x.dtype), precision)
+    if lowering != "auto" and not supports(lowering, plan):
+        able = ("auto", *(name for name in LOWERINGS if supports(name, plan)))
+        raise UserError(
+            f"{caller}: lowering={lowering!r} cannot compute {plan.taps} taps of {plan.c_in} channels in {plan.groups} groups; "
+            f"use one of {able}."
+        )
     return convolve(x, kernel, plan, lowering)
 
 

@@ -214,14 +214,43 @@ class ConvPlan:
         return len(self.kernel_size)
 
     @property
+    def taps(self) -> int:
+        """Taps of the whole window."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether a length is only known when the program runs (`jax.export` with symbolic shapes)."""
+        return not all(map(is_integer, (self.batch, *self.input_size, self.c_in, self.c_out)))
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of the input: (batch, *input_size, c_in)."""
+        return (self.batch, *self.input_size, self.c_in)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the kernel: (*kernel_size, c_in // groups, c_out)."""
+        return (*self.kernel_size, self.c_in // self.groups, self.c_out)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Shape of the output: (batch, *output_size, c_out)."""
+        return (self.batch, *self.output_size, self.c_out)
+
+    @property
     def output_size(self) -> tuple[int, ...]:
         """Outputs per axis."""
         return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
+    def replace(self, **fields: Any) -> "ConvPlan":
+        """The same plan with some fields changed."""
+        return dataclasses.replace(self, **fields)
+
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of the whole batch, taps that lie in the padding counted, as papers do."""
-        per_output = math.prod(self.kernel_size) * self.c_in // self.groups
+        per_output = self.taps * self.c_in // self.groups
         return self.batch * math.prod(self.output_size) * self.c_out * per_output
 
 

@@ -179,6 +179,27 @@ def _conv(eqn: Any, views: Views) -> View:
     return View(tuple(entries))
 
 
+def _dilated_conv(eqn: Any, views: Views) -> View:
+    """The convolution of dilax, which is a primitive of its own where a lowering other than XLA's may compute it."""
+    plan = eqn.params["plan"]
+    return _along_space(views, plan.kernel_size, plan.stride, [lo for lo, _ in plan.padding], plan.dilation)
+
+
+def _dilated_conv_transpose(eqn: Any, views: Views) -> View:
+    plan = eqn.params["plan"]
+    if max(plan.stride) != 1:
+        raise UserError("receptive_field: transposed convolutions with a stride are not known to the analysis yet.")
+    before = [(k - 1) * d - lo for k, d, (lo, _) in zip(plan.kernel_size, plan.dilation, plan.padding)]
+    return _along_space(views, plan.kernel_size, plan.stride, before, plan.dilation)
+
+
+def _along_space(views: Views, *windows: Any) -> View:
+    if views[1] is not None:
+        raise UserError("receptive_field: a convolution's kernel depends on the input; its receptive field is not defined.")
+    _, *space, _ = _first(views).axes
+    return View((None, *(_window(entry, k, s, lo, d) for entry, k, s, lo, d in zip(space, *windows)), None))
+
+
 def _reduce_window(eqn: Any, views: Views) -> View:
     view = _first(views)
     p = eqn.params
@@ -273,6 +294,8 @@ def _first(views: Views) -> View:
 
 RULES: dict[str, Callable[[Any, Views], View | None]] = {
     "conv_general_dilated": _conv,
+    "dilated_conv": _dilated_conv,
+    "dilated_conv_input_gradient": _dilated_conv_transpose,
     "pad": _pad,
     "slice": _slice,
     "concatenate": _concatenate,

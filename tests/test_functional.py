@@ -37,6 +37,12 @@ class Case(NamedTuple):
     def arguments(self) -> dict[str, Any]:
         return {**self.geometry(), "padding_mode": self.padding_mode, "groups": self.groups}
 
+    def plan(self, batch: int = BATCH) -> dilax.ConvPlan:
+        """As the functions make it, for zeros as padding."""
+        axes = [reference.per_axis(value, len(self.space)) for value in (self.stride, self.dilation)]
+        pads = dilax.explicit_padding(self.space, self.window, **self.geometry())
+        return dilax.ConvPlan(batch, self.space, self.c_in, self.c_out, self.window, axes[0], pads, axes[1], self.groups, "float32")
+
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of x, the kernel and the output."""
         out = reference.output_size(self.space, self.window, self.stride, self.padding, self.dilation)
@@ -102,11 +108,22 @@ CASES = {
 FEW = ["2d, reflect", "depthwise, multiplier", "2d, depthwise, multiplier", "3d, stride and groups"]
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def each_way(cases: dict[str, Case]) -> Any:
+    """Every case by every lowering that can compute it; "auto" takes one of these."""
+    ways = [
+        pytest.param(case, lowering, id=f"{name}-{lowering}")
+        for name, case in cases.items()
+        for lowering in LOWERINGS
+        if dilax.lowerings.supports(lowering, case.plan())
+    ]
+    return pytest.mark.parametrize(("case", "lowering"), ways)
+
+
 each_zero_padded = pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in CASES.items() if case.padding_mode == "zeros"]
 )
-few_cases = pytest.mark.parametrize("case", [CASES[name] for name in FEW], ids=FEW)
-each_lowering = pytest.mark.parametrize("lowering", LOWERINGS)
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 7) -> list[Any]:
@@ -154,8 +171,7 @@ def test_value_equals_the_oracle(case):
     close(dilax.dilated_conv(x, kernel, **case.arguments()), reference.conv(x, kernel, **case.arguments()))
 
 
-@each_case
-@each_lowering
+@each_way(CASES)
 def test_derivatives_equal_the_oracle(case, lowering):
     x, kernel = draw(*case.shapes()[:2])
     bilinear_law(
@@ -177,12 +193,11 @@ def test_dilation_is_a_zero_stuffed_kernel(case):
 
 
 @each_zero_padded
-@each_lowering
-def test_transpose_and_its_derivatives_equal_the_oracle(case, lowering):
+def test_transpose_and_its_derivatives_equal_the_oracle(case):
     y, kernel = draw(*case.shapes()[:0:-1])
     arguments = {**case.geometry(), "groups": case.groups}
     bilinear_law(
-        lambda y, kernel: dilax.dilated_conv_transpose(y, kernel, **arguments, output_size=case.space, lowering=lowering),
+        lambda y, kernel: dilax.dilated_conv_transpose(y, kernel, **arguments, output_size=case.space),
         y,
         kernel,
         lambda y, kernel: reference.conv_transpose(y, kernel, case.space, **arguments),
@@ -192,15 +207,14 @@ def test_transpose_and_its_derivatives_equal_the_oracle(case, lowering):
 
 
 @each_zero_padded
-@each_lowering
-def test_transpose_is_the_adjoint_at_its_default_size(case, lowering):
+def test_transpose_is_the_adjoint_at_its_default_size(case):
     _, kernel_shape, y_shape = case.shapes()
     arguments = {**case.geometry(), "groups": case.groups}
     space = reference.transpose_size(y_shape[1:-1], case.window, **case.geometry())
     x, kernel, y = draw((BATCH, *space, case.c_in), kernel_shape, y_shape)
-    back = dilax.dilated_conv_transpose(y, kernel, **arguments, lowering=lowering)
+    back = dilax.dilated_conv_transpose(y, kernel, **arguments)
     close(back, reference.conv_transpose(y, kernel, space, **arguments))
-    forth = dilax.dilated_conv(x, kernel, **arguments, lowering=lowering)
+    forth = dilax.dilated_conv(x, kernel, **arguments)
     np.testing.assert_allclose(np.vdot(forth, y), np.vdot(x, back), rtol=1e-4, atol=1e-3)
 
 
@@ -224,9 +238,8 @@ TRANSFORMS = {
 }
 
 
-@few_cases
+@each_way({name: CASES[name] for name in FEW})
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@each_lowering
 def test_transforms_keep_values_and_gradients(case, transform, lowering):
     x_shape, kernel_shape, y_shape = case.shapes()
     xs, ks, gs = draw((3, *x_shape), (3, *kernel_shape), (3, *y_shape))
@@ -247,8 +260,7 @@ def test_transforms_keep_values_and_gradients(case, transform, lowering):
     close(for_ks, expected_ks)
 
 
-@few_cases
-@each_lowering
+@each_way({name: CASES[name] for name in FEW})
 def test_gradients_per_example(case, lowering):
     x_shape, kernel_shape, y_shape = case.shapes()
     xs, kernel, gs = draw((3, *x_shape), kernel_shape, (3, *y_shape))
@@ -269,8 +281,7 @@ def sides(case: Case) -> dict[str, Any]:
     return {**case.geometry(), "padding_mode": case.padding_mode}
 
 
-@pytest.mark.parametrize("case", [CASES[name] for name in DEPTHWISE], ids=DEPTHWISE)
-@each_lowering
+@each_way({name: CASES[name] for name in DEPTHWISE})
 def test_depthwise_and_its_derivatives_equal_the_oracle(case, lowering):
     x, kernel = draw(*case.shapes()[:2])
     bilinear_law(
@@ -283,8 +294,7 @@ def test_depthwise_and_its_derivatives_equal_the_oracle(case, lowering):
     )
 
 
-@pytest.mark.parametrize("case", [CASES[name] for name in DEPTHWISE], ids=DEPTHWISE)
-@each_lowering
+@each_way({name: CASES[name] for name in DEPTHWISE})
 def test_separable_and_its_gradients_equal_the_oracle(case, lowering):
     x_shape, kernel_shape, (*middle_shape, c_middle) = case.shapes()
     x, kernel, pointwise, g = draw(x_shape, kernel_shape, (*(1 for _ in case.window), c_middle, 5), (*middle_shape, 5))
@@ -313,8 +323,7 @@ CAUSAL = {
 }
 
 
-@pytest.mark.parametrize("case", CAUSAL.values(), ids=CAUSAL)
-@each_lowering
+@each_way(CAUSAL)
 def test_the_past_does_not_see_the_future(case, lowering):
     x, kernel, noise = draw(*case.shapes()[:2], case.shapes()[0])
     conv = jax.jit(lambda x: dilax.dilated_conv(x, kernel, **case.arguments(), lowering=lowering))
@@ -339,9 +348,8 @@ LONG_SUMS = {
 }
 
 
-@pytest.mark.parametrize("case", LONG_SUMS.values(), ids=LONG_SUMS)
+@each_way(LONG_SUMS)
 @pytest.mark.parametrize("dtype", HALF_ROUNDING)
-@each_lowering
 def test_half_precision_sums_in_float32(case, dtype, lowering):
     rng = np.random.default_rng(5)
     x, kernel, g = (jnp.asarray(rng.uniform(0.5, 1.5, shape), dtype) for shape in case.shapes())
@@ -372,7 +380,7 @@ def test_half_precision_sums_in_float32(case, dtype, lowering):
         ("bfloat16", "float16", "float32"),
     ],
 )
-@each_lowering
+@pytest.mark.parametrize("lowering", ["auto", "lax"])
 @jax.numpy_dtype_promotion("standard")
 def test_mixed_dtypes_promote(of_x, of_kernel, of_y, lowering):
     x, kernel, pointwise = draw((1, 6, 2), (3, 1, 4), (1, 4, 3))

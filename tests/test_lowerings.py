@@ -1,34 +1,75 @@
-"""The seam: any lowering can be registered, and "auto" takes each platform's own when the program is lowered."""
+"""The lowerings as a whole: the rule, the primitives under every transformation, devices, export, and `autotune`.
+
+That each lowering is right stands in test_functional.py.
+"""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dilax
 from dilax import lowerings
 from dilax.geometry import ConvPlan
+from dilax.lowerings import products, registry
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
 K = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4)), jnp.float32)
 
 
+def plan_of(x_shape, c_out, window, *, stride=1, padding="SAME", dilation=1, groups=1) -> ConvPlan:
+    rank = len(window)
+    stride, dilation = ((value,) * rank if isinstance(value, int) else value for value in (stride, dilation))
+    pads = dilax.explicit_padding(x_shape[1:-1], window, stride=stride, padding=padding, dilation=dilation)
+    return ConvPlan(x_shape[0], x_shape[1:-1], x_shape[-1], c_out, window, stride, pads, dilation, groups, "float32")
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(3)
+    return [jnp.asarray(rng.normal(0.3, 1.0, shape), jnp.float32) for shape in shapes]
+
+
 def marked(x, kernel, plan):
-    """A lowering that can be told by its result."""
-    return lowerings.lax_convolution(x, kernel, plan) + 100
+    """An output that can be told by its values."""
+    return lowerings.LOWERINGS["lax"].output(x, kernel, plan) + 100
 
 
 @pytest.fixture
 def cpu_is_marked(monkeypatch):
-    monkeypatch.setitem(lowerings.LOWERINGS, "marked", marked)
-    monkeypatch.setattr(lowerings, "select_lowering", lambda plan, platform: "marked" if platform == "cpu" else "lax")
+    monkeypatch.setitem(lowerings.LOWERINGS, "marked", dilax.Lowering(marked))
+    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, face: "marked" if platform == "cpu" else "lax")
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
-def test_select_lowering_names_a_lowering_on_every_platform():
-    plan = ConvPlan(2, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32")
-    assert {dilax.select_lowering(plan, platform) for platform in lowerings.PLATFORMS} <= set(dilax.LOWERINGS)
-    assert dilax.select_lowering(plan) in dilax.LOWERINGS
+PLANS = {
+    "depthwise": (plan_of((8, 32, 32, 64), 64, (3, 3), groups=64, dilation=2), ("taps",) * 3),
+    "depthwise, too many taps": (plan_of((2, 40, 40, 64), 64, (9, 9), groups=64), ("lax",) * 3),
+    "small groups": (plan_of((2, 14, 14, 128), 128, (3, 3), groups=32), ("taps",) * 3),
+    "wide groups": (plan_of((2, 14, 14, 64), 64, (3, 3), groups=2), ("split",) * 3),
+    "many wide groups": (plan_of((2, 14, 14, 1024), 1024, (3, 3), groups=64), ("lax",) * 3),
+    "1x1": (plan_of((8, 8, 8, 3), 5, (1, 1), stride=2), ("products",) * 3),
+    "1x1, padded": (plan_of((8, 8, 8, 3), 5, (1, 1), padding=1), ("lax", "lax", "patches")),
+    "ASPP": (plan_of((1, 33, 33, 2048), 256, (3, 3), dilation=12), ("products",) * 3),
+    "large map": (plan_of((8, 64, 64, 64), 64, (3, 3), dilation=2), ("lax", "lax", "patches")),
+    "stride": (plan_of((8, 56, 56, 64), 128, (3, 3), stride=2), ("products", "products", "products")),
+    "stem": (plan_of((128, 32, 32, 3), 32, (3, 3)), ("lax", "lax", "patches")),
+    "1-D": (plan_of((8, 4096, 64), 64, (2,), dilation=64, padding="CAUSAL"), ("lax",) * 3),
+}
+
+
+@pytest.mark.parametrize(("plan", "expected"), PLANS.values(), ids=PLANS)
+def test_the_rule(plan, expected):
+    assert tuple(dilax.select_lowering(plan, "cpu", face) for face in lowerings.FACES) == expected
+    others = itertools.product(("cuda", "rocm", "tpu", "other"), lowerings.FACES)
+    assert {dilax.select_lowering(plan, platform, face) for platform, face in others} == {"lax"}
+    assert all(lowerings.supports(name, plan) for name in expected)
 
 
 @pytest.mark.usefixtures("cpu_is_marked")
@@ -49,11 +90,30 @@ def test_the_choice_holds_in_exported_programs():
     assert "stablehlo.add" not in only_tpu.mlir_module()  # what `marked` would have added
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_elsewhere_a_depthwise_convolution_is_xlas(platform):
+    x, kernel = draw((2, 9, 9, 4), (3, 3, 1, 4))
+    gradients = jax.jit(jax.grad(lambda x, kernel: (dilax.depthwise_conv(x, kernel) ** 2).sum(), argnums=(0, 1)))
+    text = export.export(gradients, platforms=(platform,))(x, kernel).mlir_module()
+    assert text.count("stablehlo.convolution") == 3
+
+
 def test_a_plan_counts_multiply_adds():
     plan = ConvPlan(2, (32, 16), 8, 12, (3, 3), (2, 1), ((2, 1), (2, 2)), (1, 2), 4, "float32")
     assert plan.rank == 2
     assert plan.output_size == (17, 16)
+    assert plan.taps == 9
+    assert (plan.x_shape, plan.kernel_shape, plan.y_shape) == ((2, 32, 16, 8), (3, 3, 2, 12), (2, 17, 16, 12))
     assert plan.multiply_adds == 2 * 17 * 16 * 12 * 9 * 2
+
+
+@pytest.mark.parametrize(("stride", "dilation", "padding"), [(1, 4, "SAME"), (2, 3, "CAUSAL"), (3, 9, 4), (1, 1, "VALID")])
+def test_the_share_that_meets_no_padding(stride, dilation, padding):
+    plan = plan_of((1, 11, 7, 1), 1, (3, 2), stride=stride, padding=padding, dilation=(dilation, 1))
+    ones = dilax.dilated_conv(
+        jnp.ones(plan.x_shape), jnp.ones(plan.kernel_shape), stride=stride, padding=plan.padding, dilation=(dilation, 1), lowering="lax"
+    )
+    assert products.useful(plan) == pytest.approx(float(ones.sum()) / plan.multiply_adds)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -67,3 +127,156 @@ def test_symbolic_space_exports_at_stride_1():
     shape = export.symbolic_shape("b, t, 3")
     exported = export.export(jax.jit(lambda x: dilax.dilated_conv(x, K, dilation=2)))(jax.ShapeDtypeStruct(shape, X.dtype))
     np.testing.assert_allclose(exported.call(X), dilax.dilated_conv(X, K, dilation=2), rtol=1e-5)
+
+
+def test_symbolic_batch_exports_depthwise():
+    x, kernel = draw((2, 9, 4), (3, 1, 4))
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 9, 4"), x.dtype)
+    exported = export.export(jax.jit(lambda x: dilax.depthwise_conv(x, kernel, dilation=2)), platforms=("cpu", "tpu"))(shape)
+    np.testing.assert_allclose(exported.call(x), dilax.depthwise_conv(x, kernel, dilation=2, lowering="lax"), rtol=1e-5, atol=1e-6)
+
+
+# Large enough for blocks of patches, an axis without a short divisor, and several folds.
+LARGE = {
+    "patches, blocks": ("patches", plan_of((4, 67, 24, 30), 20, (3, 5), dilation=(2, 3))),
+    "patches, blocks, stride": ("patches", plan_of((3, 131, 70, 12), 8, (5, 5), stride=(2, 3), padding="TORCH")),
+    "taps, no divisor": ("taps", plan_of((3, 31, 37, 6), 6, (3, 3), dilation=(1, 4), groups=6)),
+    "taps, folds": ("taps", plan_of((16, 24, 20, 4), 8, (5, 2), groups=4)),
+    "taps, 1-D": ("taps", plan_of((2, 1531, 4), 4, (7,), padding="CAUSAL", dilation=50, groups=4)),
+    "taps, groups": ("taps", plan_of((2, 19, 20, 12), 6, (2, 3), stride=2, groups=3)),
+}
+
+
+@pytest.mark.parametrize(("lowering", "plan"), LARGE.values(), ids=LARGE)
+def test_larger_maps_agree_with_lax(lowering, plan):
+    x, kernel, y = draw(plan.x_shape, plan.kernel_shape, plan.y_shape)
+
+    def faces(lowering):
+        def run(x, kernel, y):
+            result, pull_back = jax.vjp(lambda x, kernel: lowerings.convolve(x, kernel, plan, lowering), x, kernel)
+            return result, *pull_back(y)
+
+        return jax.jit(run)(x, kernel, y)
+
+    for found, expected in zip(faces(lowering), faces("lax")):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def depthwise_loss(x, kernel):
+    return jnp.sum(jnp.sin(dilax.depthwise_conv(x, kernel, dilation=2)))
+
+
+def test_higher_derivatives_and_linearization():
+    x, kernel = draw((2, 7, 3), (3, 1, 3))
+
+    def by_lax(x, kernel):
+        return jnp.sum(jnp.sin(dilax.depthwise_conv(x, kernel, dilation=2, lowering="lax")))
+
+    np.testing.assert_allclose(jax.hessian(depthwise_loss, 1)(x, kernel), jax.hessian(by_lax, 1)(x, kernel), rtol=1e-4, atol=1e-4)
+    mixed = [jax.jacfwd(jax.jacrev(loss, 1), 0)(x, kernel) for loss in (depthwise_loss, by_lax)]
+    np.testing.assert_allclose(*mixed, rtol=1e-4, atol=1e-4)
+    tangents = draw(x.shape, kernel.shape)
+    linear = [jax.linearize(loss, x, kernel)[1](*tangents) for loss in (depthwise_loss, by_lax)]
+    np.testing.assert_allclose(*linear, rtol=1e-4)
+
+
+def mesh_of(count):
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    {
+        "depthwise": plan_of((16, 12, 11, 6), 6, (3, 3), groups=6, dilation=2),
+        "depthwise, 1-D": plan_of((16, 64, 6), 6, (3,), groups=6, dilation=2),
+        "dense": plan_of((16, 40, 40, 16), 12, (3, 3)),
+        "1x1": plan_of((16, 12, 11, 6), 8, (1, 1)),
+    }.items(),
+)
+def test_a_batch_spread_over_devices_is_not_gathered(name, plan):
+    x, kernel, y = draw(plan.x_shape, plan.kernel_shape, plan.y_shape)
+
+    def run(x, kernel, y):
+        result, pull_back = jax.vjp(lambda x, kernel: lowerings.convolve(x, kernel, plan, "auto"), x, kernel)
+        return result, *pull_back(y)
+
+    spread, whole = NamedSharding(mesh_of(8), P("data")), NamedSharding(mesh_of(8), P())
+    program = jax.jit(run, in_shardings=(spread, whole, spread), out_shardings=(spread, spread, whole)).lower(x, kernel, y).compile()
+    text = program.as_text()
+    assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
+    assert "all-reduce" in text  # of the kernel gradient
+    for found, expected in zip(program(x, kernel, y), jax.jit(run)(x, kernel, y)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_shard_map_and_pmap(check):
+    x, kernel = draw((8, 9, 4), (3, 1, 4))
+    expected = jax.grad(depthwise_loss, 1)(x, kernel)
+
+    def local(x, kernel):
+        if check:  # the gradient of what all devices share is summed by itself
+            return jax.grad(lambda kernel: jax.lax.psum(depthwise_loss(x, kernel), "data"))(kernel)
+        return jax.lax.psum(jax.grad(depthwise_loss, 1)(x, kernel), "data")
+
+    spread = jax.shard_map(local, mesh=mesh_of(8), in_specs=(P("data"), P()), out_specs=P(), check_vma=check)
+    np.testing.assert_allclose(jax.jit(spread)(x, kernel), expected, rtol=1e-4, atol=1e-5)
+    y = jax.pmap(dilax.depthwise_conv, in_axes=(0, None))(x.reshape(8, 1, 9, 4), kernel)
+    np.testing.assert_allclose(y.reshape(8, 9, 4), dilax.depthwise_conv(x, kernel), rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_of_a_named_lowering_falls_back_where_it_must():
+    """A mapped kernel makes a dense convolution of many outputs, or a grouped one, which the named lowering may not do."""
+    xs, kernels = draw((3, 2, 6, 4), (3, 1, 4, 5))
+    found = jax.vmap(lambda x, kernel: dilax.dilated_conv(x, kernel, lowering="products"))(xs, kernels)
+    np.testing.assert_allclose(found, [dilax.dilated_conv(x, k, lowering="lax") for x, k in zip(xs, kernels)], rtol=1e-5, atol=1e-5)
+
+
+def test_a_lowering_that_cannot_is_refused():
+    with pytest.raises(dilax.UserError) as error:
+        dilax.dilated_conv(X, K, lowering="taps")
+    assert str(error.value) == (
+        "dilated_conv: lowering='taps' cannot compute 3 taps of 3 channels in 1 groups; use one of ('auto', 'lax', 'products', 'patches')."
+    )
+    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown face 'forward'; use one of \('output', "):
+        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), "cpu", "forward")
+    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown platform 'gpu'; use one of \('cpu', 'cuda', "):
+        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), "gpu")
+
+
+def test_autotune_of_a_plan(capsys):
+    plan = plan_of((1, 16, 4), 4, (3,), groups=4)
+    assert dilax.autotune(plan, repeats=1) in ("auto", "lax", "taps", "split")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cpu (")
+    assert {line.split()[0] for line in lines[1:]} == {"auto", "lax", "taps", "split"}
+    assert dilax.autotune(plan, measure="forward", repeats=1, table=False) in ("auto", "lax", "taps", "split")
+    assert capsys.readouterr().out == ""
+
+
+def test_autotune_of_a_function_leaves_out_what_cannot_run(capsys):
+    dilax.autotune(lambda x, kernel, lowering: dilax.dilated_conv(x, kernel, lowering=lowering), X, K, repeats=1)
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"auto", "lax", "products", "patches"}
+
+
+AUTOTUNE_ERRORS = {
+    "neither": ((3,), {}, "autotune: 3 is neither a ConvPlan nor a function; give one of them."),
+    "arguments": (
+        (plan_of((1, 9, 3), 4, (3,)), 1),
+        {},
+        "autotune: a ConvPlan takes no further arguments, got 1; its arrays are drawn at random.",
+    ),
+    "repeats": ((plan_of((1, 9, 3), 4, (3,)),), {"repeats": 0}, "autotune: repeats=0 is no number of runs; use 1 or more."),
+    "measure": (
+        (plan_of((1, 9, 3), 4, (3,)),),
+        {"measure": "train"},
+        "autotune: measure='train' is unknown; use one of ('forward', 'training'). Did you mean \"training\"?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "keywords", "text"), AUTOTUNE_ERRORS.values(), ids=AUTOTUNE_ERRORS)
+def test_errors_of_autotune(args, keywords, text):
+    with pytest.raises(dilax.UserError) as error:
+        dilax.autotune(*args, **keywords)
+    assert str(error.value) == text

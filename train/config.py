@@ -57,7 +57,7 @@ def default_config(name: str) -> ConfigDict:
             dtype="float32",  # of the computation: "float32", "bfloat16" or "float16"; parameters stay float32
             parallel="jit",  # "jit" (the batch sharded over a mesh) or "pmap"
             report=True,  # write pictures and report.md at the end
-            compilation_cache_dir="",  # keeps compiled programs between runs; "" is off
+            compilation_cache_dir="~/.cache/dilax",  # keeps compiled programs between runs; "" is off
             # Start from the best parameters of another run's folder; "" starts from scratch.
             init_from="",
             head_reset=False,  # make the last layer anew instead of loading it

@@ -1,0 +1,27 @@
+"""The ways to compute one convolution and its two derivatives, and the rule that chooses among them.
+
+registry.py     `LOWERINGS`, `select_lowering`, `supports`
+primitives.py   a convolution and its derivatives as JAX primitives
+xla.py          "lax": XLA's own convolution
+taps.py         "taps": depthwise and small groups, elementwise
+split.py        "split": wide groups, one dense convolution each
+products.py     "products": one matrix product per tap
+patches.py      "patches": patches and one matrix product, block by block
+"""
+
+import jax
+
+from dilax.geometry import ConvPlan
+from dilax.lowerings import primitives, registry
+from dilax.lowerings.registry import FACES, LOWERINGS, PLATFORMS, Lowering, select_lowering, supports
+
+__all__ = ["FACES", "LOWERINGS", "PLATFORMS", "Lowering", "convolve", "select_lowering", "supports"]
+
+
+def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
+    """Run `plan` by the lowering of that name, or by each platform's own choice when it is "auto"."""
+    if lowering == "auto" and all(registry.select_lowering(plan, platform, face) == "lax" for platform in PLATFORMS for face in FACES):
+        lowering = "lax"
+    if lowering == "lax":
+        return LOWERINGS["lax"].output(x, kernel, plan)
+    return primitives.bind("output", x, kernel, plan, lowering)

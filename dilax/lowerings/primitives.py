@@ -1,0 +1,105 @@
+"""A convolution and its two derivatives as JAX primitives, so that each can be computed by a lowering of its own.
+
+y = output(x, kernel), x' = input_gradient(y, kernel) and kernel' = kernel_gradient(x, y) are the three faces of one trilinear form
+sum(y * output(x, kernel)): each is linear in both its arguments, and its transposes are the other two. So forward and reverse mode
+of every order, vmap, remat, scan and export all work (a `custom_vjp` would forbid forward mode). Which lowering computes a face is
+settled per platform when the program is lowered.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from dilax.geometry import ConvPlan
+from dilax.lowerings import registry
+
+# Operands of each face, and what it makes.
+OPERANDS = {"output": ("x", "kernel", "y"), "input_gradient": ("y", "kernel", "x"), "kernel_gradient": ("x", "y", "kernel")}
+SHAPES = {"x": "x_shape", "kernel": "kernel_shape", "y": "y_shape"}
+PRIMITIVES = {face: Primitive(f"dilated_conv_{face}" if face != "output" else "dilated_conv") for face in OPERANDS}
+
+
+def bind(face: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
+    """Apply a face; under `shard_map` both operands then vary over the same axes."""
+    axes = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
+    a, b = (
+        lax.pcast(operand, tuple(sorted(missing)), to="varying") if missing else operand
+        for operand, missing in ((a, axes[1] - axes[0]), (b, axes[0] - axes[1]))
+    )
+    return PRIMITIVES[face].bind(a, b, plan=plan, lowering=lowering)
+
+
+def compute(face: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
+    """What a face is on one platform, as ordinary JAX operations."""
+    name = registry.select_lowering(plan, platform, face) if lowering == "auto" else lowering
+    return (getattr(registry.LOWERINGS[name], face) or getattr(registry.LOWERINGS["lax"], face))(a, b, plan)
+
+
+def _abstract(face: str, a: Any, b: Any, *, plan: ConvPlan, lowering: str) -> Any:
+    return a.update(shape=getattr(plan, SHAPES[OPERANDS[face][2]]), weak_type=False)
+
+
+def _transpose(face: str, wanted: str, cotangent: jax.Array, a: Any, b: Any, **params: Any) -> jax.Array:
+    """The transpose of a face in the operand `wanted`: the face that makes it."""
+    known = dict(zip(OPERANDS[face], (a, b, cotangent)))
+    found = next(other for other, (*_, made) in OPERANDS.items() if made == wanted)
+    first, second, _ = OPERANDS[found]
+    return bind(found, known[first], known[second], **params)
+
+
+def _batch(face: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, plan: ConvPlan, lowering: str) -> tuple[jax.Array, int]:
+    """Fold the mapped axis into the one that all mapped arrays have in common."""
+    first, second, made = OPERANDS[face]
+    size = next(operand.shape[dim] for operand, dim in zip(operands, dims) if dim is not None)
+    arrays = {
+        name: operand if dim is None else jnp.moveaxis(operand, dim, 0) for name, operand, dim in zip((first, second), operands, dims)
+    }
+    mapped = {made} | {name for name, dim in zip((first, second), dims) if dim is not None}
+    if mapped == {"x", "y"}:
+        axes, plan = {"x": 0, "y": 0}, plan.replace(batch=plan.batch * size)
+    elif mapped == {"x", "kernel"} and plan.groups == 1:
+        axes, plan = {"x": -1, "kernel": -2}, plan.replace(c_in=plan.c_in * size)
+    elif mapped == {"y", "kernel"} and plan.groups == 1:
+        axes, plan = {"y": -1, "kernel": -1}, plan.replace(c_out=plan.c_out * size)
+    else:
+        arrays = {name: array if name in mapped else jnp.broadcast_to(array, (size, *array.shape)) for name, array in arrays.items()}
+        axes = {"x": -1, "y": -1, "kernel": -1}
+        plan = plan.replace(c_in=plan.c_in * size, c_out=plan.c_out * size, groups=plan.groups * size)
+    folded = {name: _folded(array, axes[name]) if name in axes else array for name, array in arrays.items()}
+    if lowering != "auto" and not registry.supports(lowering, plan):
+        lowering = "auto"
+    return _unfolded(bind(face, folded[first], folded[second], plan, lowering), axes[made], size), 0
+
+
+def _folded(x: jax.Array, axis: int) -> jax.Array:
+    """Merge the leading axis into another, which it comes before."""
+    axis = axis % (x.ndim - 1)
+    return jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : axis + 1], -1, *x.shape[axis + 2 :])
+
+
+def _unfolded(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Split an axis as `_folded` merged it, and put its first part in front."""
+    axis = axis % x.ndim
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _register(face: str, primitive: Any) -> None:
+    first, second, _ = OPERANDS[face]
+    # Outside jit, the program that is compiled is that of the platform it runs on.
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("plan", "lowering")))
+    primitive.def_abstract_eval(functools.partial(_abstract, face))
+    ad.defbilinear(primitive, functools.partial(_transpose, face, first), functools.partial(_transpose, face, second))
+    batching.primitive_batchers[primitive] = functools.partial(_batch, face)
+    for platform in (None, *registry.PLATFORMS):
+        # Under jit, so that layers of one shape share one function.
+        rule = jax.jit(functools.partial(compute, face, platform or "other"), static_argnames=("plan", "lowering"))
+        mlir.register_lowering(primitive, mlir.lower_fun(rule, multiple_results=False), platform=platform)
+
+
+for _face, _primitive in PRIMITIVES.items():
+    _register(_face, _primitive)

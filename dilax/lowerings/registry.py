@@ -1,0 +1,114 @@
+"""Every lowering by its name, and the rule that chooses among them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dilax.errors import UserError, did_you_mean
+from dilax.geometry import ConvPlan
+from dilax.lowerings import patches, products, split, taps, xla
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+FACES = ("output", "input_gradient", "kernel_gradient")
+
+Face = Callable[[jax.Array, jax.Array, ConvPlan], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """One way to compute a convolution and its two derivatives.
+
+    With x (batch, *space, c_in), kernel (*window, c_in // groups, c_out) and y (batch, *output_size, c_out), all of one dtype:
+
+    Attributes:
+        output: (x, kernel, plan) -> y.
+        input_gradient: (y, kernel, plan) -> x, the transpose of `output` in x; None takes XLA's own.
+        kernel_gradient: (x, y, plan) -> kernel, the transpose of `output` in the kernel; None takes XLA's own.
+        supports: Whether it can compute a plan.
+    """
+
+    output: Face
+    input_gradient: Face | None = None
+    kernel_gradient: Face | None = None
+    supports: Callable[[ConvPlan], bool] = lambda plan: True
+
+
+def _lowering(module: Any) -> Lowering:
+    return Lowering(module.output, module.input_gradient, module.kernel_gradient, module.supports)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "lax": Lowering(xla.output, xla.input_gradient, xla.kernel_gradient),
+    "taps": _lowering(taps),
+    "split": _lowering(split),
+    "products": _lowering(products),
+    "patches": _lowering(patches),
+}
+
+
+def supports(name: str, plan: ConvPlan) -> bool:
+    """Whether the lowering of that name can compute `plan`; where a length is symbolic, only "lax" can."""
+    return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
+
+
+def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output") -> str:
+    """Say which lowering `lowering="auto"` takes.
+
+    On GPU and TPU, and where a length is symbolic: "lax". On a CPU:
+
+    - groups with at most 64 multiply-adds per output (depthwise above all): "taps"; wider ones, up to 32 of them: "split";
+    - windows of one tap, without padding: "products";
+    - outputs and input gradients from 32 channels or more to 32 or more: "products" where at least 15 % of the multiply-adds would meet
+      padding (large dilations on small maps), or with a stride;
+    - kernel gradients in 2-D and 3-D, and of few channels in 1-D: "products" from 64 channels or more to 64 or more with at most 8192
+      places, or where padding is met as above; else "patches";
+    - all else: "lax".
+
+    The thresholds were measured on 2 cores with AVX2 by `python -m benchmarks.ops`; `autotune` measures on another machine.
+
+    Args:
+        plan: The convolution.
+        platform: "cpu", "cuda", "rocm" or "tpu"; on any other, "lax" is taken.
+        face: "output", "input_gradient" or "kernel_gradient": what is computed of it.
+
+    Returns:
+        A key of `LOWERINGS`.
+
+    Raises:
+        UserError: if the platform or the face is unknown.
+    """
+    for word, known, given in (("platform", (*PLATFORMS, "other"), platform), ("face", FACES, face)):
+        if given not in known:
+            raise UserError(f"select_lowering: unknown {word} {given!r}; use one of {known}.{did_you_mean(str(given), known)}")
+    if platform != "cpu" or plan.symbolic:
+        return "lax"
+    wanted = _grouped() if plan.groups > 1 else _kernel_gradient(plan) if face == "kernel_gradient" else _dense(plan)
+    return next((name for name in wanted if supports(name, plan)), "lax")
+
+
+def _grouped() -> tuple[str, ...]:
+    return ("taps", "split")
+
+
+def _dense(plan: ConvPlan) -> tuple[str, ...]:
+    wide = min(plan.c_in, plan.c_out) >= 32
+    return ("products",) if _one_tap(plan) or (wide and (_meets_padding(plan) or max(plan.stride) > 1)) else ()
+
+
+def _kernel_gradient(plan: ConvPlan) -> tuple[str, ...]:
+    wide = min(plan.c_in, plan.c_out) >= 64
+    places = plan.batch * math.prod(plan.output_size)
+    if _one_tap(plan) or (wide and (places <= 8192 or _meets_padding(plan))):
+        return ("products",)
+    return ("patches",) if plan.rank > 1 or plan.c_in < 8 else ()
+
+
+def _one_tap(plan: ConvPlan) -> bool:
+    return plan.taps == 1 and not any(map(any, plan.padding))
+
+
+def _meets_padding(plan: ConvPlan) -> bool:
+    return products.useful(plan) <= 0.85

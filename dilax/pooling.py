@@ -1,0 +1,180 @@
+"""Max and mean over sliding windows as pure functions of arrays: any of 1, 2 or 3 spatial axes, dilated windows included.
+
+One axis after the other, and along each windows of 2, 4, 8 ... taps made of two halves: about log2(taps) elementwise steps on shifted
+slices, which JAX differentiates in every way. The maximum of `lax.reduce_window` has no gradient for dilated windows, gives that of a NaN
+to another sample, and is slow to differentiate on a CPU. Medians on 2 cores, forward and gradient, `reduce_window` against this:
+128x16x16x64 window 2, 42 and 2.7 ms; 64x28x28x32 window 2, 35 and 2.0 ms; 8x56x56x64 window 3 stride 2, 46 and 4.0 ms.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dilax.errors import UserError
+from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, is_integer, output_size, per_axis
+
+Combine = Callable[[jax.Array, jax.Array], jax.Array]
+# Per spatial axis: taps, stride, (lo, hi), dilation.
+Windows = tuple[tuple[int, int, tuple[int, int], int], ...]
+
+
+def max_pool(
+    x: jax.Array,
+    window: IntOrTuple,
+    *,
+    stride: IntOrTuple | None = None,
+    padding: Padding = "VALID",
+    dilation: IntOrTuple = 1,
+) -> jax.Array:
+    """Largest sample of each window.
+
+    y[n, p, c] = max over t of x[n, p * stride + t * dilation - lo, c], samples outside x left out. A NaN in a window is its maximum. Of
+    equal samples the first in row-major order gets the whole gradient, as in `lax.reduce_window` (`jnp.maximum` splits it).
+
+    Args:
+        x: (batch, *space, channels), floating point or integer; 1, 2 or 3 spatial axes.
+        window: Taps, an int or one per axis.
+        stride: Samples between neighbouring outputs, per axis; None is `window`: side by side.
+        padding: As `dilated_conv`.
+        dilation: Samples between neighbouring taps, per axis.
+
+    Returns:
+        (batch, *space_out, channels), in the dtype of x; the space is `output_size` of the arguments.
+
+    Raises:
+        UserError: if shapes, dtype or arguments do not fit, or a window holds padding alone.
+
+    Example:
+        >>> max_pool(jnp.asarray([3.0, 5.0, 1.0, 2.0, 4.0]).reshape(1, 5, 1), 2).ravel().tolist()
+        [5.0, 2.0]
+    """
+    caller = "max_pool"
+    x = jnp.asarray(x)
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise UserError(f"{caller}: x has dtype {x.dtype}; convert it to an integer or a floating-point dtype such as float32 first.")
+    windows = _windows(caller, x, window, stride, padding, dilation)
+    _check_padding_alone(caller, x, windows, padding)
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    return _pool(x, windows, lowest, _first_of_largest)
+
+
+def avg_pool(
+    x: jax.Array,
+    window: IntOrTuple,
+    *,
+    stride: IntOrTuple | None = None,
+    padding: Padding = "VALID",
+    dilation: IntOrTuple = 1,
+    count_padding: bool = True,
+) -> jax.Array:
+    """Mean of each window.
+
+    y[n, p, c] = 1 / count * sum over t of x[n, p * stride + t * dilation - lo, c] (x outside its range counts as 0).
+
+    Args:
+        x: (batch, *space, channels), floating point; 1, 2 or 3 spatial axes.
+        window: As `max_pool`.
+        stride: As `max_pool`.
+        padding: As `dilated_conv`.
+        dilation: As `max_pool`.
+        count_padding: What count is where a window reaches into the padding. True: all its taps, so the result is a convolution with equal
+            weights (the default of Flax and PyTorch). False: those on samples of x, so the mean of ones is 1 (TensorFlow and Keras).
+
+    Returns:
+        (batch, *space_out, channels), in the dtype of x. float16 and bfloat16 are summed in float32.
+
+    Raises:
+        UserError: if shapes, dtype or arguments do not fit, or, without `count_padding`, a window holds padding alone.
+
+    Example:
+        >>> x = jnp.ones((1, 3, 1))
+        >>> avg_pool(x, 2, stride=1, padding="CAUSAL").ravel().tolist()
+        [0.5, 1.0, 1.0]
+        >>> avg_pool(x, 2, stride=1, padding="CAUSAL", count_padding=False).ravel().tolist()
+        [1.0, 1.0, 1.0]
+    """
+    caller = "avg_pool"
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"{caller}: x has dtype {x.dtype}; convert it to a floating-point dtype such as float32 first.")
+    windows = _windows(caller, x, window, stride, padding, dilation)
+    wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    total = _pool(wide, windows, 0, lax.add)
+    if count_padding or not any(any(pair) for _, _, pair, _ in windows):
+        return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)
+    _check_padding_alone(caller, x, windows, padding)
+    counts = [_taps_inside(size, *axis) for size, axis in zip(x.shape[1:-1], windows)]
+    count = functools.reduce(np.multiply.outer, counts)[None, ..., None]
+    return (total / jnp.asarray(count, wide.dtype)).astype(x.dtype)
+
+
+def _windows(caller: str, x: jax.Array, window: IntOrTuple, stride: IntOrTuple | None, padding: Padding, dilation: IntOrTuple) -> Windows:
+    if not 3 <= x.ndim <= 5:
+        raise UserError(f"{caller}: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
+    size, rank = x.shape[1:-1], x.ndim - 2
+    taps = per_axis(window, rank, "window", caller)
+    steps = taps if stride is None else per_axis(stride, rank, "stride", caller)
+    gaps = per_axis(dilation, rank, "dilation", caller)
+    pads = explicit_padding(size, taps, stride=steps, padding=padding, dilation=gaps, caller=caller)
+    for n, span, pair in zip(size, effective_kernel_size(taps, gaps), pads):
+        if is_integer(n) and 0 < n + sum(pair) < span:
+            raise UserError(
+                f"{caller}: the window spans {span} samples of an axis of {n} with padding={padding!r}, so no output is left; "
+                "use a smaller window or dilation, or padding='SAME'."
+            )
+    # Called for its errors: the input may be empty.
+    output_size(size, taps, stride=steps, padding=padding, dilation=gaps, caller=caller)
+    return tuple(zip(taps, steps, pads, gaps))
+
+
+def _check_padding_alone(caller: str, x: jax.Array, windows: Windows, padding: Padding) -> None:
+    for size, axis in zip(x.shape[1:-1], windows):
+        if is_integer(size) and any(axis[2]) and not _taps_inside(size, *axis).all():
+            raise UserError(
+                f"{caller}: padding={padding!r} and dilation {axis[3]} leave a window of an axis of {size} with padding alone; "
+                "use less of either."
+            )
+
+
+def _taps_inside(size: int, taps: int, stride: int, pair: tuple[int, int], dilation: int) -> np.ndarray:
+    """How many taps of each window along one axis lie on samples, not on padding."""
+    starts = np.arange(-pair[0], size + pair[1] - (taps - 1) * dilation, stride)
+    places = starts[:, None] + np.arange(taps) * dilation
+    return ((places >= 0) & (places < size)).sum(axis=1)
+
+
+def _first_of_largest(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger: a where both are equal, a NaN where there is one."""
+    return lax.select((a >= b) | (a != a), a, b)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _pool(x: jax.Array, windows: Windows, outside: float, combine: Combine) -> jax.Array:
+    """Combine the taps of every window, those before others in row-major order on the left."""
+    if any(any(pair) for _, _, pair, _ in windows):
+        config = [(lo, hi, 0) for _, _, (lo, hi), _ in windows]
+        x = lax.pad(x, jnp.asarray(outside, x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
+    # The last axis first: the first of equal samples is then the first in row-major order.
+    for axis, (taps, stride, _, dilation) in reversed(list(enumerate(windows, start=1))):
+        x = _pool_axis(x, axis, taps, stride, dilation, combine)
+    return x
+
+
+def _pool_axis(x: jax.Array, axis: int, taps: int, stride: int, dilation: int, combine: Combine) -> jax.Array:
+    """Windows of 1, 2, 4, ... taps at every sample; those in the binary digits of `taps`, end to end, make up the whole window."""
+    last = (x.shape[axis] - (taps - 1) * dilation - 1) // stride * stride
+    parts, start, length = [], 0, 1
+    while True:
+        if taps & length:
+            parts.append(lax.slice_in_dim(x, start * dilation, start * dilation + last + 1, stride, axis))
+            start += length
+        if start == taps:
+            return functools.reduce(combine, parts)
+        shift = length * dilation
+        x = combine(lax.slice_in_dim(x, 0, x.shape[axis] - shift, axis=axis), lax.slice_in_dim(x, shift, None, axis=axis))
+        length *= 2

@@ -1,0 +1,177 @@
+"""Folded normalisation: every model and block keeps its outputs, and has the variables that the folded model would make."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import KEY, random_input
+
+from dilax import blocks, models
+from dilax.errors import UserError
+from dilax.folding import fold_batch_norm
+
+# The programs are long and run once: compile them fast.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+X = random_input((2, 8, 9, 4))
+CONV_NORM_ACT = blocks.ConvNormAct(5, dilation=2)
+CASES = {
+    "conv": CONV_NORM_ACT,
+    "conv, groups": blocks.ConvNormAct(6, groups=2, stride=2, activation="none"),
+    "separable conv": blocks.ConvNormAct(5, separable=True, padding="CAUSAL"),
+    "residual": blocks.SeparableResidual(6, stride=2, squeeze_excite=True),
+    "dilated_cnn": models.create("dilated_cnn", features=(4, 6), dilations=(1, (2, 1)), pools=(2, 1), hidden=(5,), dropout=0.2),
+    "dilated_cnn_mnist": models.create("dilated_cnn_mnist", norm="batch"),
+    "dilated_cnn_rgb": models.create("dilated_cnn_rgb", norm="batch"),
+    "separable_cnn": models.create("separable_cnn", stem=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
+    "separable_cnn_single_layer": models.create("separable_cnn_single_layer", norm="batch", dilations=(2,)),
+}
+
+
+def trained(model: Any, x: jax.Array = X) -> Any:
+    """Variables in which no leaf has the value it begins with; variances from 1e-6, where epsilon rules, to 4, means and biases large."""
+    rng = np.random.default_rng(2)
+
+    def leaf(path: Any, value: jax.Array) -> jax.Array:
+        name = path[-1].key
+        if name == "var":
+            drawn = 10 ** rng.uniform(-6, 0.6, value.shape)
+        elif name == "scale":
+            drawn = rng.uniform(-1.5, 1.5, value.shape)
+        elif name in ("mean", "bias"):
+            drawn = rng.normal(0.3, 1.0, value.shape)
+        else:
+            return value
+        return jnp.asarray(drawn, value.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, quick_jit(lambda: model.init(KEY, x, train=False))())
+
+
+def run(model: Any, variables: Any, x: jax.Array = X) -> Any:
+    return quick_jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
+
+
+def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    expected = np.asarray(expected, np.float32)
+    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
+def test_every_model_is_here():
+    assert set(models.MODELS) <= set(CASES)
+
+
+@pytest.mark.parametrize("model", CASES.values(), ids=CASES)
+def test_the_folded_model_is_the_same_function(model):
+    variables = trained(model)
+    before = jax.tree.map(np.array, variables)
+    folded, folded_variables = fold_batch_norm(model, variables)
+    close(run(folded, folded_variables), run(model, variables))
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    # Exactly what the folded model would make: no batch_stats, a bias for every convolution.
+    template = jax.eval_shape(lambda: folded.init(KEY, X, train=False))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), folded_variables) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), template
+    )
+
+
+@pytest.mark.parametrize("model", [CASES["separable conv"], CASES["dilated_cnn"]], ids=["block", "model"])
+def test_bfloat16_computation(model):
+    variables = trained(model)
+    half = model.clone(dtype=jnp.bfloat16)
+    folded, folded_variables = fold_batch_norm(half, variables)
+    assert folded.dtype == jnp.bfloat16
+    close(run(folded, folded_variables, X.astype(jnp.bfloat16)), run(model, variables), 0.05)
+
+
+def test_bfloat16_parameters_are_folded_in_float32():
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), trained(CONV_NORM_ACT))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
+    _, halves = fold_batch_norm(CONV_NORM_ACT, variables)
+    _, expected = fold_batch_norm(CONV_NORM_ACT, wide)
+    assert {leaf.dtype for leaf in jax.tree.leaves(halves)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(lambda half, full: close(half, full, 2**-8), halves, expected)
+
+
+def test_the_epsilon_is_that_of_norm(monkeypatch):
+    variables = trained(CONV_NORM_ACT)
+    monkeypatch.setattr(blocks.nn.BatchNorm, "__init__", with_epsilon(blocks.nn.BatchNorm.__init__))
+    folded, folded_variables = fold_batch_norm(CONV_NORM_ACT, variables)
+    close(run(folded, folded_variables), run(CONV_NORM_ACT, variables))
+
+
+def with_epsilon(init: Any) -> Any:
+    return lambda self, *args, **options: init(self, *args, **{**options, "epsilon": 0.1})
+
+
+def test_other_collections_are_kept():
+    variables = {**trained(CONV_NORM_ACT), "constants": {"a": jnp.ones(2)}}
+    _, folded = fold_batch_norm(CONV_NORM_ACT, variables)
+    assert sorted(folded) == ["constants", "params"]
+
+
+def test_a_large_shift_costs_the_scale_no_digits():
+    variables = trained(CONV_NORM_ACT)
+    _, plain = fold_batch_norm(CONV_NORM_ACT, variables)
+    variables["params"]["Norm_0"]["BatchNorm_0"]["bias"] += 1e6
+    _, shifted = fold_batch_norm(CONV_NORM_ACT, variables)
+    np.testing.assert_array_equal(shifted["params"]["DilatedConv_0"]["kernel"], plain["params"]["DilatedConv_0"]["kernel"])
+
+
+def without_conv(variables: Any) -> Any:
+    params = {name: inner for name, inner in variables["params"].items() if name != "DilatedConv_0"}
+    return {**variables, "params": params}
+
+
+def with_dense(variables: Any) -> Any:
+    return {**variables, "params": {**variables["params"], "Dense_0": {"kernel": jnp.ones((2, 2))}}}
+
+
+def nested(variables: Any, name: str) -> Any:
+    return {collection: {name: tree} for collection, tree in variables.items()}
+
+
+GIVEN = trained(CONV_NORM_ACT)
+ERRORS = {
+    "no norm": (
+        lambda: fold_batch_norm(blocks.SqueezeExcite(), {}),
+        "fold_batch_norm: SqueezeExcite has no field norm; give a model or a block of dilax with norm='batch'.",
+    ),
+    "group": (
+        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="group"), GIVEN),
+        "fold_batch_norm: norm='group' is no constant scale and shift of each channel; only norm='batch' can be folded.",
+    ),
+    "none": (
+        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="none"), GIVEN),
+        "fold_batch_norm: norm='none' is no constant scale and shift of each channel; only norm='batch' can be folded.",
+    ),
+    "no statistics": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": GIVEN["params"]}),
+        "fold_batch_norm: variables have no batch_stats for 'Norm_0'; give all that the training kept, not params alone.",
+    ),
+    "no statistics of one": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"A": GIVEN["params"]}, "batch_stats": {}}),
+        "fold_batch_norm: variables have no batch_stats for 'A/Norm_0'; give all that the training kept, not params alone.",
+    ),
+    "no convolution": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, nested(without_conv(GIVEN), "A")),
+        "fold_batch_norm: 'A/Norm_0' has nothing beside it; it can be folded into one convolution alone, as in ConvNormAct.",
+    ),
+    "another layer": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, with_dense(GIVEN)),
+        "fold_batch_norm: 'Norm_0' has Dense_0, DilatedConv_0 beside it; it can be folded into one convolution alone, as in ConvNormAct.",
+    ),
+    "statistics elsewhere": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"BatchNorm_0": {}}, "batch_stats": {"BatchNorm_0": {"mean": jnp.ones(2)}}}),
+        "fold_batch_norm: 'BatchNorm_0/mean' are statistics of no Norm_0 that follows a convolution; they cannot be folded.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, text = ERRORS[name]
+    with pytest.raises(UserError) as caught:
+        call()
+    assert str(caught.value) == text
