@@ -9,7 +9,8 @@ Two measures of each case: "forward", and "gradients": the output and, from it, 
 are results of the program, so nothing is left out. Everything runs in this one process, with as many threads as there are cores, torch
 too: channels first and channels last (sequences in channels_last as images of height 1), of which the faster counts. Where the padding
 is not the same on both sides, torch pads by itself, inside the time. Every contender is compiled, run and compared with "lax" before
-anything is timed; then all are timed in turn (see `common.in_turn`) and the medians are shown, in ms.
+anything is timed; then all are timed in turn (see `common.in_turn`) and the medians are shown, in ms. Freed memory is kept, as `train`
+keeps it, for all of them.
 
 auto/best is the time of "auto" over that of the fastest lowering: above 1.15 ("!") it could have chosen better, or the machine was busy.
 """
@@ -40,7 +41,7 @@ from benchmarks.cases import CASES, KINDS, Case
 from benchmarks.chart import chart
 from dilax import lowerings, plots
 from dilax.errors import UserError, did_you_mean
-from train import cli
+from train import cli, process
 
 MEASURES = ("forward", "gradients")
 TORCH_LAYOUTS = ("torch contiguous", "torch channels_last")
@@ -368,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what is asked for."""
     args = parse(argv)
     cases, found = chosen_cases(args.cases), common.environment()
+    process.keep_freed_memory()
     print(common.heading(found))
     print(f"medians in ms; torch with {found['cores']} threads{f' ({reason})' if (reason := common.without_torch()) else ''}\n")
     print(common.line(HEAD, WIDTHS), flush=True)

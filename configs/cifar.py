@@ -3,8 +3,8 @@
 python -m train.main --config configs/cifar.py          accelerator recipe, aimed at 95 %: not measured
 python -m train.main --config configs/cifar.py:cpu      small and short, for a CPU
 
-On 2 CPU cores the latter runs at about 26 images/s; after 88 steps (--config.total_epochs=0.25) it reached 38.7 % on the JPEG q75 copy of
-the data (1 seed). The whole run: not measured.
+The latter on 2 CPU cores and the JPEG q75 copy of the data: test accuracy 83.2 % (seed 0) after 1703 s, start to test, for a third of
+which other programs ran too; alone it runs at 650 to 700 images/s.
 """
 
 from ml_collections import ConfigDict

@@ -61,10 +61,11 @@ def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output")
 
     - groups with at most 64 multiply-adds per output (depthwise above all): "taps"; wider ones, up to 32 of them: "split";
     - windows of one tap, without padding: "products";
+    - 3-D: "patches";
     - outputs and input gradients from 32 channels or more to 32 or more: "products" where at least 15 % of the multiply-adds would meet
       padding (large dilations on small maps), or with a stride;
-    - kernel gradients in 2-D and 3-D, and of few channels in 1-D: "products" from 64 channels or more to 64 or more with at most 8192
-      places, or where padding is met as above; else "patches";
+    - kernel gradients from 64 channels or more to 64 or more: "products" where padding is met as above, and in 2-D with at most 8192
+      places; all others in 2-D, and in 1-D those of fewer than 8 input channels: "patches";
     - all else: "lax".
 
     The thresholds were measured on 2 cores with AVX2 by `python -m benchmarks.ops`; `autotune` measures on another machine.
@@ -85,23 +86,22 @@ def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output")
             raise UserError(f"select_lowering: unknown {word} {given!r}; use one of {known}.{did_you_mean(str(given), known)}")
     if platform != "cpu" or plan.symbolic:
         return "lax"
-    wanted = _grouped() if plan.groups > 1 else _kernel_gradient(plan) if face == "kernel_gradient" else _dense(plan)
-    return next((name for name in wanted if supports(name, plan)), "lax")
+    return next((name for name in _wanted(plan, face) if supports(name, plan)), "lax")
 
 
-def _grouped() -> tuple[str, ...]:
-    return ("taps", "split")
-
-
-def _dense(plan: ConvPlan) -> tuple[str, ...]:
-    wide = min(plan.c_in, plan.c_out) >= 32
-    return ("products",) if _one_tap(plan) or (wide and (_meets_padding(plan) or max(plan.stride) > 1)) else ()
-
-
-def _kernel_gradient(plan: ConvPlan) -> tuple[str, ...]:
-    wide = min(plan.c_in, plan.c_out) >= 64
-    places = plan.batch * math.prod(plan.output_size)
-    if _one_tap(plan) or (wide and (places <= 8192 or _meets_padding(plan))):
+def _wanted(plan: ConvPlan, face: str) -> tuple[str, ...]:
+    """What the rule names, best first; "lax" where none of it can be done."""
+    if plan.groups > 1:
+        return ("taps", "split")
+    if _one_tap(plan):
+        return ("products",)
+    if plan.rank == 3:
+        return ("patches",)
+    wide = min(plan.c_in, plan.c_out)
+    if face != "kernel_gradient":
+        return ("products",) if wide >= 32 and (_meets_padding(plan) or max(plan.stride) > 1) else ()
+    few = plan.rank > 1 and plan.batch * math.prod(plan.output_size) <= 8192
+    if wide >= 64 and (few or _meets_padding(plan)):
         return ("products",)
     return ("patches",) if plan.rank > 1 or plan.c_in < 8 else ()
 
