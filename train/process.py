@@ -9,6 +9,7 @@ import jax
 # glibc's names for what `mallopt` sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MOST_BYTES = 2**31 - 1
+CACHE = "jax_compilation_cache_dir"
 
 
 def keep_freed_memory() -> None:
@@ -28,6 +29,6 @@ def keep_freed_memory() -> None:
 
 def keep_compiled_programs(folder: str) -> None:
     """Keep compiled programs in `folder` ("" is nowhere), unless JAX was told of another one, as by JAX_COMPILATION_CACHE_DIR."""
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    if folder and not getattr(jax.config, CACHE):
+        jax.config.update(CACHE, os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
