@@ -98,7 +98,8 @@ CASES = {
     ),
     "unknown lowering": (
         conv(lowering="lux"),
-        "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax'). Did you mean \"lax\"?",
+        "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches'). "
+        'Did you mean "lax"?',
     ),
     "depthwise kernel": (
         lambda: dilax.depthwise_conv(X2, jnp.ones((3, 3, 1, 4))),
@@ -122,7 +123,7 @@ CASES = {
     ),
     "unknown platform": (
         lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), "gpu"),
-        "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu').",
+        "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
     ),
     "an int on an image": (
         layer(dilax.DilatedConv(4, 3)),

@@ -100,6 +100,15 @@ def test_elsewhere_a_depthwise_convolution_is_xlas(platform):
     assert text.count("stablehlo.convolution") == 3
 
 
+@pytest.mark.parametrize(("lowering", "groups"), [("auto", 1), ("lax", 4), ("taps", 4), ("split", 2), ("products", 1), ("patches", 1)])
+def test_an_empty_batch_gives_empty_maps_and_zero_gradients(lowering, groups):
+    x, kernel = draw((0, 9, 9, 4), (3, 3, 4 // groups, 4))
+    y, pull_back = jax.vjp(lambda x, kernel: dilax.dilated_conv(x, kernel, groups=groups, stride=2, lowering=lowering), x, kernel)
+    for_x, for_kernel = pull_back(y)
+    assert (y.shape, for_x.shape) == ((0, 5, 5, 4), x.shape)
+    np.testing.assert_array_equal(for_kernel, np.zeros_like(kernel))
+
+
 def test_a_plan_counts_multiply_adds():
     plan = ConvPlan(2, (32, 16), 8, 12, (3, 3), (2, 1), ((2, 1), (2, 2)), (1, 2), 4, "float32")
     assert plan.rank == 2

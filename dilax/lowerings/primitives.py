@@ -36,6 +36,8 @@ def bind(face: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -
 
 def compute(face: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
     """What a face is on one platform, as ordinary JAX operations."""
+    if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; a sum over nothing is 0
+        return jnp.zeros(getattr(plan, SHAPES[OPERANDS[face][2]]), a.dtype)
     name = registry.select_lowering(plan, platform, face) if lowering == "auto" else lowering
     return (getattr(registry.LOWERINGS[name], face) or getattr(registry.LOWERINGS["lax"], face))(a, b, plan)
 
