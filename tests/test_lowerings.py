@@ -220,6 +220,15 @@ def test_a_batch_spread_over_devices_is_not_gathered(name, plan):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_axes_of_a_mesh_may_be_explicit(groups):
+    x, kernel = draw((8, 9, 9, 4), (3, 3, 4 // groups, 4))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    grad = jax.jit(jax.grad(lambda x, kernel: (dilax.dilated_conv(x, kernel, groups=groups) ** 2).sum(), argnums=(0, 1)))
+    for found, expected in zip(grad(jax.device_put(x, NamedSharding(mesh, P("data"))), kernel), grad(x, kernel)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_shard_map_and_pmap(check):
     x, kernel = draw((8, 9, 4), (3, 1, 4))

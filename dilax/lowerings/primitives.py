@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dilax.geometry import ConvPlan
 from dilax.lowerings import registry
@@ -25,13 +26,20 @@ PRIMITIVES = {face: Primitive(f"dilated_conv_{face}" if face != "output" else "d
 
 
 def bind(face: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Apply a face; under `shard_map` both operands then vary over the same axes."""
+    """Apply a face; under `shard_map` both operands then vary over the same axes.
+
+    Where the axes of the mesh are explicit and the batch is spread over them, a kernel's gradient is summed over it and is whole everywhere.
+    """
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
     a, b = (
         lax.pcast(operand, tuple(sorted(missing)), to="varying") if missing else operand
         for operand, missing in ((a, axes[1] - axes[0]), (b, axes[0] - axes[1]))
     )
-    return PRIMITIVES[face].bind(a, b, plan=plan, lowering=lowering)
+    apply = functools.partial(PRIMITIVES[face].bind, plan=plan, lowering=lowering)
+    sharding = jax.typeof(a).sharding
+    if face == "kernel_gradient" and any(sharding.spec):
+        apply = jax.sharding.auto_axes(apply, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    return apply(a, b)
 
 
 def compute(face: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
