@@ -28,7 +28,7 @@ PRIMITIVES = {face: Primitive(f"dilated_conv_{face}" if face != "output" else "d
 def bind(face: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
     """Apply a face; under `shard_map` both operands then vary over the same axes.
 
-    Where the axes of the mesh are explicit and the batch is spread over them, a kernel's gradient is summed over it and is whole everywhere.
+    Where the axes of the mesh are explicit and the batch is spread over them, a kernel's gradient is summed over it and whole everywhere.
     """
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
     a, b = (
