@@ -1,4 +1,4 @@
-"""Building blocks of the models: normalisation, dropout, conv-norm-act, squeeze-excite, separable residual.
+"""Building blocks of the models: normalisation, dropout, conv-norm-act, squeeze-excite, residual blocks.
 
 Blocks that act differently in training take `train` as a keyword. `axis_name` names the device axis under `jax.pmap` or `shard_map`
 (None under `jit`, where a sharded batch needs no name): with it, batch statistics and dropout masks are those of the whole batch.
@@ -18,12 +18,13 @@ from dilax.modules import DilatedConv, SeparableConv
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
+    "relu6": nn.relu6,
     "gelu": nn.gelu,
     "silu": nn.silu,
     "elu": nn.elu,
     "tanh": nn.tanh,
 }
-NORMS = ("batch", "group", "layer", "none")
+NORMS = ("batch", "group", "layer", "none", "frozen")
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -38,7 +39,8 @@ class Norm(nn.Module):
 
     Attributes:
         kind: "batch" (Ioffe & Szegedy 2015), "group" (Wu & He 2018; the most groups up to 8 that divide the channels), "layer" (over the
-            channels of each sample) or "none".
+            channels of each sample), "none", or "frozen": "batch" with its running statistics even in training, so that they stay what they
+            are while scale and bias are learnt; for fine-tuning on small batches, with the variables of "batch".
         axis_name: Device axis over which batch statistics are taken, under pmap.
         dtype: Of the result; statistics are always taken in float32.
     """
@@ -58,6 +60,8 @@ class Norm(nn.Module):
         return self._normalised(wide, train).astype(self.dtype or x.dtype)
 
     def _normalised(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.kind == "frozen":
+            return nn.BatchNorm(use_running_average=True)(x)
         if self.kind == "batch":
             values_per_channel = x.size // x.shape[-1]
             if train and values_per_channel == 1 and self.axis_name is None and not self.is_initializing():
@@ -196,4 +200,82 @@ class SeparableResidual(nn.Module):
             y = SqueezeExcite(dtype=self.dtype)(y)
         if x.shape != y.shape:
             x = ConvNormAct(self.features, (1, 1), stride=self.stride, activation="none", **shared)(x, train=train)
+        return activation(self.activation)(x + y)
+
+
+class BasicBlock(nn.Module):
+    """x + two 3x3 convolutions, each normalised (He et al. 2016, arXiv:1512.03385, figure 5 left).
+
+    Attributes:
+        features: Output channels.
+        stride: Of the first convolution and of the short cut.
+        dilation: Of each convolution.
+        project: Whether a 1x1 convolution, normalised, stands on the short cut. It is told, not read from the shapes, so that the
+            parameters are the same where a stride has become a dilation.
+        residual: Whether x is added at all.
+        norm: As `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        axis_name: As `Norm`.
+        dtype: Of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: tuple[int, int] = (1, 1)
+    project: bool = False
+    residual: bool = True
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        first, second = self.dilation
+        y = ConvNormAct(self.features, (3, 3), self.stride, dilation=first, activation=self.activation, name="conv1", **shared)(
+            x, train=train
+        )
+        y = ConvNormAct(self.features, (3, 3), dilation=second, activation="none", name="conv2", **shared)(y, train=train)
+        if self.residual:
+            if self.project:
+                x = ConvNormAct(self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
+            y = x + y
+        return activation(self.activation)(y)
+
+
+class Bottleneck(nn.Module):
+    """x + convolutions 1x1, 3x3 and 1x1, each normalised, the 3x3 with the stride (He et al. 2016, arXiv:1512.03385, figure 5 right).
+
+    Attributes:
+        features: Channels of the first two convolutions; the output has 4 times as many.
+        stride: Of the 3x3 convolution and of the short cut.
+        dilation: The first is that of the 3x3 convolution; the second is not used, since no wide kernel follows.
+        project: As `BasicBlock`.
+        norm: As `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        axis_name: As `Norm`.
+        dtype: Of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: tuple[int, int] = (1, 1)
+    project: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, 4 * features)."""
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        inner: dict[str, Any] = dict(activation=self.activation, **shared)
+        y = ConvNormAct(self.features, (1, 1), name="conv1", **inner)(x, train=train)
+        y = ConvNormAct(self.features, (3, 3), self.stride, dilation=self.dilation[0], name="conv2", **inner)(y, train=train)
+        y = ConvNormAct(4 * self.features, (1, 1), activation="none", name="conv3", **shared)(y, train=train)
+        if self.project:
+            x = ConvNormAct(4 * self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
         return activation(self.activation)(x + y)

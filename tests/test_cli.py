@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from dilax import models
+
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 CASES = {
@@ -37,8 +39,7 @@ CASES = {
     "no get_config": (["--config=train/tasks.py"], "the config file has no function get_config; see those in configs/."),
     "unknown model": (
         [DIGITS, "--config.model.name=dilated_cn", "--summary"],
-        "config.model.name='dilated_cn' is unknown; known are dilated_cnn, dilated_cnn_mnist, dilated_cnn_rgb, separable_cnn, "
-        'separable_cnn_single_layer. Did you mean "dilated_cnn"?',
+        f"config.model.name='dilated_cn' is unknown; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
 }
 

@@ -162,8 +162,7 @@ CASES = {
     ),
     "unknown model": (
         model("dilated_cn"),
-        "models.create: unknown model 'dilated_cn'; known are dilated_cnn, dilated_cnn_mnist, dilated_cnn_rgb, "
-        'separable_cnn, separable_cnn_single_layer. Did you mean "dilated_cnn"?',
+        f"models.create: unknown model 'dilated_cn'; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
     "unknown field": (
         model("dilated_cnn_rgb", clases=3),
@@ -189,11 +188,11 @@ CASES = {
     ),
     "unknown norm": (
         model("dilated_cnn", norm="bath"),
-        "norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'none'). Did you mean \"batch\"?",
+        "norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'none', 'frozen'). Did you mean \"batch\"?",
     ),
     "unknown activation": (
         model("dilated_cnn", activation="rulu"),
-        "activation='rulu' is unknown; use one of ('relu', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
+        "activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
     ),
     "dropout of 1": (model("dilated_cnn", dropout=1.0), "Dropout: rate=1.0 is not a probability; use 0 <= rate < 1."),
     "batch statistics of one value": (

@@ -31,6 +31,8 @@ DILAX = [
     "dilax.blocks",
     "dilax.metrics",
     "dilax.models.cnn",
+    "dilax.models.backbone",
+    "dilax.models.resnet",
     "dilax.models",
     "dilax.folding",
     "dilax.summary",

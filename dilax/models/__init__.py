@@ -1,5 +1,6 @@
 """Models by name: `create("dilated_cnn", num_classes=10)`; every `__call__(x, *, train)` must be told whether it trains."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +9,21 @@ import flax.linen as nn
 
 from dilax.errors import UserError, did_you_mean
 from dilax.models.cnn import DilatedCNN, SeparableCNN
+from dilax.models.resnet import ResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
+    "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResNet,
+    "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
 }
 
-__all__ = ["MODELS", "DilatedCNN", "SeparableCNN", "create", "names"]
+__all__ = ["MODELS", "DilatedCNN", "ResNet", "SeparableCNN", "create", "names"]
 
 
 def names() -> list[str]:

@@ -1,0 +1,79 @@
+"""ResNet (He et al. 2016, arXiv:1512.03385) in the geometry of torchvision, at any output stride on the same parameters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
+from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, classify, output_stride_or, stages
+from dilax.pooling import max_pool
+
+
+class ResNet(nn.Module):
+    """Residual network; the defaults are ResNet-50, with the 3x3 convolution of a bottleneck having the stride.
+
+    Parameters are named `stem`, `layer1_block0/conv1` ... `layer4_block2/conv3`, `layer1_block0/shortcut` and `head`: block 0 of layer 1 is
+    torchvision's `layer1.0`, `stem` its `conv1` and `bn1`, `shortcut` its `downsample`, `head` its `fc`. Each but the head is a
+    `dilax.blocks.ConvNormAct`, with `DilatedConv_0/kernel` and `Norm_0/BatchNorm_0`.
+
+    Attributes:
+        num_classes: Outputs.
+        blocks: Blocks of each of the four stages.
+        widths: Channels of each stage; those of the stem are the first stage's.
+        bottleneck: Whether blocks are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels, or `BasicBlock`.
+        multi_grid: Factors of the dilations of the last stage's blocks, in turn (Chen et al. 2017, arXiv:1706.05587, section 3.2).
+        norm: As `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        dtype: Of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 1000
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    bottleneck: bool = True
+    multi_grid: tuple[int, ...] = (1,)
+    norm: str = "batch"
+    activation: str = "relu"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    def setup(self) -> None:
+        """Make the head, which `features` does without."""
+        self.head = nn.Dense(self.num_classes)
+
+    def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        return classify(self.head, self.features(x, train=train, output_stride=output_stride)[-1])
+
+    @nn.compact
+    def features(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> tuple[jax.Array, ...]:
+        """Map images (batch, height, width, channels) to the outputs of the four stages, shallow to deep.
+
+        Args:
+            x: The images.
+            train: Whether normalisation uses the statistics of the batch.
+            output_stride: Input size over size of the last map: 8, 16 or 32 (also None). The maps have strides 4, 8, 16 and 32, none above
+                it. With the same parameters, the maps at 8 and 16, sub-sampled, are those at 32 (but with norm="group", which takes
+                statistics over space, or norm="batch" in training).
+
+        Raises:
+            UserError: if x is no batch of images, or a field or the output stride is not supported.
+        """
+        check_image("ResNet", x)
+        check_lengths("ResNet", 4, self.widths, self.blocks)
+        check_multi_grid("ResNet", self.multi_grid)
+        plan = stages((1, 2, 2, 2), 4, output_stride_or(32, output_stride, "ResNet"))
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        x = ConvNormAct(self.widths[0], (7, 7), 2, padding="TORCH", name="stem", **shared)(x, train=train)
+        x = max_pool(x, 3, stride=2, padding=1)
+        block = Bottleneck if self.bottleneck else BasicBlock
+        maps = []
+        for layer, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):
+            for index in range(blocks):
+                stride, dilation = block_geometry(stage, index, self.multi_grid if layer == 4 else (1,))
+                project = index == 0 and (layer > 1 or self.bottleneck)
+                x = block(width, stride, dilation, project, name=f"layer{layer}_block{index}", **shared)(x, train=train)
+            maps.append(x)
+        return tuple(maps)
