@@ -7,28 +7,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import KEY, check_model, random_input
+from contract import KEY, check_summary, check_training, random_input
 
-from dilax import models
+import dilax
+from dilax import blocks, models
+from dilax.errors import UserError
+from dilax.models.xception import XceptionBlock
 
-COUNTS = {  # with 1000 classes, as published with the weights
+COUNTS = {  # with 1000 classes, as published with the weights; those of xception and xception_slim were counted here
+    "drn_c_26": 21_126_584,
+    "drn_c_42": 31_234_744,
+    "drn_d_22": 16_393_752,
+    "drn_d_38": 26_501_912,
+    "drn_d_54": 35_809_176,
+    "drn_d_105": 54_801_304,
+    "mobilenet_v2": 3_504_872,
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
+    "xception": 26_969_560,
+    "xception_slim": 1_549_160,
 }
-RESNET = dict(widths=(4, 4, 6, 8), blocks=(1, 2, 2, 3))
-# Every kind of block, a few channels wide.
+RESNET = dict(widths=(4, 4, 6, 8), blocks=(1, 1, 2, 3))
+DRN = dict(widths=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 2, 2, 3, 2, 1))
+MOBILENET = dict(widths=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 2, 2, 2), stem_width=3, last_width=8, expansion=2)
+XCEPTION = dict(stem=(3, 4), entry=(4, 5, 6), middle=1, exit=(6, 5, 7, 4, 6, 8))
+# Every kind of block, a few channels wide; stages of equal widths, too, where a short cut could be left out by its shapes.
 SLIM: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("resnet18", RESNET),
-    "resnet50": ("resnet50", dict(RESNET, widths=(2, 2, 3, 4))),
-    "resnet50 with a grid": ("resnet50", dict(RESNET, widths=(2, 2, 3, 4), multi_grid=(1, 2, 4))),
+    "resnet50 with a grid": ("resnet50", dict(RESNET, widths=(2, 2, 3, 3), multi_grid=(1, 2, 4))),
+    "drn_c": ("drn_c_26", dict(DRN, multi_grid=(1, 3))),
+    "drn_d": ("drn_d_54", DRN),
+    "mobilenet_v2 with a grid": ("mobilenet_v2", dict(MOBILENET, multi_grid=(2, 1, 3))),
+    "xception with a grid": ("xception", dict(XCEPTION, multi_grid=(1, 2, 3))),
 }
-STRIDES = {"resnet": (4, 8, 16, 32)}
+FULL = {"resnet18 in full": ("resnet18", {})}
+STRIDES = {  # of the maps, by the output stride
+    "resnet": {None: (4, 8, 16, 32), 32: (4, 8, 16, 32), 16: (4, 8, 16, 16), 8: (4, 8, 8, 8)},
+    "drn": {None: (4, 8, 8, 8, 8, 8), 8: (4, 8, 8, 8, 8, 8), 16: (4, 8, 16, 16, 16, 16), 32: (4, 8, 16, 32, 32, 32)},
+}
+# How many of a DRN's maps have a law at output strides 16 and 32: levels 3 to 7, and 3 to 6.
+EXACT = {16: 5, 32: 4}
+
+
+def family(name: str) -> str:
+    return "drn" if name.startswith("drn") else "resnet"
 
 
 def slim(name: str, **fields: Any) -> Any:
-    return models.create(SLIM[name][0], **{"num_classes": 5, **SLIM[name][1], **fields})
+    model, own = {**SLIM, **FULL}[name]
+    return models.create(model, **{"num_classes": 5, **own, **fields})
 
 
 def random_variables(model: Any, x: Any, seed: int = 0) -> Any:
@@ -45,42 +74,197 @@ def random_variables(model: Any, x: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def features(model: Any, variables: Any, x: jax.Array, output_stride: int | None = None) -> tuple[jax.Array, ...]:
-    return model.apply(variables, x, train=False, output_stride=output_stride, method="features")
+def maps_at(output_strides: tuple[int, ...], model: Any, variables: Any, x: jax.Array) -> dict[int, list[np.ndarray]]:
+    """The maps at some output strides, from one program, compiled for a single run."""
 
+    def run(variables: Any, x: jax.Array) -> Any:
+        return {s: model.apply(variables, x, train=False, output_stride=s, method="features") for s in output_strides}
 
-def stage_strides(model: Any, output_stride: int | None) -> list[int]:
-    """Input size over map size, by a size that all strides divide."""
-    x = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(x.shape), train=False))
-    maps = jax.eval_shape(lambda v, x: model.apply(v, x, train=False, output_stride=output_stride, method="features"), variables, x)
-    assert [64 // y.shape[1] for y in maps] == [96 // y.shape[2] for y in maps]
-    return [64 // y.shape[1] for y in maps]
+    maps = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(variables, x)
+    return {s: list(map(np.asarray, maps[s])) for s in output_strides}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name):
-    model = models.create(name)
-    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == COUNTS[name]
+    model, x = models.create(name), jnp.zeros((1, 32, 32, 3))
+    params = jax.eval_shape(lambda: model.init(KEY, x, train=False))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[name]
+    # Initialised through its features, it has the same but for the head.
+    below = jax.eval_shape(lambda: model.init(KEY, x, train=False, method="features"))["params"]
+    assert {key: value for key, value in params.items() if key not in ("head", "last")} == dict(below)
 
 
-@pytest.mark.parametrize("name", SLIM)
-def test_a_backbone_sub_sampled_is_itself_at_a_coarser_output_stride(name):
+@pytest.mark.parametrize("name", [*SLIM, *FULL])
+def test_sub_sampled_it_is_itself_at_a_coarser_output_stride(name):
     """Law 6, on sizes that no stride divides."""
-    model, x = slim(name), random_input((2, 75, 66, 3))
-    variables = random_variables(model, x)
-    coarse = features(model, variables, x, 32)
-    for output_stride in (16, 8):
-        for fine, whole, at, at_32 in zip(
-            features(model, variables, x, output_stride), coarse, stage_strides(model, output_stride), stage_strides(model, 32)
-        ):
-            step = at_32 // at
-            np.testing.assert_allclose(fine[:, ::step, ::step], whole, atol=1e-5 * float(jnp.abs(whole).max()))
-            assert float(jnp.std(whole)) > 0.05
+    model, x, pairs = slim(name), random_input((2, 75, 66, 3)), ((8, 32),) if name in FULL else ((8, 16), (8, 32), (16, 32))
+    maps, strides = maps_at(tuple({*sum(pairs, ())}), model, random_variables(model, x), x), STRIDES[family(name)]
+    compared = 0
+    for fine, coarse in pairs:
+        exact = EXACT[coarse] if family(name) == "drn" else None
+        for at_fine, at_coarse, small, large in zip(maps[fine], maps[coarse][:exact], strides[fine], strides[coarse]):
+            step = large // small
+            np.testing.assert_allclose(at_fine[:, ::step, ::step], at_coarse, rtol=0, atol=1e-5 * np.abs(at_coarse).max())
+            assert at_coarse.std() > 0.02
+            compared += step > 1
+    assert compared >= (2 if name in FULL else 4)
 
 
 @pytest.mark.parametrize("name", SLIM)
-def test_contract(name):
-    check_model(slim(name), random_input((3, 67, 75, 3)), 5)
+def test_strides_of_the_maps(name):
+    model, half = slim(name), slim(name, dtype=jnp.bfloat16)
+    x, x_half = (jax.ShapeDtypeStruct((1, 64, 96, 3), dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(x.shape), train=False))
+    for output_stride, strides in STRIDES[family(name)].items():
+        run = functools.partial(model.apply, train=False, output_stride=output_stride, method="features")
+        maps: Any = jax.eval_shape(run, variables, x)
+        assert [y.shape[:3] for y in maps] == [(1, 64 // stride, 96 // stride) for stride in strides]
+    # In half precision, too, the logits are float32.
+    logits: Any = jax.eval_shape(functools.partial(half.apply, train=False, output_stride=8), variables, x_half)
+    assert (logits.shape, logits.dtype) == ((1, 5), jnp.float32)
+    maps = jax.eval_shape(functools.partial(half.apply, train=False, method="features"), variables, x_half)
+    assert {y.dtype for y in maps} == {jnp.dtype(jnp.bfloat16)}
+
+
+FIELDS = {  # by hand: each 3x3 convolution adds 2 * dilation * stride so far
+    "resnet18": ((32, 16, 8), 435),
+    "resnet50": ((32, 16, 8), 427),
+    "mobilenet_v2": ((32, 16, 8), 491),
+    "xception": ((32, 16, 8), 1147 - 7 * 3 * 2 * 16),  # with one of its middle blocks
+    "drn_d_22": ((8,), 527),
+    "drn_c_26": ((8,), 7 + 2 * 2 + 2 + 4 + (4 + 3 * 8) + (8 + 3 * 16) + 4 * 32 + 4 * 64 + 2 * 32 + 2 * 16),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_receptive_field_is_the_known_one_at_every_output_stride(name):
+    output_strides, size = FIELDS[name]
+    model, shape = models.create(name, **({"middle": 1} if name == "xception" else {})), (1, 513, 385, 3)
+    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(shape), train=False))
+    for output_stride in output_strides:
+
+        def last(x: jax.Array, output_stride: int = output_stride) -> jax.Array:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
+            maps: Any = model.apply(zeros, x, train=False, output_stride=output_stride, method="features")
+            return maps[-1]
+
+        fields = dilax.receptive_field(last, jax.ShapeDtypeStruct(shape, jnp.float32))
+        assert [(field.size, field.stride) for field in fields] == [(size, output_stride)] * 2
+
+
+TRAINED = {  # by the contract; stages without blocks, since a gradient takes seconds to compile
+    "resnet18 with groups": slim("resnet18", blocks=(1, 0, 0, 1), norm="group"),
+    "drn_c": slim("drn_c", blocks=(1, 0, 1, 0, 0, 0, 1, 0)),
+    "mobilenet_v2": slim("mobilenet_v2 with a grid", blocks=(1, 1, 0, 0, 0, 0, 1), dropout=0.1),
+    "block of xception": XceptionBlock((4, 5, 6), 2, (1, 2, 3), "project"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_reaches_every_parameter(name):
+    model, x = TRAINED[name], random_input((3, 43, 50, 3))
+    variables = random_variables(model, x)
+    check_training(model, variables, x)
+    check_summary(model, variables, x)
+
+
+def test_frozen_statistics():
+    """In training it computes what "batch" does in evaluation, on the same variables, and learns scale and bias."""
+    x, batch, frozen = random_input((4, 5, 6, 7)) * 3 + 2, blocks.BasicBlock(7), blocks.BasicBlock(7, norm="frozen")
+    variables = random_variables(batch, x)
+    y, updates = frozen.apply(variables, x, train=True, mutable=["batch_stats"])
+    in_evaluation: Any = batch.apply(variables, x, train=False)
+    in_training, _ = batch.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, in_evaluation, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(y) - np.asarray(in_training)).max() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+    def loss(params: Any) -> jax.Array:
+        y: Any = frozen.apply({**variables, "params": params}, x, train=True)
+        return (y**2).sum()
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    assert [path for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(leaf).max() > 0] == []
+
+
+def test_frozen_statistics_need_no_second_value():
+    norm, x = blocks.Norm("frozen"), jnp.full((1, 1, 1, 4), 3.0)
+    y: Any = norm.apply(norm.init(KEY, x, train=True), x, train=True)
+    np.testing.assert_allclose(y, x, rtol=1e-5)
+
+
+def call(name: str, shape: tuple[int, ...] = (1, 32, 32, 3), output_stride: Any = None, **fields: Any) -> Any:
+    model = models.create(name, **fields)
+    return lambda: jax.eval_shape(lambda: model.init(KEY, jnp.zeros(shape), train=False, output_stride=output_stride))
+
+
+ERRORS = {
+    **{
+        f"{name}, output stride {given!r}": (
+            call(name, output_stride=given),
+            f"{caller}: output_stride={given!r} is not supported; use one of (8, 16, 32).",
+        )
+        for name, caller, given in (
+            ("resnet50", "ResNet", 4),
+            ("drn_d_22", "DRN", 12),
+            ("mobilenet_v2", "MobileNetV2", True),
+            ("xception", "Xception", "16"),
+        )
+    },
+    **{
+        f"{name}, no image": (
+            call(name, (32, 32, 3)),
+            f"{caller}: x of shape (32, 32, 3) must be (batch, height, width, channels); add the missing axes.",
+        )
+        for name, caller in (("resnet18", "ResNet"), ("drn_c_26", "DRN"), ("mobilenet_v2", "MobileNetV2"), ("xception", "Xception"))
+    },
+    **{
+        f"{name}, grid {grid!r}": (
+            call(name, multi_grid=grid),
+            f"{caller}: multi_grid={grid!r} must be a tuple of factors of at least 1, such as (1, 2, 4).",
+        )
+        for name, caller, grid in (
+            ("resnet18", "ResNet", ()),
+            ("drn_c_26", "DRN", 2),
+            ("mobilenet_v2", "MobileNetV2", (1, 0)),
+            ("xception", "Xception", (1, 1.5)),
+        )
+    },
+    "three stages": (
+        call("resnet18", blocks=(2, 2, 2)),
+        "ResNet: widths=(64, 128, 256, 512) and blocks=(2, 2, 2) must have 4 entries each, one per stage.",
+    ),
+    "a third architecture": (
+        call("drn_d_22", architecture="d"),
+        "DRN: architecture='d' is unknown; use one of ('C', 'D'). Did you mean \"D\"?",
+    ),
+    "no width": (call("mobilenet_v2", width_factor=0.0), "MobileNetV2: width_factor=0.0 must be above 0, such as 0.5."),
+    "four entry blocks": (call("xception", entry=(8, 8, 8, 8)), "Xception: entry=(8, 8, 8, 8) must have 3 entries."),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_one_line_errors(name):
+    cause, text = ERRORS[name]
+    with pytest.raises(UserError) as caught:
+        cause()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(("factor", "count"), [(0.5, 1_968_680), (1.4, 6_108_776)])
+def test_widths_of_mobilenet_v2(factor, count):
+    """1.97 and 6.11 million parameters, as published with the weights."""
+    model = models.create("mobilenet_v2", width_factor=factor)
+    params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_folding():
+    """Every normalisation stands beside a convolution, as folding asks; that of the convolution after the features too."""
+    model, x = slim("mobilenet_v2 with a grid", blocks=(1, 1, 0, 0, 0, 0, 1)), random_input((2, 43, 50, 3))
+    variables = random_variables(model, x)
+    folded, without = dilax.fold_batch_norm(model, variables)
+    assert "batch_stats" not in without
+    run: Any = jax.jit(lambda v, w: (model.apply(v, x, train=False), folded.apply(w, x, train=False)))
+    ours, theirs = run(variables, without)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)

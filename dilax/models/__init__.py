@@ -9,21 +9,33 @@ import flax.linen as nn
 
 from dilax.errors import UserError, did_you_mean
 from dilax.models.cnn import DilatedCNN, SeparableCNN
+from dilax.models.drn import DRN
+from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
+from dilax.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
+    "drn_c_26": functools.partial(DRN, architecture="C"),
+    "drn_c_42": functools.partial(DRN, architecture="C", blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
+    "drn_d_22": DRN,
+    "drn_d_38": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
+    "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
+    "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
+    "mobilenet_v2": MobileNetV2,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
     "resnet50": ResNet,
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
+    "xception": Xception,
+    "xception_slim": functools.partial(Xception, stem=(16, 32), entry=(48, 96, 192), middle=4, exit=(192, 256, 256, 320, 320, 384)),
 }
 
-__all__ = ["MODELS", "DilatedCNN", "ResNet", "SeparableCNN", "create", "names"]
+__all__ = ["DRN", "MODELS", "DilatedCNN", "MobileNetV2", "ResNet", "SeparableCNN", "Xception", "create", "names"]
 
 
 def names() -> list[str]:

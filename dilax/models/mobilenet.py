@@ -1,0 +1,146 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) in the geometry of torchvision, at any output stride on the same parameters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dilax.blocks import ConvNormAct, Dropout
+from dilax.errors import UserError
+from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, global_average, output_stride_or, stages
+
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+LAST = (2, 3, 5, 7)  # the groups that end strides 4, 8, 16 and 32
+
+
+class InvertedResidual(nn.Module):
+    """Convolutions 1x1 to `expansion` times the channels, depthwise 3x3, and 1x1 back without an activation; x is added if told.
+
+    Attributes:
+        features: Output channels.
+        expansion: Channels in between over those of the input; 1 leaves the first convolution out.
+        stride: Of the depthwise convolution.
+        dilation: Of the depthwise convolution.
+        residual: Whether to add x. It is told, not read from the shapes, so that it is the same where a stride has become a dilation.
+        norm: As `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        axis_name: As `dilax.blocks.Norm`.
+        dtype: Of the computation.
+    """
+
+    features: int
+    expansion: int = 6
+    stride: int = 1
+    dilation: int = 1
+    residual: bool = False
+    norm: str = "batch"
+    activation: str = "relu6"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        inner: dict[str, Any] = dict(activation=self.activation, **shared)
+        y, wide = x, self.expansion * x.shape[-1]
+        if self.expansion != 1:
+            y = ConvNormAct(wide, (1, 1), name="expand", **inner)(y, train=train)
+        y = ConvNormAct(wide, (3, 3), self.stride, dilation=self.dilation, groups=wide, name="depthwise", **inner)(y, train=train)
+        y = ConvNormAct(self.features, (1, 1), activation="none", name="project", **shared)(y, train=train)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residual blocks with linear bottlenecks, in seven groups.
+
+    Parameters are named `stem`, `block1/depthwise`, `block1/project`, `block2/expand` ... `block17/project`, `last` and `head`:
+    torchvision's `features.0`, `features.1.conv` ... `features.17.conv`, `features.18` and `classifier.1`. Each but the head is a
+    `dilax.blocks.ConvNormAct`.
+
+    Attributes:
+        num_classes: Outputs.
+        blocks: Blocks of each group.
+        widths: Output channels of each group.
+        stem_width: Channels of the first convolution.
+        last_width: Channels of the 1x1 convolution before the head; it is no part of `features`.
+        expansion: Of the blocks of all groups but the first, which has 1.
+        width_factor: Multiplies all channels, then rounded to multiples of 8; `last_width` only where it is above 1.
+        dropout: Rate before the head.
+        multi_grid: Factors of the dilations of the blocks at stride 32, the last two groups', in turn.
+        norm: As `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        dtype: Of the computation; parameters and logits stay float32.
+    """
+
+    num_classes: int = 1000
+    blocks: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
+    widths: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
+    stem_width: int = 32
+    last_width: int = 1280
+    expansion: int = 6
+    width_factor: float = 1.0
+    dropout: float = 0.2
+    multi_grid: tuple[int, ...] = (1,)
+    norm: str = "batch"
+    activation: str = "relu6"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    def setup(self) -> None:
+        """Make what follows the features."""
+        wide = _scaled(self.last_width, max(1.0, self.width_factor))
+        self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        self.drop = Dropout(self.dropout, self.axis_name)
+        self.head = nn.Dense(self.num_classes)
+
+    def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        x = self.last(self.features(x, train=train, output_stride=output_stride)[-1], train=train)
+        return self.head(self.drop(global_average(x), train=train))
+
+    @nn.compact
+    def features(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> tuple[jax.Array, ...]:
+        """Map images (batch, height, width, channels) to the outputs of the second, third, fifth and last group, shallow to deep.
+
+        Args:
+            x: The images.
+            train: As `dilax.models.resnet.ResNet.features`.
+            output_stride: As there: 8, 16 or 32 (also None); the maps have strides 4, 8, 16 and 32, none above it.
+
+        Raises:
+            UserError: if x is no batch of images, or a field or the output stride is not supported.
+        """
+        self._check(x)
+        plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        x = ConvNormAct(_scaled(self.stem_width, self.width_factor), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
+        maps, number = [], 0
+        for group, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):
+            features, expansion = _scaled(width, self.width_factor), 1 if group == 1 else self.expansion
+            for index in range(blocks):
+                stride, (dilation, _) = block_geometry(stage, index)
+                number += 1
+                if group > LAST[-2]:
+                    dilation *= self.multi_grid[(number - 1 - sum(self.blocks[: LAST[-2]])) % len(self.multi_grid)]
+                residual = (index > 0 or STRIDES[group - 1] == 1) and x.shape[-1] == features
+                x = InvertedResidual(features, expansion, stride, dilation, residual, name=f"block{number}", **shared)(x, train=train)
+            if group in LAST:
+                maps.append(x)
+        return tuple(maps)
+
+    def _check(self, x: jax.Array) -> None:
+        check_image("MobileNetV2", x)
+        check_lengths("MobileNetV2", 7, self.widths, self.blocks)
+        check_multi_grid("MobileNetV2", self.multi_grid)
+        if not self.width_factor > 0:
+            raise UserError(f"MobileNetV2: width_factor={self.width_factor} must be above 0, such as 0.5.")
+
+
+def _scaled(channels: int, factor: float) -> int:
+    """Channels times a factor, to the nearest multiple of 8 that is not more than a tenth below; 1 leaves them as they are."""
+    if factor == 1:
+        return channels
+    rounded = max(8, int(channels * factor + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels * factor else rounded + 8
