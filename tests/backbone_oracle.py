@@ -1,0 +1,136 @@
+"""The oracle of the backbones: small networks of each family at output stride 8, every stride and dilation written out, in numpy.
+
+It reads the parameters of dilax by their names and shares no code with it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+RELU, RELU6, NONE = (0.0, np.inf), (0.0, 6.0), (-np.inf, np.inf)
+
+
+class Units:
+    """Convolution, running statistics, activation, by the path of its parameters."""
+
+    def __init__(self, variables: Any) -> None:
+        self.params, self.stats = variables["params"], variables["batch_stats"]
+
+    def __call__(self, x: np.ndarray, path: str, stride: int = 1, dilation: int = 1, act: tuple[float, float] = RELU) -> np.ndarray:
+        params, stats = self.params, self.stats
+        for name in path.split("/"):
+            params, stats = params[name], stats[name]
+        y = conv(x, np.asarray(params["DilatedConv_0"]["kernel"], np.float64), stride, dilation)
+        norm, running = params["Norm_0"]["BatchNorm_0"], stats["Norm_0"]["BatchNorm_0"]
+        y = (y - running["mean"]) / np.sqrt(np.float64(running["var"]) + 1e-5) * norm["scale"] + norm["bias"]
+        return np.clip(y, *act)
+
+
+def shifted(x: np.ndarray, pad: int, fill: float, stride: int, dilation: int, taps: int) -> Any:
+    """For each tap: its place, and the samples it meets at all outputs."""
+    size = [n + 2 * pad - (taps - 1) * dilation for n in x.shape[1:3]]
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    for i in range(taps):
+        for j in range(taps):
+            yield (i, j), x[:, i * dilation : i * dilation + size[0] : stride, j * dilation : j * dilation + size[1] : stride]
+
+
+def conv(x: np.ndarray, kernel: np.ndarray, stride: int, dilation: int) -> Any:
+    """Dense, or depthwise where the kernel has one input channel; padded by dilation * (taps - 1) // 2."""
+    taps = kernel.shape[0]
+    met = shifted(x, dilation * (taps - 1) // 2, 0.0, stride, dilation, taps)
+    depthwise = kernel.shape[2] == 1 and kernel.shape[3] == x.shape[3]
+    return sum(samples * kernel[t][0] if depthwise else samples @ kernel[t] for t, samples in met)
+
+
+def basic(u: Units, x: np.ndarray, name: str, stride: int, first: int, second: int, cut: str = "identity") -> np.ndarray:
+    y = u(u(x, f"{name}/conv1", stride, first), f"{name}/conv2", 1, second, NONE)
+    if cut == "project":
+        y = y + u(x, f"{name}/shortcut", stride, act=NONE)
+    return np.maximum(y + x if cut == "identity" else y, 0)
+
+
+def bottleneck(u: Units, x: np.ndarray, name: str, stride: int, dilation: int, cut: str = "identity") -> np.ndarray:
+    y = u(u(u(x, f"{name}/conv1"), f"{name}/conv2", stride, dilation), f"{name}/conv3", act=NONE)
+    return np.maximum(y + (u(x, f"{name}/shortcut", stride, act=NONE) if cut == "project" else x), 0)
+
+
+def stem_and_pool(u: Units, x: np.ndarray) -> np.ndarray:
+    return np.max([samples for _, samples in shifted(u(x, "stem", 2), 1, -np.inf, 2, 1, 3)], axis=0)
+
+
+def resnet18(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """Blocks (1, 1, 2, 3)."""
+    one = basic(u, stem_and_pool(u, x), "layer1_block0", 1, 1, 1)
+    two = basic(u, one, "layer2_block0", 2, 1, 1, "project")
+    three = basic(u, basic(u, two, "layer3_block0", 1, 1, 2, "project"), "layer3_block1", 1, 2, 2)
+    four = basic(u, basic(u, three, "layer4_block0", 1, 2, 4, "project"), "layer4_block1", 1, 4, 4)
+    return [one, two, three, basic(u, four, "layer4_block2", 1, 4, 4)]
+
+
+def resnet50(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """Blocks (1, 1, 2, 3), multi_grid (1, 2, 4)."""
+    one = bottleneck(u, stem_and_pool(u, x), "layer1_block0", 1, 1, "project")
+    two = bottleneck(u, one, "layer2_block0", 2, 1, "project")
+    three = bottleneck(u, bottleneck(u, two, "layer3_block0", 1, 1, "project"), "layer3_block1", 1, 2)
+    four = bottleneck(u, bottleneck(u, three, "layer4_block0", 1, 2, "project"), "layer4_block1", 1, 8)
+    return [one, two, three, bottleneck(u, four, "layer4_block2", 1, 16)]
+
+
+def drn_c(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """Blocks (1, 1, 1, 1, 1, 2, 2, 1), multi_grid (1, 3)."""
+    x = basic(u, basic(u, u(x, "stem"), "layer1_block0", 1, 1, 1), "layer2_block0", 2, 1, 1, "project")
+    three = basic(u, x, "layer3_block0", 2, 1, 1, "project")
+    four = basic(u, three, "layer4_block0", 2, 1, 1, "project")
+    five = basic(u, four, "layer5_block0", 1, 2, 2, "project")
+    six = basic(u, basic(u, five, "layer6_block0", 1, 4, 4, "project"), "layer6_block1", 1, 12, 12)
+    seven = basic(u, basic(u, six, "layer7_block0", 1, 2, 2, "none"), "layer7_block1", 1, 2, 2, "none")
+    return [three, four, five, six, seven, basic(u, seven, "layer8_block0", 1, 1, 1, "none")]
+
+
+def drn_d(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """Blocks (1, 1, 1, 1, 1, 2, 2, 1)."""
+    x = u(u(u(x, "stem"), "layer1_conv0"), "layer2_conv0", 2)
+    three = bottleneck(u, x, "layer3_block0", 2, 1, "project")
+    four = bottleneck(u, three, "layer4_block0", 2, 1, "project")
+    five = bottleneck(u, four, "layer5_block0", 1, 2, "project")
+    six = bottleneck(u, bottleneck(u, five, "layer6_block0", 1, 4, "project"), "layer6_block1", 1, 4)
+    seven = u(u(six, "layer7_conv0", 1, 2), "layer7_conv1", 1, 2)
+    return [three, four, five, six, seven, u(seven, "layer8_conv0")]
+
+
+def inverted(u: Units, x: np.ndarray, name: str, stride: int, dilation: int, residual: bool = False) -> np.ndarray:
+    y = x if name == "block1" else u(x, f"{name}/expand", act=RELU6)
+    y = u(u(y, f"{name}/depthwise", stride, dilation, RELU6), f"{name}/project", act=NONE)
+    return y + x if residual else y
+
+
+def mobilenet(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """Blocks (1, 1, 2, 1, 1, 2, 1), multi_grid (2, 1, 3); the widths of blocks 4 and 5 are equal."""
+    one = inverted(u, inverted(u, u(x, "stem", 2, act=RELU6), "block1", 1, 1), "block2", 2, 1)
+    two = inverted(u, inverted(u, one, "block3", 2, 1), "block4", 1, 1, True)
+    three = inverted(u, inverted(u, two, "block5", 1, 1), "block6", 1, 2)
+    four = inverted(u, inverted(u, three, "block7", 1, 2 * 2), "block8", 1, 4 * 1, True)
+    return [one, two, three, inverted(u, four, "block9", 1, 4 * 3, True)]
+
+
+def separable(u: Units, x: np.ndarray, name: str, stride: int, dilations: tuple[int, int, int], cut: str) -> np.ndarray:
+    y = x
+    for i, dilation in enumerate(dilations, start=1):
+        step = stride if i == 3 else 1
+        if cut == "none":
+            y = u(u(y, f"{name}/depthwise{i}", step, dilation), f"{name}/pointwise{i}")
+        else:
+            y = u(u(np.maximum(y, 0), f"{name}/depthwise{i}", step, dilation, NONE), f"{name}/pointwise{i}", act=NONE)
+    if cut == "project":
+        return y + u(x, f"{name}/shortcut", stride, act=NONE)
+    return y if cut == "none" else y + x
+
+
+def xception(u: Units, x: np.ndarray) -> list[np.ndarray]:
+    """One middle block, multi_grid (1, 2, 3)."""
+    one = separable(u, u(u(x, "stem1", 2), "stem2"), "entry1", 2, (1, 1, 1), "project")
+    two = separable(u, one, "entry2", 2, (1, 1, 1), "project")
+    middle = separable(u, separable(u, two, "entry3", 1, (1, 1, 1), "project"), "middle1", 1, (2, 2, 2), "identity")
+    four = separable(u, separable(u, middle, "exit1", 1, (2, 2, 2), "project"), "exit2", 1, (4, 8, 12), "none")
+    return [one, two, middle, four]
