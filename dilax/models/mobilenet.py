@@ -1,5 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) in the geometry of torchvision, at any output stride on the same parameters."""
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -116,14 +117,14 @@ class MobileNetV2(nn.Module):
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
         x = ConvNormAct(_scaled(self.stem_width, self.width_factor), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
-        maps, number = [], 0
+        maps, number, grid = [], 0, itertools.cycle(self.multi_grid)
         for group, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):
             features, expansion = _scaled(width, self.width_factor), 1 if group == 1 else self.expansion
             for index in range(blocks):
-                stride, (dilation, _) = block_geometry(stage, index)
                 number += 1
+                stride, (dilation, _) = block_geometry(stage, index)
                 if group > LAST[-2]:
-                    dilation *= self.multi_grid[(number - 1 - sum(self.blocks[: LAST[-2]])) % len(self.multi_grid)]
+                    dilation *= next(grid)
                 residual = (index > 0 or STRIDES[group - 1] == 1) and x.shape[-1] == features
                 x = InvertedResidual(features, expansion, stride, dilation, residual, name=f"block{number}", **shared)(x, train=train)
             if group in LAST:
