@@ -161,9 +161,9 @@ def test_receptive_field_is_the_known_one_at_every_output_stride(name):
 
 
 TRAINED = {  # by the contract; stages without blocks, since a gradient takes seconds to compile
-    "resnet18 with groups": slim("resnet18", blocks=(0, 1, 0, 0), norm="group"),
-    "drn_d": slim("drn_d", blocks=(1, 0, 1, 0, 0, 0, 0, 0)),
-    "mobilenet_v2": slim("mobilenet_v2 with a grid", blocks=(1, 1, 0, 0, 0, 0, 0), dropout=0.1),
+    "resnet50 with groups": slim("resnet50 with a grid", blocks=(0, 1, 0, 0), norm="group"),
+    "drn_d": slim("drn_d", blocks=(1, 0, 0, 0, 0, 0, 0, 1)),
+    "mobilenet_v2": slim("mobilenet_v2 with a grid", blocks=(0, 1, 0, 0, 0, 0, 0), dropout=0.1),
     "block of xception": XceptionBlock((4, 5, 6), 2, (1, 2, 3), "project"),
 }
 
