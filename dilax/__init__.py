@@ -9,7 +9,7 @@ from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, ou
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.pooling import avg_pool, max_pool
-from dilax.receptive_field import ReceptiveField, receptive_field
+from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "dilated_conv",
     "dilated_conv_transpose",
     "effective_kernel_size",
+    "effective_receptive_field",
     "explicit_padding",
     "fold_batch_norm",
     "geometry",
@@ -40,4 +41,5 @@ __all__ = [
     "receptive_field",
     "select_lowering",
     "separable_conv",
+    "suggest_dilations",
 ]

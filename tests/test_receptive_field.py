@@ -52,10 +52,11 @@ def test_per_axis():
 def test_known_answers():
     x = jnp.ones((1, 64, 2))
     # k taps d apart span (k - 1) * d + 1; strides multiply what follows.
-    assert dilax.receptive_field(lambda x: conv(x, dilation=8), x) == (ReceptiveField(17, 1, -8),)
+    dense = tuple(place for place in range(17) if place % 8)
+    assert dilax.receptive_field(lambda x: conv(x, dilation=8), x) == (ReceptiveField(17, 1, -8, 8, 8, 1, dense),)
     assert dilax.receptive_field(lambda x: conv(conv(x, stride=2), dilation=4), x)[0].size == 3 + 2 * 8
     tcn = lambda x: [x := conv(conv(x, dilation=2**i, padding="CAUSAL"), dilation=2**i, padding="CAUSAL") for i in range(4)][-1]  # noqa: E731
-    assert dilax.receptive_field(tcn, x) == (ReceptiveField(1 + 2 * 2 * (2**4 - 1), 1, -60),)
+    assert dilax.receptive_field(tcn, x) == (ReceptiveField(1 + 2 * 2 * (2**4 - 1), 1, -60, 60, 0, 1),)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Receptive fields: what a function's outputs can see of its input.
+
+reach.py       sets of inputs per output phase, and `ReceptiveField`, the numbers that describe them
+bands.py       the sets of a constant matrix: resizing, picking samples
+constants.py   arrays that do not depend on the input, computed only if needed
+views.py       what an array sees, axis by axis
+windows.py     the windows of convolutions, and their taps that only see padding
+products.py    matrix products and gathers
+rules.py       every other operation
+analysis.py    `receptive_field`: a jaxpr from the input to the output
+effective.py   `effective_receptive_field`: what is seen, weighted by gradients
+dilations.py   `suggest_dilations`: stacks without holes
+"""
+
+from dilax.receptive_field.analysis import reaches, receptive_field, receptive_fields
+from dilax.receptive_field.dilations import suggest_dilations
+from dilax.receptive_field.effective import effective_receptive_field
+from dilax.receptive_field.reach import Reach, ReceptiveField
+
+__all__ = [
+    "Reach",
+    "ReceptiveField",
+    "effective_receptive_field",
+    "reaches",
+    "receptive_field",
+    "receptive_fields",
+    "suggest_dilations",
+]
