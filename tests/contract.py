@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
+from dilax.receptive_field import reaches, receptive_fields
 from dilax.summary import layers, summary
 
 KEY = jax.random.key(0)
@@ -59,35 +60,55 @@ def check_summary(model: nn.Module, variables: Any, x: jax.Array) -> None:
     assert summary(model, x).splitlines()[-1].startswith("total")
 
 
-def impulse_field(fn: Any, shape: tuple[int, ...], axis: int, place: int) -> tuple[int, int]:
-    """First and last input sample along `axis` that output `place` of a function with positive weights sees, by trying them all."""
-    base = jnp.full(shape, 0.5)
-    centre = [n // 2 for n in shape[1:-1]]
-    seen = []
-    for i in range(shape[1 + axis]):
-        where = (0, *(i if a == axis else c for a, c in enumerate(centre)))
-        # A plane through the other axes, so that the impulse cannot fall into a hole there.
-        lines = tuple(where[1 + a] if a == axis else slice(None) for a in range(len(centre)))
-        change = fn(base.at[(0, *lines)].add(100.0)) - fn(base)
-        if np.abs(np.take(np.asarray(change), place, axis=1 + axis)).max() > 1e-3:
-            seen.append(i)
-    return seen[0], seen[-1]
-
-
 def positive(variables: Any) -> Any:
     """Weights all positive, so that no impulse cancels; small, so that nothing overflows."""
     return jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.01, variables)
 
 
-def check_receptive_field(fn: Any, shape: tuple[int, ...]) -> None:
-    """The analysis from the jaxpr equals the impulse probe, at an output away from the border (law 7)."""
-    fields = dilax.receptive_field(fn, jax.ShapeDtypeStruct(shape, jnp.float32))
-    out = jax.eval_shape(fn, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-    run = jax.jit(fn)
-    for axis, field in enumerate(fields):
-        assert field.size is not None
-        place = out[1 + axis] // 2
-        first = place * field.stride + field.offset
-        assert first >= 0
-        assert first + field.size <= shape[1 + axis]
-        assert impulse_field(run, shape, axis, place) == (first, first + field.size - 1)
+def seen_by_impulses(fn: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Which samples along `axis` each output sees, (outputs, inputs), by trying them all; the weights of fn are positive."""
+    along = 1 + axis
+
+    # A plane through the other axes, so that the impulse cannot fall into a hole there.
+    planes = np.eye(shape[along]).reshape(-1, *(n if d == along else 1 for d, n in enumerate(shape)))
+    inputs = (jnp.asarray(np.full(shape, 0.5) + plane, jnp.float32) for plane in (0 * planes[0], *1e4 * planes))
+    before, *after = (np.asarray(fn(x)) for x in inputs)
+    others = tuple(d for d in range(before.ndim) if d != along)
+    return np.stack([(np.abs(y - before) > 1e-5 * (1 + np.abs(before))).any(others) for y in after], 1)
+
+
+def check_receptive_field(fn: Any, shape: tuple[int, ...], must: bool = True) -> int:
+    """The analysis from the jaxpr equals the impulse probe, as sets, at outputs away from the border (law 7).
+
+    Returns:
+        How many outputs were compared; with `must`, at least one along each axis.
+    """
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    compared, run = 0, jax.jit(fn)
+    for axis, (field, reach) in enumerate(zip(receptive_fields(fn, x)[0], reaches(fn, x))):
+        assert reach is not None and field.size is not None
+        seen = seen_by_impulses(run, shape, axis)
+        outputs, inputs = seen.shape
+        middle = [o for o in range(outputs // 3, outputs - outputs // 3) if reach.lies_inside(o, inputs)]
+        assert middle or not must
+        compared += len(middle)
+        for o in range(outputs):
+            (found,) = np.nonzero(seen[o])
+            first, bits = reach.at(o)
+            assert not len(found) or (o * field.stride - field.left <= found[0] and found[-1] <= o * field.stride + field.right)
+            if o in middle:
+                assert found.tolist() == [i for i in range(inputs) if i >= first and bits >> (i - first) & 1], (axis, o)
+                assert bits.bit_length() <= field.size
+        check_shift(run, shape, axis, field, middle)
+    return compared
+
+
+def check_shift(fn: Any, shape: tuple[int, ...], axis: int, field: dilax.ReceptiveField, middle: list[int]) -> None:
+    """An input shifted by the period gives an output shifted by period / stride, away from the border."""
+    if field.period is None:
+        return
+    x, along = random_input(shape), 1 + axis
+    step = int(field.period / field.stride)
+    y, moved = (np.asarray(fn(x)) for x in (x, jnp.roll(x, field.period, along)))
+    both = [o for o in middle if o + step in middle]
+    np.testing.assert_allclose(moved.take([o + step for o in both], along), y.take(both, along), rtol=1e-4, atol=1e-4)
