@@ -2,6 +2,7 @@
 
 from dilax import geometry, lowerings, models
 from dilax.autotune import autotune
+from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
@@ -10,15 +11,20 @@ from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
+from dilax.resize import resize
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASPP",
     "LOWERINGS",
+    "ContextModule",
     "ConvPlan",
+    "DenseASPP",
     "DepthwiseConv",
     "DilatedConv",
     "DilatedConvTranspose",
+    "HybridDilatedBlock",
     "Lowering",
     "MultiDilationConv",
     "ReceptiveField",
@@ -39,6 +45,7 @@ __all__ = [
     "models",
     "output_size",
     "receptive_field",
+    "resize",
     "select_lowering",
     "separable_conv",
     "suggest_dilations",

@@ -67,7 +67,7 @@ class Norm(nn.Module):
             if train and values_per_channel == 1 and self.axis_name is None and not self.is_initializing():
                 raise UserError(
                     f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
-                    "use a larger batch, or norm='group'."
+                    "use a larger batch, or norm='group' or 'frozen'."
                 )
             return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
         if self.kind == "group":

@@ -1,4 +1,4 @@
-"""Every model but the backbones by the contract; counts of parameters; what is particular to one."""
+"""Every model but backbones and segmentation networks by the contract; counts of parameters; what is particular to one."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from contract import KEY, check_model, check_receptive_field, positive, random_input
 from test_backbones import COUNTS as BACKBONES
+from test_segmentation_models import NAMES as SEGMENTERS
 
 from dilax import blocks, models
 
@@ -26,7 +27,7 @@ COUNTS = {  # (model, fields, input channels): parameters, by hand from the laye
 
 
 def test_every_model_is_here():
-    assert sorted([*SMALL, *BACKBONES]) == models.names() == sorted(models.MODELS)
+    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS]) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)

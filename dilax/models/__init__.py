@@ -9,9 +9,13 @@ import flax.linen as nn
 
 from dilax.errors import UserError, did_you_mean
 from dilax.models.cnn import DilatedCNN, SeparableCNN
+from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from dilax.models.drn import DRN
+from dilax.models.fcn import FCN, LRASPP
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
+from dilax.models.segmenter import Segmenter
+from dilax.models.unet import UNet, UNetEncoder
 from dilax.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -34,8 +38,37 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "xception": Xception,
     "xception_slim": functools.partial(Xception, stem=(16, 32), entry=(48, 96, 192), middle=4, exit=(192, 256, 256, 320, 320, 384)),
 }
+DRNS = ("drn_c_26", "drn_c_42", "drn_d_22", "drn_d_38", "drn_d_54", "drn_d_105")
+BACKBONES = (*DRNS, "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception", "xception_slim")
+MODELS |= {
+    "deeplabv3_resnet50": DeepLabV3,
+    "deeplabv3_resnet101": functools.partial(DeepLabV3, backbone=MODELS["resnet101"]),
+    **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name]) for name in BACKBONES},
+    **{f"{name}_segmenter": functools.partial(Segmenter, backbone=MODELS[name], dropout=0.0) for name in DRNS},
+    "fcn_resnet50": FCN,
+    "fcn_resnet101": functools.partial(FCN, backbone=MODELS["resnet101"]),
+    "lraspp_mobilenet_v2": functools.partial(LRASPP, backbone=MobileNetV2),
+    "unet_dilated": UNet,
+}
 
-__all__ = ["DRN", "MODELS", "DilatedCNN", "MobileNetV2", "ResNet", "SeparableCNN", "Xception", "create", "names"]
+__all__ = [
+    "DRN",
+    "FCN",
+    "LRASPP",
+    "MODELS",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "DilatedCNN",
+    "MobileNetV2",
+    "ResNet",
+    "Segmenter",
+    "SeparableCNN",
+    "UNet",
+    "UNetEncoder",
+    "Xception",
+    "create",
+    "names",
+]
 
 
 def names() -> list[str]:

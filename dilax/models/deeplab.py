@@ -1,0 +1,75 @@
+"""DeepLabV3 (Chen et al. 2017, arXiv:1706.05587) and DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) on any backbone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dilax.blocks import ConvNormAct
+from dilax.context import ASPP
+from dilax.models.segmenter import Maps, Segmenter, logits
+from dilax.resize import resize
+
+
+class DeepLabV3(Segmenter):
+    """`ASPP` on the last map of a backbone, a 3x3 convolution, a 1x1 convolution, as torchvision builds it.
+
+    Without any dilation, to compare: `output_stride=32, dilations=(1, 1, 1)`.
+
+    Attributes:
+        dropout: Rate after `ASPP`.
+        dilations: Of `ASPP`, stated at output stride 16: 12, 24 and 36 at the default of 8.
+        image_pooling: As `ASPP`.
+        head_features: Channels of `ASPP` and of the 3x3 convolution.
+
+    All other attributes: as `dilax.models.segmenter.Segmenter`.
+    """
+
+    dropout: float = 0.5
+    dilations: tuple[int, ...] = (6, 12, 18)
+    image_pooling: bool = True
+    head_features: int = 256
+
+    def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
+        """Map the last stage to logits."""
+        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        aspp = ASPP(self.head_features, self.dilations, False, self.image_pooling, self.dropout, name="aspp", **shared)
+        y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)
+        y = ConvNormAct(self.head_features, name="conv", **shared)(y, train=train)
+        return logits(self.num_classes, y)
+
+
+class DeepLabV3Plus(Segmenter):
+    """Separable `ASPP` on the last map, enlarged and joined with the first map of the backbone for sharp borders.
+
+    A separable 3x3 convolution follows `ASPP`; the map of stride 4 is reduced to `low_features`; a separable 3x3 convolution mixes both; a
+    1x1 convolution gives the logits. Without any dilation, to compare: `output_stride=32, dilations=(1, 1, 1)`.
+
+    Attributes:
+        output_stride: As `dilax.models.segmenter.Segmenter`; 16 here.
+        dropout: Rate after `ASPP`.
+        dilations: Of `ASPP`, stated at output stride 16.
+        image_pooling: As `ASPP`.
+        head_features: Channels of `ASPP` and of the separable convolutions.
+        low_features: Channels to which the first map is reduced.
+
+    All other attributes: as `dilax.models.segmenter.Segmenter`.
+    """
+
+    output_stride: int | None = 16
+    dropout: float = 0.5
+    dilations: tuple[int, ...] = (6, 12, 18)
+    image_pooling: bool = True
+    head_features: int = 256
+    low_features: int = 48
+
+    def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
+        """Map the first and the last stage to logits of the size of the first."""
+        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        aspp = ASPP(self.head_features, self.dilations, True, self.image_pooling, self.dropout, name="aspp", **shared)
+        y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)
+        y = ConvNormAct(self.head_features, separable=True, name="conv", **shared)(y, train=train)
+        low = ConvNormAct(self.low_features, (1, 1), name="low", **shared)(maps[0], train=train)
+        y = jnp.concatenate([resize(y, low.shape[1:-1]), low], axis=-1)
+        y = ConvNormAct(self.head_features, separable=True, name="mix", **shared)(y, train=train)
+        return logits(self.num_classes, y)

@@ -1,0 +1,50 @@
+"""Fully convolutional networks on a dilated backbone: FCN (Long et al. 2015, arXiv:1411.4038) and LR-ASPP."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dilax.blocks import ConvNormAct
+from dilax.context import space_mean
+from dilax.models.segmenter import FCNHead, Maps, Segmenter, logits
+from dilax.modules import DilatedConv
+from dilax.resize import resize
+
+
+class FCN(Segmenter):
+    """`FCNHead`, named `classifier`, on the last map of a backbone, as torchvision builds it.
+
+    Attributes: as `dilax.models.segmenter.Segmenter`.
+    """
+
+    def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
+        """Map the last stage to logits."""
+        return FCNHead(self.num_classes, self.dropout, self.norm, self.axis_name, self.dtype, name="classifier")(maps[-1], train=train)
+
+
+class LRASPP(Segmenter):
+    """Lite reduced ASPP: the last map, gated by its mean over space, and logits of it added to logits of the second map.
+
+    Attributes:
+        output_stride: As `dilax.models.segmenter.Segmenter`; 16 here.
+        dropout: Not used: the head has none.
+        head_features: Channels of the gated map.
+
+    All other attributes: as `dilax.models.segmenter.Segmenter`.
+
+    Reference:
+        Howard et al. 2019, arXiv:1905.02244, section 6.4; with the mean over all of space, as torchvision has it.
+    """
+
+    output_stride: int | None = 16
+    head_features: int = 128
+
+    def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
+        """Map the second and the last stage to logits of the size of the second."""
+        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        low, high = maps[1], maps[-1]
+        y = ConvNormAct(self.head_features, (1, 1), name="conv", **shared)(high, train=train)
+        gate = DilatedConv(self.head_features, (1, 1), use_bias=False, dtype=self.dtype, name="gate")
+        y = resize(y * nn.sigmoid(gate(space_mean("LRASPP", high, image_mean))), low.shape[1:-1])
+        return logits(self.num_classes, y) + logits(self.num_classes, low, "low_logits")
