@@ -1,6 +1,5 @@
 """Resizing, and the blocks that gather context: laws, oracles that share no code with them, torch's results, errors."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, check_receptive_field, check_training, positive, random_input
+from segmentation_oracle import resized
 
 import dilax
 from dilax import context
@@ -34,24 +34,6 @@ def golden() -> list[Any]:
 
 def given_to_resize(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"size": tuple(given["size"])}
-
-
-def resized(x: np.ndarray, size: tuple[int, ...], method: str = "bilinear", align_corners: bool = False) -> np.ndarray:
-    """One output at a time, from the definition."""
-    y = np.zeros((x.shape[0], *size, x.shape[-1]))
-    for place in itertools.product(*map(range, size)):
-        corners = []
-        for i, new, old in zip(place, size, x.shape[1:-1]):
-            source = i * (old - 1) / max(new - 1, 1) if align_corners else (i + 0.5) * old / new - 0.5
-            if method == "nearest":
-                corners.append([(min(math.floor(source + 0.5), old - 1), 1.0)])
-            else:
-                source = min(max(source, 0), old - 1)
-                before = math.floor(source)
-                corners.append([(before, 1 - source + before), (min(before + 1, old - 1), source - before)])
-        for corner in itertools.product(*corners):
-            y[:, *place] += math.prod(share for _, share in corner) * x[:, *(index for index, _ in corner)]
-    return y
 
 
 @pytest.mark.parametrize(("x", "y", "given"), golden())
@@ -193,6 +175,19 @@ def test_image_mean_given_equals_computed():
     # A part of the image with the mean of the whole is that part of the result, away from where it was cut.
     part = run(block, variables, x[:, :, :9], train=False, image_mean=x.mean((1, 2)))
     np.testing.assert_allclose(part[:, :, :3], y[:, :, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(2, 6), (6, 4), (4, 4)])
+def test_identity_init_is_that_of_the_paper(c_in, c_out):
+    """Equation 5: C / c_out where floor(a C / c_in) = floor(b C / c_out), at the centre; noise elsewhere."""
+    expected = np.zeros((3, 3, c_in, c_out))
+    for a in range(c_in):
+        for b in range(c_out):
+            expected[1, 1, a, b] = 2 / c_out if a * 2 // c_in == b * 2 // c_out else 0
+    np.testing.assert_allclose(context.identity_init(2)(KEY, expected.shape), expected, rtol=1e-6)
+    noisy = np.asarray(context.identity_init(2, 0.05)(KEY, expected.shape))
+    np.testing.assert_allclose(noisy[expected > 0], expected[expected > 0], rtol=1e-6)
+    np.testing.assert_allclose(noisy[expected == 0].std(), 0.05 * 2 / c_out, rtol=0.3)
 
 
 def uniform(shape: tuple[int, ...]) -> jax.Array:

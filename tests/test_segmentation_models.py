@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import segmentation_oracle as oracle
 from contract import KEY, check_training, random_input
 from test_backbones import COUNTS as BACKBONES
 from test_context import filled, quick_compiler  # noqa: F401
@@ -126,6 +127,19 @@ def test_features_are_the_maps_of_the_backbone(name):
         assert [m.shape[:3] for m in maps] == [(3, -(-37 // stride), -(-42 // stride)) for stride in strides]
 
 
+@pytest.mark.parametrize("name", SLIM)
+def test_logits_are_those_of_the_oracle(name):
+    model, variables, x = SLIM[name], variables_of(name), X[:1, :24, :34]
+    layers = oracle.Layers(jax.tree.map(np.asarray, variables))
+    for stride in STRIDES[name]:
+        given: dict[str, Any] = dict(train=False, output_stride=stride)
+        logits: Any = jax.jit(lambda x: model.apply(variables, x, **given))(x)  # noqa: B023
+        maps: Any = jax.jit(lambda x: model.apply(variables, x, method="features", **given))(x)  # noqa: B023
+        maps = [np.asarray(x, np.float64)] if name == "unet" else [np.asarray(found, np.float64) for found in maps]
+        expected = oracle.resized(getattr(oracle, name)(layers, maps, stride), x.shape[1:-1])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 class Both:
     """A model whose two results in training are laid one on the other, for `check_training`."""
 
@@ -140,6 +154,18 @@ class Both:
             assert aux_logits.dtype == jnp.float32
             results = jnp.stack(results)
         return results, updates
+
+
+@pytest.mark.parametrize("name", [name for name in SLIM if SLIM[name].aux_head])
+def test_auxiliary_logits_are_those_of_the_oracle(name):
+    model, variables, x = SLIM[name].clone(norm="frozen"), variables_of(name), X[:1, :24, :34]
+    logits, aux_logits = jax.jit(lambda x: model.apply(variables, x, train=True))(x)
+    maps: Any = jax.jit(lambda x: model.apply(variables, x, train=False, method="features"))(x)
+    expected = oracle.resized(
+        oracle.auxiliary(oracle.Layers(jax.tree.map(np.asarray, variables)), [np.asarray(found, np.float64) for found in maps]), (24, 34)
+    )
+    np.testing.assert_allclose(aux_logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(logits - aux_logits).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", SLIM)

@@ -1,0 +1,106 @@
+"""The oracle of the segmentation heads: the slim networks of tests/test_segmentation_models.py, written out, in numpy.
+
+It reads the parameters of dilax by their names and shares no code with it. Heads start from the maps of a backbone, which has an oracle of
+its own; the U-Net starts from the image.
+"""
+
+import itertools
+import math
+
+import numpy as np
+from backbone_oracle import RELU, Units, conv, shifted
+
+
+class Layers(Units):
+    """`Units`, also of separable convolutions; plain 1x1 convolutions."""
+
+    def __call__(self, x: np.ndarray, path: str, stride: int = 1, dilation: int = 1, act: tuple[float, float] = RELU) -> np.ndarray:
+        params, stats = self.params, self.stats
+        for name in path.split("/"):
+            params, stats = params[name], stats[name]
+        if "DilatedConv_0" in params:
+            return super().__call__(x, path, stride, dilation, act)
+        kernels = params["SeparableConv_0"]
+        y = (
+            conv(x, np.asarray(kernels["depthwise_kernel"], np.float64), stride, dilation)
+            @ np.asarray(kernels["pointwise_kernel"], np.float64)[0, 0]
+        )
+        norm, running = params["Norm_0"]["BatchNorm_0"], stats["Norm_0"]["BatchNorm_0"]
+        y = (y - running["mean"]) / np.sqrt(np.float64(running["var"]) + 1e-5) * norm["scale"] + norm["bias"]
+        return np.clip(y, *act)
+
+    def plain(self, x: np.ndarray, path: str) -> np.ndarray:
+        params = self.params
+        for name in path.split("/"):
+            params = params[name]
+        y = x @ np.asarray(params["kernel"], np.float64)[0, 0]
+        return y + params["bias"] if "bias" in params else y
+
+
+def resized(x: np.ndarray, size: tuple[int, ...], method: str = "bilinear", align_corners: bool = False) -> np.ndarray:
+    """One output at a time, from the definition."""
+    y = np.zeros((x.shape[0], *size, x.shape[-1]))
+    for place in itertools.product(*map(range, size)):
+        corners = []
+        for i, new, old in zip(place, size, x.shape[1:-1]):
+            source = i * (old - 1) / max(new - 1, 1) if align_corners else (i + 0.5) * old / new - 0.5
+            if method == "nearest":
+                corners.append([(min(math.floor(source + 0.5), old - 1), 1.0)])
+            else:
+                source = min(max(source, 0), old - 1)
+                before = math.floor(source)
+                corners.append([(before, 1 - source + before), (min(before + 1, old - 1), source - before)])
+        for corner in itertools.product(*corners):
+            y[:, *place] += math.prod(share for _, share in corner) * x[:, *(index for index, _ in corner)]
+    return y
+
+
+def mean(x: np.ndarray) -> np.ndarray:
+    return x.mean((1, 2), keepdims=True)
+
+
+def segmenter(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    return u.plain(maps[-1], "logits")
+
+
+def fcn(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    return u.plain(u(maps[-1], "classifier/conv"), "classifier/logits")
+
+
+def auxiliary(u: Layers, maps: list[np.ndarray]) -> np.ndarray:
+    return u.plain(u(maps[-2], "aux_classifier/conv"), "aux_classifier/logits")
+
+
+def lraspp(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    gate = 1 / (1 + np.exp(-u.plain(mean(maps[-1]), "gate")))
+    high = resized(u(maps[-1], "conv") * gate, maps[1].shape[1:-1])
+    return u.plain(high, "logits") + u.plain(maps[1], "low_logits")
+
+
+def aspp(u: Layers, x: np.ndarray, stride: int) -> np.ndarray:
+    """Dilation 4 at output stride 16."""
+    pooled = u(mean(x), "aspp/pooled") + np.zeros((*x.shape[:-1], 1))
+    branches = [u(x, "aspp/dense"), u(x, "aspp/dilated_0", dilation={8: 8, 16: 4, 32: 2}[stride]), pooled]
+    return u(np.concatenate(branches, -1), "aspp/project")
+
+
+def deeplabv3(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    return u.plain(u(aspp(u, maps[-1], stride), "conv"), "logits")
+
+
+def deeplabv3plus(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    y = resized(u(aspp(u, maps[-1], stride), "conv"), maps[0].shape[1:-1])
+    return u.plain(u(np.concatenate([y, u(maps[0], "low")], -1), "mix"), "logits")
+
+
+def unet(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
+    """Two levels, multi_grid (1, 2), sizes even; at output stride 2, or with 1 the lower level dilated instead."""
+    far = 2 // stride
+    top = u(u(maps[0], "backbone/level0_conv0"), "backbone/level0_conv1")
+    # A window of 2 begins at its own sample: the taps of a window of 3 around it but the first.
+    below = np.max([samples for tap, samples in shifted(top, 1, -np.inf, stride, 1, 3) if min(tap) > 0], axis=0)
+    below = u(u(below, "backbone/level1_conv0", dilation=far), "backbone/level1_conv1", dilation=far)
+    first = u(below, "backbone/dilated_0", dilation=far)
+    below = below + first + u(first, "backbone/dilated_1", dilation=2 * far)
+    y = resized(below, tuple(n * stride for n in below.shape[1:-1]))
+    return u.plain(u(u(np.concatenate([top, y], -1), "up0_conv0"), "up0_conv1"), "logits")
