@@ -1,7 +1,7 @@
 """The oracle of the segmentation heads: the slim networks of tests/test_segmentation_models.py, written out, in numpy.
 
 It reads the parameters of dilax by their names and shares no code with it. Heads start from the maps of a backbone, which has an oracle of
-its own; the U-Net starts from the image.
+its own, and the U-Net from the image.
 """
 
 import itertools
@@ -93,14 +93,24 @@ def deeplabv3plus(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
     return u.plain(u(np.concatenate([y, u(maps[0], "low")], -1), "mix"), "logits")
 
 
-def unet(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
-    """Two levels, multi_grid (1, 2), sizes even; at output stride 2, or with 1 the lower level dilated instead."""
-    far = 2 // stride
-    top = u(u(maps[0], "backbone/level0_conv0"), "backbone/level0_conv1")
-    # A window of 2 begins at its own sample: the taps of a window of 3 around it but the first.
-    below = np.max([samples for tap, samples in shifted(top, 1, -np.inf, stride, 1, 3) if min(tap) > 0], axis=0)
-    below = u(u(below, "backbone/level1_conv0", dilation=far), "backbone/level1_conv1", dilation=far)
-    first = u(below, "backbone/dilated_0", dilation=far)
-    below = below + first + u(first, "backbone/dilated_1", dilation=2 * far)
-    y = resized(below, tuple(n * stride for n in below.shape[1:-1]))
-    return u.plain(u(u(np.concatenate([top, y], -1), "up0_conv0"), "up0_conv1"), "logits")
+def pool(x: np.ndarray, stride: int, dilation: int) -> np.ndarray:
+    """A window of 2 begins at its own sample: the taps of a window of 3 around it but the first."""
+    return np.max([samples for tap, samples in shifted(x, dilation, -np.inf, stride, dilation, 3) if min(tap) > 0], axis=0)
+
+
+def unet(u: Layers, x: np.ndarray, stride: int) -> np.ndarray:
+    """Three levels, multi_grid (1, 2), sizes multiples of 4; at output stride 4, or with 1 the lower levels dilated instead."""
+    step, (one, two) = {4: (2, (1, 1)), 1: (1, (2, 4))}[stride]
+
+    def pair(x: np.ndarray, name: str, dilation: int) -> np.ndarray:
+        return u(u(x, f"{name}_conv0", dilation=dilation), f"{name}_conv1", dilation=dilation)
+
+    def joined(skip: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return np.concatenate([skip, resized(x, skip.shape[1:-1])], -1)
+
+    level0 = pair(x, "backbone/level0", 1)
+    level1 = pair(pool(level0, step, 1), "backbone/level1", one)
+    level2 = pair(pool(level1, step, one), "backbone/level2", two)
+    first = u(level2, "backbone/dilated_0", dilation=two)
+    below = level2 + first + u(first, "backbone/dilated_1", dilation=2 * two)
+    return u.plain(pair(joined(level0, pair(joined(level1, below), "up1", one)), "up0", 1), "logits")
