@@ -27,7 +27,7 @@ COUNTS = {  # (model, fields, input channels): parameters, by hand from the laye
 
 
 def test_every_model_is_here():
-    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS]) == models.names() == sorted(models.MODELS)
+    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)

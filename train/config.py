@@ -31,6 +31,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "augment.cutout": (0, math.inf),
     "augment.mixup": (0, math.inf),
     "augment.label_smoothing": (0, 1),
+    "augment.colour": (0, 1),
+    "segmentation.ignored_label": (0, 255),
+    "segmentation.focal_gamma": (0, math.inf),
+    "segmentation.aux_weight": (0, math.inf),
     "optim.lr": (0, math.inf),
     "optim.warmup_epochs": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
@@ -39,6 +43,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.accumulate": (1, math.inf),
     "optim.ema_decay": (0, 1),
 }
+# Keys of the part `augment` that one task alone knows.
+ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoothing")
+ONLY_SEGMENTATION = ("crop", "colour")
+SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice")
+BALANCES = ("", "median_frequency")
 
 
 def default_config(name: str) -> ConfigDict:
@@ -47,7 +56,7 @@ def default_config(name: str) -> ConfigDict:
         dict(
             name=name,
             seed=0,  # of the parameters, the order of the data, the augmentation, dropout and the validation split
-            task="classification",
+            task="classification",  # or "segmentation"
             batch_size=128,  # over all devices
             total_epochs=20.0,  # passes over the training data
             eval_every_epochs=1.0,
@@ -64,24 +73,41 @@ def default_config(name: str) -> ConfigDict:
             init_except=(),  # regular expressions of parameters that need not fit the loaded ones
             frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too
             data=dict(
-                name="digits",  # "digits", "digits8x8", "folder", or any TFDS name such as "cifar10"
+                name="digits",  # "digits", "digits8x8", "cells" (to segment), "folder", or any TFDS name such as "cifar10"
                 dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; with name="folder", the folder of images
                 download=True,  # fetch and prepare what is missing
                 validation=0.1,  # share of the training split that decides between checkpoints; 0 trains on all, keeps the last
                 classes=(),  # labels to keep; () is all
                 per_class=0,  # training examples of each class to keep; 0 is all
-                image_size=0,  # side to resize and crop to; 0 leaves images as they are
+                image_size=0,  # side to resize and crop to (to segment: to fit into, and pad to); 0 leaves images as they are
                 memory_mb=2048,  # decoded datasets above this are streamed by worker processes
                 workers=2,  # worker processes of a streamed dataset
+                # To segment:
+                image_field="",  # feature of a TFDS set; "" is "image". With name="folder", folder of the images; "" is "images"
+                mask_field="",  # the same of the masks; "" is "segmentation_mask", or "masks"
+                mask_values=(),  # value of each class in the masks, in order, all others being ignored; () is 0, 1, 2, ...
+                class_names=(),  # () is what the set says, or what its masks hold
+                lists="",  # with name="folder": folder below dir of train.txt, val.txt, test.txt, a stem a line
             ),
             augment=dict(
                 crop_padding=0,  # pixels: shift by up to this many each way
                 flip=False,  # left to right, half of the images
                 rotate=0.0,  # degrees: rotate by up to this much each way
-                scale=0.0,  # zoom by a factor of up to 1 + this, or its inverse
+                scale=0.0,  # zoom by a factor of up to 1 + this, or its inverse; in segmentation too, as flip
                 cutout=0,  # pixels: side of a grey square laid over each image
                 mixup=0.0,  # alpha of the Beta distribution of the mixing weight
                 label_smoothing=0.0,  # share of the target spread over all classes
+                # To segment:
+                crop=(),  # (height, width) cut at random from the zoomed image, padded with ignored pixels; () is the image's own
+                colour=0.0,  # change brightness, contrast and saturation by up to this share
+            ),
+            segmentation=dict(
+                ignored_label=255,  # of pixels that count neither in the loss nor in the metrics
+                loss="cross_entropy",  # "cross_entropy", "focal", "dice", or a sum of them such as "cross_entropy+dice"
+                focal_gamma=2.0,
+                class_weights=(),  # of cross-entropy and focal loss, one number a class; () weighs all alike
+                balance="",  # "median_frequency": class weights from the pixels of the training split
+                aux_weight=0.4,  # of the loss of the auxiliary head of a model that has one
             ),
             model=model_config("dilated_cnn"),
             optim=dict(
@@ -118,11 +144,7 @@ def check_variant(file: str, variant: str, known: tuple[str, ...]) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuse values that no run can use, before anything is made."""
-    choices = {
-        "parallel": ("jit", "pmap"),
-        "dtype": ("float32", "bfloat16", "float16"),
-        "task": ("classification",),
-    }
+    choices = {"parallel": ("jit", "pmap"), "dtype": ("float32", "bfloat16", "float16"), "task": ("classification", "segmentation")}
     for key, known in choices.items():
         if config[key] not in known:
             raise UserError(f"config.{key}={config[key]!r} is unknown; use one of {known}.{did_you_mean(str(config[key]), known)}")
@@ -135,6 +157,35 @@ def check(config: ConfigDict) -> None:
             f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "
             "choose a divisor."
         )
+    for key in ONLY_CLASSIFICATION if config.task == "segmentation" else ONLY_SEGMENTATION:
+        if config.augment[key]:
+            raise UserError(f"config.augment.{key}={config.augment[key]} has no meaning for config.task={config.task!r}; leave it out.")
+    if config.task == "segmentation":
+        _check_segmentation(config)
+
+
+def _check_segmentation(config: ConfigDict) -> None:
+    segmentation, crop = config.segmentation, config.augment.crop
+    for name in loss_names(config):
+        if name not in SEGMENTATION_LOSSES:
+            raise UserError(
+                f"config.segmentation.loss={segmentation.loss!r} is unknown; use one of {SEGMENTATION_LOSSES}, or some of them joined "
+                f"by +.{did_you_mean(name, SEGMENTATION_LOSSES)}"
+            )
+    if segmentation.balance not in BALANCES:
+        hint = did_you_mean(segmentation.balance, BALANCES)
+        raise UserError(f"config.segmentation.balance={segmentation.balance!r} is unknown; use one of {BALANCES}.{hint}")
+    if segmentation.balance and segmentation.class_weights:
+        raise UserError("config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; leave one out.")
+    if any(not 0 <= weight < math.inf for weight in segmentation.class_weights):
+        raise UserError(f"config.segmentation.class_weights={tuple(segmentation.class_weights)} must be numbers of 0 or more.")
+    if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
+        raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the image's own.")
+
+
+def loss_names(config: ConfigDict) -> tuple[str, ...]:
+    """Return the parts of config.segmentation.loss."""
+    return tuple(name.strip() for name in config.segmentation.loss.split("+"))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -143,14 +194,19 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Return the config that `to_json` wrote."""
+    """Return the config that `to_json` wrote; a key that did not exist then has its default."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(item) for key, item in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text)))
+    saved = tuples(json.loads(text))
+    parts = {
+        key: {**default, **saved.get(key, {})} if isinstance(default, dict) and key != "model" else saved.get(key, default)
+        for key, default in default_config(saved["name"]).to_dict().items()
+    }
+    return ConfigDict({**saved, **parts})
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

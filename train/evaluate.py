@@ -1,5 +1,7 @@
 """Score a split with a run's best parameters: `python -m train.evaluate --workdir runs/digits`."""
 
+import dataclasses
+import math
 import pathlib
 import sys
 from typing import Any
@@ -7,29 +9,71 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import cli, data
-from train.parallel import Parallel
-from train.run import load_trained
+from dilax.errors import UserError
+from dilax.metrics import class_iou
+from train import cli, data, parallel
+from train.run import Setup, load_trained
 
 
-def score(parallel: Parallel, variables: Any, source: data.Source, batch_size: int, workers: int) -> tuple[dict[str, float], np.ndarray]:
-    """Return the metrics of a split, and its confusion matrix (classes, classes), rows the true class.
+def score(made: Setup, variables: Any, source: data.Source) -> tuple[dict[str, float], np.ndarray]:
+    """Return the figures of a split, and its confusion matrix (classes, classes), rows the true class.
 
     Args:
-        parallel: Compiled steps.
+        made: The run.
         variables: As `parallel.put` returns them.
         source: The split.
-        batch_size: Over all devices.
-        workers: Worker processes of a streamed split.
     """
-    total: dict[str, Any] | None = None
-    for batch in data.eval_batches(source, batch_size, workers=workers):
-        sums = parallel.evaluate(variables, parallel.put_batch(batch))
-        total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-    assert total is not None  # eval_batches refuses an empty split
-    sums = jax.tree.map(np.asarray, jax.device_get(parallel.get(total)))
-    confusion, count = sums.pop("confusion"), float(sums.pop("count"))
-    return {name: float(value) / count for name, value in sums.items()}, confusion
+    compiled, total = made.parallel, None
+    running: Any = None
+    for batch in data.eval_batches(source, made.config.batch_size, workers=made.config.data.workers):
+        sums = compiled.evaluate(variables, compiled.put_batch(batch))
+        # Those of the batch before are fetched while this one runs.
+        total, running = _added(total, running), compiled.get(sums)
+    sums = _added(total, running)
+    return made.steps.task.figures(sums), sums["confusion"]
+
+
+def _added(total: Any, sums: Any) -> Any:
+    """Add sums to a total in 64 bits, in which pixels are counted without error; None is nothing."""
+    if sums is None:
+        return total
+    wide = {k: v.astype(np.int64 if v.dtype.kind == "i" else np.float64) for k, v in jax.device_get(sums).items()}
+    return wide if total is None else {name: total[name] + value for name, value in wide.items()}
+
+
+def named_iou(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, float]:
+    """Return {"iou/NAME": intersection over union} of the classes that occur."""
+    found = class_iou(confusion).tolist()
+    return {f"iou/{name}": value for name, value in zip(class_names, found) if not math.isnan(value)}
+
+
+def read_scales(text: str) -> tuple[float, ...]:
+    """Read positive numbers that commas separate.
+
+    Raises:
+        UserError: if there is another thing.
+    """
+    try:
+        scales = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise UserError(f"--scales={text} must be positive numbers, separated by commas, such as 0.75,1,1.25.")
+    return scales
+
+
+def at_scales(made: Setup, scales: tuple[float, ...], flip: bool) -> Setup:
+    """Return the run with its evaluation at several scales, and of mirrored images.
+
+    Raises:
+        UserError: if it is not one of segmentation.
+    """
+    if scales == (1.0,) and not flip:
+        return made
+    if made.config.task != "segmentation":
+        raise UserError("--scales and --flip are for runs of segmentation; leave them out.")
+    steps = dataclasses.replace(made.steps, scales=scales, flip=flip)
+    return dataclasses.replace(made, steps=steps, parallel=parallel.make(made.config.parallel, steps, made.config.batch_size))
 
 
 def main() -> None:
@@ -38,14 +82,19 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of the data to score")
     parser.add_argument("--data_dir", help="where the data is now, if it has moved since training")
+    parser.add_argument("--scales", default="1", help="segmentation: sizes at which the model runs, averaged, such as 0.75,1,1.25")
+    parser.add_argument("--flip", action="store_true", help="segmentation: also run it on mirrored images, averaged")
     args = parser.parse_args()
     trained = load_trained(args.workdir.absolute(), {"dir": args.data_dir} if args.data_dir else {})
-    config, parallel = trained.config, trained.setup.parallel
-    source = getattr(data.load(config.data, seed=config.seed), args.split)
+    made = at_scales(trained.setup, read_scales(args.scales), args.flip)
+    splits = data.open_splits(trained.config)
+    source = getattr(splits, args.split)
     if source is None:
         cli.fail("the run has no validation split (config.data.validation=0); score --split=test.")
-    metrics, _ = score(parallel, parallel.put(trained.variables), source, config.batch_size, config.data.workers)
-    for name, value in metrics.items():
+    figures, confusion = score(made, made.parallel.put(trained.variables), source)
+    if trained.config.task == "segmentation":
+        figures |= named_iou(confusion, splits.class_names)
+    for name, value in figures.items():
         print(f"{args.split}/{name} {value:.4f}")
 
 

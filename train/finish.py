@@ -1,6 +1,7 @@
 """The end of a run: the test split is scored, once, with the best parameters; the figures and the report are written."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +14,12 @@ from dilax.errors import UserError
 from train import checkpoint, data, report
 from train.config import to_json
 from train.data.augment import to_float
-from train.evaluate import score
-from train.predict import classifier
+from train.evaluate import named_iou, score
+from train.predict import classifier, segmenter
 from train.run import Setup, versions, write_status
 from train.writers import Writer
 
-SHOWN = 1000  # test images that the report chooses from
+SHOWN, SHOWN_MASKS = 1000, 240  # test images that the report chooses from, to classify and to segment
 
 
 def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkpoint.Store, writer: Writer, seconds: float) -> None:
@@ -28,12 +29,20 @@ def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkp
     if found is None:
         raise UserError(f"{best.folder} is damaged and there is no other; train the run again with --restart.")
     step, variables = found
-    metrics, confusion = score(parallel, parallel.put(variables), splits.test, config.batch_size, config.data.workers)
-    figures = {f"test/{name}": value for name, value in metrics.items()}
+    metrics, confusion = score(made, parallel.put(variables), splits.test)
+    each = named_iou(confusion, splits.class_names) if config.task == "segmentation" else {}
+    figures = {f"test/{name}": value for name, value in (metrics | each).items()}
     writer.scalars(made.total_steps, {**figures, "best_step": step, "total_seconds": seconds})
-    write_status(workdir, finished=True, step=made.total_steps, metrics=figures, train_seconds=seconds)
+    write_status(
+        workdir,
+        finished=True,
+        step=made.total_steps,
+        metrics={f"test/{name}": value for name, value in metrics.items()},
+        train_seconds=seconds,
+    )
     print(
-        "  ".join(f"{name} {value:.4f}" for name, value in figures.items()) + f"  ({seconds:.0f} s, parameters of step {step})", flush=True
+        "  ".join(f"test/{name} {value:.4f}" for name, value in metrics.items()) + f"  ({seconds:.0f} s, parameters of step {step})",
+        flush=True,
     )
     if config.report:
         path = _report(workdir, made, splits, variables, confusion, writer, figures, seconds)
@@ -50,15 +59,10 @@ def _report(
     figures: dict[str, float],
     seconds: float,
 ) -> pathlib.Path:
-    chosen = np.linspace(0, len(splits.test) - 1, min(SHOWN, len(splits.test))).astype(int)
-    records = [splits.test[int(i)] for i in chosen]
-    images, labels = np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
     variables = jax.device_get(variables)
-    classify = classifier(made.steps, variables)
-    probabilities = np.concatenate([classify(images[i : i + 100]) for i in range(0, len(images), 100)])
+    images, labels = _spread(splits.test, SHOWN if made.config.task == "classification" else SHOWN_MASKS)
     writer.images(made.total_steps, "test/images", images[:16])
-    return report.write_report(
-        workdir,
+    common: dict[str, Any] = dict(
         title=made.config.name,
         config_text=to_json(made.config),
         history=writer.history,
@@ -68,11 +72,25 @@ def _report(
         class_names=splits.class_names,
         confusion=confusion,
         images=images,
-        labels=labels,
-        probabilities=probabilities,
-        first_kernel=first_kernel(made, variables),
         feature_maps=feature_maps(made.steps.model, variables, images[:1]),
     )
+    if made.config.task == "segmentation":
+        predictions = _in_parts(segmenter(made.steps, variables), images, 8)
+        ignored = made.config.segmentation.ignored_label
+        return report.write_segmentation_report(workdir, truths=labels, predictions=predictions, ignored=ignored, **common)
+    probabilities = _in_parts(classifier(made.steps, variables), images, 100)
+    return report.write_report(workdir, labels=labels, probabilities=probabilities, first_kernel=first_kernel(made, variables), **common)
+
+
+def _spread(source: data.Source, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of up to `most` records, spread over the split."""
+    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+    records = [source[int(i)] for i in chosen]
+    return np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
+
+
+def _in_parts(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([function(images[i : i + size]) for i in range(0, len(images), size)])
 
 
 def first_kernel(made: Setup, variables: Any) -> np.ndarray | None:

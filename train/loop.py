@@ -12,12 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
-from train import checkpoint, data, finish
+from train import checkpoint, data, finish, segmentation
 from train import config as configs
 from train.evaluate import score
 from train.optim import schedule
 from train.run import open_folder, read_status, setup, versions, write_config, write_status
-from train.tasks import TASKS
 from train.transfer import init_from
 from train.writers import Progress, Writer, write_text
 
@@ -41,12 +40,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     configs.check(config)
     open_folder(config, workdir, restart)
-    splits = data.load(config.data, seed=config.seed)
-    made = setup(config, len(splits.class_names), splits.image_shape, len(splits.train))
+    splits = data.open_splits(config)
+    weights = segmentation.class_weights(config, splits.train, splits.class_names) if config.task == "segmentation" else ()
+    made = setup(config, len(splits.class_names), splits.image_shape, len(splits.train), weights)
     parallel, total, workers = made.parallel, made.total_steps, config.data.workers
     rate = schedule(config.optim, made.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
-    best_by = f"validation/{TASKS[config.task].best_by}"
+    best_by = f"validation/{made.steps.task.best_by}"
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
@@ -74,6 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         best_value = -math.inf if newest is None else best.meta(newest).get(best_by, -math.inf)
         seconds_before = read_status(workdir).get("train_seconds", 0.0) if found else 0.0
         about = dict(class_names=splits.class_names, image_shape=splits.image_shape, examples=len(splits.train), versions=versions())
+        about |= {"class_weights": weights} if weights else {}
         write_config(workdir, config)
         write_status(workdir, finished=False, **about)
 
@@ -111,7 +112,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if evaluating and splits.validation is not None:
                     before = time.monotonic()
                     kept = parallel.get(state).variables()
-                    metrics, _ = score(parallel, parallel.put(kept), splits.validation, config.batch_size, workers)
+                    metrics, _ = score(made, parallel.put(kept), splits.validation)
                     named = {f"validation/{name}": value for name, value in metrics.items()}
                     if not all(map(math.isfinite, named.values())):
                         return _diverged(step, store)

@@ -1,4 +1,4 @@
-"""Classify images with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`."""
+"""Classify or segment images with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`."""
 
 import pathlib
 import sys
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dilax import plots
 from dilax.errors import UserError
 from train import cli
+from train.data.masks import resize
 from train.data.sources import decode
 from train.run import Trained, load_trained
 from train.step import Steps
@@ -21,24 +24,36 @@ def classifier(steps: Steps, variables: Any) -> Callable[[np.ndarray], np.ndarra
     return lambda images: np.asarray(run(variables, images))
 
 
+def segmenter(steps: Steps, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 images (n, height, width, channels) to the likeliest class of each pixel, uint8 (n, height, width)."""
+    run = jax.jit(lambda variables, images: steps.logits(variables, images).argmax(-1).astype(jnp.uint8))
+    return lambda images: np.asarray(run(variables, images))
+
+
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     """Read an image file as training did: its shorter side scaled, the middle cropped, grey or RGB.
 
     Raises:
         UserError: if the file is missing or no image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     height, width, channels = shape
+    if height == width:
+        return _decoded(path, channels, height)
+    image = _decoded(path, channels, 0)
+    fitted = ImageOps.fit(Image.fromarray(image.squeeze()), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(shape)
+
+
+def _decoded(path: str, channels: int, image_size: int) -> np.ndarray:
+    from PIL import UnidentifiedImageError
+
     try:
-        if height == width:
-            return decode(pathlib.Path(path), channels, height)
-        image = decode(pathlib.Path(path), channels, 0)
+        return decode(pathlib.Path(path), channels, image_size)
     except (OSError, UnidentifiedImageError) as error:
         reason = "it is no image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error.strerror or str(error)
         raise UserError(f"{path}: {reason}; give a PNG, JPEG or other image file.") from error
-    fitted = ImageOps.fit(Image.fromarray(image.squeeze()), (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).reshape(shape)
 
 
 def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:
@@ -53,13 +68,62 @@ def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:
     return rows
 
 
+def segment(trained: Trained, paths: list[str], folder: pathlib.Path) -> list[tuple[str, str, str]]:
+    """Segment image files at their own size, or with the longer side of config.data.image_size if that is set.
+
+    Args:
+        trained: The run.
+        paths: Image files; all are read before the first is segmented.
+        folder: Where two files go for each image: NAME.png, the classes laid over it with a legend, and NAME_mask.png, the numbers
+            of the classes as a palette image.
+
+    Returns:
+        (path, path of NAME.png, the classes with the greatest shares of the image) for each.
+    """
+    size, channels = trained.config.data.image_size, trained.image_shape[2]
+    images = [_longer_side(_decoded(path, channels, 0), size) for path in paths]
+    run = segmenter(trained.setup.steps, trained.variables)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, used = [], set()
+    for path, image in zip(paths, images):
+        mask, name = run(image[None])[0], pathlib.Path(path).stem
+        while name in used:
+            name += "_"
+        used.add(name)
+        plots.save(plots.segmentation_overlay(image, mask, trained.class_names), folder / f"{name}.png")
+        _save_mask(mask, len(trained.class_names), folder / f"{name}_mask.png")
+        shares = np.bincount(mask.ravel(), minlength=len(trained.class_names)) / mask.size
+        words = [f"{trained.class_names[i]} {shares[i]:.1%}" for i in np.argsort(-shares, kind="stable")[:3] if shares[i]]
+        rows.append((path, str(folder / f"{name}.png"), ", ".join(words)))
+    return rows
+
+
+def _longer_side(image: np.ndarray, size: int) -> np.ndarray:
+    height, width = (max(1, round(n * size / max(image.shape[:2]))) if size else n for n in image.shape[:2])
+    return resize(image, height, width)
+
+
+def _save_mask(mask: np.ndarray, classes: int, path: pathlib.Path) -> None:
+    from PIL import Image
+
+    image = Image.fromarray(mask)
+    image.putpalette(plots.mask_colours(classes).tobytes())
+    image.save(path)
+
+
 def main() -> None:
-    """Print one line for each file: path, class, probability."""
+    """Print one line for each file: path, class, probability; of a run of segmentation path, overlay, largest classes."""
     parser = cli.parser(sys.modules[__name__])
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--out", type=pathlib.Path, help="segmentation: folder of the pictures; default is predictions/ in that of the run")
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     args = parser.parse_args()
-    for path, name, probability in predict(load_trained(args.workdir.absolute()), args.images):
+    trained = load_trained(args.workdir.absolute())
+    if trained.config.task == "segmentation":
+        for row in segment(trained, args.images, args.out or args.workdir / "predictions"):
+            print("\t".join(row))
+        return
+    for path, name, probability in predict(trained, args.images):
         print(f"{path}\t{name}\t{probability:.4f}")
 
 

@@ -20,7 +20,7 @@ from train import checkpoint, data, optim, parallel
 from train import config as configs
 from train.config import differences, from_json, model_config, to_json
 from train.step import Steps
-from train.tasks import TASKS
+from train.tasks import TASKS, Task
 from train.writers import write_text
 
 CONFIG, STATUS = "config.json", "run.json"
@@ -68,7 +68,9 @@ class Setup:
     steps_per_epoch: float
 
 
-def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], examples: int) -> Setup:
+def setup(
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], examples: int, class_weights: tuple[float, ...] = ()
+) -> Setup:
     """Make the model, the optimiser and the steps of a config.
 
     Args:
@@ -76,6 +78,7 @@ def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], ex
         num_classes: Of the data.
         image_shape: (height, width, channels).
         examples: In the training split.
+        class_weights: In the loss of segmentation; () weighs all alike.
 
     Raises:
         UserError: if a name or a value of the config cannot be used.
@@ -87,17 +90,31 @@ def setup(config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], ex
     model = make_model(config, num_classes, axis_name)
     example = jax.ShapeDtypeStruct((1, *image_shape), jnp.dtype(config.dtype))
 
-    def init(key: jax.Array) -> Any:
+    def init_with_output(key: jax.Array) -> Any:
+        logits, variables = model.init_with_output(key, jnp.zeros(example.shape, example.dtype), train=False)
         # A model without running statistics gets an empty collection, so that all variables have one form.
-        return {"batch_stats": {}, **model.init(key, jnp.zeros(example.shape, example.dtype), train=False)}
+        return logits, {"batch_stats": {}, **variables}
 
     key = jax.random.key(config.seed)
+    task = TASKS[config.task](config, num_classes, class_weights)
     # Shapes first: a mistake in the config is found before anything is compiled.
-    shapes = jax.eval_shape(init, key)
+    logits, shapes = jax.eval_shape(init_with_output, key)
+    _check_logits(config, task, logits, (1, *image_shape[:2], num_classes))
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
-    steps = Steps(model, TASKS[config.task], tx, config, num_classes, axis_name)
+    steps = Steps(model, task, tx, config, axis_name)
     compiled = parallel.make(config.parallel, steps, config.batch_size)
-    return Setup(config, steps, compiled, example, lambda: jax.jit(init)(key), shapes, total_steps, steps_per_epoch)
+    init = jax.jit(lambda key: init_with_output(key)[1])
+    return Setup(config, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)
+
+
+def _check_logits(config: ConfigDict, task: Task, logits: Any, dense: tuple[int, ...]) -> None:
+    """Refuse a model of another task; `dense` is the shape of logits for each pixel."""
+    wanted = dense if task.logits_rank == 4 else (1, dense[-1])
+    if getattr(logits, "shape", None) != wanted:
+        raise UserError(
+            f"config.model.name={config.model.name!r} gives logits of shape {getattr(logits, 'shape', None)}, and config.task="
+            f"{config.task!r} needs {wanted}; set a model of that task."
+        )
 
 
 def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
@@ -116,7 +133,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
 def summary(config: ConfigDict) -> str:
     """Return the layers of the model of a config as a table; the data says how many classes and what shape its images have."""
     configs.check(config)
-    splits = data.load(config.data, seed=config.seed)
+    splits = data.open_splits(config)
     model = make_model(config, len(splits.class_names))
     return dilax.summary.summary(model, jax.ShapeDtypeStruct((1, *splits.image_shape), jnp.dtype(config.dtype)))
 

@@ -11,7 +11,8 @@ from flax import struct
 from jax import lax
 from ml_collections import ConfigDict
 
-from train.data.augment import augment, to_float
+from train import segmentation
+from train.data.augment import to_float
 from train.optim import ema, matches
 from train.tasks import Task
 
@@ -48,16 +49,18 @@ class Steps:
         task: Its loss and metrics.
         tx: Its optimiser.
         config: The whole config.
-        num_classes: Number of classes.
         axis_name: The device axis under pmap, else None.
+        scales: In segmentation, sizes of the image, 1 its own, at which evaluation runs the model; the probabilities are averaged.
+        flip: Whether evaluation also runs it on mirrored images.
     """
 
     model: nn.Module
     task: Task
     tx: optax.GradientTransformation
     config: ConfigDict
-    num_classes: int
     axis_name: str | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     def init(self, variables: Any) -> TrainState:
         """Return the state of step 0."""
@@ -71,7 +74,8 @@ class Steps:
 
         Args:
             state: Before.
-            batch: "image" uint8 (batch, height, width, channels), "label" int32 (batch,); under pmap this device's share.
+            batch: "image" uint8 (batch, height, width, channels), "label" int32 (batch,) or uint8 (batch, height, width); under pmap
+                this device's share.
             key: Of the run; what is random in step s depends on it and on s alone.
 
         Returns:
@@ -81,7 +85,7 @@ class Steps:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         count = batch["label"].shape[0]
         first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
-        images, targets = augment(augment_key, batch["image"], batch["label"], self.config.augment, self.num_classes, first)
+        images, targets, labels = self.task.augment(augment_key, batch["image"], batch["label"], first)
         parts = self.config.optim.accumulate
         batch_stats: Any = state.batch_stats
         grads: Any = None
@@ -89,7 +93,7 @@ class Steps:
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(dropout_key, parts)):
             # Interleaved, so that every part spans all devices.
-            part = [a[i::parts] for a in (images, targets, batch["label"])]
+            part = [a[i::parts] for a in (images, targets, labels)]
             batch_stats, *new = self._gradient(state.params, batch_stats, part[0], part[1], part[2], part_key)
             grads, sums = new if grads is None else jax.tree.map(jnp.add, [grads, sums], new)
         grads = jax.tree.map(lambda g: g / parts, grads)
@@ -107,8 +111,15 @@ class Steps:
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
 
     def logits(self, variables: Any, images: Any) -> Any:
-        """Map uint8 images to logits, with nothing random."""
-        return self.model.apply(variables, to_float(images, self.config.dtype), train=False)
+        """Map uint8 images to logits, with nothing random; at several scales, to the logarithms of mean probabilities."""
+
+        def run(images: Any) -> Any:
+            return self.model.apply(variables, images, train=False)
+
+        images = to_float(images, self.config.dtype)
+        if self.scales == (1.0,) and not self.flip:
+            return run(images)
+        return segmentation.averaged(run, images, self.scales, self.flip)
 
     def _gradient(self, params: Any, batch_stats: Any, images: Any, targets: Any, labels: Any, key: Any) -> tuple[Any, Any, Any]:
         """Return the new running statistics, the gradient of the mean loss, and the sums, of one part of a batch."""
@@ -116,13 +127,14 @@ class Steps:
         def loss_fn(params: Any) -> Any:
             variables = {"params": params, "batch_stats": batch_stats}
             x = images.astype(self.config.dtype)
-            logits, updates = self.model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
-            losses = self.task.losses(logits, targets)
+            outputs, updates = self.model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+            losses = self.task.losses(outputs, targets)
+            logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return losses.mean(), (updates.get("batch_stats", batch_stats), logits, losses)
 
         grads, (batch_stats, logits, losses) = jax.grad(loss_fn, has_aux=True)(params)
-        sums = self.task.sums(logits, labels, jnp.ones(labels.shape, bool))
-        return batch_stats, grads, {"loss": losses.sum(), "accuracy": sums["accuracy"], "count": sums["count"]}
+        right = self.task.right(logits, labels)
+        return batch_stats, grads, {"loss": losses.sum(), "accuracy": right.sum(), "count": jnp.float32(len(labels))}
 
     def _updated(self, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its int32 count

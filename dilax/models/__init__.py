@@ -12,6 +12,7 @@ from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
+from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
+    "dilated_fcn": DilatedFCN,
     "drn_c_26": functools.partial(DRN, architecture="C"),
     "drn_c_42": functools.partial(DRN, architecture="C", blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
     "drn_d_22": DRN,
@@ -59,6 +61,7 @@ __all__ = [
     "DeepLabV3",
     "DeepLabV3Plus",
     "DilatedCNN",
+    "DilatedFCN",
     "MobileNetV2",
     "ResNet",
     "Segmenter",

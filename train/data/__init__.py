@@ -8,11 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
-from train.data import digits, folder, sources, tfds_source
+from train.data import cells, digits, folder, mask_folder, masks, sources, tfds_source
 from train.data.batches import eval_batches, train_batches
 from train.data.sources import ArraySource, Source
 
-__all__ = ["ArraySource", "Source", "Splits", "eval_batches", "load", "train_batches"]
+__all__ = ["ArraySource", "Source", "Splits", "eval_batches", "load", "load_masks", "open_splits", "train_batches"]
 
 _STRATIFIED = 100_000  # records of which the labels are read to stratify; TFDS has to read the images too, which takes long for more
 
@@ -27,6 +27,13 @@ class Splits:
     train: Source
     validation: Source | None
     test: Source
+
+
+def open_splits(config: ConfigDict) -> Splits:
+    """Open the data of a whole config, with the labels that its task learns; errors as `load` and `load_masks`."""
+    if config.task == "segmentation":
+        return load_masks(config.data, seed=config.seed, ignored=config.segmentation.ignored_label)
+    return load(config.data, seed=config.seed)
 
 
 def load(config: ConfigDict, *, seed: int) -> Splits:
@@ -60,6 +67,66 @@ def load(config: ConfigDict, *, seed: int) -> Splits:
     return Splits(data.name, class_names, (height, width, channels), held[0], None if validation is None else held[2], held[1])
 
 
+def load_masks(config: ConfigDict, *, seed: int, ignored: int) -> Splits:
+    """Open the set of images and masks that `config`, the part `data` of a config, describes.
+
+    A validation split of its own is used as it is (unless data.validation is 0), else a share of the training split is held out.
+
+    Args:
+        config: The keys name, dir, download, validation, image_size, memory_mb, image_field, mask_field, mask_values, class_names, lists.
+        seed: Chooses the validation split.
+        ignored: Label of pixels that count nowhere.
+
+    Raises: UserError: if the dataset is missing, the keys do not fit it, a mask does not fit its image or the classes, or a split has
+        no pixel that counts. What is streamed is checked as it is read.
+    """
+    data: Any = config
+    _check_mask_keys(data)
+    opened, class_names = _open_masks(data, ignored)
+    if ignored < len(class_names):
+        raise UserError(
+            f"config.segmentation.ignored_label={ignored} is one of the {len(class_names)} classes; to leave a class out, "
+            "list the values of the others in config.data.mask_values."
+        )
+    train, validation = opened["train"], opened.get("validation")
+    if data.validation == 0:
+        validation = None
+    elif validation is None:
+        train, validation = _hold_out(train, data.validation, seed, stratify=False)
+    splits = {"training": train, "test": opened["test"], **({} if validation is None else {"validation": validation})}
+    held = dict(zip(splits, _hold(list(splits.values()), data.memory_mb), strict=True))
+    for name, split in held.items():
+        masks.check_labelled(split, name, ignored)
+    height, width, channels = held["training"][0]["image"].shape
+    return Splits(data.name, class_names, (height, width, channels), held["training"], held.get("validation"), held["test"])
+
+
+def _check_mask_keys(data: Any) -> None:
+    for key in ("classes", "per_class"):
+        if data[key]:
+            raise UserError(
+                f"config.data.{key}={data[key]!r} chooses images by their class, and images to segment have none; leave it out."
+            )
+    values = tuple(data.mask_values)
+    if len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
+        raise UserError(f"config.data.mask_values={values} must be different numbers from 0 to 255.")
+    if values and data.class_names and len(values) != len(data.class_names):
+        raise UserError(
+            f"config.data.mask_values names {len(values)} classes and config.data.class_names {len(data.class_names)}; give one of each."
+        )
+
+
+def _open_masks(data: Any, ignored: int) -> tuple[Any, tuple[str, ...]]:
+    """Return {split: source} and the class names."""
+    if data.name == "cells":
+        return cells.cells(data.image_size, ignored), cells.CLASS_NAMES
+    if data.name == "folder":
+        return mask_folder.open_mask_folder(data, ignored)
+    if data.name in ("digits", "digits8x8"):
+        raise UserError(f'data.name="{data.name}" has no masks to segment; use "cells", "folder", or a set of TFDS with masks.')
+    return tfds_source.open_tfds_masks(data, ignored)
+
+
 def _open(data: Any) -> tuple[Source, Source, tuple[str, ...]]:
     """Return train, test and the class names."""
     if data.name == "digits":
@@ -68,12 +135,15 @@ def _open(data: Any) -> tuple[Source, Source, tuple[str, ...]]:
         return *digits.digits8x8(data.image_size), digits.CLASS_NAMES
     if data.name == "folder":
         return folder.open_folder(data.dir, data.image_size)
+    if data.name == "cells":
+        raise UserError('data.name="cells" has masks and no labels of whole images; set config.task="segmentation".')
     return tfds_source.open_tfds(data.name, data.dir, data.download, data.image_size)
 
 
 def _hold(splits: list[Source], memory_mb: int) -> list[Source]:
     """Decode all the splits into memory if together they fit, else return them as they are."""
-    size = sum(len(split) * math.prod(split[0]["image"].shape) for split in splits)
+    firsts = [split[0] for split in splits]
+    size = sum(len(split) * (math.prod(first["image"].shape) + np.size(first["label"])) for split, first in zip(splits, firsts))
     return [sources.hold(split) for split in splits] if size <= memory_mb * 2**20 else splits
 
 

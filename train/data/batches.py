@@ -40,7 +40,8 @@ def train_batches(
         process_index: Which slice of each batch to yield.
         process_count: Number of such slices.
 
-    Yields: {"image": uint8 (batch_size / process_count, h, w, c), "label": int32 (batch_size / process_count,)}.
+    Yields: {"image": uint8 (batch_size / process_count, h, w, c), "label": int32 (batch_size / process_count,), or uint8 masks
+        (batch_size / process_count, h, w)}.
     Raises: UserError: if the source is empty or the batch cannot be split over the processes.
     """
     span = _span(source, batch_size, process_index, process_count)

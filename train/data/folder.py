@@ -10,7 +10,7 @@ import numpy as np
 from dilax.errors import UserError
 from train.data.sources import TEST_SPLIT, Record, check_sizes, decode, stratified
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _TEST_FOLDERS = ("test", "val", "validation")
 _GREY = {"1", "L", "LA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -29,7 +29,7 @@ class FolderSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Record:
-        with _naming(self.files[index]):
+        with naming(self.files[index]):
             image = decode(self.files[index], self.channels, self.image_size)
         return {"image": image, "label": int(self.labels[index])}
 
@@ -56,7 +56,7 @@ def open_folder(data_dir: str, image_size: int) -> tuple[FolderSource, FolderSou
         odd = sorted(set(classes[0]) ^ set(classes[1]))
         raise UserError(f"{folders[0]} and {folders[1]} must hold the same classes; only one of them has: {', '.join(odd[:5])}.")
     (files, labels), (test_files, test_labels) = (_files(folder, classes[0]) for folder in folders)
-    channels = _channels(files + test_files, image_size)
+    channels = image_channels(files + test_files, image_size)
     train = FolderSource(files, labels, channels, image_size)
     return train, FolderSource(test_files, test_labels, channels, image_size), classes[0]
 
@@ -67,7 +67,7 @@ def _fixed_split(directory: pathlib.Path, image_size: int) -> tuple[FolderSource
     test = stratified(labels, round(len(files) / 5), TEST_SPLIT)
     if not test.any():
         raise UserError(f"{directory} holds {len(files)} images, too few to keep a fifth for the test; add images, or a folder test/.")
-    channels = _channels(files, image_size)
+    channels = image_channels(files, image_size)
     train, held = (
         FolderSource(tuple(files[i] for i in np.flatnonzero(chosen)), labels[chosen], channels, image_size) for chosen in (~test, test)
     )
@@ -84,18 +84,18 @@ def _class_names(directory: pathlib.Path) -> tuple[str, ...]:
 def _files(directory: pathlib.Path, class_names: tuple[str, ...]) -> tuple[tuple[pathlib.Path, ...], np.ndarray]:
     """Return the image files below each class, and their labels, int32 (n,)."""
     by_class = [
-        sorted(path for path in (directory / name).rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
+        sorted(path for path in (directory / name).rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
         for name in class_names
     ]
     for name, files in zip(class_names, by_class, strict=True):
         if not files:
-            raise UserError(f"{directory / name} holds no images ({', '.join(sorted(_SUFFIXES))}); add some, or remove the folder.")
+            raise UserError(f"{directory / name} holds no images ({', '.join(sorted(SUFFIXES))}); add some, or remove the folder.")
     labels = np.repeat(np.arange(len(by_class), dtype=np.int32), [len(files) for files in by_class])
     return tuple(path for files in by_class for path in files), labels
 
 
-def _channels(files: tuple[pathlib.Path, ...], image_size: int) -> int:
-    """Return 1 if every image is grey, else 3; checks that they have one size where nothing resizes them."""
+def image_channels(files: tuple[pathlib.Path, ...], image_size: int) -> int:
+    """Return 1 if every image is grey, else 3; raises UserError where they differ in size and `image_size` is 0."""
     headers = map(_header, files)
     if image_size:
         return 1 if all(grey for grey, _ in headers) else 3  # stops at the first colour image
@@ -108,14 +108,14 @@ def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
     """Return whether the image is grey, and (height, width)."""
     from PIL import Image
 
-    with _naming(file), Image.open(file) as image:
+    with naming(file), Image.open(file) as image:
         if image.mode in _DEEP:
             raise UserError(f"{file} has more than 8 bits a channel, which would be cut off; save it with 8.")
         return image.mode in _GREY, (image.height, image.width)
 
 
 @contextlib.contextmanager
-def _naming(file: pathlib.Path) -> Iterator[None]:
+def naming(file: pathlib.Path) -> Iterator[None]:
     """Turn what PIL raises for a torn or foreign file into an error that names it."""
     try:
         yield

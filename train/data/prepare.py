@@ -23,7 +23,7 @@ import numpy as np
 from dilax.errors import UserError, did_you_mean
 
 _TIMEOUT_S = 10
-_BUILT_IN = ("digits", "digits8x8", "folder")
+_BUILT_IN = ("cells", "digits", "digits8x8", "folder")
 _IDX = {"train": "train", "test": "t10k"}
 _CIFAR10 = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR100 = {"train": ["train.bin"], "test": ["test.bin"]}

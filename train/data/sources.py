@@ -1,4 +1,4 @@
-"""Random-access sources of labelled images, and the choice of records from them.
+"""Random-access sources of labelled images, and the choice of records from them. A label is a class, or a mask of classes.
 
 Small sets are held decoded in an `ArraySource`; the others decode a record each time it is asked for.
 """
@@ -21,7 +21,10 @@ Record = dict[str, Any]
 
 
 class Source(Protocol):
-    """Records by index: {"image": uint8 (h, w, c), "label": int}. One with `__getitems__(indices)` is read many records at a time."""
+    """Records by index: {"image": uint8 (h, w, c), "label": int, or uint8 (h, w) to segment}.
+
+    One with `__getitems__(indices)` is read many records at a time.
+    """
 
     def __len__(self) -> int: ...
 
@@ -30,7 +33,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Decoded images in memory: `images` uint8 (n, h, w, c), `labels` int32 (n,)."""
+    """Decoded images in memory: `images` uint8 (n, h, w, c), `labels` int32 (n,) or uint8 (n, h, w)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,7 +42,8 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        label = self.labels[index]
+        return {"image": self.images[index], "label": label if label.ndim else int(label)}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Return the records at `indices` as one batch."""
@@ -81,14 +85,14 @@ def read(source: Source, indices: np.ndarray) -> list[Record]:
 
 
 def gather(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Return {"image": uint8 (n, h, w, c), "label": int32 (n,)} of the records at `indices`."""
+    """Return {"image": uint8 (n, h, w, c), "label": int32 (n,) or uint8 (n, h, w)} of the records at `indices`."""
     if isinstance(source, ArraySource):
         return source.gather(indices)
     records = read(source, indices)
     check_sizes({record["image"].shape for record in records})
     return {
         "image": np.stack([record["image"] for record in records]),
-        "label": np.array([record["label"] for record in records], np.int32),
+        "label": np.array([record["label"] for record in records], _label_dtype(records[0])),
     }
 
 
@@ -96,14 +100,19 @@ def hold(source: Source) -> ArraySource:
     """Decode all of `source` into memory."""
     if isinstance(source, ArraySource):
         return source
-    shape = source[0]["image"].shape
-    held = ArraySource(np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32))
+    first = source[0]
+    shape, labels = first["image"].shape, np.empty((len(source), *np.shape(first["label"])), _label_dtype(first))
+    held = ArraySource(np.empty((len(source), *shape), np.uint8), labels)
     for start in range(0, len(source), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(source)))
         batch = gather(source, indices)
         check_sizes({shape, batch["image"].shape[1:]})
         held.images[indices], held.labels[indices] = batch["image"], batch["label"]
     return held
+
+
+def _label_dtype(record: Record) -> Any:
+    return np.uint8 if np.ndim(record["label"]) else np.int32
 
 
 def check_sizes(shapes: set[tuple[int, ...]]) -> None:

@@ -1,0 +1,172 @@
+"""Losses of dense prediction that optax lacks: one value per example, pixels of an ignored label left out.
+
+Each is a pure function of (logits, labels): logits (batch, *space, classes), labels (batch, *space) integers. A pixel whose label is
+`ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dilax.errors import UserError
+
+IGNORED = 255
+
+
+def pixel_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, class_weights: Sequence[float] | jax.Array | None = None, ignored_label: int = IGNORED
+) -> jax.Array:
+    """Cross-entropy in nats, the weighted mean over the pixels of each example: sum of w[label] * loss over sum of w[label].
+
+    Args:
+        logits: (batch, *space, classes).
+        labels: (batch, *space), integers.
+        class_weights: (classes,), one weight for each; None weighs all alike.
+        ignored_label: Label of pixels that do not count.
+
+    Returns:
+        (batch,), float32.
+
+    Raises:
+        UserError: if the shapes do not fit.
+
+    Example:
+        >>> logits = jnp.array([[[0.0, 0.0], [5.0, 0.0]]])
+        >>> pixel_cross_entropy(logits, jnp.array([[1, 255]])).tolist()
+        [0.6931471824645996]
+    """
+    log_p, truth, weights = _pixels("pixel_cross_entropy", logits, labels, class_weights, ignored_label)
+    return _mean(-_of_label(log_p, truth), weights)
+
+
+def focal_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    gamma: float = 2.0,
+    class_weights: Sequence[float] | jax.Array | None = None,
+    ignored_label: int = IGNORED,
+) -> jax.Array:
+    """Cross-entropy in which sure pixels count less: -(1 - p)^gamma log p, p the probability of the right class.
+
+    Args:
+        logits: As `pixel_cross_entropy`; so are labels, class_weights (the paper's alpha) and ignored_label.
+        labels: (batch, *space), integers.
+        gamma: How fast sure pixels fade; 0 is the cross-entropy.
+        class_weights: (classes,) or None.
+        ignored_label: Label of pixels that do not count.
+
+    Returns:
+        (batch,), float32: weighted means as `pixel_cross_entropy`.
+
+    Raises:
+        UserError: if the shapes do not fit, or gamma is negative.
+
+    Example:
+        >>> focal_loss(jnp.zeros((1, 1, 2)), jnp.array([[1]]), gamma=2.0).tolist()  # a quarter of log 2
+        [0.1732867956161499]
+
+    Reference:
+        Lin et al. 2017, "Focal loss for dense object detection", section 3.2, arXiv:1708.02002; with a softmax over the classes.
+    """
+    if not gamma >= 0:
+        raise UserError(f"focal_loss: gamma={gamma} must be 0 or more.")
+    log_p, truth, weights = _pixels("focal_loss", logits, labels, class_weights, ignored_label)
+    log_p = _of_label(log_p, truth)
+    # Kept off 0, where a power below 1 has no derivative.
+    unsure = jnp.maximum(-jnp.expm1(log_p), 1e-7)
+    return _mean(-(unsure**gamma) * log_p, weights)
+
+
+def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNORED) -> jax.Array:
+    """1 - 2 sum(p g) / (sum(p) + sum(g)) of each class, p its probability and g 1 at its pixels; the mean over the classes of the example.
+
+    It weighs a class of few pixels like one of many. A class without pixels in an example is left out there: the pixels predicted as
+    that class lower the overlap of those they belong to.
+
+    Args:
+        logits: As `pixel_cross_entropy`; so are labels and ignored_label.
+        labels: (batch, *space), integers.
+        ignored_label: Label of pixels that do not count.
+
+    Returns:
+        (batch,), float32, from 0 to 1.
+
+    Raises:
+        UserError: if the shapes do not fit.
+
+    Example:
+        >>> dice_loss(jnp.zeros((1, 2, 2)), jnp.array([[1, 1]])).tolist()  # 1 - 2 * 1 / (1 + 2)
+        [0.3333333134651184]
+
+    Reference:
+        Sudre et al. 2017, arXiv:1707.03237, equation 2, without the weights; after Milletari et al. 2016, arXiv:1606.04797.
+    """
+    log_p, truth, weights = _pixels("dice_loss", logits, labels, None, ignored_label)
+    space = tuple(range(1, labels.ndim))
+    p = jnp.where(weights[..., None] > 0, jnp.exp(log_p), 0.0)
+    overlap, predicted, true = jnp.sum(p * truth, space), jnp.sum(p, space), jnp.sum(truth, space)
+    present = true > 0
+    dice = 2 * overlap / jnp.where(present, predicted + true, 1.0)
+    return jnp.sum(jnp.where(present, 1 - dice, 0.0), -1) / jnp.maximum(jnp.sum(present.astype(jnp.float32), -1), 1.0)
+
+
+def median_frequency_weights(pixels: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Weights that balance rare classes: the median of the frequencies over the frequency of each class.
+
+    The frequency of a class is its number of pixels over the number of (not ignored) pixels of the images that have it.
+
+    Args:
+        pixels: (classes,), pixels of each class over all images.
+        seen: (classes,), pixels of the images that have the class.
+
+    Returns:
+        (classes,), float32; 1 for a class without pixels.
+
+    Example:
+        >>> median_frequency_weights(np.array([10, 40, 0]), np.array([100, 100, 0])).tolist()
+        [2.5, 0.625, 1.0]
+
+    Reference:
+        Eigen & Fergus 2015, section 6.3.2, arXiv:1411.4734; Badrinarayanan et al. 2015 (SegNet) use it for CamVid.
+    """
+    found = pixels > 0
+    frequency = pixels[found] / seen[found]
+    weights = np.ones(len(pixels), np.float32)
+    weights[found] = np.median(frequency) / frequency if found.any() else 1
+    return weights
+
+
+def _pixels(
+    caller: str, logits: jax.Array, labels: jax.Array, class_weights: Sequence[float] | jax.Array | None, ignored_label: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return log-probabilities and one-hot labels (batch, *space, classes), and the weight (batch, *space) of each pixel, 0 if ignored."""
+    if logits.shape[:-1] != labels.shape or labels.ndim < 2:
+        raise UserError(
+            f"{caller}: logits of shape {logits.shape} and labels of shape {labels.shape} do not fit; "
+            "give (batch, *space, classes) and (batch, *space)."
+        )
+    classes = logits.shape[-1]
+    counts = labels != ignored_label
+    truth = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
+    weights = counts.astype(jnp.float32)
+    if class_weights is not None:
+        each = jnp.asarray(class_weights, jnp.float32)
+        if each.shape != (classes,):
+            raise UserError(f"{caller}: class_weights of shape {each.shape} do not fit {classes} classes; give one weight for each.")
+        weights = jnp.einsum("...c,c->...", truth, each)
+    return jax.nn.log_softmax(logits.astype(jnp.float32)), truth, weights
+
+
+def _of_label(log_p: jax.Array, truth: jax.Array) -> jax.Array:
+    """The log-probability of each pixel's own class; 0 where it is ignored, whatever stands there."""
+    return jnp.sum(jnp.where(truth > 0, log_p, 0.0), -1)
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted mean over all axes but the first; 0 where the weights are."""
+    space = tuple(range(1, values.ndim))
+    total = weights.sum(space)
+    return jnp.sum(values * weights, space) / jnp.where(total > 0, total, 1.0)

@@ -1,0 +1,23 @@
+"""Pictures of dilations, training runs and predictions: arrays in, a matplotlib `Figure` out. Nothing is shown, no global state is touched.
+
+Arrays may be numpy's or jax's. matplotlib is imported only when a picture is made.
+"""
+
+from dilax.plots.canvas import save
+from dilax.plots.dilation import dilation_taps
+from dilax.plots.segmentation import class_bars, mask_colours, segmentation_grid, segmentation_overlay
+from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
+
+__all__ = [
+    "class_bars",
+    "confusion_matrix",
+    "dilation_taps",
+    "feature_maps",
+    "kernels",
+    "learning_curves",
+    "mask_colours",
+    "prediction_grid",
+    "save",
+    "segmentation_grid",
+    "segmentation_overlay",
+]

@@ -1,0 +1,116 @@
+"""Which samples a dilated kernel reads."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dilax.errors import UserError
+from dilax.geometry import IntOrTuple, Pairs, effective_kernel_size, explicit_padding, per_axis
+from dilax.plots.canvas import BLUE, GREY, INK, RED, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CELLS = {
+    "zero padding": {"facecolor": "#F4F4F4", "edgecolor": "#BBBBBB", "hatch": "/////", "linewidth": 0.5},
+    "input": {"facecolor": "#CFE3F1", "edgecolor": "none"},
+    "skipped inside the span": {"facecolor": "#FBE3B5", "edgecolor": "none"},
+    "tap of the kernel": {"facecolor": RED, "edgecolor": "none"},
+}
+
+
+def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] = (1, 2, 4), *, input_size: IntOrTuple = 11) -> "Figure":
+    """Draw which samples of an image one output reads, for each dilation, with the SAME padding of the image.
+
+    Args:
+        kernel_size: Taps, an int or (rows, columns).
+        dilations: One panel each: samples between neighbouring taps, an int or (rows, columns).
+        input_size: Samples of the image, an int or (rows, columns). The output drawn is the one in its middle.
+
+    Returns:
+        One row of panels, 3 inches wide each, all at the same scale.
+
+    Raises:
+        UserError: if there is no dilation, or a number is below 1.
+    """
+    if not dilations:
+        raise UserError("dilation_taps: dilations is empty; give one or more, such as (1, 2, 4).")
+    size = per_axis(input_size, 2, "input_size", "dilation_taps")
+    taps = per_axis(kernel_size, 2, "kernel_size", "dilation_taps")
+    gaps = [per_axis(dilation, 2, "dilations", "dilation_taps") for dilation in dilations]
+    pads = [explicit_padding(size, taps, padding="SAME", dilation=gap) for gap in gaps]
+    (top, bottom), (left, right) = np.max(pads, axis=0).tolist()
+    width = left + size[1] + right + 2.4
+    margin = 0.125 * width  # 3/8 inch, room for the lengths
+    height = top + size[0] + bottom + 2 * margin
+    spans = [_span_text(taps, gap) for gap in gaps]
+    columns = {1: 1, 2: 2}.get(len(gaps), 5)
+    head, panel, legend = 0.75 + 0.19 * ("\n" in "".join(spans)), 3 * height / width, 0.15 + 0.25 * math.ceil(5 / columns)
+    total = head + panel + legend
+    figure = new_figure(3 * len(gaps), total)
+    for i, (gap, pad, span) in enumerate(zip(gaps, pads, spans)):
+        axes = figure.add_axes((i / len(gaps), legend / total, 1 / len(gaps), panel / total))
+        axes.set(xlim=(-left - 1.2, size[1] + right + 1.2), ylim=(size[0] + bottom + margin, -top - margin))
+        axes.set_axis_off()
+        _draw_taps(axes, size, taps, gap, pad)
+        x, title = (i + 0.5) / len(gaps), f"dilation {gap[0] if gap[0] == gap[1] else gap}"
+        figure.text(x, 1 - 0.15 / total, title, size=15, weight="bold", color=INK, ha="center", va="top")
+        figure.text(x, 1 - 0.47 / total, span, size=11, color=RED, ha="center", va="top")
+    _taps_legend(figure, columns)
+    return figure
+
+
+def _draw_taps(axes: "Axes", size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> None:
+    """Draw one panel: cells, the image's border, the output's ring, and the lengths along the columns."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Circle, Rectangle
+
+    (top, bottom), (left, right) = pad
+    rows, columns = size
+    for kind, (name, style) in zip(_tap_kinds(size, taps, gap, pad), _CELLS.items()):
+        cells = [Rectangle((column - left + 0.05, row - top + 0.05), 0.9, 0.9) for row, column in np.argwhere(kind)]
+        axes.add_collection(PatchCollection(cells, label=name, **style))
+    axes.add_patch(Rectangle((-0.02, -0.02), columns + 0.04, rows + 0.04, fill=False, edgecolor=BLUE, linewidth=1.4))
+    axes.add_patch(Circle((columns // 2 + 0.5, rows // 2 + 0.5), 0.25, facecolor="white", edgecolor=INK, linewidth=1.4))
+    for start, stop, color in ((-left, 0, GREY), (0, columns, BLUE), (columns, columns + right, GREY)):
+        _draw_length(axes, start, stop, -top, -1, color)
+    start = columns // 2 - left
+    _draw_length(axes, start, start + effective_kernel_size(taps[1], gap[1]), rows + bottom, 1, RED)
+
+
+def _tap_kinds(size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> list[np.ndarray]:
+    """Return one mask over the padded image for each of _CELLS. The output in the middle, n // 2, reads from n // 2 on, padding counted."""
+    spans = effective_kernel_size(taps, gap)
+    kinds = np.zeros([n + lo + hi for n, (lo, hi) in zip(size, pad)], int)
+    kinds[tuple(slice(lo, lo + n) for n, (lo, _) in zip(size, pad))] = 1
+    kinds[tuple(slice(n // 2, n // 2 + span) for n, span in zip(size, spans))] = 2
+    kinds[tuple(slice(n // 2, n // 2 + span, d) for n, span, d in zip(size, spans, gap))] = 3
+    return [kinds == kind for kind in range(len(_CELLS))]
+
+
+def _draw_length(axes: "Axes", start: float, stop: float, edge: float, side: int, color: str) -> None:
+    """Draw a dimension line from `start` to `stop` with its length, above (`side` -1) or below (1) the row `edge`."""
+    if stop > start:
+        unit = abs(axes.get_xlim()[1] - axes.get_xlim()[0]) / 22  # 3/22 inch, in cells
+        x, y = (start + 0.12, stop - 0.12), edge + 0.6 * unit * side
+        axes.plot(x, (y, y), color=color, linewidth=1.2, marker="|", markersize=7, markeredgewidth=1.2)
+        va = "top" if side > 0 else "bottom"
+        axes.text(sum(x) / 2, y + 0.45 * unit * side, f"{stop - start}", color=color, size=10, weight="bold", ha="center", va=va)
+
+
+def _span_text(taps: tuple[int, ...], gap: tuple[int, ...]) -> str:
+    """Return the arithmetic of the span: one line, or one for rows and one for columns where they differ."""
+    lines = [f"({k} \N{MINUS SIGN} 1) \N{MULTIPLICATION SIGN} {d} + 1 = {effective_kernel_size(k, d)}" for k, d in zip(taps, gap)]
+    return lines[0] if lines[0] == lines[1] else f"rows {lines[0]}\ncolumns {lines[1]}"
+
+
+def _taps_legend(figure: "Figure", columns: int) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    output = Line2D([], [], marker="o", linestyle="", markersize=8, markerfacecolor="white", markeredgecolor=INK, label="output")
+    handles: list[Any] = [output, *(Patch(label=name, **style) for name, style in reversed(_CELLS.items()))]
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=10.5, handlelength=1.3, handleheight=1.3)

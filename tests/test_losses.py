@@ -1,0 +1,148 @@
+"""Losses of dense prediction: a pixel-by-pixel oracle, torch where it is installed, ignored pixels, and gradients that stay finite."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dilax import losses
+from dilax.errors import UserError
+
+RNG = np.random.default_rng(0)
+CLASSES, WEIGHTS = 4, (0.3, 2.0, 1.0, 5.0)
+LOGITS: Any = RNG.normal(0, 2, (3, 5, 6, CLASSES)).astype(np.float32)
+LABELS: Any = RNG.integers(0, CLASSES, (3, 5, 6))
+LABELS[0, :2], LABELS[1, 3:, 4:], LABELS[2] = 255, 255, 255
+LABELS[1][LABELS[1] == 2] = 0  # an example without one of the classes
+
+
+def softmax(logits):
+    e = [math.exp(value - max(logits)) for value in logits]
+    return [value / sum(e) for value in e]
+
+
+def pixels_of(i, ignored=255):
+    """(probabilities, label) of the pixels of an example that count, as lists of Python floats."""
+    found = []
+    for row, column in np.ndindex(5, 6):
+        if LABELS[i, row, column] != ignored:
+            found.append((softmax([float(v) for v in LOGITS[i, row, column]]), int(LABELS[i, row, column])))
+    return found
+
+
+def weighted(values_and_weights):
+    total = sum(w for _, w in values_and_weights)
+    return sum(v * w for v, w in values_and_weights) / total if total else 0.0
+
+
+def cross_entropy(i, weights=(1,) * CLASSES):
+    return weighted([(-math.log(p[label]), weights[label]) for p, label in pixels_of(i)])
+
+
+def focal(i, gamma, weights=(1,) * CLASSES):
+    return weighted([(-((1 - p[label]) ** gamma) * math.log(p[label]), weights[label]) for p, label in pixels_of(i)])
+
+
+def dice(i):
+    scores = []
+    for c in range(CLASSES):
+        true = sum(label == c for _, label in pixels_of(i))
+        if true:
+            overlap = sum(p[c] for p, label in pixels_of(i) if label == c)
+            scores.append(2 * overlap / (true + sum(p[c] for p, _ in pixels_of(i))))
+    return 1 - sum(scores) / len(scores) if scores else 0.0
+
+
+CASES = {
+    "cross-entropy": (losses.pixel_cross_entropy, cross_entropy),
+    "weighted": (lambda x, y: losses.pixel_cross_entropy(x, y, class_weights=WEIGHTS), lambda i: cross_entropy(i, WEIGHTS)),
+    "focal": (losses.focal_loss, lambda i: focal(i, 2.0)),
+    "focal, 0.5, weighted": (lambda x, y: losses.focal_loss(x, y, gamma=0.5, class_weights=WEIGHTS), lambda i: focal(i, 0.5, WEIGHTS)),
+    "focal, 0": (lambda x, y: losses.focal_loss(x, y, gamma=0.0), cross_entropy),
+    "dice": (losses.dice_loss, dice),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_loop(name):
+    function, expected = CASES[name]
+    found = jax.jit(function)(LOGITS, LABELS)
+    assert (found.shape, found.dtype) == ((3,), jnp.float32)
+    np.testing.assert_allclose(found, [expected(i) for i in range(3)], rtol=1e-5)
+    assert found[2] == 0
+    # The same for sequences and volumes.
+    flat = function(LOGITS.reshape(3, 30, CLASSES), LABELS.reshape(3, 30))
+    np.testing.assert_allclose(flat, found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ignored_pixels_have_no_gradient_and_others_a_finite_one(name):
+    function, _ = CASES[name]
+    for scale in (1.0, 1e4):  # at the latter, every pixel is sure
+        gradient = jax.jit(jax.grad(lambda x: function(x, LABELS).sum()))(LOGITS * np.float32(scale))
+        assert np.isfinite(gradient).all()
+        assert (np.asarray(gradient)[LABELS == 255] == 0).all()
+    # What stands at ignored pixels changes nothing.
+    other = np.where((LABELS == 255)[..., None], 7 - LOGITS, LOGITS)
+    np.testing.assert_array_equal(jax.jit(function)(other, LABELS), jax.jit(function)(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lower_where_the_right_class_is_likelier(name):
+    function, _ = CASES[name]
+    truth = np.eye(CLASSES, dtype=np.float32)[np.where(LABELS == 255, 0, LABELS)]
+    assert (function(LOGITS + truth, LABELS)[:2] < function(LOGITS, LABELS)[:2]).all()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_equals_torch(gradients):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits = torch.tensor(LOGITS[:1].transpose(0, 3, 1, 2), requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS[:1]), weight=torch.tensor(WEIGHTS), ignore_index=255)
+    ours = lambda x: losses.pixel_cross_entropy(x, LABELS[:1], class_weights=WEIGHTS).sum()  # noqa: E731
+    if gradients:
+        loss.backward()
+        np.testing.assert_allclose(jax.grad(ours)(LOGITS[:1]), logits.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-7)
+    else:
+        np.testing.assert_allclose(ours(LOGITS[:1]), loss.item(), rtol=1e-5)
+
+
+def test_another_ignored_label_and_half_precision():
+    zero = jnp.asarray(LABELS).at[LABELS == 255].set(0)
+    assert losses.pixel_cross_entropy(LOGITS, zero, ignored_label=0)[2] == 0
+    half = losses.pixel_cross_entropy(jnp.asarray(LOGITS, jnp.bfloat16), LABELS)
+    np.testing.assert_allclose(half, losses.pixel_cross_entropy(LOGITS, LABELS), rtol=0.02)
+    assert half.dtype == jnp.float32
+
+
+def test_median_frequency_by_hand():
+    # Class 0: 6 pixels of the 10 in images that have it; class 1: 4 of 20; class 2: 2 of 4; class 3: none.
+    found = losses.median_frequency_weights(np.array([6, 4, 2, 0]), np.array([10, 20, 4, 0]))
+    np.testing.assert_allclose(found, [0.5 / 0.6, 0.5 / 0.2, 1, 1], rtol=1e-6)
+
+
+ERRORS = {
+    "shapes": (
+        lambda: losses.dice_loss(jnp.ones((2, 3, 3, 4)), jnp.zeros((2, 3, 4), jnp.int32)),
+        "dice_loss: logits of shape (2, 3, 3, 4) and labels of shape (2, 3, 4) do not fit; give (batch, *space, classes) and (batch, *space).",
+    ),
+    "weights": (
+        lambda: losses.pixel_cross_entropy(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), class_weights=(1.0, 2.0)),
+        "pixel_cross_entropy: class_weights of shape (2,) do not fit 4 classes; give one weight for each.",
+    ),
+    "gamma": (
+        lambda: losses.focal_loss(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), gamma=-1.0),
+        "focal_loss: gamma=-1.0 must be 0 or more.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_texts(name):
+    call, text = ERRORS[name]
+    with pytest.raises(UserError) as error:
+        call()
+    assert str(error.value) == text

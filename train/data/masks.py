@@ -1,0 +1,148 @@
+"""Images with a mask of classes: a mask is read, checked and fitted together with its image."""
+
+import dataclasses
+import io
+import pathlib
+from typing import IO, Any
+
+import numpy as np
+
+from dilax.errors import UserError
+from train.data.sources import Record, Source, read
+
+GREY = 128  # what pads an image; `to_float` maps it to 0
+_VALUES = 256
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskReader:
+    """How the masks of a set become labels.
+
+    Attributes:
+        classes: Number of classes.
+        values: Value in the mask of each class, in order, all else being ignored; () is 0, 1, 2, ...
+        ignored: Label of pixels that count nowhere.
+        image_size: Longer side that image and mask are scaled to, then padded to a square; 0 leaves them as they are.
+    """
+
+    classes: int
+    values: tuple[int, ...]
+    ignored: int
+    image_size: int
+
+    def record(self, image: np.ndarray, mask: np.ndarray, where: str) -> Record:
+        """Return {"image": uint8 (h, w, c), "label": uint8 (h, w)}.
+
+        Args:
+            image: uint8 (h, w, c).
+            mask: uint8 (h, w).
+            where: What the two are called in an error.
+
+        Raises:
+            UserError: if their sizes differ, or the mask holds what is no class.
+        """
+        if mask.shape != image.shape[:2]:
+            raise UserError(f"{where}: the mask has {_size(mask)} pixels, its image {_size(image)}; make them of one size.")
+        image, label = fit_inside(image, self._labels(mask, where), self.image_size, self.ignored)
+        return {"image": image, "label": label}
+
+    def _labels(self, mask: np.ndarray, where: str) -> np.ndarray:
+        table = np.full(_VALUES, self.ignored, np.uint8)
+        if self.values:
+            table[list(self.values)] = np.arange(self.classes)
+            return table[mask]
+        table[: self.classes] = np.arange(self.classes)
+        held = np.flatnonzero(np.bincount(mask.ravel(), minlength=_VALUES))
+        wrong = held[(held >= self.classes) & (held != self.ignored)]
+        if len(wrong):
+            raise UserError(
+                f"{where}: the mask holds {', '.join(map(str, wrong[:5]))}, but the classes are 0 to {self.classes - 1} and "
+                f"{self.ignored} is ignored; correct it, or list the values of the classes in config.data.mask_values."
+            )
+        return table[mask]
+
+
+def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
+    """Decode a mask file, or its bytes, to uint8 (h, w): grey values, or the indices of a palette, never its colours.
+
+    Raises:
+        UserError: if it is a colour picture, or holds a number above 255.
+    """
+    from PIL import Image
+
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream) as image:
+        name = str(file) if isinstance(file, pathlib.Path) else "a mask"
+        mask = np.asarray(image)
+        if mask.ndim != 2 or image.mode in ("F", "LA"):
+            raise UserError(f"{name} is a picture of mode {image.mode}; save the numbers of the classes as a grey or palette image.")
+    if mask.dtype != np.uint8 and mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() < _VALUES:
+        raise UserError(f"{name} holds the number {mask.max()}; a mask holds the numbers of classes, up to 255.")
+    return mask.astype(np.uint8)
+
+
+def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale the longer side to `size` and pad below and right to a square; 0 leaves both as they are.
+
+    Args:
+        image: uint8 (h, w, c), scaled bilinearly and padded with grey.
+        mask: uint8 (h, w), scaled to the nearest pixel and padded with `ignored`.
+        size: Side of the square.
+        ignored: Label of the padding.
+    """
+    if size == 0:
+        return image, mask
+    height, width = (max(1, round(n * size / max(mask.shape))) for n in mask.shape)
+    image, mask = resize(image, height, width), nearest(mask, height, width)
+    pads = ((0, size - height), (0, size - width))
+    return np.pad(image, (*pads, (0, 0)), constant_values=GREY), np.pad(mask, pads, constant_values=ignored)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 (h, w, c) bilinearly."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, -1)
+
+
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w), each new pixel taking the value of the old one that holds its centre."""
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, (height, width)))
+    return mask[rows][:, columns]
+
+
+def check_labelled(source: Source, split: str, ignored: int) -> None:
+    """Refuse a split whose masks hold nothing but ignored pixels; reading stops at the first pixel that counts.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for start in range(0, len(source), _CHUNK):
+        indices = np.arange(start, min(start + _CHUNK, len(source)))
+        if any((record["label"] != ignored).any() for record in read(source, indices)):
+            return
+    raise UserError(f"data: all pixels of the {split} split are ignored (label {ignored}); check its masks, or config.data.mask_values.")
+
+
+def class_pixels(source: Source, classes: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count pixels over a whole split, for `dilax.losses.median_frequency_weights`.
+
+    Returns:
+        (classes,) int64 pixels of each class, and (classes,) int64 labelled pixels of the images that have it.
+    """
+    pixels, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    for start in range(0, len(source), _CHUNK):
+        for record in read(source, np.arange(start, min(start + _CHUNK, len(source)))):
+            label: Any = record["label"]
+            counts = np.bincount(label[label != ignored], minlength=classes)
+            pixels += counts
+            seen += np.where(counts > 0, counts.sum(), 0)
+    return pixels, seen
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"
