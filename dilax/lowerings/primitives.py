@@ -35,7 +35,7 @@ def bind(face: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -
         lax.pcast(operand, tuple(sorted(missing)), to="varying") if missing else operand
         for operand, missing in ((a, axes[1] - axes[0]), (b, axes[0] - axes[1]))
     )
-    apply = functools.partial(PRIMITIVES[face].bind, plan=plan, lowering=lowering)
+    apply: Any = functools.partial(PRIMITIVES[face].bind, plan=plan, lowering=lowering)
     sharding = jax.typeof(a).sharding
     if face == "kernel_gradient" and any(sharding.spec):
         apply = jax.sharding.auto_axes(apply, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
