@@ -17,7 +17,8 @@ from jax import lax
 
 import dilax
 from dilax import ReceptiveField
-from dilax.receptive_field import receptive_fields
+from dilax.receptive_field import Reach, receptive_fields
+from dilax.receptive_field.bands import banded
 from dilax.summary import summary
 
 
@@ -117,6 +118,8 @@ CASES = {
     "unlike resizes joined": lambda x: conv(resized(conv(x, stride=2), 71 / 36 + 1e-6, "linear") + x),
     "gathered": lambda x: conv(x[:, jnp.arange(1, 71, 2)]),
     "gathered at random": lambda x: conv(x)[:, jnp.asarray(np.random.default_rng(0).permutation(71)[:60])],
+    "gathered, clipped": lambda x: conv(x.at[:, jnp.asarray([*range(30), 99, 5, *range(90, 60, -1)])].get(mode="clip")),
+    "gathered, or 0": lambda x: conv(x.at[:, jnp.asarray([*range(30), 99, 5, *range(90, 60, -1)])].get(mode="fill", fill_value=0.0)),
     "space to depth": lambda x: conv(x[:, :70].reshape(1, 35, 2, 2).reshape(1, 35, 4), dilation=2),
     "depth to space": lambda x: conv(depth_to_space(jnp.concatenate([conv(x)] * 2, -1))),
     "unequal split": lambda x: conv(x)[:, :70].reshape(1, 28, 5),
@@ -301,9 +304,12 @@ PERIODS = {
     "weights of each place": (lambda x: jnp.einsum("ntc,tcd->ntd", x, random_input((72, 2, 3))), None),
     "a mask": (lambda x: jnp.where(jnp.arange(72)[None, :, None] < 36, x, 0.0), None),
     "the same everywhere": (lambda x: jnp.where(x > 0, x, jnp.full_like(x, 0.5)) * jnp.ones((72, 1)).T[..., None], 1),
+    "repeated constants": (lambda x: x + jnp.broadcast_to(weights(1, 1, 2), x.shape), 1),
     "counts at the border": (lambda x: dilax.avg_pool(x, 3, stride=2, padding="SAME", count_padding=False), 2),
     "wrapped around": (lambda x: conv(x, padding_mode="wrap"), None),
     "reflected": (lambda x: conv(x, padding_mode="reflect"), 1),
+    "enlarged 3 times": (lambda x: resized(conv(x, stride=2), 3, "linear"), 2),
+    "enlarged 7 times": (lambda x: resized(x, 7, "linear"), 1),
     "to a size that does not fit": (lambda x: resized(conv(x, stride=5), 72 / 15 + 1e-6, "linear") + x, None),
     "global": (lambda x: x.sum(1), None),
 }
@@ -338,6 +344,38 @@ GLOBAL = {
 @pytest.mark.parametrize("name", GLOBAL)
 def test_global(name):
     assert field_of(GLOBAL[name], 64) == ReceptiveField(None, period=None)
+
+
+def test_outputs_that_differ():
+    """The size is that of the widest field, the holes those of the worst of that size; the sides hold for all."""
+    sets = ((0, 0b1011), (0, 0b1001), (5, 0b1), (0, 0))
+    assert Reach(Fraction(1, 4), sets).field() == ReceptiveField(4, Fraction(1, 4), 0, 1, 5, 1, (1, 2))
+
+
+def test_a_list_of_outputs_ends():
+    mirrored = field_of(lambda x: conv(x[:, jnp.arange(71, -1, -1)]))
+    assert (mirrored.size, mirrored.period, mirrored.left, mirrored.right) == (3, None, 71, 71)
+
+
+def band(rows, columns, weights):
+    """A matrix whose row o has weights(o) from column o on."""
+    matrix = np.zeros((rows, columns), np.float32)
+    for o in range(rows):
+        matrix[o, o : o + 3] = weights(o)
+    return matrix
+
+
+def test_matrices():
+    assert banded(band(40, 42, lambda o: (1, 2, 3))) == Reach(Fraction(1), ((0, 0b111),))
+    # The sets repeat with every row, the weights with every other.
+    assert banded(band(40, 42, lambda o: (1, 2, 3 + o % 2))) == Reach(Fraction(1), ((0, 0b111), (1, 0b111)))
+    # Weights as small as rounding count where all rows agree about them.
+    assert banded(band(40, 42, lambda o: (1, 1e-7, 1e-7))) == Reach(Fraction(1), ((0, 0b111),))
+    assert banded(band(40, 42, lambda o: (1, 2, 1e-7 * (o % 3)))) == Reach(Fraction(1), ((0, 0b11),))
+    listed = banded(band(40, 42, lambda o: (1, 2, 3 + o)))
+    assert listed == Reach(Fraction(42, 40), tuple((o, 0b111) for o in range(40)), listed=True)
+    # Few rows of which none reaches a corner, so that no short distance repeats.
+    assert banded(np.asarray(aligned_matrix(33, 5))).period == 1
 
 
 def test_branches_count_all():
@@ -381,6 +419,8 @@ def test_warns_of_taps_that_only_see_padding():
         "as its input has size (14, 20); use a smaller dilation or a larger input.",
     ]
     assert all(warning.filename == __file__ for warning in caught)
+    with pytest.warns(UserWarning, match="2 of the 3 taps"):
+        field_of(lambda x: lax.scan(lambda x, _: (jax.jit(conv, static_argnames="dilation")(x, dilation=99), None), x, None, length=2)[0])
 
 
 IDLE = {

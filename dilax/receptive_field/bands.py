@@ -9,8 +9,8 @@ import numpy as np
 
 from dilax.receptive_field.reach import MOST_PHASES, Reach, places
 
-# Periods tried, in rows, besides those that follow from the shape.
-MOST_ROWS = 32
+# Periods tried, in rows, besides the one that follows from the shape.
+MOST_ROWS = 64
 # Elements, beyond which the matrix counts as dense.
 LARGEST = 2**26
 
@@ -32,7 +32,8 @@ def banded(matrix: np.ndarray) -> Reach | None:
     noise = min(4 * columns * rounding, 1e-3) * np.abs(matrix).max(initial=0)
     seen = np.abs(matrix) > noise
     first, last = seen.argmax(1), columns - 1 - seen[:, ::-1].argmax(1)
-    if not seen.any() or ((first == 0) & (last == columns - 1)).all():
+    # Rows of zeros are among those, by what argmax makes of them.
+    if ((first == 0) & (last == columns - 1)).all():
         return None
     inside = np.flatnonzero(seen.any(1) & (first > 0) & (last < columns - 1))
     for outputs, inputs in _periods(first, inside, columns, rows):
@@ -52,16 +53,15 @@ def picked(indices: np.ndarray, size: int) -> Reach | None:
 
 
 def _periods(first: np.ndarray, inside: np.ndarray, columns: int, rows: int) -> list[tuple[int, int]]:
-    """Periods to try, (rows, columns): those of the shape, of the shape with corners aligned, and what short distances suggest."""
-    found = [(rows // math.gcd(rows, columns), columns // math.gcd(rows, columns))]
-    if rows > 1 and columns > 1:
-        aligned = math.gcd(rows - 1, columns - 1)
-        found.append(((rows - 1) // aligned, (columns - 1) // aligned))
-    middle = len(inside) // 2
+    """Periods to try, (rows, columns): that of the shape, and what rows near the middle suggest."""
+    common, middle = math.gcd(rows, columns), len(inside) // 2
+    # Without rows to repeat, any period would do. That of the shape is believed sooner: a resize has no other, unless it keeps corners.
+    found = [(rows // common, columns // common)] if common > 1 else []
     for step in range(1, min(MOST_ROWS, len(inside) - middle - 1) + 1):
         a, b = inside[middle], inside[middle + step]
-        found.append((int(b - a), int(first[b] - first[a])))
-    return [(outputs, inputs) for outputs, inputs in found if inputs > 0]
+        if first[b] > first[a]:
+            found.append((int(b - a), int(first[b] - first[a])))
+    return found
 
 
 def _repeats(matrix: np.ndarray, first: np.ndarray, last: np.ndarray, inside: np.ndarray, outputs: int, inputs: int, noise: float) -> bool:
