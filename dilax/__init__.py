@@ -12,6 +12,7 @@ from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, Mult
 from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resize import resize
+from dilax.tiling import tiled
 
 __version__ = "0.1.0"
 
@@ -49,4 +50,5 @@ __all__ = [
     "select_lowering",
     "separable_conv",
     "suggest_dilations",
+    "tiled",
 ]

@@ -76,7 +76,7 @@ def _analysed(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[tuple[Recept
 def _views(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[Operand], list[str]]:
     """What each leaf that the function returns sees, and the warnings."""
     closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(x.shape, x.dtype))
-    start = View((None, *(Axis(axis, size) for axis, size in enumerate(x.shape[1:-1])), None))
+    start = View((None, *(Axis(axis, size, size) for axis, size in enumerate(x.shape[1:-1])), None))
     notes: dict[str, None] = {}
     return _run(closed.jaxpr, [*map(given, closed.consts)], [start], notes), list(notes)
 

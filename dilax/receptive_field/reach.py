@@ -30,6 +30,8 @@ class ReceptiveField:
             function tells places apart (coordinates, a resize to an odd size).
         holes: Places within the field, counted from its first sample, that no tap reaches. Of outputs that see different sets, those of
             one whose field has that size, with the most holes.
+        trimmed: Samples at the start and at the end of the input that were cut off before padding took their place: an output feels the
+            border if what it sees reaches into them. (0, 0) unless the function crops and then pads.
     """
 
     size: int | None
@@ -39,6 +41,7 @@ class ReceptiveField:
     right: int = 0
     period: int | None = 1
     holes: tuple[int, ...] = ()
+    trimmed: tuple[int, int] = (0, 0)
 
     @property
     def coverage(self) -> float:
@@ -97,6 +100,23 @@ class Reach:
         """Whether all that an output sees are samples 0 ... size - 1."""
         first, bits = self.at(output)
         return first >= 0 and first + bits.bit_length() <= size
+
+    def reads(self, size: int, outputs: int) -> set[int]:
+        """The places outside 0 ... size - 1 that any of the first `outputs` outputs sees."""
+        found: set[int] = set()
+        for order in (range(outputs), reversed(range(outputs))):
+            inside = 0
+            for output in order:
+                first, bits = self.at(output)
+                if first >= 0 and first + bits.bit_length() <= size:
+                    inside += 1
+                else:
+                    inside = 0
+                    found.update(place for place in members(first, bits) if not 0 <= place < size)
+                # A whole period of them sees none; nor do those further in.
+                if inside == len(self.sets):
+                    break
+        return found
 
     def pinned(self) -> "Reach":
         """The same sets in a function that does not commute with shifts."""

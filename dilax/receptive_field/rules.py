@@ -1,5 +1,6 @@
 """What the result of each JAX operation sees, given what its operands see."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dilax.errors import UserError
 from dilax.receptive_field import products
 from dilax.receptive_field.constants import ELEMENTWISE, Constant
 from dilax.receptive_field.reach import repeat, window
-from dilax.receptive_field.views import Axis, Operand, View, either, joined, laid_along, through, whole
+from dilax.receptive_field.views import Axis, Operand, View, either, joined, laid_along, most, through, whole
 from dilax.receptive_field.windows import windows
 
 Shape = tuple[int, ...]
@@ -113,13 +114,14 @@ def _split(eqn: Any, operands: list[Operand]) -> list[View]:
 def _concatenate(eqn: Any, operands: list[Operand]) -> View:
     along, result = eqn.params["dimension"], _shape(eqn)
     widths = [var.aval.shape[along] for var in eqn.invars]
-    shifted = []
+    shifted, trimmed = [], (0, 0)
     for start, width, piece in zip(itertools.accumulate(widths, initial=0), widths, operands):
         if isinstance(piece, View) and width:
             axes = [through(axis, window(1, 1, start), result[along]) if i == along else axis for i, axis in enumerate(piece.axes)]
             shifted.append((start, width, View(tuple(axes))))
+            trimmed = most(trimmed, axis.trimmed) if (axis := piece.axes[along]) else trimmed
     if any(view.axes[along] is not None for *_, view in shifted):
-        return _beside(along, result, shifted)
+        return _beside(along, result, shifted, trimmed)
     found = shifted[0][2]
     for *_, view in shifted[1:]:
         found = either(found, view, result)
@@ -129,13 +131,18 @@ def _concatenate(eqn: Any, operands: list[Operand]) -> View:
     return found
 
 
-def _beside(along: int, result: Shape, pieces: list[tuple[int, int, View]]) -> View:
-    """Pieces joined along space: the widest is the inside, the others are a border made of copies (jnp.pad's modes)."""
+def _beside(along: int, result: Shape, pieces: list[tuple[int, int, View]], trimmed: tuple[int, int]) -> View:
+    """Pieces joined along space: the widest is the inside, the others are a border made of copies (jnp.pad's modes).
+
+    Or they are parts of one array in their places, so that nothing more is trimmed than in them.
+    """
     start, width, widest = max(pieces, key=lambda piece: piece[1])
     others = [piece for piece in pieces if piece[2] is not widest]
     middle = widest.axes[along]
-    if all(view == widest for *_, view in others):
-        return widest
+    reaches = [[axis and axis.reach for axis in view.axes] for *_, view in pieces]
+    if middle and all(reach == reaches[0] for reach in reaches) and sum(width for _, width, _ in pieces) == result[along]:
+        whole_again = dataclasses.replace(middle, trimmed=trimmed)
+        return View(tuple(whole_again if i == along else axis for i, axis in enumerate(widest.axes)))
     known = [view.axes[along] for *_, view in others if view.axes[along]]
     if 2 * width <= result[along] or middle is None or any(_size(axis) > _size(middle) for axis in known):
         raise UserError("receptive_field: pieces of unlike receptive fields are joined along space; analyse each piece by itself.")

@@ -16,17 +16,32 @@ class Axis:
     Attributes:
         source: Which of them.
         samples: Its length.
+        size: The length of the array's axis.
         reach: What the places along the array's axis see of it.
+        trimmed: As `ReceptiveField`.
     """
 
     source: int
     samples: int
+    size: int
     reach: Reach = IDENTITY
+    trimmed: tuple[int, int] = (0, 0)
 
     def through(self, reach: Reach, size: int) -> "Axis | None":
         """The axis after an operation whose `size` outputs see that of it; None, seen whole, if it has too many phases."""
         found = chain(self.reach, reach, size)
-        return found and dataclasses.replace(self, reach=found)
+        return found and dataclasses.replace(self, reach=found, size=size, trimmed=self._padded(reach.reads(self.size, size)))
+
+    def _padded(self, places: set[int]) -> tuple[int, int]:
+        """What counts as trimmed when padding stands at these places, outside of the axis, that would see samples of the input."""
+        before, after = self.trimmed
+        for place in places:
+            first, bits = self.reach.at(place)
+            if bits and place < 0:
+                before = max(before, first + 1)
+            elif bits:
+                after = max(after, self.samples - first - bits.bit_length() + 1)
+        return before, after
 
     def pinned(self) -> "Axis":
         """The axis in a function that does not commute with shifts along it."""
@@ -53,8 +68,8 @@ class View:
 
     def field(self, source: int) -> ReceptiveField:
         """The receptive field along an axis of the input."""
-        reach = self.reach(source)
-        return GLOBAL if reach is None else reach.field()
+        axis = next((axis for axis in self.axes if axis is not None and axis.source == source), None)
+        return GLOBAL if axis is None else dataclasses.replace(axis.reach.field(), trimmed=axis.trimmed)
 
 
 Operand = View | Constant
@@ -102,7 +117,12 @@ def _either(a: Axis | None, b: Axis | None, size: int) -> Axis | None:
     if a is None or b is None or a.source != b.source:
         return None
     found = both(a.reach, b.reach, size)
-    return found and dataclasses.replace(a, reach=found)
+    return found and dataclasses.replace(a, reach=found, trimmed=most(a.trimmed, b.trimmed))
+
+
+def most(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    """The larger at each end."""
+    return max(a[0], b[0]), max(a[1], b[1])
 
 
 def _stretched(view: View, shape: tuple[int, ...], result: tuple[int, ...]) -> View:
