@@ -17,7 +17,7 @@ import dilax
 from dilax.errors import UserError
 
 
-def draw(*shape: int, seed: int = 0) -> np.ndarray:
+def draw(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -131,9 +131,8 @@ def test_equals_the_whole_image(case):
     run = dilax.tiled(counted, case.tile)
     expected = jax.jit(case.fn)(image)
     equal(run(image), expected)
-    # The last shape traced is that of the windows: smaller than the image, and the only one compiled.
-    (window,) = {shape for shape in shapes[-1:]}
-    assert np.prod(window) < image.size
+    # The shape traced last is that of the windows, the only one that is compiled.
+    assert np.prod(shapes[-1]) < image.size
     traced = len(shapes)
     equal(run(image[:, ::-1]), jax.jit(case.fn)(image[:, ::-1]))
     assert len(shapes) == traced
@@ -197,7 +196,7 @@ def test_trees():
         return {"maps": (conv(x), segmenter(x)), "mask": encoder(x)[..., :1] > 0}
 
     image = draw(1, 96, 72, 2)
-    expected = jax.jit(fn)(image)
+    expected = jax.device_get(jax.jit(fn)(image))
     run = dilax.tiled(fn, 16)
     found = run(image)
     jax.tree.map(equal, found, expected)
@@ -252,7 +251,7 @@ def test_long_recordings_are_analysed_at_a_short_length():
 
     run = dilax.tiled(fn, 4096)
     assert run(draw(1, 16 * 1999, 1)).shape == (1, 16 * 1999, 3)
-    # Only shapes are asked of the whole.
+    # Only its shape is asked of the whole.
     assert lengths.count(16 * 1999) == 1
     with pytest.raises(UserError, match="not the same function everywhere along spatial axis 0, of 31985 samples"):
         run(draw(1, 16 * 1999 + 1, 1))
@@ -282,7 +281,8 @@ class Pooling(nn.Module):
 
 def test_image_pooling_in_two_passes():
     model, image = Pooling(), draw(2, 96, 80, 2)
-    variables = model.init(jax.random.key(0), image)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=leaf.size) / np.sqrt(leaf.size // leaf.shape[-1]), shapes)
     whole: Any = jax.jit(model.apply)(variables, image)
     with pytest.raises(UserError, match="see all 96 samples of spatial axis 0, more than tile=20"):
         dilax.tiled(lambda x: model.apply(variables, x), 20)(image)
@@ -302,38 +302,42 @@ kernels = [np.random.default_rng(i).normal(size=(3, 3, a, b)).astype(np.float32)
 
 def fn(x):
     for kernel, dilation in zip(kernels, (1, 4, 8)):
-        x = dilated_conv(x, kernel, dilation=dilation, lowering="xla")
+        x = dilated_conv(x, kernel, dilation=dilation, lowering="lax")
     return x
 
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
 run = dilax.tiled(fn, 128)
-run(np.ones((1, 200, 200, 1), np.float32))
+print(peak())
 for side in (384, 768, 1536):
     image = np.ones((1, side, side, 1), np.float32)
     out = np.zeros_like(image)
     assert run(image, out=out)[0, -1, -1, 0] != 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    whole = jax.jit(fn).lower(image).compile().memory_analysis().temp_size_in_bytes
-    print(peak - image.nbytes - out.nbytes, whole)
+    print(peak() - image.nbytes - out.nbytes)
     del image, out
+image = jax.ShapeDtypeStruct((1, side, side, 1), np.float32)
+print(jax.jit(fn).lower(image).compile().memory_analysis().temp_size_in_bytes)
 """
 
 
 def test_memory_stays_flat(root):
     text = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=root).stdout
-    peaks, whole = zip(*(map(int, line.split()) for line in text.splitlines()))
-    print([f"{peak / 2**20:.0f} MiB" for peak in peaks], [f"{n / 2**20:.0f} MiB" for n in whole])
-    # A budget of 100 MiB more than the smallest takes: a whole run of the largest would need it twice.
-    assert max(peaks) - peaks[0] < 20 * 2**20
-    assert whole[-1] > 2 * 100 * 2**20
+    before, *peaks, whole = (int(line) / 2**20 for line in text.splitlines())
+    print(f"MiB: {before:.0f} at first; 1x, 4x and 16x the image: {peaks}; buffers of the whole run: {whole:.0f}")
+    # 200 MiB for the program and its windows; the buffers of a whole run would not fit.
+    assert max(peaks) - before < 200 < whole
+    assert max(peaks) - peaks[0] < 20
 
 
+FLOAT: Any = 1.5
 ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
 coordinates = np.linspace(0, 1, 60, dtype=np.float32)[None, :, None]
 REFUSED = {
     "tile of 0": (lambda: dilax.tiled(jnp.tanh, 0), "tile=0 must be a positive int, or a tuple with one per spatial axis (None: never cut)."),
-    "tile of a float": (lambda: dilax.tiled(jnp.tanh, (1.5, 2)), "tile=(1.5, 2) must be a positive int"),
+    "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) must be a positive int"),
     "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "batch_size=0 is not a positive integer; use 1 or more."),
-    "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce="max" is not known; use "mean", or None for the outputs themselves.'),
+    "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce=\'max\' is not known; use "mean", or None for the outputs themselves.'),
     "tile of another rank": (
         lambda: dilax.tiled(conv)(ones(1, 60, 2)),
         "tile=(512, 512) has 2 entries for the 1 spatial axes of an image of shape (1, 60, 2); give an int or one entry per axis.",
@@ -359,12 +363,12 @@ REFUSED = {
     ),
     "wrapping around": (lambda: dilax.tiled(lambda x: conv(x, padding_mode="wrap"), 9)(ones(1, 60, 2)), "not the same function everywhere"),
     "strides that do not fit": (
-        lambda: dilax.tiled(segmenter, 9)(ones(1, 96, 75, 2)),
-        "not the same function everywhere along spatial axis 1, of 75 samples",
+        lambda: dilax.tiled(segmenter, 9)(ones(1, 96, 175, 2)),
+        "not the same function everywhere along spatial axis 1, of 175 samples",
     ),
     "a size of its own": (
         lambda: dilax.tiled(lambda x: resized(conv(x), (120,)), 9)(ones(1, 60, 2)),
-        "fn maps a window of shape (1, 12, 2) to (1, 120, 3), not to (1, 24, 3), as it should by what it does to the image; its output must "
+        "fn maps a window of shape (1, 13, 2) to (1, 120, 3), not to (1, 26, 3), as it should by what it does to the image; its output must "
         "follow the size of its input along the same axis.",
     ),
     "turned": (
