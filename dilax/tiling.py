@@ -63,13 +63,16 @@ def tiled(fn: Callable[[jax.Array], Any], tile: Tile = (512, 512), *, batch_size
         >>> tiled(features, tile=(32, 32))(image).shape
         (1, 90, 70, 2)
 
-        A model that pools over the whole image takes two passes, if it can be given the pooled mean. The first computes that of the
-        features, the second all that uses it (`image_mean=` of the DeepLab models):
+        A model that pools over the whole image takes two passes, if it can be given the mean that it pools. The first pass computes that
+        of its features, the second all the rest:
 
         >>> mean = tiled(features, tile=(32, 32), reduce="mean")(image)
         >>> y = tiled(lambda x: features(x) - mean[:, None, None], tile=(32, 32))(image)
         >>> float(abs(y - (features(image) - features(image).mean((1, 2), keepdims=True))).max()) < 1e-4
         True
+
+        The second pass of a DeepLab model is
+        `tiled(lambda x: model.apply(variables, x, train=False, image_mean=mean), tile)(image)`.
     """
     sizes = tile if isinstance(tile, tuple) else (tile,)
     if not sizes or not all(size is None or (is_integer(size) and size > 0) for size in sizes):
