@@ -114,8 +114,8 @@ def test_a_larger_crop_holds_the_image_anywhere():
 def test_zoom_is_what_it_says():
     """A zoom of 2 shows a crop of half the size, sampled between the pixels as bilinear enlargement does."""
     image = jnp.asarray(RNG.normal(size=(6, 8, 1)), jnp.float32)
-    places: Any = [(jnp.arange(2.0 * n) + 0.5) / 2 - 0.5 for n in (6, 8)]
-    found, _ = joint.sample(image, jnp.zeros((6, 8), jnp.uint8), *places, 255)
+    rows, columns = ((jnp.arange(2.0 * n) + 0.5) / 2 - 0.5 for n in (6, 8))
+    found, _ = joint.sample(image, jnp.zeros((6, 8), jnp.uint8), rows, columns, 255)
     np.testing.assert_allclose(found, jax.image.resize(image, (12, 16, 1), "linear", antialias=False), atol=1e-5)
     rows, columns = jax.vmap(lambda k: joint.random_places(k, (40, 56), (40, 56), 1.0, False))(jax.random.split(KEY, 200))
     zooms = 1 / np.asarray(rows[:, 1] - rows[:, 0])
