@@ -23,14 +23,16 @@ def receptive_field(fn: Callable[[jax.Array], jax.Array], x: Any) -> tuple[Recep
     Convolutions of every kind, pooling, padding, slices, joins, resizing and gathers by constants, reshapes, products over channels, and
     what is elementwise are followed exactly, axis by axis and output by output: holes are found as well as extents, and a transposed
     convolution or a resize may give neighbouring outputs unlike sets. Nothing is computed but the constant matrices and indices that are
-    made inside the function. Reductions, attention, cumulative sums and dense layers over space see the whole axis.
+    made inside the function. Reductions, attention, cumulative sums and dense layers over space see the whole axis. Channels are not told
+    apart: an output sees what any of its channels sees, and so does what is made of some of them.
 
     Args:
         fn: Maps (batch, *space, channels) to an array.
         x: Its input, or a `jax.ShapeDtypeStruct`; only shape and dtype are read.
 
     Returns:
-        One `ReceptiveField` per spatial axis of x. They describe outputs away from the border; those outside the input are padding.
+        One `ReceptiveField` per spatial axis of x. They describe outputs away from the border; samples outside the input are padding. They
+        hold for this size: "SAME" padding of a strided layer, and so the offset, may be another at another size.
 
     Raises:
         UserError: if the function does something to the spatial axes that the analysis does not know.

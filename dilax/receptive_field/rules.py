@@ -120,6 +120,8 @@ def _concatenate(eqn: Any, operands: list[Operand]) -> View:
             axes = [through(axis, window(1, 1, start), result[along]) if i == along else axis for i, axis in enumerate(piece.axes)]
             shifted.append((start, width, View(tuple(axes))))
             trimmed = most(trimmed, axis.trimmed) if (axis := piece.axes[along]) else trimmed
+    if not shifted:
+        return whole(result)
     if any(view.axes[along] is not None for *_, view in shifted):
         return _beside(along, result, shifted, trimmed)
     found = shifted[0][2]
