@@ -51,6 +51,7 @@ DILAX = [
     "dilax.models.mobilenet",
     "dilax.models.xception",
     "dilax.models.segmenter",
+    "dilax.models.fully_convolutional",
     "dilax.models.deeplab",
     "dilax.models.fcn",
     "dilax.models.unet",

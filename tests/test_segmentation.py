@@ -57,7 +57,7 @@ def config_of(**changes: Any) -> ConfigDict:
     config = default_config("test")
     config.task = "segmentation"
     name = changes.pop("model.name", "toy")
-    fields = dict(features=(6, 8), dilations=(1, 2), output_stride=2) if name == "dilated_fcn" else {}
+    fields = dict(features=(6, 8), strides=(2, 1), dilations=(1, 2)) if name == "dilated_fcn" else {}
     with pytest.MonkeyPatch.context() as patch:  # also where no fixture has run yet
         patch.setitem(dilax.models.MODELS, "toy", Toy)
         config.model = ConfigDict(model_config(name, **fields))
@@ -281,16 +281,16 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "set a model of that task.",
     ),
     "output stride": (
-        {"model.output_stride": 12},
-        "DilatedFCN: output_stride=12 cannot be reached by 2 layers; use one of (1, 2, 4, 8).",
+        {"model.name": "deeplabv3plus_mobilenet_v2", "model.output_stride": 12},
+        "MobileNetV2: output_stride=12 is not supported; use one of (8, 16, 32).",
     ),
-    "output stride of few layers": (
-        {"model.output_stride": 8},
-        "DilatedFCN: output_stride=8 cannot be reached by 2 layers; use one of (1, 2, 4, 8).",
+    "output stride 4": (
+        {"model.name": "deeplabv3plus_mobilenet_v2", "model.output_stride": 4},
+        "MobileNetV2: output_stride=4 is not supported; use one of (8, 16, 32).",
     ),
     "dilations": (
         {"model.dilations": (1, 2, 3)},
-        "DilatedFCN: features=(6, 8) and dilations=(1, 2, 3) must have equal lengths.",
+        "DilatedFCN: features=(6, 8), strides=(2, 1) and dilations=(1, 2, 3) must have equal lengths.",
     ),
     "head": ({"model.head": "pixel"}, "DilatedFCN: head='pixel' is unknown; use one of ('pixels', 'global')."),
 }
@@ -330,9 +330,9 @@ def test_a_config_of_before_gets_the_new_keys():
 
 def test_dilated_fcn_shares_its_parameters():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 22, 3)), jnp.float32)
-    fields: Any = dict(num_classes=5, features=(4, 6, 6), dilations=(1, 2, 3), output_stride=4)
+    fields: Any = dict(num_classes=5, features=(4, 6, 6), dilations=(1, 2, 3), strides=(2, 2, 1))
     shapes, outputs = [], []
-    for changes in ({}, {"dilations": (1, 1, 1)}, {"output_stride": 1}, {"head": "global"}):
+    for changes in ({}, {"dilations": (1, 1, 1)}, {"strides": (1, 2, 1)}, {"head": "global"}):
         model: Any = dilax.models.create("dilated_fcn", **{**fields, **changes})
         found = jax.eval_shape(lambda x, model=model: model.init(KEY, x, train=False), x)
         shapes.append({path: leaf.shape for path, leaf in leaves_with_paths(found) if "head" not in path})
@@ -346,20 +346,24 @@ def test_dilated_fcn_shares_its_parameters():
 def test_dilated_fcn_by_its_layers(separable):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 12, 3)), jnp.float32)
     model: Any = dilax.models.create(
-        "dilated_fcn", num_classes=5, features=(6, 6), dilations=(1, 2), output_stride=2, norm="none", separable=separable
+        "dilated_fcn", num_classes=5, features=(6, 6, 7), strides=(2, 1, 2), dilations=(1, 2, 3), norm="none", separable=separable
     )
     variables = start(jax.eval_shape(lambda x: model.init(KEY, x, train=False), x))
     found = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
 
-    def layer(i: int, dilation: int, x: jax.Array) -> Any:
-        module = ConvNormAct(6, stride=2 - i, dilation=dilation, norm="none", separable=separable and i > 0)
+    def layer(i: int, x: jax.Array) -> Any:
+        module = ConvNormAct((6, 6, 7)[i], stride=(2, 1, 2)[i], dilation=(1, 2, 3)[i], norm="none", separable=separable and i > 0)
         return module.apply({"params": variables["params"][f"ConvNormAct_{i}"]}, x, train=False)
 
-    y = layer(0, 1, x)
-    y = y + layer(1, 2, y)
-    head = variables["params"]["head"]
-    logits = jnp.einsum("bhwc,cd->bhwd", y, head["kernel"][0, 0]) + head["bias"][None, None, None]
-    np.testing.assert_allclose(found, jax.image.resize(logits, (2, 16, 12, 5), "linear", antialias=False), atol=1e-5)
+    def head(i: int, x: jax.Array, size: tuple[int, int]) -> Any:
+        part = variables["params"]["head"][f"logits_{i}"]
+        logits = jnp.einsum("bhwc,cd->bhwd", x, part["kernel"][0, 0]) + part["bias"][None, None, None]
+        return jax.image.resize(logits, (2, *size, 5), "linear", antialias=False)
+
+    y = layer(0, x)
+    y = y + layer(1, y)
+    total = head(0, layer(2, y), (8, 6)) + head(1, y, (8, 6))
+    np.testing.assert_allclose(found, jax.image.resize(total, (2, 16, 12, 5), "linear", antialias=False), atol=1e-5)
     assert ("SeparableConv_0" in variables["params"]["ConvNormAct_1"]) == separable
 
 
@@ -370,7 +374,7 @@ def tiny(folder: pathlib.Path, **changes: Any) -> ConfigDict:
     config = config_of(**{"model.name": "dilated_fcn", "data.name": "folder", "data.dir": str(folder), "data.validation": 0.25})
     config.name, config.total_epochs, config.log_every_steps, config.checkpoint_every_steps = "tiny", 15.0, 2, 3
     config.eval_every_epochs, config.batch_size = 5.0, 8
-    config.model.features, config.model.output_stride = (16, 16), 1
+    config.model.features, config.model.strides = (16, 16), (1, 1)
     config.optim.update(name="adamw", lr=0.03, ema_decay=0.0)
     config.augment.flip, config.augment.crop = True, (12, 16)
     config.segmentation.balance, config.segmentation.loss = "median_frequency", "cross_entropy+dice"
@@ -495,7 +499,7 @@ def test_the_worst_images():
 
 
 def test_the_layers_of_a_classifier_become_those_of_a_segmenter():
-    fields: Any = dict(features=(8, 16), num_classes=10)
+    fields: Any = dict(features=(8, 16), strides=(1, 2), num_classes=10)
     models = [
         dilax.models.create("dilated_fcn", dilations=dilations, head=head, **fields)
         for dilations, head in (((1, 1), "global"), ((2, 4), "pixels"))
@@ -503,16 +507,45 @@ def test_the_layers_of_a_classifier_become_those_of_a_segmenter():
     x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     source, target = (start(jax.eval_shape(lambda x, model=model: model.init(KEY, x, train=False), x)) for model in models)
     merged, text = transfer.merge(target, jax.tree.map(lambda leaf: leaf + 1, source), (f"(^|/){transfer.HEAD}/",), "x")
-    assert text.startswith("init_from x: loaded 10 of 12 leaves")
+    assert text.startswith("init_from x: loaded 10 of 14 leaves")
     np.testing.assert_array_equal(
         merged["params"]["ConvNormAct_1"]["DilatedConv_0"]["kernel"], source["params"]["ConvNormAct_1"]["DilatedConv_0"]["kernel"] + 1
     )
 
 
+def test_a_classifier_becomes_the_backbone_of_a_segmenter(tmp_path, monkeypatch):
+    """config.init_into puts the parameters of another run below one module; what is around it begins anew, what is left over is named."""
+
+    def variables_of(name: str) -> Any:
+        model = dilax.models.create(name, num_classes=10)
+        return start(jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False)))
+
+    source, target = variables_of("mobilenet_v2"), variables_of("lraspp_mobilenet_v2")
+    monkeypatch.setattr(checkpoint, "read_variables", lambda _: jax.tree.map(lambda leaf: leaf + 1, source))
+    config = config_of(init_from="runs/x", init_into="backbone")
+    with pytest.raises(
+        UserError, match=r"init_from=runs/x does not fit this model: skipped batch_stats/backbone/last/.*: not in this model;"
+    ):
+        transfer.init_from(config, target)
+    config.init_except = ("/backbone/last/",)
+    merged, text = transfer.init_from(config, target)
+    for part in ("params", "batch_stats"):
+        for (path, leaf), (_, old) in zip(leaves_with_paths(merged[part]), leaves_with_paths(target[part]), strict=True):
+            expected = old
+            if path.startswith("backbone/"):
+                expected = 1 + dict(leaves_with_paths(source[part]))[path.removeprefix("backbone/")]
+            np.testing.assert_array_equal(leaf, expected, err_msg=path)
+    assert "skipped params/backbone/head/kernel" in text
+    config.init_into = "bakbone"
+    with pytest.raises(UserError, match=r"config\.init_into='bakbone' is no module of this model; it has .*Did you mean \"backbone\"\?"):
+        transfer.init_from(config, target)
+
+
 def test_finish_shows_up_to_so_many_images(folder):
     config = tiny(folder)
     splits: Any = data.open_splits(config)
-    images, labels = finish._spread(splits.test, 5)
+    numbers, images, labels = finish._spread(splits.test, 5)
+    assert (numbers[0], numbers[-1]) == (0, len(splits.test) - 1)
     assert (images.shape, labels.shape, labels.dtype) == ((5, 12, 16, 3), (5, 12, 16), np.uint8)
     np.testing.assert_array_equal(labels[-1], splits.test.labels[-1])
     assert mean_iou(np.eye(3)) == 1

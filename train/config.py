@@ -69,6 +69,7 @@ def default_config(name: str) -> ConfigDict:
             compilation_cache_dir="~/.cache/dilax",  # keeps compiled programs between runs; "" is off
             # Start from the best parameters of another run's folder; "" starts from scratch.
             init_from="",
+            init_into="",  # put them into this module of the model, such as "backbone", the rest made anew; "" is the whole model
             head_reset=False,  # make the last layer anew instead of loading it
             init_except=(),  # regular expressions of parameters that need not fit the loaded ones
             frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too

@@ -60,7 +60,7 @@ def _report(
     seconds: float,
 ) -> pathlib.Path:
     variables = jax.device_get(variables)
-    images, labels = _spread(splits.test, SHOWN if made.config.task == "classification" else SHOWN_MASKS)
+    numbers, images, labels = _spread(splits.test, SHOWN if made.config.task == "classification" else SHOWN_MASKS)
     writer.images(made.total_steps, "test/images", images[:16])
     common: dict[str, Any] = dict(
         title=made.config.name,
@@ -77,16 +77,16 @@ def _report(
     if made.config.task == "segmentation":
         predictions = _in_parts(segmenter(made.steps, variables), images, 8)
         ignored = made.config.segmentation.ignored_label
-        return report.write_segmentation_report(workdir, truths=labels, predictions=predictions, ignored=ignored, **common)
+        return report.write_segmentation_report(workdir, numbers=numbers, truths=labels, predictions=predictions, ignored=ignored, **common)
     probabilities = _in_parts(classifier(made.steps, variables), images, 100)
     return report.write_report(workdir, labels=labels, probabilities=probabilities, first_kernel=first_kernel(made, variables), **common)
 
 
-def _spread(source: data.Source, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of up to `most` records, spread over the split."""
-    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
-    records = [source[int(i)] for i in chosen]
-    return np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
+def _spread(source: data.Source, most: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return places, images and labels of up to `most` records, spread over the split."""
+    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist()
+    records = [source[i] for i in chosen]
+    return chosen, np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
 
 
 def _in_parts(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:

@@ -78,6 +78,7 @@ def write_segmentation_report(
     class_names: Sequence[str],
     confusion: Any,
     images: np.ndarray,
+    numbers: Sequence[int],
     truths: np.ndarray,
     predictions: np.ndarray,
     ignored: int,
@@ -96,6 +97,7 @@ def write_segmentation_report(
         class_names: C names.
         confusion: (C, C) counts of pixels, rows the true class.
         images: uint8 (n, height, width, channels), of the test split.
+        numbers: Their places in it.
         truths: (n, height, width), their masks.
         predictions: (n, height, width).
         ignored: Label of pixels that count nowhere.
@@ -106,7 +108,7 @@ def write_segmentation_report(
     """
     scores = image_scores(truths, predictions, len(class_names), ignored)
     worst = np.argsort(np.where(np.isnan(scores), 2, scores), kind="stable")[:WORST]
-    titles = [f"image {i}, mean IoU {scores[i]:.3f}" for i in worst]
+    titles = [f"image {numbers[i]}, IoU {scores[i]:.3f}" for i in worst]
     grid = plots.segmentation_grid(images[worst], truths[worst], predictions[worst], class_names, titles)
     pictures = {
         "Learning curves": ("learning_curves", plots.learning_curves(history, metrics=("loss", "accuracy", "miou"))),

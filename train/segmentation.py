@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dilax import losses, metrics
 from dilax.errors import UserError
+from dilax.resize import resize
 from train.config import loss_names
 from train.data.masks import class_pixels
 from train.data.sources import Source
@@ -85,16 +86,10 @@ def averaged(logits: Callable[[jax.Array], jax.Array], images: jax.Array, scales
     shape = images.shape[1:3]
     total: Any = 0.0
     for scale in scales:
-        size = tuple(max(1, round(side * scale)) for side in shape)
-        resized = _resize(images, size)
+        size = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+        resized = resize(images, size)
         for mirrored in (False, True)[: 1 + flip]:
             seen = resized[:, :, ::-1] if mirrored else resized
             p = jax.nn.softmax(logits(seen).astype(jnp.float32))
-            total += _resize(p[:, :, ::-1] if mirrored else p, shape)
+            total += resize(p[:, :, ::-1] if mirrored else p, shape)
     return jnp.log(jnp.maximum(total / (len(scales) * (1 + flip)), 1e-30))
-
-
-def _resize(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    if images.shape[1:3] == shape:
-        return images
-    return jax.image.resize(images, (len(images), *shape, images.shape[-1]), "linear", antialias=False)

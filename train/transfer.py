@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dilax.errors import UserError
+from dilax.errors import UserError, did_you_mean
 from train import checkpoint
 
 HEAD = "head"
@@ -17,11 +17,20 @@ HEAD = "head"
 def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return `variables` with the best ones of the run config.init_from in place, and the report of `merge`.
 
+    With config.init_into they go into that module; its head, if it had one, and what is around it need not fit.
+
     Raises:
-        UserError: if there is no such run, or its variables do not fit.
+        UserError: if there is no such run or module, or its variables do not fit.
     """
     source = checkpoint.read_variables(pathlib.Path(config.init_from).absolute())
+    into = config.init_into
     allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))
+    if into:
+        if into not in variables["params"]:
+            known = sorted(variables["params"])
+            raise UserError(f"config.init_into={into!r} is no module of this model; it has {', '.join(known)}.{did_you_mean(into, known)}")
+        source = {part: {into: tree} for part, tree in source.items()}
+        allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
     return merge(variables, source, allowed, config.init_from)
 
 

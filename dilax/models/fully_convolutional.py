@@ -8,27 +8,29 @@ import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct, Dropout
 from dilax.errors import UserError
-from dilax.modules import DilatedConv
+from dilax.models.segmenter import logits
+from dilax.resize import resize
 
-STRIDES, HEADS = (1, 2, 4, 8), ("pixels", "global")
+HEADS = ("pixels", "global")
 
 
 class DilatedFCN(nn.Module):
-    """Conv-norm-act layers with a dilation each, a 1x1 convolution to logits, bilinear enlargement to the size of the input.
+    """Conv-norm-act layers, each with a stride and a dilation; 1x1 convolutions to logits, enlarged to the size of the input.
 
-    The first layers halve the map until the output stride is reached. A layer that changes neither size nor channels adds its input
-    (He et al. 2016). Neither dilations nor the output stride change the parameters, nor does the head those before it: so dilations
-    all 1 give the same network without dilation, and head="global" a classifier to pretrain it as.
+    A layer that changes neither size nor channels adds its input (He et al. 2016). The logits of the last map before each stride are
+    added to those of the last map of all, for sharp borders (Long et al. 2015, arXiv:1411.4038). Strides and dilations do not change the
+    parameters, nor does the head those of the layers: so dilations all 1 give the same network without dilation, and head="global" a
+    classifier to pretrain its layers as.
 
     Attributes:
         num_classes: Outputs, per pixel or image.
         features: Channels of each layer.
+        strides: Stride of each layer, an int.
         dilations: Dilation of each layer, an int or a pair.
-        output_stride: Input size over size of the last map: 1, 2, 4 or 8.
         separable: Whether layers after the first are separable.
         kernel_size: Taps of every layer.
         head: "pixels", or "global" for the logits of whole images, from the mean of the last map.
-        dropout: Rate before the head.
+        dropout: Rate before the head, on the last map.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
         axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
@@ -37,8 +39,8 @@ class DilatedFCN(nn.Module):
 
     num_classes: int = 2
     features: tuple[int, ...] = (32, 64, 64, 64, 64, 64, 64)
+    strides: tuple[int, ...] = (2, 2, 1, 1, 1, 1, 1)
     dilations: tuple[Any, ...] = (1, 1, 1, 2, 4, 8, 1)
-    output_stride: int = 4
     separable: bool = False
     kernel_size: tuple[int, int] = (3, 3)
     head: str = "pixels"
@@ -52,36 +54,44 @@ class DilatedFCN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, height, width, num_classes), or (batch, num_classes)."""
         _check(self, x)
-        size = x.shape[1:3]
-        halvings = self.output_stride.bit_length() - 1
-        for i, (features, dilation) in enumerate(zip(self.features, self.dilations)):
-            y = ConvNormAct(
-                features,
-                self.kernel_size,
-                stride=2 if i < halvings else 1,
-                dilation=dilation,
-                separable=self.separable and i > 0,
-                norm=self.norm,
-                activation=self.activation,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-            )(x, train=train)
+        size, before = x.shape[1:3], []
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        for i, (features, stride, dilation) in enumerate(zip(self.features, self.strides, self.dilations)):
+            if stride > 1 and i > 0:
+                before.append(x)
+            layer = ConvNormAct(features, self.kernel_size, stride=stride, dilation=dilation, separable=self.separable and i > 0, **shared)
+            y = layer(x, train=train)
             x = x + y if x.shape == y.shape else y
         x = Dropout(self.dropout, self.axis_name)(x, train=train)
         if self.head == "global":
             return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)).astype(jnp.float32))
-        logits = DilatedConv(self.num_classes, (1, 1), name="head")(x.astype(jnp.float32))
-        return jax.image.resize(logits, (len(logits), *size, self.num_classes), "linear", antialias=False)
+        return PixelHead(self.num_classes, name="head")((x, *reversed(before)), size)
+
+
+class PixelHead(nn.Module):
+    """A 1x1 convolution to logits of each map, from deep to shallow; each sum is enlarged to the next map, and the last to `size`.
+
+    Attributes:
+        num_classes: Outputs.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, maps: tuple[jax.Array, ...], size: tuple[int, ...]) -> jax.Array:
+        """Map (batch, *space, channels) of growing sizes to (batch, *size, num_classes), in float32."""
+        total = logits(self.num_classes, maps[0], "logits_0")
+        for i, x in enumerate(maps[1:], start=1):
+            total = resize(total, x.shape[1:-1]) + logits(self.num_classes, x, f"logits_{i}")
+        return resize(total, size)
 
 
 def _check(model: DilatedFCN, x: jax.Array) -> None:
     if x.ndim != 4:
         raise UserError(f"DilatedFCN: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
-    if len(model.features) != len(model.dilations):
-        raise UserError(f"DilatedFCN: features={model.features} and dilations={model.dilations} must have equal lengths.")
-    if model.output_stride not in STRIDES or 2 ** len(model.features) < model.output_stride:
+    if not len(model.features) == len(model.strides) == len(model.dilations) > 0:
         raise UserError(
-            f"DilatedFCN: output_stride={model.output_stride} cannot be reached by {len(model.features)} layers; use one of {STRIDES}."
+            f"DilatedFCN: features={model.features}, strides={model.strides} and dilations={model.dilations} must have equal lengths."
         )
     if model.head not in HEADS:
         raise UserError(f"DilatedFCN: head={model.head!r} is unknown; use one of {HEADS}.")

@@ -116,14 +116,14 @@ def segmentation_grid(images: Any, truths: Any, predictions: Any, class_names: S
             "not fit; give n > 0 images, masks (n, height, width) and n titles."
         )
     aspect = images.shape[1] / images.shape[2]
-    figure, cells = grid(count, 3, 2.6, aspect, 0.22)
+    figure, cells = grid(count, 3, max(2.6 / max(aspect, 1), 1.6), aspect, 0.22)
     for row, image, truth, prediction, title in zip(cells, images, truths, predictions, titles):
         picture = displayable(image[None], "segmentation_grid")[0]
         show(row[0], picture, cmap="gray", vmin=0, vmax=1)
         show(row[1], blended(image, truth, classes))
         show(row[2], blended(image, prediction, classes))
         for axes, text in zip(row, (title, "truth", "prediction")):
-            axes.set_title(short(text, 40), size=9, pad=3, color=INK, parse_math=False, loc="left")
+            axes.set_title(short(text, 40), size=8, pad=3, color=INK, parse_math=False, loc="left")
     present = [i for i in range(classes) if (truths == i).any() or (predictions == i).any()]
     _legend_below(figure, present, class_names)
     return figure
@@ -170,7 +170,7 @@ def _patches(classes: Sequence[int], labels: Sequence[str], count: int) -> list[
 
 def _legend_below(figure: "Figure", classes: Sequence[int], class_names: Sequence[str]) -> None:
     """Make room beneath all axes, and put a legend there."""
-    columns = 5
+    columns = max(2, int(figure.get_figwidth() / 1.5))
     names = [short(class_names[i], 18) for i in classes]
     room = 0.24 * math.ceil(len(names) / columns) + 0.1
     old = figure.get_figheight()

@@ -36,7 +36,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
                 marker = "o" if len(points) <= 40 else ""
                 label = f"{split}, last {points[-1][1]:.4g}"
                 axes.plot(*zip(*points), color=color, marker=marker, markersize=4, linewidth=1.6, label=label)
-        axes.set_title(metric, color=INK)
+        axes.set_title({"miou": "mean IoU"}.get(metric, metric), color=INK)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#E5E5E5", linewidth=0.8)

@@ -1,0 +1,46 @@
+"""Cells and nuclei in a scratch assay: ten microscopy frames that the package ndev-sampledata ships, split by columns.
+
+pip install --no-deps ndev-sampledata==0.0.3 && python -m train.main --config configs/cells.py
+Mean IoU on the test columns: not measured yet.
+
+python -m train.main --config configs/cells.py:smoke
+50 steps: 0.514 (seed 0), 55 s from the command to the end on 2 CPU cores while other programs ran, nothing compiled before.
+"""
+
+from ml_collections import ConfigDict
+
+from train.config import check_variant, default_config, model_config
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "smoke"))
+    config = default_config("cells")
+    config.task = "segmentation"
+    config.data.name = "cells"
+    config.model = ConfigDict(
+        model_config(
+            "dilated_fcn",
+            features=(16, 32, 64, 64, 64, 64, 64),
+            strides=(2, 1, 2, 1, 1, 1, 1),
+            dilations=(1, 1, 1, 2, 4, 8, 1),
+            separable=True,
+            dropout=0.1,
+        )
+    )
+    config.batch_size = 8
+    config.total_epochs = 200.0
+    config.eval_every_epochs = 10.0
+    config.augment.crop = (128, 96)
+    config.augment.scale = 0.3
+    config.augment.flip = True
+    config.augment.colour = 0.2
+    config.segmentation.loss = "cross_entropy+dice"
+    config.optim.lr = 4e-3
+    config.optim.warmup_epochs = 5.0
+    config.optim.ema_decay = 0.99
+    if variant == "smoke":
+        config.name = "cells_smoke"
+        config.total_epochs = 10.0
+        config.optim.ema_decay = 0.0
+        config.optim.warmup_epochs = 1.0
+    return config
