@@ -27,8 +27,14 @@ SHAPES = {
     "folder": (500, 500, 3),
 }
 SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
-# Takes long to compile on a CPU; but for voc, the smoke variant compiles the same network.
-TRACED = [("voc", "full"), ("cells", "full"), ("pretrain_camvid", "full"), *(("camvid", v) for v in ("full", "scratch", "no_dilation"))]
+# Takes long to compile on a CPU; but for voc and cifar, the smoke variant compiles the same network.
+TRACED = [
+    ("voc", "full"),
+    ("cifar", "full"),
+    ("cells", "full"),
+    ("pretrain_camvid", "full"),
+    *(("camvid", v) for v in ("full", "scratch", "no_dilation")),
+]
 
 
 def get(name: str, variant: str):

@@ -72,7 +72,7 @@ def segmentation_overlay(image: Any, mask: Any, class_names: Sequence[str], *, o
     picture = blended(image, mask, len(class_names), opacity=opacity)
     counts = np.bincount(np.asarray(mask).ravel(), minlength=len(class_names))[: len(class_names)]
     shares = counts / np.asarray(mask).size
-    order = [i for i in np.argsort(-shares, kind="stable").tolist() if shares[i] > 0]
+    order: list[int] = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
     labels = [f"{short(class_names[i], 20)}  {shares[i]:.1%}" for i in order]
     height, width = picture.shape[:2]
     wide = 6.0 if width >= height else 6.0 * max(width / height, 0.4)
@@ -150,7 +150,7 @@ def class_bars(values: Any, class_names: Sequence[str], *, label: str = "interse
     for place, value in enumerate(values[order]):
         text = "does not occur" if math.isnan(value) else f"{value:.3f}"
         axes.text(np.nan_to_num(value) + 0.008, place, text, color=GREY if math.isnan(value) else INK, size=9, va="center")
-    axes.set_yticks(range(len(values)), [short(class_names[i], 24) for i in order.tolist()], parse_math=False)
+    axes.set_yticks(range(len(values)), [short(class_names[int(i)], 24) for i in order], parse_math=False)
     axes.set(xlim=(0, 1.08), ylim=(-0.6, len(values) - 0.4), xlabel=label)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
