@@ -23,7 +23,7 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.
     Folds every scope that holds one convolution and, after it, one `dilax.blocks.Norm`, as `ConvNormAct` does.
 
     Args:
-        model: A model or block of dilax with norm="batch".
+        model: A model or block of dilax with norm="batch" or "frozen".
         variables: Its "params" and "batch_stats".
 
     Returns:
@@ -47,8 +47,10 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.
     norm = getattr(model, "norm", None)
     if not isinstance(norm, str):
         raise UserError(f"{CALLER}: {type(model).__name__} has no field norm; give a model or a block of dilax with norm='batch'.")
-    if norm != "batch":
-        raise UserError(f"{CALLER}: norm={norm!r} is no constant scale and shift of each channel; only norm='batch' can be folded.")
+    if norm not in ("batch", "frozen"):
+        raise UserError(
+            f"{CALLER}: norm={norm!r} is no constant scale and shift of each channel; only norm='batch' and norm='frozen' can be folded."
+        )
     # New dictionaries throughout: those of the caller stay as they are.
     rest = unfreeze(dict(variables))
     params, stats = rest.pop("params", {}), rest.pop("batch_stats", {})

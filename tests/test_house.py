@@ -55,7 +55,6 @@ DILAX = [
     "dilax.models.deeplab",
     "dilax.models.fcn",
     "dilax.models.unet",
-    "dilax.models.fully_convolutional",
     "dilax.models",
     "dilax.folding",
     "dilax.summary",
