@@ -38,8 +38,8 @@ CASES = {
     ),
     "no get_config": (["--config=train/tasks.py"], "the config file has no function get_config; see those in configs/."),
     "unknown model": (
-        [DIGITS, "--config.model.name=dilated_cn", "--summary"],
-        f"config.model.name='dilated_cn' is unknown; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
+        [DIGITS, "--config.model.name=dilated_cnnn", "--summary"],
+        f"config.model.name='dilated_cnnn' is unknown; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
 }
 

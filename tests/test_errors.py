@@ -161,8 +161,8 @@ CASES = {
         "MultiDilationConv: padding='VALID' gives the dilations (1, 2) outputs of different sizes; use 'SAME'.",
     ),
     "unknown model": (
-        model("dilated_cn"),
-        f"models.create: unknown model 'dilated_cn'; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
+        model("dilated_cnnn"),
+        f"models.create: unknown model 'dilated_cnnn'; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
     "unknown field": (
         model("dilated_cnn_rgb", clases=3),
