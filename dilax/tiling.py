@@ -64,15 +64,18 @@ def tiled(fn: Callable[[jax.Array], Any], tile: Tile = (512, 512), *, batch_size
         (1, 90, 70, 2)
 
         A model that pools over the whole image takes two passes, if it can be given the mean that it pools. The first pass computes that
-        of its features, the second all the rest:
+        of its features, the second all that follows:
 
         >>> mean = tiled(features, tile=(32, 32), reduce="mean")(image)
         >>> y = tiled(lambda x: features(x) - mean[:, None, None], tile=(32, 32))(image)
         >>> float(abs(y - (features(image) - features(image).mean((1, 2), keepdims=True))).max()) < 1e-4
         True
 
-        The second pass of a DeepLab model is
-        `tiled(lambda x: model.apply(variables, x, train=False, image_mean=mean), tile)(image)`.
+        With the DeepLab models:
+
+            features = lambda x: model.apply(variables, x, train=False, method="features")[-1]
+            mean = tiled(features, tile, reduce="mean")(image)
+            logits = tiled(lambda x: model.apply(variables, x, train=False, image_mean=mean), tile)(image)
     """
     sizes = tile if isinstance(tile, tuple) else (tile,)
     if not sizes or not all(size is None or (is_integer(size) and size > 0) for size in sizes):
@@ -242,11 +245,10 @@ def _cut(length: int, tile: int, fields: Sequence[ReceptiveField], outputs: Sequ
     firsts = [max(math.ceil(left / step), 0) for (left, _), step in zip(halos, steps)]
     lasts = [first + int(advance / step) for first, step in zip(firsts, steps)]
     size = 1
-    for (left, right), step, last, count in zip(halos, steps, lasts, outputs):
+    for (_, right), step, last, count in zip(halos, steps, lasts, outputs):
         # The last of them sees nothing after the window, and is there: the windows' outputs lack what the image's lack (VALID, cropping).
+        # That leaves room for a whole field, which a border that mirrors the image needs.
         size = max(size, math.floor((last - 1) * step) + right + 1, math.ceil(length - step * (count - last)))
-        # A border that mirrors the image shows outputs at it as much as a whole field.
-        size = max(size, left + right + 1)
     size += (length - size) % period
     if size >= length:
         return Cut(length, (0,), steps, tuple((0, count) for count in outputs))

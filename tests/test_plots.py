@@ -1,9 +1,14 @@
 """Pictures: what they show is computed from the arrays given; odd sizes do not break them."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 
+import dilax
 from dilax import plots
 from dilax.errors import UserError
 from train import report
@@ -37,6 +42,71 @@ def test_asymmetric_taps():
     counts = {c.get_label(): len(c.get_paths()) for c in figure.axes[0].collections}
     assert counts["tap of the kernel"] == 6
     assert counts["zero padding"] == 8 * 15 - 7 * 9  # SAME: 1 row in all, 6 columns in all
+
+
+@pytest.mark.parametrize(("taps", "stack"), [(3, (1, 1)), (3, (2, 2, 2)), (3, (1, 2, 5)), (2, (8, 4, 3)), (5, (3,)), (1, (7, 7))])
+def test_stacks_miss_what_the_analysis_calls_holes(taps, stack):
+    def fn(x):
+        for dilation in stack:
+            x = dilax.dilated_conv(x, jnp.ones((taps, 1, 1)), dilation=dilation)
+        return x
+
+    (field,) = dilax.receptive_field(fn, jax.ShapeDtypeStruct((1, 90, 1), jnp.float32))
+    figure = plots.dilation_stacks(taps, ((1,), stack))
+    boxes = {c.get_label(): [path.get_extents() for path in c.get_paths()] for c in figure.axes[1].collections}
+    drawn = {name: sorted((box.x0 + box.x1) / 2 for box in found) for name, found in boxes.items()}
+    assert field.size is not None
+    np.testing.assert_allclose(drawn["missed"], [hole - (field.size - 1) / 2 for hole in field.holes], atol=1e-9)
+    assert len(drawn["seen"]) + len(drawn["missed"]) == len(drawn["ways"]) == field.size
+    assert f"spans {field.size} samples" in texts(figure)
+    assert any(text.startswith(f"coverage {field.coverage:.0%}") for text in texts(figure))
+
+
+def blur(x, taps=3, **options):
+    return dilax.dilated_conv(x, jnp.ones((taps, taps, x.shape[-1], 1)), **options)
+
+
+FLAT = np.full((30, 40, 3), 0.5, np.float32)
+FIELDS = {
+    "middle": (lambda x: blur(blur(x), dilation=2), None),
+    "holes, border": (lambda x: blur(blur(x, dilation=(2, 1)), dilation=(2, 3)), (1, 38)),
+    "stride": (lambda x: blur(blur(x, stride=(2, 4)), dilation=2), (4, 3)),
+    "enlarged": (lambda x: jnp.repeat(blur(blur(x, stride=4)), 4, 1), (13, 2)),
+    "causal": (lambda x: blur(x, 4, padding="CAUSAL", dilation=3), (20, 20)),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_receptive_field_overlay_shows_what_has_a_gradient(name):
+    fn, output = FIELDS[name]
+    y = jax.eval_shape(fn, FLAT[None])
+    place = output or (y.shape[1] // 2, y.shape[2] // 2)
+    seen = np.asarray(jax.grad(lambda x: fn(x)[0, place[0], place[1], 0])(jnp.asarray(FLAT[None])))[0, ..., 0] > 0
+    axes: Any = plots.receptive_field_overlay(fn, FLAT, output=output).axes[0]
+    shown = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal((shown == 0.5).all(-1), seen)
+    # Red is where the field has holes, all else is pale grey.
+    red = shown[..., 0] > shown[..., 2] + 0.3
+    rows, columns = (np.flatnonzero(seen.any(1 - axis)) for axis in (0, 1))
+    field = np.zeros_like(seen)
+    field[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    np.testing.assert_array_equal(red & field, field & ~seen)
+    frame = axes.patches[-1].get_bbox()
+    assert frame.y0 <= rows[0] and frame.y1 >= rows[-1] + 1 and frame.x0 <= columns[0] and frame.x1 >= columns[-1] + 1
+    ((x, y),) = axes.lines[0].get_xydata()
+    assert frame.x0 <= x <= frame.x1 and frame.y0 <= y <= frame.y1
+
+
+def test_effective_receptive_fields():
+    values = np.zeros((9, 12))
+    values[2:7, 3:10] = 0.02
+    values[3:6, 5:8] = 2.0
+    figure: Any = plots.effective_receptive_fields({"before": values, "after": values.T})
+    np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), values / 2)
+    assert {"before\n3 × 3 effective of 5 × 7", "after\n3 × 3 effective of 7 × 5"} <= set(texts(figure))
+    frame = figure.axes[0].patches[0].get_bbox()
+    assert (frame.x0, frame.y0, frame.x1, frame.y1) == (2.5, 1.5, 9.5, 6.5)
+    assert "audio\n3 effective of 5" in texts(plots.effective_receptive_fields({"audio": values[:, 5]}))
 
 
 def test_learning_curves_show_each_metric():
@@ -86,6 +156,16 @@ def test_feature_maps_show_the_channels_that_vary_most():
     [
         (lambda: plots.dilation_taps(3, ()), "dilations is empty"),
         (lambda: plots.dilation_taps(3, (0,)), "dilations=0 is below 1"),
+        (lambda: plots.dilation_stacks(3, ()), "stacks=() has nothing to draw"),
+        (lambda: plots.dilation_stacks(3, ((1, 2), ())), "stacks=((1, 2), ()) has nothing to draw"),
+        (lambda: plots.dilation_stacks(3, ((1, 0),)), "stacks=(1, 0) is below 1"),
+        (lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 4))), "an image has shape (4, 4)"),
+        (
+            lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 5, 1), np.float32), output=(4, 0)),
+            "receptive_field_overlay: output=(4, 0) is not one of 4 × 5 outputs; give (row, column), from 0.",
+        ),
+        (lambda: plots.effective_receptive_fields({}), "maps is empty; give name -> (height, width) or (samples,)."),
+        (lambda: plots.effective_receptive_fields({"a": np.zeros((3, 3))}), "'a' has shape (3, 3) or nothing above 0"),
         (lambda: plots.confusion_matrix(np.ones((2, 3)), ["a", "b"]), "counts has shape (2, 3) for 2 class names"),
         (lambda: plots.prediction_grid(np.ones((0, 4, 4, 1)), np.ones(0), np.ones((0, 2)), ["a", "b"]), "do not fit"),
         (lambda: plots.kernels(np.ones(3)), "a kernel of shape (3,)"),
@@ -166,6 +246,12 @@ LONG = r"$\x$ is no formula but a rather long name of a class or a layer that go
         lambda: plots.kernels(RNG.normal(size=(2, 3, 3, 5, 70))),
         lambda: plots.kernels(RNG.normal(size=(5, 2, 1))),
         lambda: plots.feature_maps({LONG: np.ones((4, 8, 1))}, RNG.uniform(size=(20, 40, 3)), channels=1),
+        lambda: plots.dilation_stacks(2, ((1, 2), (256, 128, 512, 999, 999))),
+        lambda: plots.dilation_stacks(1, ((1,),)),
+        lambda: plots.receptive_field_overlay(lambda x: blur(x, 3, dilation=9), FLAT[:8], output=(0, 39)),
+        lambda: plots.receptive_field_overlay(lambda x: x.mean((1, 2)), FLAT[:, :3]),
+        lambda: plots.effective_receptive_fields({LONG: np.eye(5), "b": np.ones((3, 90))}),
+        lambda: plots.effective_receptive_fields({LONG: np.eye(50)[3]}),
     ],
 )
 def test_nothing_is_cut_off(draw):

@@ -1,22 +1,26 @@
-"""Pictures of dilations, training runs and predictions: arrays in, a matplotlib `Figure` out. Nothing is shown, no global state is touched.
+"""Pictures of dilations, receptive fields, training runs and predictions: arrays in, a matplotlib `Figure` out.
 
-Arrays may be numpy's or jax's. matplotlib is imported only when a picture is made.
+Nothing is shown, no global state is touched. Arrays may be numpy's or jax's. matplotlib is imported only when a picture is made.
 """
 
 from dilax.plots.canvas import save
-from dilax.plots.dilation import dilation_taps
+from dilax.plots.dilation import dilation_stacks, dilation_taps
+from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_grid, segmentation_overlay
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
 
 __all__ = [
     "class_bars",
     "confusion_matrix",
+    "dilation_stacks",
     "dilation_taps",
+    "effective_receptive_fields",
     "feature_maps",
     "kernels",
     "learning_curves",
     "mask_colours",
     "prediction_grid",
+    "receptive_field_overlay",
     "save",
     "segmentation_grid",
     "segmentation_overlay",

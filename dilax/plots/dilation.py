@@ -1,4 +1,4 @@
-"""Which samples a dilated kernel reads."""
+"""Which samples dilated kernels read: one by one, and stacked."""
 
 import math
 from collections.abc import Sequence
@@ -61,6 +61,95 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
         figure.text(x, 1 - 0.47 / total, span, size=11, color=RED, ha="center", va="top")
     _taps_legend(figure, columns)
     return figure
+
+
+def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1, 1, 1), (1, 2, 5), (2, 2, 2))) -> "Figure":
+    """Draw what one output of a stack of dilated layers sees along an axis, and which samples in between it misses (gridding).
+
+    Args:
+        kernel_size: Taps of every layer.
+        stacks: One panel each: the dilation of every layer, the first layer first.
+
+    Returns:
+        One panel under the other, all at the same scale: the input below, a row per layer, the output on top. Bars count the ways from a
+        sample to the output; samples without one are red.
+
+    Raises:
+        UserError: if there is no stack, one has no layer, or a number is below 1.
+    """
+    if not stacks or not all(stacks):
+        raise UserError(f"dilation_stacks: stacks={stacks!r} has nothing to draw; give dilations for each stack, such as ((1, 1), (1, 2)).")
+    (taps,) = per_axis(kernel_size, 1, "kernel_size", "dilation_stacks")
+    gaps = [per_axis(tuple(stack), len(stack), "stacks", "dilation_stacks") for stack in stacks]
+    span = max(1 + (taps - 1) * sum(stack) for stack in gaps)
+    heights = [0.55 + 0.36 * len(stack) + 0.3 for stack in gaps]
+    left, width, legend = 2.4, 9.6, 0.45
+    figure = new_figure(width, sum(heights) + legend + 0.1)
+    top = figure.get_figheight() - 0.1
+    for stack, height in zip(gaps, heights):
+        top -= height
+        box = (left / width, top / figure.get_figheight(), 1 - (left + 0.1) / width, (height - 0.12) / figure.get_figheight())
+        axes = figure.add_axes(box)
+        axes.set(xlim=(-span / 2 - 0.75, span / 2 + 0.75), ylim=(-1.75, len(stack) + 0.35))
+        axes.set_axis_off()
+        ways = _draw_stack(axes, taps, stack)
+        missed = int((ways == 0).sum())
+        coverage = f"coverage {1 - missed / len(ways):.0%}" + (f", {missed} missed" if missed else "")
+        lines = ["dilations " + _short_list(stack), f"spans {len(ways)} samples", coverage]
+        for i, line in enumerate(lines):
+            y = (top + height / 2 + 0.27 - 0.24 * i) / figure.get_figheight()
+            color, weight = (RED if i == 2 and missed else INK), ("bold" if i == 0 else "normal")
+            figure.text(0.15 / width, y, line, size=11, weight=weight, color=color, va="center")
+    _stacks_legend(figure)
+    return figure
+
+
+def _draw_stack(axes: "Axes", taps: int, gaps: tuple[int, ...]) -> np.ndarray:
+    """Draw one stack, its output at 0; return how many ways lead from each sample of the field to it."""
+    from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.patches import Rectangle
+
+    # Narrow cells have no room for gaps and crosses.
+    low, high = axes.get_xlim()
+    wide = high - low < 80
+    half = 0.42 if wide else 0.5
+    ways, lines = np.ones(1), []
+    for level, gap in zip(range(len(gaps), 0, -1), reversed(gaps)):
+        places = np.flatnonzero(ways) - (len(ways) - 1) / 2
+        shifts = (np.arange(taps) - (taps - 1) / 2) * gap
+        lines += [((place, level), (place + shift, level - 1)) for place in places for shift in shifts]
+        color = "white" if level == len(gaps) else BLUE
+        axes.plot(places, [level] * len(places), "o", color=color, markeredgecolor=INK, markersize=6 if wide else 4)
+        kernel = np.zeros((taps - 1) * gap + 1)
+        kernel[::gap] = 1
+        ways = np.convolve(ways, kernel)
+    axes.add_collection(LineCollection(lines, colors=BLUE, linewidths=0.9, alpha=0.55, zorder=1))
+    places = np.arange(len(ways)) - (len(ways) - 1) / 2
+    for name, kind, color in (("seen", ways > 0, BLUE), ("missed", ways == 0, RED)):
+        cells = [Rectangle((place - half, -0.45), 2 * half, 0.45) for place in places[kind]]
+        axes.add_collection(PatchCollection(cells, label=name, facecolor=color, edgecolor="none", zorder=3))
+    if wide:
+        axes.plot(places[ways == 0], np.full((ways == 0).sum(), -0.225), "x", color="white", markersize=4, zorder=4)
+    heights = ways / ways.max()
+    bars = [Rectangle((place - half, -1.7), 2 * half, 1.1 * height) for place, height in zip(places, heights)]
+    axes.add_collection(PatchCollection(bars, label="ways", facecolor=GREY, edgecolor="none"))
+    return ways
+
+
+def _short_list(numbers: Sequence[int]) -> str:
+    """Return a list as text, its middle left out if it is long."""
+    words = [str(n) for n in numbers]
+    return ", ".join(words if len(words) <= 4 else [*words[:2], "…", words[-1]])
+
+
+def _stacks_legend(figure: "Figure") -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    output = Line2D([], [], marker="o", linestyle="", markersize=6, markerfacecolor="white", markeredgecolor=INK, label="output")
+    kinds = {"seen": BLUE, "missed": RED, "ways to the output": GREY}
+    handles: list[Any] = [output, *(Patch(facecolor=color, label=name) for name, color in kinds.items())]
+    figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=10.5, handlelength=1.3, handleheight=1.3)
 
 
 def _draw_taps(axes: "Axes", size: tuple[int, ...], taps: tuple[int, ...], gap: tuple[int, ...], pad: Pairs) -> None:
