@@ -48,8 +48,9 @@ def tiled(fn: Callable[[jax.Array], Any], tile: Tile = (512, 512), *, batch_size
 
     Returns:
         A function of an image (batch, *space, channels): an array, a `np.memmap`, or anything with shape, dtype and slicing. It returns
-        numpy arrays that are equal to `fn(image)` but for rounding. Its argument `out` takes an array, or a tree of them, to write to, such
-        as a `np.memmap`.
+        numpy arrays that are equal to `fn(image)` but for rounding; `jax.image.resize` rounds the places that it reads, in long images by
+        1e-4 of a sample and more, unless it enlarges by a power of 2; `dilax.resize` does not. The argument `out` takes an array, or a tree
+        of them, to write to, such as a `np.memmap`.
 
     Raises:
         UserError: when made, if an argument is wrong. When called, if fn cannot be computed in windows: an output sees a whole axis that is
@@ -179,7 +180,7 @@ def _plan(fn: Callable[[jax.Array], Any], tile: Tile, shape: Shape, dtype: Any) 
     longer = [axis for axis, (n, size) in enumerate(zip(space, tiles)) if size is not None and size < n]
     cuts = [Cut(n, (0,), (Fraction(1),) * len(leaves), tuple((0, leaf.shape[1 + i]) for leaf in leaves)) for i, n in enumerate(space)]
     if longer:
-        fields = _fields(fn, shape, dtype, leaves)
+        fields = _fields(fn, shape, dtype, longer, leaves)
         for axis in longer:
             along = _along(fields, axis, space[axis], tiles[axis])
             cuts[axis] = _cut(space[axis], tiles[axis] or 1, along, [leaf.shape[1 + axis] for leaf in leaves])
@@ -187,28 +188,26 @@ def _plan(fn: Callable[[jax.Array], Any], tile: Tile, shape: Shape, dtype: Any) 
     return Plan(tuple(cuts), tuple(leaves), tree)
 
 
-def _fields(fn: Callable[[jax.Array], Any], shape: Shape, dtype: Any, leaves: Sequence[Any]) -> Fields:
-    """The receptive fields of every array that fn returns; found on a shorter image if that is as good."""
-    batch, *space, channels = shape
-    found: Fields = []
+def _fields(fn: Callable[[jax.Array], Any], shape: Shape, dtype: Any, longer: Sequence[int], leaves: Sequence[Any]) -> Fields:
+    """The receptive fields of every array that fn returns; found on an image with shorter axes to be cut, if that is as good."""
     for common in SHORT:
-        lengths = [n if n < 2 * common else common + n % common for n in space]
-        if lengths == space:
+        short = tuple(common + n % common if i - 1 in longer and n >= 2 * common else n for i, n in enumerate(shape))
+        if short == shape:
             break
-        short = (batch, *lengths, channels)
         found, made = _traced(receptive_fields, fn, short, dtype), jax.tree.leaves(_traced(jax.eval_shape, fn, short, dtype))
-        # As good, if what is left out is whole periods, and has the outputs that it should have.
-        left_out = [
-            field.period and (n - m) % field.period == 0 and outputs - fewer == (n - m) / Fraction(field.stride)
+        along = [
+            (fields[i], shape[1 + i] - short[1 + i], leaf.shape[1 + i] - part.shape[1 + i])
             for fields, leaf, part in zip(found, leaves, made)
-            for field, n, m, outputs, fewer in zip(fields, space, lengths, leaf.shape[1:], part.shape[1:])
-            if n != m
+            for i in longer
+            if fields
         ]
-        if all(left_out):
+        # As good, if what is left out is whole periods, and has the outputs that it should have.
+        if all(field.period and inputs % field.period == 0 and outputs * field.stride == inputs for field, inputs, outputs in along):
             return found
-    # Without a period on any of the shorter ones, there is none on the image.
-    if found and not all(field.period for fields in found for field in fields):
-        return found
+    else:
+        # Without a period on any of the shorter ones, there is none on the image.
+        if not all(field.period for field, *_ in along):
+            return found
     return receptive_fields(fn, jax.ShapeDtypeStruct(shape, dtype))
 
 

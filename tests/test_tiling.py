@@ -83,6 +83,7 @@ CASES = {
     "cropped before, then padded": Case(lambda x: conv(conv(x)[:, 3:], 4), (60,), 9),
     "cropped after, then padded": Case(lambda x: conv(conv(x)[:, :-3], 4), (60,), 9),
     "cropped, padded, joined": Case(lambda x: conv(x)[:, :-6] + conv(x[:, 2:-4], padding="CAUSAL", dilation=2), (60,), 9),
+    "cut and joined again": Case(lambda x: conv(jnp.concatenate(jnp.array_split(conv(x), 3, 1), 1)), (60,), 9),
     "shifted into the padding": Case(lambda x: jnp.pad(conv(x), ((0, 0), (6, 4), (0, 0))), (60,), 9),
     "stride 2, even": Case(lambda x: conv(x, stride=2), (64,), 10),
     "stride 2, odd": Case(lambda x: conv(x, stride=2), (65,), 10),
@@ -258,6 +259,13 @@ def test_long_recordings_are_analysed_at_a_short_length():
     assert lengths.count(16 * 1999) == 1
     with pytest.raises(UserError, match="not the same function everywhere along spatial axis 0, of 31985 samples"):
         run(draw(1, 16 * 1999 + 1, 1))
+
+
+@pytest.mark.parametrize(("length", "stride"), [(6020, 7), (10031, 17)])
+def test_strides_that_no_short_length_fits(length, stride):
+    fn = lambda x: conv(x, stride=stride) if stride == 17 else dilax.resize(conv(x, stride=stride), x.shape[1:-1])  # noqa: E731
+    image = draw(1, length, 1)
+    equal(dilax.tiled(fn, 1000)(image), jax.jit(fn)(image))
 
 
 def test_images_no_larger_than_the_tile_run_whole():
