@@ -222,7 +222,7 @@ def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, com
 
 def torch_step(network: Network, values: Values, as_image: bool, compiled: bool) -> Step:
     """Return the step of the network in torch; `as_image` runs a sequence as an image of height 1, which channels_last needs."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(os.cpu_count() or 1)
     x, labels = (torch.from_numpy(array) for array in network.data())
@@ -256,8 +256,8 @@ def torch_step(network: Network, values: Values, as_image: bool, compiled: bool)
 
 def torch_network(network: Network, as_image: bool) -> Any:
     """Return the network as a `torch.nn.Module`, in training mode."""
-    import torch
-    from torch import nn as tnn
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn as tnn  # pyright: ignore[reportMissingImports]
 
     rank = 2 if as_image else len(network.shape) - 1
     conv, norm, pool, mean = (

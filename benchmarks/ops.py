@@ -99,8 +99,8 @@ def jax_program(case: Case, measure: str, lowering: str) -> Program:
 
 def torch_program(case: Case, measure: str, layout: str) -> Program:
     """Return torch's convolution in one layout; its arrays are in that layout before and after."""
-    import torch
-    from torch.nn import functional
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(int(common.environment()["cores"]))
     plan, last = case.plan(), layout == "torch channels_last"
