@@ -13,6 +13,7 @@ from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resize import resize
 from dilax.tiling import tiled
+from dilax.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "explicit_padding",
     "fold_batch_norm",
     "geometry",
+    "load_weights",
     "lowerings",
     "max_pool",
     "models",

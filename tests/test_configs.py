@@ -9,7 +9,7 @@ import pytest
 
 from dilax.errors import UserError
 from train import run
-from train.config import default_config, model_config
+from train.config import default_config, from_json, model_config, to_json
 
 NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "__init__")
 VARIANTS = {
@@ -44,6 +44,7 @@ def get(name: str, variant: str):
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_builds_and_steps(name, variant):
     config = get(name, variant)
+    assert to_json(from_json(to_json(config))) == to_json(config)
     config.lock()
     shape, classes = SHAPES[config.data.name], SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
     made = run.setup(config, classes, shape, 1000)
@@ -79,6 +80,6 @@ def test_a_locked_config_refuses_a_misspelt_key():
 
 def test_model_config_knows_all_fields_of_a_model():
     assert model_config("dilated_cnn", features=(1,))["features"] == (1,)
-    assert {"num_classes", "dtype", "axis_name"}.isdisjoint(model_config("separable_cnn"))
+    assert {"num_classes", "dtype", "axis_name", "backbone"}.isdisjoint({**model_config("separable_cnn"), **model_config("fcn_resnet50")})
     with pytest.raises(UserError, match=r"config\.model\.name='x' is unknown"):
         model_config("x")

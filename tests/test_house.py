@@ -39,6 +39,7 @@ DILAX = [
     "dilax.receptive_field",
     "dilax.resize",
     "dilax.tiling",
+    "dilax.convert",
     "dilax.modules",
     "dilax.blocks",
     "dilax.context",
@@ -56,6 +57,7 @@ DILAX = [
     "dilax.models.fcn",
     "dilax.models.unet",
     "dilax.models",
+    "dilax.weights",
     "dilax.folding",
     "dilax.summary",
     "dilax.plots.canvas",
@@ -66,7 +68,7 @@ DILAX = [
     "dilax.plots",
     "dilax",
 ]
-HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax"}
+HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax", "safetensors"}
 TRAIN_ALWAYS = {"optax"}
 
 

@@ -80,6 +80,8 @@ def default_config(name: str) -> ConfigDict:
                 validation=0.1,  # share of the training split that decides between checkpoints; 0 trains on all, keeps the last
                 classes=(),  # labels to keep; () is all
                 per_class=0,  # training examples of each class to keep; 0 is all
+                mean=(),  # of the colours, 0 to 1, which the model sees less this, over std; () is 0.5, so that they are -1 to 1
+                std=(),
                 image_size=0,  # side to resize and crop to (to segment: to fit into, and pad to); 0 leaves images as they are
                 memory_mb=2048,  # decoded datasets above this are streamed by worker processes
                 workers=2,  # worker processes of a streamed dataset
@@ -133,7 +135,8 @@ def model_config(name: str, **fields: Any) -> dict[str, Any]:
         known = ", ".join(dilax.models.names())
         raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
-    set_elsewhere = ("num_classes", "dtype", "axis_name", "parent", "name")
+    # A backbone is a class, which the name stands for: no text could hold it.
+    set_elsewhere = ("num_classes", "dtype", "axis_name", "backbone", "parent", "name")
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in set_elsewhere}, **fields}
 
 
@@ -153,6 +156,10 @@ def check(config: ConfigDict) -> None:
     for key, (lowest, highest) in LIMITS.items():
         if not lowest <= flat[key] <= highest:  # false for NaN, too
             raise UserError(f"config.{key}={flat[key]} is out of range; give a number from {lowest:g} to {highest:g}.")
+    for key in ("mean", "std"):
+        values = config.data[key]
+        if not all(isinstance(value, int | float) and 0 <= value < math.inf and (key == "mean" or value) for value in values):
+            raise UserError(f"config.data.{key}={tuple(values)} must be numbers of colours from 0 to 1, one a channel, or ().")
     if config.batch_size % config.optim.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "

@@ -17,6 +17,7 @@ from train.data.augment import to_float
 from train.evaluate import named_iou, score
 from train.predict import classifier, segmenter
 from train.run import Setup, versions, write_status
+from train.step import Steps
 from train.writers import Writer
 
 SHOWN, SHOWN_MASKS = 1000, 240  # test images that the report chooses from, to classify and to segment
@@ -72,7 +73,7 @@ def _report(
         class_names=splits.class_names,
         confusion=confusion,
         images=images,
-        feature_maps=feature_maps(made.steps.model, variables, images[:1]),
+        feature_maps=feature_maps(made.steps, variables, images[:1]),
     )
     if made.config.task == "segmentation":
         predictions = _in_parts(segmenter(made.steps, variables), images, 8)
@@ -105,7 +106,7 @@ def first_kernel(made: Setup, variables: Any) -> np.ndarray | None:
     return None
 
 
-def feature_maps(model: nn.Module, variables: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+def feature_maps(steps: Steps, variables: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return what the first layer of each dilation makes of one image (1, height, width, channels).
 
     Returns:
@@ -121,5 +122,5 @@ def feature_maps(model: nn.Module, variables: Any, images: np.ndarray) -> dict[s
         return y
 
     with nn.intercept_methods(record):
-        model.apply(variables, to_float(images), train=False)
+        steps.model.apply(variables, steps.seen(to_float(images)), train=False)
     return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}

@@ -62,6 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
             variables = made.init()
             if config.init_from:
                 variables, report = init_from(config, variables)
+                write_config(workdir, config)  # first: a folder with files but no config is refused
                 write_text(workdir / "init_from.txt", report)
                 print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
             start, state = 0, made.steps.init(variables)

@@ -96,6 +96,7 @@ def setup(
         return logits, {"batch_stats": {}, **variables}
 
     key = jax.random.key(config.seed)
+    _check_colours(config, image_shape[-1])
     task = TASKS[config.task](config, num_classes, class_weights)
     # Shapes first: a mistake in the config is found before anything is compiled.
     logits, shapes = jax.eval_shape(init_with_output, key)
@@ -105,6 +106,14 @@ def setup(
     compiled = parallel.make(config.parallel, steps, config.batch_size)
     init = jax.jit(lambda key: init_with_output(key)[1])
     return Setup(config, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)
+
+
+def _check_colours(config: ConfigDict, channels: int) -> None:
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (0, 1, channels):
+            raise UserError(
+                f"config.data.{key}={tuple(config.data[key])} must have one number for each of the {channels} channels, or one."
+            )
 
 
 def _check_logits(config: ConfigDict, task: Task, logits: Any, dense: tuple[int, ...]) -> None:

@@ -116,18 +116,25 @@ class Steps:
         def run(images: Any) -> Any:
             return self.model.apply(variables, images, train=False)
 
-        images = to_float(images, self.config.dtype)
+        images = self.seen(to_float(images))
         if self.scales == (1.0,) and not self.flip:
             return run(images)
         return segmentation.averaged(run, images, self.scales, self.flip)
+
+    def seen(self, images: jax.Array) -> jax.Array:
+        """Map float images in -1..1 to what the model sees: standardised by config.data.mean and std, in config.dtype."""
+        given = self.config.data.mean, self.config.data.std
+        if any(given):
+            mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
+            images = ((images + 1) / 2 - mean) / std
+        return images.astype(self.config.dtype)
 
     def _gradient(self, params: Any, batch_stats: Any, images: Any, targets: Any, labels: Any, key: Any) -> tuple[Any, Any, Any]:
         """Return the new running statistics, the gradient of the mean loss, and the sums, of one part of a batch."""
 
         def loss_fn(params: Any) -> Any:
             variables = {"params": params, "batch_stats": batch_stats}
-            x = images.astype(self.config.dtype)
-            outputs, updates = self.model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+            outputs, updates = self.model.apply(variables, self.seen(images), train=True, mutable=["batch_stats"], rngs={"dropout": key})
             losses = self.task.losses(outputs, targets)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return losses.mean(), (updates.get("batch_stats", batch_stats), logits, losses)

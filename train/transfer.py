@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError, did_you_mean
 from train import checkpoint
+from train.config import from_json
+from train.run import CONFIG
 
-HEAD = "head"
+HEAD = "(head|logits|low_logits)"
 
 
 def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -23,6 +26,7 @@ def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, 
         UserError: if there is no such run or module, or its variables do not fit.
     """
     source = checkpoint.read_variables(pathlib.Path(config.init_from).absolute())
+    _warn_of_colours(config)
     into = config.init_into
     allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))
     if into:
@@ -32,6 +36,20 @@ def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, 
         source = {part: {into: tree} for part, tree in source.items()}
         allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
     return merge(variables, source, allowed, config.init_from)
+
+
+def _warn_of_colours(config: ConfigDict) -> None:
+    """Say so where the images of the other run were standardised by other numbers."""
+    path = pathlib.Path(config.init_from) / CONFIG
+    ours: Any = config.data  # the values of a ConfigDict have no static types
+    theirs: Any = from_json(path.read_text()).data if path.exists() else ours
+    for key in ("mean", "std"):
+        if tuple(theirs[key]) != tuple(ours[key]):
+            print(
+                f"warning: {config.init_from} was trained with data.{key}={tuple(theirs[key])}, and config.data.{key} is "
+                f"{tuple(ours[key])}: set it to the same.",
+                file=sys.stderr,
+            )
 
 
 def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ...], name: str) -> tuple[dict[str, Any], str]:

@@ -7,8 +7,25 @@ import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct
 from dilax.context import ASPP
-from dilax.models.segmenter import Maps, Segmenter, logits
+from dilax.convert import Rules, beneath, conv_norm
+from dilax.models import resnet
+from dilax.models.segmenter import HEAD_RULES, Maps, Segmenter, logits
 from dilax.resize import resize
+
+_ASPP: Rules = (
+    *conv_norm(r"convs\.0\.0", r"convs\.0\.1", "dense"),
+    *(rule for i in range(3) for rule in conv_norm(rf"convs\.{i + 1}\.0", rf"convs\.{i + 1}\.1", f"dilated_{i}")),
+    *conv_norm(r"convs\.4\.1", r"convs\.4\.2", "pooled"),
+    *conv_norm(r"project\.0", r"project\.1", "project"),
+)
+# Of torchvision's state dicts of DeepLabV3, on a ResNet.
+RULES: Rules = (
+    *beneath("backbone", "backbone", resnet.RULES),
+    *beneath(r"classifier\.0", "aspp", _ASPP),
+    *conv_norm(r"classifier\.1", r"classifier\.2", "conv"),
+    (r"classifier\.4", "logits"),
+    *beneath("aux_classifier", "aux_classifier", HEAD_RULES),
+)
 
 
 class DeepLabV3(Segmenter):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
+from dilax.convert import IGNORED, Rules, beneath, conv_norm
 from dilax.errors import UserError, did_you_mean
 from dilax.models.backbone import check_image, check_lengths, check_multi_grid, classify, output_stride_or
 
@@ -15,15 +16,40 @@ DILATIONS = (1, 1, 1, 1, 2, 4, 2, 1)  # at stride 8
 PLAIN = (1, 2, 7, 8)  # levels of D without residual blocks
 
 
+def _levels(names: tuple[str, ...]) -> Rules:
+    """Rules of the eight levels, where the authors' state dict calls them so."""
+    rules: Rules = ()
+    for level, name in enumerate(names, start=1):
+        block, path = rf"{name}\.(\d+)", rf"layer{level}_block\1"
+        rules += conv_norm(rf"{block}\.conv(\d)", rf"{block}\.bn(\d)", rf"{path}/conv\2")
+        rules += conv_norm(rf"{block}\.downsample\.0", rf"{block}\.downsample\.1", f"{path}/shortcut")
+        if level in PLAIN:
+            rules += conv_norm(rf"{name}\.0", rf"{name}\.1", f"layer{level}_conv0")
+    return rules
+
+
+_LAYERS = tuple(f"layer{level}" for level in range(1, 9))
+# Of the authors' state dicts: of the classifiers, C and D, and of the segmenters on them, whose backbone is a list of modules.
+RULES: Rules = (*conv_norm("conv1", "bn1", "stem"), *conv_norm(r"layer0\.0", r"layer0\.1", "stem"), *_levels(_LAYERS), ("fc", "head"))
+_UPON: Rules = (("seg", "logits"), ("up", IGNORED))  # a fixed bilinear enlargement
+C_SEGMENTER_RULES: Rules = (
+    *beneath("base", "backbone", (*conv_norm("0", "1", "stem"), *_levels(tuple(str(level + 2) for level in range(1, 9))))),
+    *_UPON,
+)
+D_SEGMENTER_RULES: Rules = (
+    *beneath("base", "backbone", (*conv_norm(r"0\.0", r"0\.1", "stem"), *_levels(tuple(str(level) for level in range(1, 9))))),
+    *_UPON,
+)
+
+
 class DRN(nn.Module):
     """Eight levels: 1 to 4 shrink the map to stride 8, 5 and 6 have dilations 2 and 4, and 7 and 8, with 2 and 1, smooth out the gridding.
 
     Levels 3 to 6 are residual. In DRN-C levels 1 and 2 are, too, and 7 and 8 are `BasicBlock`s without the short cut; in DRN-D these four
     are plain convolutions. The defaults are DRN-D-22.
 
-    Parameters are named as the authors' state dicts: `stem` (C: their `conv1` and `bn1`, D: `layer0`), `layer3_block0/conv1` (their
-    `layer3.0.conv1` and `bn1`), `layer3_block0/shortcut` (`downsample`), `layer7_conv0` (D: the first of the convolutions in `layer7`)
-    and `head` (`fc`, there a 1x1 convolution). Each but the head is a `dilax.blocks.ConvNormAct`.
+    Parameters are named `stem`, `layer3_block0/conv1`, `layer3_block0/shortcut`, `layer7_conv0` (a plain convolution of D) and `head`;
+    `RULES` says what the authors call them. Each but the head is a `dilax.blocks.ConvNormAct`.
 
     Attributes:
         num_classes: Outputs.

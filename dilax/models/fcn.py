@@ -7,9 +7,18 @@ import jax
 
 from dilax.blocks import ConvNormAct
 from dilax.context import space_mean
-from dilax.models.segmenter import FCNHead, Maps, Segmenter, logits
+from dilax.convert import Rules, beneath
+from dilax.models import resnet
+from dilax.models.segmenter import HEAD_RULES, FCNHead, Maps, Segmenter, logits
 from dilax.modules import DilatedConv
 from dilax.resize import resize
+
+# Of torchvision's state dicts, on a ResNet.
+RULES: Rules = (
+    *beneath("backbone", "backbone", resnet.RULES),
+    *beneath("classifier", "classifier", HEAD_RULES),
+    *beneath("aux_classifier", "aux_classifier", HEAD_RULES),
+)
 
 
 class FCN(Segmenter):

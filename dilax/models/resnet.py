@@ -6,16 +6,24 @@ import flax.linen as nn
 import jax
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
+from dilax.convert import Rules, conv_norm
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, classify, output_stride_or, stages
 from dilax.pooling import max_pool
+
+# Of torchvision's state dicts.
+RULES: Rules = (
+    *conv_norm("conv1", "bn1", "stem"),
+    *conv_norm(r"layer(\d)\.(\d+)\.conv(\d)", r"layer(\d)\.(\d+)\.bn(\d)", r"layer\1_block\2/conv\3"),
+    *conv_norm(r"layer(\d)\.(\d+)\.downsample\.0", r"layer(\d)\.(\d+)\.downsample\.1", r"layer\1_block\2/shortcut"),
+    ("fc", "head"),
+)
 
 
 class ResNet(nn.Module):
     """Residual network; the defaults are ResNet-50, with the 3x3 convolution of a bottleneck having the stride.
 
-    Parameters are named `stem`, `layer1_block0/conv1` ... `layer4_block2/conv3`, `layer1_block0/shortcut` and `head`: block 0 of layer 1 is
-    torchvision's `layer1.0`, `stem` its `conv1` and `bn1`, `shortcut` its `downsample`, `head` its `fc`. Each but the head is a
-    `dilax.blocks.ConvNormAct`, with `DilatedConv_0/kernel` and `Norm_0/BatchNorm_0`.
+    Parameters are named `stem`, `layer1_block0/conv1` ... `layer4_block2/conv3`, `layer1_block0/shortcut` and `head`; `RULES` says what
+    torchvision calls them. Each but the head is a `dilax.blocks.ConvNormAct`, with `DilatedConv_0/kernel` and `Norm_0/BatchNorm_0`.
 
     Attributes:
         num_classes: Outputs.

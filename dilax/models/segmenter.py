@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct, Dropout
+from dilax.convert import Rules, conv_norm
 from dilax.models.resnet import ResNet
 from dilax.modules import DilatedConv
 from dilax.resize import resize
@@ -84,6 +85,10 @@ class Segmenter(nn.Module):
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the stages to logits (batch, height, width, num_classes) of any smaller size, in float32."""
         return logits(self.num_classes, Dropout(self.dropout, self.axis_name)(maps[-1], train=train))
+
+
+# Of torchvision's `FCNHead`.
+HEAD_RULES: Rules = (*conv_norm("0", "1", "conv"), ("4", "logits"))
 
 
 class FCNHead(nn.Module):

@@ -13,7 +13,7 @@ from dilax.errors import UserError
 
 
 def to_float(images: Any, dtype: Any = jnp.float32) -> jax.Array:
-    """Map uint8 pixels 0..255 to floats -1..1; every model sees these."""
+    """Map uint8 pixels 0..255 to floats -1..1."""
     return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
 
 

@@ -1,0 +1,105 @@
+"""Published weights of other libraries: which there are rules for, and a model made from a file of them."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dilax import models
+from dilax.convert import Rules, convert, read_state_dict, target
+from dilax.errors import UserError, did_you_mean
+from dilax.models import DRNS, deeplab, drn, fcn, resnet
+
+SOURCES: dict[str, dict[str, Rules]] = {
+    "torchvision": {
+        **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), resnet.RULES),
+        **dict.fromkeys(("fcn_resnet50", "fcn_resnet101"), fcn.RULES),
+        **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet101"), deeplab.RULES),
+    },
+    "drn": {
+        **dict.fromkeys(DRNS, drn.RULES),
+        **{f"{name}_segmenter": drn.C_SEGMENTER_RULES if "_c_" in name else drn.D_SEGMENTER_RULES for name in DRNS},
+    },
+}
+# Mean and standard deviation of the colours, 0 to 1, with which these networks' images were standardised.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LAST = ("head", "logits", "classifier/logits")
+
+
+def load_weights(source: str, path: str | pathlib.Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Make a model from a file of weights that another library published.
+
+    Args:
+        source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; all are in `SOURCES`. Those of "drn"
+            are the authors' own (fyu/drn).
+        path: As `dilax.convert.read_state_dict`.
+        **fields: Attributes of the model. The number of classes, and whether there is an auxiliary head, are read from the file.
+
+    Returns:
+        The model and its variables, numpy arrays in float32. Its images are those of the library: RGB from 0 to 1, less `IMAGENET_MEAN`,
+        over `IMAGENET_STD` (the segmenters of "drn": with the mean and deviation of their data).
+
+    Raises:
+        UserError: if there are no rules for that source, the file cannot be read, or it holds the weights of another model; then all
+            arrays that do not fit are listed.
+    """
+    rules = _rules(source)
+    return _made(source, read_state_dict(path), rules, str(path), fields)
+
+
+def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the attributes of a model that its state dict tells: num_classes and, of those that can have one, aux_head."""
+    rules = _rules(source)
+    found: dict[str, Any] = {}
+    for name, array in state.items():
+        path = target(name, rules)
+        if path in _LAST and name.endswith(".bias") and array.ndim == 1:
+            found["num_classes"] = int(array.shape[0])
+        elif path and path.startswith("aux_classifier/"):
+            found["aux_head"] = True
+    return found
+
+
+def _made(
+    source: str, state: Mapping[str, np.ndarray], rules: Rules, what: str, fields: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    name = source.partition(":")[2]
+    model = models.create(name, **{**fields_of(source, state), **fields})
+    try:
+        return model, convert(state, rules, shapes_of(model), f"{what}, read as {source},")
+    except UserError as error:
+        if others := [other for other in _all_sources() if other != source and _fits(other, state)]:
+            raise UserError(f"{what} holds the weights of {' or '.join(others)}, not of {source}; say so.") from error
+        raise
+
+
+@functools.cache
+def shapes_of(model: nn.Module) -> Any:
+    """Shapes of the variables of a model; a small image is enough to know them."""
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x)
+
+
+def _fits(source: str, state: Mapping[str, np.ndarray]) -> bool:
+    try:
+        convert(state, _rules(source), shapes_of(models.create(source.partition(":")[2], **fields_of(source, state))))
+    except UserError:
+        return False
+    return True
+
+
+def _all_sources() -> list[str]:
+    return [f"{library}:{name}" for library, known in SOURCES.items() for name in known]
+
+
+def _rules(source: str) -> Rules:
+    library, _, name = source.partition(":")
+    if library not in SOURCES or name not in SOURCES[library]:
+        known = _all_sources()
+        raise UserError(f"load_weights: there are no rules for {source!r}; there are for {', '.join(known)}.{did_you_mean(source, known)}")
+    return SOURCES[library][name]

@@ -1,0 +1,161 @@
+"""Law 11: conversion is strict, and the networks of other libraries give their outputs here, at every output stride."""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from foreign import random_state
+
+import dilax
+from dilax import models, weights
+from dilax.convert import beneath, convert, read_state_dict
+from dilax.errors import UserError
+
+with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
+    ARRAYS: dict[str, Any] = dict(file)
+ABOUT = json.loads(str(ARRAYS["about"]))
+WIDTHS = dict(blocks=(2, 1, 2, 2), widths=(4, 6, 8, 10))
+DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), widths=(4, 4, 6, 6, 8, 8, 8, 8))
+BACKBONE = dict(backbone=functools.partial(models.ResNet, **WIDTHS))
+FIELDS: dict[str, dict[str, Any]] = {
+    "basic": WIDTHS,
+    "bottleneck": WIDTHS,
+    "fcn": BACKBONE,
+    "deeplabv3": BACKBONE,
+    **{f"drn {kind}": DRN for kind in ("C", "D", "D wide")},
+    **{
+        f"drn {kind} segmenter": dict(backbone=functools.partial(models.DRN, architecture=kind[0], bottleneck=kind == "D wide", **DRN))
+        for kind in ("C", "D", "D wide")
+    },
+}
+
+
+@pytest.mark.parametrize("case", ABOUT["small"], ids=lambda case: f"{case['kind']} at {case['output_stride']}")
+def test_outputs_are_those_of_torch(case, tmp_path):
+    np.savez(tmp_path / "weights.npz", allow_pickle=False, **random_state(case["shapes"], case["seed"]))
+    model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", **FIELDS[case["kind"]])
+    run = jax.jit(
+        functools.partial(model.apply, train=False, output_stride=case["output_stride"]),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    y, expected = np.asarray(run(variables, ARRAYS["x"])), ARRAYS[f"y{case['seed']}"]
+    chex.assert_trees_all_close(y if y.ndim == 2 else y[:, 9:-8:7, 9:-8:7], expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("source", ABOUT["published"])
+def test_published_state_dicts_fit(source):
+    shapes = ABOUT["published"][source]
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    fields = weights.fields_of(source, state)
+    assert fields == {"num_classes": 21 if "aux_classifier.4.bias" in shapes else 19 if "seg.bias" in shapes else 1000} | (
+        {"aux_head": True} if "aux_classifier.4.bias" in shapes else {}
+    )
+    library, _, name = source.partition(":")
+    shapes = weights.shapes_of(models.create(name, **fields))
+    found = convert(state, weights.SOURCES[library][name], shapes)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+
+
+def test_every_source_has_a_published_state_dict():
+    assert {f"{library}:{name}" for library, known in weights.SOURCES.items() for name in known} == set(ABOUT["published"])
+
+
+STATE = {"a.weight": np.arange(6.0).reshape(2, 3), "a.bias": np.ones(2), "b.weight": np.ones(2), "b.num_batches_tracked": np.array(3)}
+TEMPLATE = {"params": {"x": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2)}, "y": {"scale": np.zeros(2)}}}
+RULES = (("a", "x"), ("b", "y"))
+
+
+def test_layout_and_dtype():
+    found = convert(STATE, RULES, TEMPLATE)["params"]
+    assert np.array_equal(found["x"]["kernel"], [[0, 3], [1, 4], [2, 5]]) and found["x"]["kernel"].dtype == np.float32
+
+
+def test_everything_that_does_not_fit_is_listed_at_once():
+    state = {**STATE, "a.weight": np.ones((2, 4)), "c.weight": np.ones(2), "c.bias": np.ones(2), "top": np.ones(1)}
+    del state["b.weight"]
+    with pytest.raises(UserError) as error:
+        convert(state, RULES, TEMPLATE, "w.npz")
+    assert str(error.value) == (
+        "w.npz does not fit the model: 3 of its arrays have no place here (c.{weight, bias}, top); 1 leaves are not in it "
+        "(params/y/scale); 1 shapes differ (a.weight (2, 4) for params/x/kernel (3, 2)). Convert it to the model it was made by."
+    )
+
+
+def test_two_arrays_for_one_leaf_are_refused():
+    with pytest.raises(UserError, match=r"1 of its arrays have no place here \(c\.bias\)"):
+        convert({**STATE, "c.bias": np.ones(2)}, (*RULES, ("c", "x")), TEMPLATE)
+
+
+def test_rules_beneath_a_module():
+    state = {f"m.{name}": array for name, array in STATE.items()}
+    found = convert(state, beneath("m", "n", RULES), {"params": {"n": TEMPLATE["params"]}})
+    chex.assert_trees_all_equal(found["params"]["n"], convert(STATE, RULES, TEMPLATE)["params"])
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    shapes = ABOUT["published"]["torchvision:resnet18"]
+    np.savez(tmp_path / "w.npz", allow_pickle=False, **random_state(shapes, 0))
+    with pytest.raises(UserError, match=r"w\.npz holds the weights of torchvision:resnet18, not of drn:drn_d_22; say so\.$"):
+        dilax.load_weights("drn:drn_d_22", tmp_path / "w.npz")
+    with pytest.raises(UserError, match=r'no rules for \'torchvision:resnet19\'.*Did you mean "torchvision:resnet18"'):
+        dilax.load_weights("torchvision:resnet19", tmp_path / "w.npz")
+    with pytest.raises(UserError, match=r"shapes differ \(fc\.weight \(1000, 512\) for params/head/kernel \(512, 7\)"):
+        dilax.load_weights("torchvision:resnet18", tmp_path / "w.npz", num_classes=7)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, allow_pickle=False, **state)
+    elif path.suffix == ".safetensors":
+        pytest.importorskip("safetensors.numpy", reason="needs safetensors").save_file(state, path)
+    else:
+        torch = pytest.importorskip("torch", reason="needs torch")
+        tensors = {f"module.{name}": torch.tensor(array) for name, array in state.items()}
+        torch.save({"epoch": 3, "state_dict": tensors}, path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+def test_files_hold_what_was_saved_and_damage_is_seen(suffix, tmp_path):
+    path, state = tmp_path / f"w{suffix}", random_state({"a.weight": [40, 30], "a.bias": [40]}, 0)
+    save(path, state)
+    chex.assert_trees_all_equal(read_state_dict(path), state)
+    whole = path.read_bytes()
+    for size in (0, 3, 60, len(whole) // 2, len(whole) - 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=rf"w\{suffix} is damaged, or no \{suffix} file \(.*\); fetch it again, whole\.$"):
+            read_state_dict(path)
+
+
+def test_files_that_are_no_state_dict(tmp_path):
+    with pytest.raises(UserError, match=r"w\.pth: there is no such file"):
+        read_state_dict(tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.h5: a file of weights ends in one of \.pth, "):
+        read_state_dict(tmp_path / "w.h5")
+    np.savez(tmp_path / "w.npz", allow_pickle=False)
+    with pytest.raises(UserError, match=r"w\.npz holds no arrays by name"):
+        read_state_dict(tmp_path / "w.npz")
+    with open(tmp_path / "one.npz", "wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(UserError, match=r"one\.npz is damaged, or no \.npz file \(a single array without a name\)"):
+        read_state_dict(tmp_path / "one.npz")
+    torch = pytest.importorskip("torch", reason="needs torch")
+    for saved, words in ((torch.nn.Linear(2, 3), "holds more than tensors"), ([1, 2], "holds no state dict, but a list")):
+        torch.save(saved, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=words):
+            read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    for name in ("torch", "safetensors"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    for path, package in (("w.pth", "torch"), ("w.safetensors", "safetensors")):
+        with pytest.raises(UserError, match=re.escape(f"{path}: reading it needs {package}; pip install {package}, or save")):
+            read_state_dict(tmp_path / path)
