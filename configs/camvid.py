@@ -32,8 +32,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         )
     )
     config.batch_size = 8
-    config.total_epochs = 150.0
-    config.eval_every_epochs = 10.0
+    config.total_epochs = 40.0
+    config.eval_every_epochs = 5.0
     config.augment.scale = 0.5
     config.augment.flip = True
     config.augment.colour = 0.3

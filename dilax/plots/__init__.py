@@ -6,7 +6,7 @@ Nothing is shown, no global state is touched. Arrays may be numpy's or jax's. ma
 from dilax.plots.canvas import save
 from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
-from dilax.plots.segmentation import class_bars, mask_colours, segmentation_grid, segmentation_overlay
+from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "prediction_grid",
     "receptive_field_overlay",
     "save",
+    "segmentation_comparison",
     "segmentation_grid",
     "segmentation_overlay",
 ]

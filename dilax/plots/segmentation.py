@@ -2,7 +2,7 @@
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def segmentation_overlay(image: Any, mask: Any, class_names: Sequence[str], *, o
     labels = [f"{short(class_names[i], 20)}  {shares[i]:.1%}" for i in order]
     height, width = picture.shape[:2]
     wide = 6.0 if width >= height else 6.0 * max(width / height, 0.4)
-    legend = 2.0 if labels else 0.2
+    legend = 0.6 + 0.09 * max(map(len, labels)) if labels else 0.2
     tall = max(wide * height / width, 0.24 * len(labels) + 0.3)
     figure = new_figure(wide + legend + 0.2, tall + 0.2)
     total = figure.get_figwidth(), figure.get_figheight()
@@ -126,6 +126,30 @@ def segmentation_grid(images: Any, truths: Any, predictions: Any, class_names: S
             axes.set_title(short(text, 40), size=8, pad=3, color=INK, parse_math=False, loc="left")
     present = [i for i in range(classes) if (truths == i).any() or (predictions == i).any()]
     _legend_below(figure, present, class_names)
+    return figure
+
+
+def segmentation_comparison(image: Any, truth: Any, predictions: Mapping[str, Any], class_names: Sequence[str]) -> "Figure":
+    """Show one image, its true mask and what several models make of it, in columns of three, with a legend.
+
+    Args:
+        image: As `blended`; so are the masks.
+        truth: (height, width).
+        predictions: Title -> (height, width).
+        class_names: One for each class.
+
+    Raises:
+        UserError: if a mask is of another size than the image.
+    """
+    image, classes = np.asarray(image), len(class_names)
+    masks = {"truth": np.asarray(truth), **{title: np.asarray(mask) for title, mask in predictions.items()}}
+    pictures = {title: blended(image, mask, classes) for title, mask in masks.items()}
+    height, width = image.shape[:2]
+    figure, cells = grid(math.ceil((1 + len(masks)) / 3), 3, 2.9, height / width, 0.24)
+    for axes, (title, picture) in zip(cells.ravel(), {"image": displayable(image[None], "segmentation_comparison")[0], **pictures}.items()):
+        show(axes, picture, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(short(title, 48), size=9, pad=3, color=INK, parse_math=False, loc="left")
+    _legend_below(figure, [i for i in range(classes) if any((mask == i).any() for mask in masks.values())], class_names)
     return figure
 
 
