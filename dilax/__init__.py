@@ -2,16 +2,19 @@
 
 from dilax import geometry, lowerings, models
 from dilax.autotune import autotune
+from dilax.causal import CausalConvTranspose, CumulativeNorm, check_causal, check_streamable
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
+from dilax.generate import sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resize import resize
+from dilax.streaming import end_stream
 from dilax.tiling import tiled
 from dilax.weights import load_weights
 
@@ -20,8 +23,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ASPP",
     "LOWERINGS",
+    "CausalConvTranspose",
     "ContextModule",
     "ConvPlan",
+    "CumulativeNorm",
     "DenseASPP",
     "DepthwiseConv",
     "DilatedConv",
@@ -34,11 +39,14 @@ __all__ = [
     "UserError",
     "autotune",
     "avg_pool",
+    "check_causal",
+    "check_streamable",
     "depthwise_conv",
     "dilated_conv",
     "dilated_conv_transpose",
     "effective_kernel_size",
     "effective_receptive_field",
+    "end_stream",
     "explicit_padding",
     "fold_batch_norm",
     "geometry",
@@ -49,6 +57,7 @@ __all__ = [
     "output_size",
     "receptive_field",
     "resize",
+    "sample",
     "select_lowering",
     "separable_conv",
     "suggest_dilations",

@@ -84,10 +84,12 @@ class Dropout(nn.Module):
     Attributes:
         rate: Probability that a value is dropped.
         axis_name: Device axis over which the batch is spread, under pmap.
+        spatial: Whether a channel is dropped at all places at once (Tompson et al. 2015, arXiv:1411.4280).
     """
 
     rate: float
     axis_name: str | None = None
+    spatial: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -99,7 +101,8 @@ class Dropout(nn.Module):
         first = 0 if self.axis_name is None or self.is_initializing() else lax.axis_index(self.axis_name) * x.shape[0]
         key = self.make_rng("dropout")
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
+        shape = (*(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else x.shape[1:]
+        keep = jnp.broadcast_to(jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, shape))(keys), x.shape)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 

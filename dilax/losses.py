@@ -1,7 +1,7 @@
-"""Losses of dense prediction that optax lacks: one value per example, pixels of an ignored label left out.
+"""Losses that optax lacks, as pure functions: of dense prediction, and of waveforms.
 
-Each is a pure function of (logits, labels): logits (batch, *space, classes), labels (batch, *space) integers. A pixel whose label is
-`ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0.
+Those of dense prediction take logits (batch, *space, classes) and labels (batch, *space), integers, and give one value per example. A
+pixel whose label is `ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0.
 """
 
 from collections.abc import Sequence
@@ -170,3 +170,28 @@ def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     space = tuple(range(1, values.ndim))
     total = weights.sum(space)
     return jnp.sum(values * weights, space) / jnp.where(total > 0, total, 1.0)
+
+
+def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 65536) -> jax.Array:
+    """Negative log-likelihood of the samples of a waveform under mixtures of logistics, each over the width of one level.
+
+    Args:
+        outputs: (*batch, 3 * mixtures): logits of the mixture, means, and logarithms of the scales, one after the other.
+        x: (*batch,) in -1..1, of which the outermost levels hold what is beyond.
+        levels: Of the waveform: 65536 for 16 bits.
+
+    Returns:
+        (*batch,) in nats.
+
+    Reference:
+        Salimans et al. 2017, arXiv:1701.05517, section 2.1; for audio van den Oord et al. 2018, arXiv:1711.10433, section 3.1.
+    """
+    logits, means, log_scales = jnp.split(outputs.astype(jnp.float32), 3, axis=-1)
+    log_scales = jnp.maximum(log_scales, -14.0)  # a tenth of a level of 16 bits
+    x = jnp.broadcast_to(x.astype(jnp.float32)[..., None], means.shape)
+    half, inverse = 1 / (levels - 1), jnp.exp(-log_scales)
+    above, below = (x + half - means) * inverse, (x - half - means) * inverse
+    # log(sigmoid(a) - sigmoid(b)), with no difference of numbers that are nearly the same.
+    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
+    inside = jnp.where(x <= -1 + half, jax.nn.log_sigmoid(above), jnp.where(x >= 1 - half, jax.nn.log_sigmoid(-below), middle))
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + inside, axis=-1)

@@ -16,6 +16,8 @@ from flax.linen.dtypes import promote_dtype
 from dilax.errors import UserError, did_you_mean
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.geometry import IntOrTuple, Padding, is_integer, per_axis
+from dilax.stepping import TimeConv, stepped, window_of, with_stored_bias
+from dilax.streaming import Ring
 
 Dtype = Any
 Initializer = Callable[..., Any]
@@ -23,7 +25,7 @@ Initializer = Callable[..., Any]
 default_kernel_init = nn.initializers.lecun_normal()
 
 
-class DilatedConv(nn.Module):
+class DilatedConv(TimeConv):
     """`dilated_conv` with a learned kernel and bias; its parameters are those of `flax.linen.Conv`.
 
     Attributes:
@@ -36,6 +38,8 @@ class DilatedConv(nn.Module):
         dilation: As `dilated_conv`.
         groups: As `dilated_conv`.
         use_bias: Whether to add a bias.
+        weight_norm: Whether the kernel is learned as its direction and, `kernel_scale` (features,), its length for each output channel
+            (Salimans & Kingma 2016, arXiv:1602.07868).
         dtype: Of the computation; None promotes the input's and the parameters'.
         param_dtype: Of the parameters.
         precision: As `dilated_conv`.
@@ -65,13 +69,16 @@ class DilatedConv(nn.Module):
     kernel_init: Initializer = default_kernel_init
     bias_init: Initializer = nn.initializers.zeros_init()
     lowering: str = "auto"
+    weight_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
-        window = _window(self, x)
+        window = window_of(self, x)
         _check_divisible(self, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1] // self.groups, self.features), self.param_dtype)
+        if self.weight_norm:
+            kernel = _scaled(kernel, self.param("kernel_scale", lambda _: _lengths(kernel)))
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = dilated_conv(
@@ -87,8 +94,20 @@ class DilatedConv(nn.Module):
         )
         return _with_batch_and_bias(y, x, window, bias)
 
+    def _time_dilations(self, rank: int) -> list[int]:
+        return [per_axis(self.dilation, rank, "dilation", "DilatedConv")[0]]
 
-class DepthwiseConv(nn.Module):
+    def _channels(self) -> int:
+        return self.get_variable("params", "kernel").shape[-2] * self.groups
+
+    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        kernel = self.get_variable("params", "kernel")
+        if self.weight_norm:
+            kernel = _scaled(kernel, self.get_variable("params", "kernel_scale"))
+        return stepped(self, x, ring, kernel, self.dilation, self.groups)
+
+
+class DepthwiseConv(TimeConv):
     """`depthwise_conv` with a learned kernel and bias: `multiplier` output channels for each input channel.
 
     Attributes:
@@ -121,7 +140,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, c_in * multiplier)."""
-        window = _window(self, x)
+        window = window_of(self, x)
         _check_count(self, "multiplier")
         features = x.shape[-1] * self.multiplier
         kernel = self.param("kernel", self.kernel_init, (*window, 1, features), self.param_dtype)
@@ -139,8 +158,17 @@ class DepthwiseConv(nn.Module):
         )
         return _with_batch_and_bias(y, x, window, bias)
 
+    def _time_dilations(self, rank: int) -> list[int]:
+        return [per_axis(self.dilation, rank, "dilation", "DepthwiseConv")[0]]
 
-class SeparableConv(nn.Module):
+    def _channels(self) -> int:
+        return self.get_variable("params", "kernel").shape[-1] // self.multiplier
+
+    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        return stepped(self, x, ring, self.get_variable("params", "kernel"), self.dilation, x.shape[-1])
+
+
+class SeparableConv(TimeConv):
     """`separable_conv` with learned `depthwise_kernel`, `pointwise_kernel` and bias.
 
     Attributes:
@@ -177,7 +205,7 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
-        window = _window(self, x)
+        window = window_of(self, x)
         _check_count(self, "multiplier")
         _check_count(self, "features")
         middle = x.shape[-1] * self.multiplier
@@ -198,6 +226,18 @@ class SeparableConv(nn.Module):
             lowering=self.lowering,
         )
         return _with_batch_and_bias(y, x, window, bias)
+
+    def _time_dilations(self, rank: int) -> list[int]:
+        return [per_axis(self.dilation, rank, "dilation", "SeparableConv")[0]]
+
+    def _channels(self) -> int:
+        return self.get_variable("params", "depthwise_kernel").shape[-1] // self.multiplier
+
+    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        depthwise, pointwise = (self.get_variable("params", f"{part}_kernel") for part in ("depthwise", "pointwise"))
+        y, ring = stepped(self, x, ring, depthwise, self.dilation, x.shape[-1], use_bias=False)
+        y, pointwise = promote_dtype(y, pointwise.reshape(pointwise.shape[-2:]), dtype=self.dtype)
+        return with_stored_bias(self, jnp.einsum("...c,co->...o", y, pointwise, precision=self.precision)), ring
 
 
 class DilatedConvTranspose(nn.Module):
@@ -238,7 +278,7 @@ class DilatedConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *output_size, features)."""
-        window = _window(self, x)
+        window = window_of(self, x)
         _check_divisible(self, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, (*window, self.features // self.groups, x.shape[-1]), self.param_dtype)
         bias = _bias(self, self.features)
@@ -257,7 +297,7 @@ class DilatedConvTranspose(nn.Module):
         return _with_batch_and_bias(y, x, window, bias)
 
 
-class MultiDilationConv(nn.Module):
+class MultiDilationConv(TimeConv):
     """The same input convolved at several dilations, side by side: multi-scale features.
 
     With `share_kernel` one kernel is applied at every dilation, so a pattern is found at every scale by the same weights (and the number
@@ -300,7 +340,7 @@ class MultiDilationConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features or features * len(dilations))."""
-        window = _window(self, x)
+        window = window_of(self, x)
         self._check()
         _check_divisible(self, x.shape[-1])
         shape = (*window, x.shape[-1] // self.groups, self.features)
@@ -329,32 +369,28 @@ class MultiDilationConv(nn.Module):
         y = jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
         return _with_batch_and_bias(y, x, window, bias)
 
+    def _time_dilations(self, rank: int) -> list[int]:
+        return [per_axis(dilation, rank, "dilation", "MultiDilationConv")[0] for dilation in self.dilations]
+
+    def _channels(self) -> int:
+        return self.get_variable("params", "kernel" if self.share_kernel else "kernel_0").shape[-2] * self.groups
+
+    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        names = ["kernel" if self.share_kernel else f"kernel_{i}" for i in range(len(self.dilations))]
+        steps = [
+            stepped(self, x, ring, self.get_variable("params", name), dilation, self.groups, use_bias=False)
+            for name, dilation in zip(names, self.dilations)
+        ]
+        branches = [y for y, _ in steps]
+        y = jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
+        return with_stored_bias(self, y), steps[0][1]
+
     def _check(self) -> None:
         if is_integer(self.dilations) or len(self.dilations) == 0:
             raise UserError(f"MultiDilationConv: dilations={self.dilations!r} must be a tuple, one per branch, such as (1, 2, 4).")
         if self.merge not in ("concat", "sum"):
             hint = did_you_mean(str(self.merge), ("concat", "sum"))
             raise UserError(f"MultiDilationConv: merge={self.merge!r} is unknown; use 'concat' or 'sum'.{hint}")
-
-
-def _window(module: Any, x: jax.Array) -> tuple[int, ...]:
-    """Taps per axis of a module, checked against its input."""
-    caller, size, rank = type(module).__name__, module.kernel_size, module.rank
-    if is_integer(size) and rank is None:
-        raise UserError(
-            f"{caller}: kernel_size={size} does not say how many spatial axes there are; "
-            f"write kernel_size=({size}, {size}) for images, ({size},) for sequences, or kernel_size={size}, rank=2."
-        )
-    if rank not in (None, 1, 2, 3):
-        raise UserError(f"{caller}: rank={rank!r} is not supported; use 1, 2 or 3.")
-    window = per_axis(size, rank or (len(size) if hasattr(size, "__len__") else 1), "kernel_size", caller)
-    if not 1 <= len(window) <= 3:
-        raise UserError(f"{caller}: kernel_size={size!r} has {len(window)} spatial axes; give 1, 2 or 3.")
-    if x.ndim < len(window) + 1:
-        raise UserError(
-            f"{caller}: kernel_size={window} needs x (*batch, *space, channels) with {len(window)} spatial axes, got shape {x.shape}."
-        )
-    return window
 
 
 def _check_count(module: Any, argument: str) -> None:
@@ -369,6 +405,17 @@ def _check_divisible(module: Any, channels: int) -> None:
     for what, count in (("input channels", channels), ("features", module.features)):
         if count % groups:
             raise UserError(f"{caller}: {count} {what} cannot be split into groups={groups}; choose a divisor of {count}.")
+
+
+def _lengths(kernel: jax.Array) -> jax.Array:
+    """Euclidean norm of the kernel of each output channel."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=range(kernel.ndim - 1)))
+
+
+def _scaled(kernel: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Give the kernel of each output channel that length."""
+    factor = lengths / jnp.maximum(_lengths(kernel), jnp.finfo(kernel.dtype).tiny)
+    return kernel * factor.reshape((1,) * (kernel.ndim - 1) + (-1,))
 
 
 def _bias(module: Any, features: int) -> Any:

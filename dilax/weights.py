@@ -31,14 +31,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAST = ("head", "logits", "classifier/logits")
 
 
-def load_weights(source: str, path: str | pathlib.Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
+def load_weights(source: str, path: str | pathlib.Path, fields: Mapping[str, Any] | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Make a model from a file of weights that another library published.
 
     Args:
         source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; all are in `SOURCES`. Those of "drn"
             are the authors' own (fyu/drn).
         path: As `dilax.convert.read_state_dict`.
-        **fields: Attributes of the model. The number of classes, and whether there is an auxiliary head, are read from the file.
+        fields: Attributes of the model by name. The number of classes, and whether there is an auxiliary head, are read from the file.
 
     Returns:
         The model and its variables, numpy arrays in float32. Its images are those of the library: RGB from 0 to 1, less `IMAGENET_MEAN`,
@@ -47,9 +47,12 @@ def load_weights(source: str, path: str | pathlib.Path, **fields: Any) -> tuple[
     Raises:
         UserError: if there are no rules for that source, the file cannot be read, or it holds the weights of another model; then all
             arrays that do not fit are listed.
+
+    Example:
+        >>> model, variables = load_weights("torchvision:resnet50", "resnet50.pth")  # doctest: +SKIP
     """
     rules = _rules(source)
-    return _made(source, read_state_dict(path), rules, str(path), fields)
+    return _made(source, read_state_dict(path), rules, str(path), dict(fields or {}))
 
 
 def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", ABOUT["small"], ids=lambda case: f"{case['kind']} at {case['output_stride']}")
 def test_outputs_are_those_of_torch(case, tmp_path):
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **random_state(case["shapes"], case["seed"]))
-    model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", **FIELDS[case["kind"]])
+    model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", FIELDS[case["kind"]])
     run = jax.jit(
         functools.partial(model.apply, train=False, output_stride=case["output_stride"]),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -106,7 +106,7 @@ def test_weights_of_another_model_are_named(tmp_path):
     with pytest.raises(UserError, match=r'no rules for \'torchvision:resnet19\'.*Did you mean "torchvision:resnet18"'):
         dilax.load_weights("torchvision:resnet19", tmp_path / "w.npz")
     with pytest.raises(UserError, match=r"shapes differ \(fc\.weight \(1000, 512\) for params/head/kernel \(512, 7\)"):
-        dilax.load_weights("torchvision:resnet18", tmp_path / "w.npz", num_classes=7)
+        dilax.load_weights("torchvision:resnet18", tmp_path / "w.npz", {"num_classes": 7})
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -16,7 +16,9 @@ from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
+from dilax.models.tcn import TCN
 from dilax.models.unet import UNet, UNetEncoder
+from dilax.models.wavenet import WaveNet
 from dilax.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -37,6 +39,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
+    "tcn": TCN,
+    "wavenet": WaveNet,
     "xception": Xception,
     "xception_slim": functools.partial(Xception, stem=(16, 32), entry=(48, 96, 192), middle=4, exit=(192, 256, 256, 320, 320, 384)),
 }
@@ -58,6 +62,7 @@ __all__ = [
     "FCN",
     "LRASPP",
     "MODELS",
+    "TCN",
     "DeepLabV3",
     "DeepLabV3Plus",
     "DilatedCNN",
@@ -68,6 +73,7 @@ __all__ = [
     "SeparableCNN",
     "UNet",
     "UNetEncoder",
+    "WaveNet",
     "Xception",
     "create",
     "names",

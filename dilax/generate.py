@@ -1,0 +1,152 @@
+"""Sampling from a causal model of codes, one after the other, in one compiled loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from dilax.errors import UserError
+
+
+def choose(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """Draw one code for each row of logits.
+
+    Args:
+        key: Random key.
+        logits: (batch, vocabulary).
+        temperature: What the logits are divided by; 0 takes the likeliest code.
+        top_k: Draw among so many of the likeliest alone; 0 is all.
+        top_p: Draw among the likeliest whose probabilities add up to at least this (Holtzman et al. 2020, arXiv:1904.09751).
+
+    Returns:
+        (batch,) int32.
+    """
+    if temperature == 0:
+        return logits.argmax(-1).astype(jnp.int32)
+    logits = logits / temperature
+    if top_k and top_k < logits.shape[-1]:
+        least = lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1:
+        ordered = -jnp.sort(-logits, axis=-1)
+        shares = jax.nn.softmax(ordered, axis=-1)
+        # A code stays while those before it do not yet reach the share: the likeliest always does.
+        kept = jnp.cumsum(shares, axis=-1) - shares < top_p
+        least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+
+
+def draw_wave(key: jax.Array, outputs: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Draw one sample of a waveform for each mixture of logistics.
+
+    Args:
+        key: Random key.
+        outputs: (batch, 3 * mixtures), as `dilax.losses.logistic_mixture_loss` takes them.
+        temperature: Factor of the scales; 0 takes the centre of the likeliest logistic.
+
+    Returns:
+        (batch, 1) float32 in -1..1.
+    """
+    logits, means, log_scales = jnp.split(outputs, 3, axis=-1)
+    which_key, place_key = jax.random.split(key)
+    which = (jax.random.categorical(which_key, logits) if temperature else logits.argmax(-1))[:, None]
+    mean, log_scale = (jnp.take_along_axis(values, which, axis=-1) for values in (means, log_scales))
+    u = jax.random.uniform(place_key, mean.shape, minval=1e-5, maxval=1 - 1e-5)
+    return jnp.clip(mean + temperature * jnp.exp(log_scale) * (jnp.log(u) - jnp.log1p(-u)), -1, 1)
+
+
+def sample(
+    model: Any,
+    variables: Any,
+    key: jax.Array,
+    prompt: Any,
+    steps: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    conditions: Mapping[str, Any] | None = None,
+) -> jax.Array:
+    """Go on with sequences of codes, or with waveforms: every new sample is drawn from the model's outputs and fed back.
+
+    The prompt is fed at once, then each step costs one step of `stream`, whatever the receptive field. The call may be jitted.
+
+    Args:
+        model: A causal model of codes, such as `dilax.models.WaveNet`: (batch, time) -> logits (batch, time, vocabulary) for the next code.
+            One with outputs="mixture" goes on with waveforms (batch, time, 1), drawn by `draw_wave`.
+        variables: Its variables.
+        key: Random key.
+        prompt: Integer codes (batch, n), or floats (batch, n, 1); n from 1.
+        steps: Samples to add.
+        temperature: As `choose`, or `draw_wave`; top_k and top_p, of codes alone, as `choose`.
+        top_k: Codes to draw among; 0 is all.
+        top_p: Share of the probability to draw among.
+        conditions: Further arguments of the model by name: of rank 3, (batch, n + steps, channels), one for each sample; others for all.
+
+    Returns:
+        The new samples: int32 (batch, steps), or float32 (batch, steps, 1).
+
+    Raises:
+        UserError: if the prompt is empty, of another kind, or holds codes that the model does not know, or an option is out of range.
+
+    Example:
+        >>> from dilax.models import WaveNet
+        >>> model = WaveNet(vocabulary=8, dilations=(1, 2), features=4)
+        >>> prompt = jnp.zeros((2, 1), jnp.int32)
+        >>> variables = model.init(jax.random.key(0), prompt, train=False)
+        >>> sample(model, variables, jax.random.key(1), prompt, 5).shape
+        (2, 5)
+    """
+    prompt, waves = jnp.asarray(prompt), getattr(model, "outputs", "") == "mixture"
+    _check_prompt(model, prompt, waves)
+    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise UserError(
+            f"sample: steps={steps}, temperature={temperature}, top_k={top_k}, top_p={top_p} must be at least 1, at least 0, at least 0 "
+            "and above 0 up to 1."
+        )
+    count = prompt.shape[1]
+    timed = {name: jnp.asarray(value) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
+    fixed = {name: value for name, value in (conditions or {}).items() if name not in timed}
+    for name, value in timed.items():
+        if value.shape[1] != count + steps:
+            raise UserError(f"sample: {name} has {value.shape[1]} samples, and prompt and steps make {count + steps}; give one for each.")
+
+    def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
+        if waves:
+            return draw_wave(key, outputs, temperature=temperature)
+        return choose(key, outputs, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def fed(chunk: jax.Array, state: Any, timed: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        outputs, state = model.apply(variables, chunk, state, method="stream", **timed, **fixed)
+        return outputs[:, -1], state
+
+    def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
+        (outputs, state), (key, timed) = carry, inputs
+        new = drawn(key, outputs)
+        return fed(new[:, None], state, {name: value[:, None] for name, value in timed.items()}), new
+
+    state = model.apply(variables, prompt.shape[0], method="init_stream")
+    prompt = prompt.astype(jnp.float32 if waves else jnp.int32)
+    carry = fed(prompt, state, {name: value[:, :count] for name, value in timed.items()})
+    after = {name: jnp.moveaxis(value[:, count:], 1, 0) for name, value in timed.items()}
+    _, new = lax.scan(step, carry, (jax.random.split(key, steps), after))
+    return jnp.moveaxis(new, 0, 1)
+
+
+def _check_prompt(model: Any, prompt: jax.Array, waves: bool) -> None:
+    kind, rank, words = (jnp.floating, 3, "floats (batch, time, 1)") if waves else (jnp.integer, 2, "integer codes (batch, time)")
+    if prompt.ndim >= 2 and prompt.shape[1] == 0:
+        raise UserError("sample: the prompt is empty; give at least one sample to begin with, such as a blank or silence.")
+    if prompt.ndim != rank or not jnp.issubdtype(prompt.dtype, kind):
+        raise UserError(f"sample: the prompt must be {words}, got {prompt.dtype} {prompt.shape}.")
+    known = getattr(model, "vocabulary", 0)
+    if waves or not known or isinstance(prompt, Tracer):
+        return
+    codes = np.asarray(prompt)
+    if len(wrong := codes[(codes < 0) | (codes >= known)]):
+        raise UserError(f"sample: the prompt holds the code {wrong[0]}, and the model knows 0 to {known - 1}.")

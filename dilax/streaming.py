@@ -1,0 +1,331 @@
+"""Causal networks fed in chunks: buffers of the past, and layers that keep them in an explicit state.
+
+A layer that looks back holds its last samples in a `Ring`: what enters overwrites what is oldest, so a step costs the same whatever the
+dilation. `Streamable` gives a module `init_stream` and `stream`: they run its own `__call__`, in which every layer that looks back takes
+its samples from the state instead of from the sequence. So a network is written once, for whole sequences.
+
+The first spatial axis is time. Zero padding on both sides ("SAME") is allowed where the size is kept: outputs then come `latency` samples
+late, and `end_stream` says where the sequence ends.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dilax.errors import UserError
+from dilax.functional import dilated_conv
+
+State = dict[str, Any]
+_NEVER = 2**31 - 1
+_CLOCK = "clock"
+# Modules that take statistics over time, or look at all of it.
+_OFFENDERS = (nn.GroupNorm, nn.InstanceNorm, nn.MultiHeadDotProductAttention, nn.RNN, nn.Bidirectional)
+
+
+class Ring(NamedTuple):
+    """The last samples of a sequence.
+
+    Attributes:
+        samples: (batch, length, *rest), zeros at first.
+        place: int32 (), where the next one goes: that of the oldest.
+    """
+
+    samples: jax.Array
+    place: jax.Array
+
+
+def new_ring(batch: int, lookback: int, rest: tuple[int, ...], dtype: Any) -> Ring:
+    """Return a ring of zeros, which causal padding is, from which samples up to `lookback` back can be read."""
+    # One more: a single sample enters before others are read, so that the compiled loop of many steps writes in place.
+    return Ring(jnp.zeros((batch, lookback + 1 if lookback else 0, *rest), dtype), jnp.zeros((), jnp.int32))
+
+
+def turn(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[list[jax.Array], Ring]:
+    """Let a chunk enter, and return what lies `shift` samples before each of its samples, for every shift, and the ring after it.
+
+    Args:
+        ring: Of the samples before.
+        chunk: (batch, n, *rest).
+        shifts: From 0 to the lookback of the ring.
+
+    Returns:
+        Arrays (batch, n, *rest), and the next ring.
+    """
+    after = _pushed(ring, chunk)
+    if chunk.shape[1] > 1:
+        return [_before(ring, chunk, shift) for shift in shifts], after
+    length = ring.samples.shape[1]
+    reads = [lax.rem(after.place + (length - 1 - shift), length) if shift else None for shift in shifts]
+    return [chunk if at is None else lax.dynamic_slice_in_dim(after.samples, at, 1, axis=1) for at in reads], after
+
+
+def _before(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
+    count, length = chunk.shape[1], ring.samples.shape[1]
+    old = min(shift, count)
+    if old == 0:
+        return chunk
+    past = jnp.take(ring.samples, lax.rem(ring.place + (length - shift) + jnp.arange(old), length), axis=1, mode="clip")
+    return past if old == count else jnp.concatenate([past, chunk[:, : count - shift]], axis=1)
+
+
+def _pushed(ring: Ring, chunk: jax.Array) -> Ring:
+    count, length = chunk.shape[1], ring.samples.shape[1]
+    if length == 0:
+        return ring
+    if count >= length:
+        return Ring(chunk[:, count - length :], jnp.zeros_like(ring.place))
+    if count == 1:
+        samples = lax.dynamic_update_slice_in_dim(ring.samples, chunk, ring.place, axis=1)
+    else:
+        samples = ring.samples.at[:, lax.rem(ring.place + jnp.arange(count), length)].set(chunk)
+    return Ring(samples, lax.rem(ring.place + count, length))
+
+
+def conv_step(
+    chunk: jax.Array, kernel: jax.Array, ring: Ring, *, stride: int = 1, dilation: int = 1, groups: int = 1, precision: Any = None
+) -> tuple[jax.Array, Ring]:
+    """Return the next outputs of a causal convolution along time: `dilated_conv` with padding "CAUSAL", for a chunk of its input.
+
+    Args:
+        chunk: (batch, n, c_in), n a multiple of the stride.
+        kernel: (taps, c_in // groups, c_out).
+        ring: Of the input before the chunk, with a lookback of (taps - 1) * dilation or more.
+        stride: As `dilated_conv`, with ints for the one axis; so are dilation, groups and precision.
+        dilation: Samples between neighbouring taps.
+        groups: Of the channels.
+        precision: Of the products.
+
+    Returns:
+        (batch, n // stride, c_out), and the ring after the chunk.
+    """
+    taps = kernel.shape[0]
+    reads, ring = turn(ring, chunk, [(taps - 1 - tap) * dilation for tap in range(taps)])
+    parts = [_product(x[:, ::stride], kernel[tap], groups, precision) for tap, x in enumerate(reads)]
+    return functools.reduce(jnp.add, parts), ring
+
+
+def _product(x: jax.Array, matrix: jax.Array, groups: int, precision: Any) -> jax.Array:
+    """X (batch, n, c_in) times (c_in // groups, c_out), group by group."""
+    if groups == 1:
+        return jnp.einsum("bnc,co->bno", x, matrix, precision=precision)
+    if matrix.shape[0] == 1:
+        multiplier = matrix.shape[1] // x.shape[-1]
+        return (jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x) * matrix[None]
+    grouped = x.reshape(*x.shape[:2], groups, -1)
+    y = jnp.einsum("bngc,cgo->bngo", grouped, matrix.reshape(matrix.shape[0], groups, -1), precision=precision)
+    return y.reshape(*x.shape[:2], -1)
+
+
+def conv_step_nd(
+    chunk: jax.Array, kernel: jax.Array, ring: Ring, *, stride: Any, padding: Any, dilation: Any, groups: int = 1, precision: Any = None
+) -> tuple[jax.Array, Ring]:
+    """As `conv_step`, with further spatial axes that are there whole; `stride`, `padding` and `dilation` are one per axis, time first."""
+    taps, count = kernel.shape[0], chunk.shape[1]
+    reads, ring = turn(ring, chunk, [(taps - 1 - tap) * dilation[0] for tap in range(taps)])
+    windows = jnp.stack([x[:, :: stride[0]] for x in reads], axis=2)
+    windows = windows.reshape(-1, *windows.shape[2:])
+    y = dilated_conv(
+        windows,
+        kernel,
+        stride=(1, *stride[1:]),
+        padding=("VALID", *padding[1:]),
+        dilation=(1, *dilation[1:]),
+        groups=groups,
+        precision=precision,
+    )
+    return y.reshape(chunk.shape[0], count // stride[0], *y.shape[2:]), ring
+
+
+def conv_transpose_step(
+    chunk: jax.Array, kernel: jax.Array, ring: Ring, *, stride: int = 1, dilation: int = 1, precision: Any = None
+) -> tuple[jax.Array, Ring]:
+    """Return the next outputs of a causal transposed convolution.
+
+    y[m] = sum over p, t with p * stride + t * dilation = m of x[p] kernel[t]
+
+    Args:
+        chunk: (batch, n, c_in).
+        kernel: (taps, c_out, c_in).
+        ring: Of the input before the chunk, with a lookback of (taps - 1) * dilation // stride or more.
+        stride: Outputs per input.
+        dilation: Outputs between neighbouring taps.
+        precision: Of the products.
+
+    Returns:
+        (batch, n * stride, c_out), and the ring after the chunk.
+    """
+    batch, count, _ = chunk.shape
+    places = [divmod(tap * dilation, stride) for tap in range(kernel.shape[0])]
+    reads, ring = turn(ring, chunk, [shift for shift, _ in places])
+    phases: list[Any] = [jnp.zeros((batch, count, kernel.shape[1]), chunk.dtype)] * stride
+    for tap, (x, (_, phase)) in enumerate(zip(reads, places)):
+        phases[phase] = phases[phase] + jnp.einsum("bnc,oc->bno", x, kernel[tap], precision=precision)
+    return jnp.stack(phases, axis=2).reshape(batch, count * stride, -1), ring
+
+
+class Flow:
+    """What one chunk meets on its way through a network: the state it came with, and the one it leaves behind.
+
+    Attributes:
+        latency: Samples by which the outputs of the layers run so far are late.
+        strided: Whether one of them had a stride.
+    """
+
+    def __init__(self, caller: str, state: State | None) -> None:
+        """Begin with a state, or with none to collect one from what the layers start with."""
+        self.caller, self.old, self.new = caller, state, dict[str, Any]()
+        self.latency, self.strided = 0, False
+
+    def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        """Run a layer that looks back on its state, and any other module as it is."""
+        module = context.module
+        if context.method_name != "__call__" or not isinstance(module, nn.Module):
+            return call(*args, **kwargs)
+        if isinstance(module, _OFFENDERS) or (isinstance(module, nn.BatchNorm) and not _frozen(module, kwargs)):
+            raise UserError(
+                f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__}, which looks at the whole sequence; "
+                "use batch, layer or cumulative normalisation, and train=False."
+            )
+        if not isinstance(module, Layer):
+            return call(*args, **kwargs)
+        key = "/".join(module.path) or type(module).__name__
+        while key in self.new:
+            key += "+"  # a layer that is run more than once
+        x = args[0]
+        start = module.start(x, self)
+        if self.old is None:
+            self.new[key] = start
+            if self.latency:
+                self.new[_CLOCK] = _clock()
+            return call(*args, **kwargs)
+        y, self.new[key] = module.step(x, self._held(key, start), self)
+        return y
+
+    def within(self, x: jax.Array, latency: int) -> jax.Array:
+        """Return which samples (n,) of a chunk that is `latency` late lie in the sequence, neither before its start nor after its end."""
+        now = self._held(_CLOCK, _clock())
+        places = now["time"] - latency + jnp.arange(x.shape[1])
+        return (places >= 0) & (places < now["end"])
+
+    def _held(self, key: str, start: Any) -> Any:
+        """The state of one layer, checked against the one it starts with."""
+        assert self.old is not None
+        if key not in self.old:
+            raise UserError(f"{self.caller}: the state has no buffer for {key}, it is of another model; make one with init_stream.")
+        held = self.old[key]
+        for ours, given in zip(jax.tree.leaves(start), jax.tree.leaves(held), strict=False):
+            if ours.shape == given.shape:
+                continue
+            if ours.shape[1:] == given.shape[1:]:
+                raise UserError(
+                    f"{self.caller}: a chunk of batch size {ours.shape[0]} meets a state of batch size {given.shape[0]}; "
+                    "make a state for it with init_stream."
+                )
+            raise UserError(
+                f"{self.caller}: the buffer of {key} is {tuple(given.shape)}, not {tuple(ours.shape)}: the state is of another model, "
+                "or the chunk has other channels; make one with init_stream."
+            )
+        return held
+
+
+def _clock() -> dict[str, jax.Array]:
+    """Samples fed so far, and in all: no more than can be counted, until `end_stream` says so."""
+    return {"time": jnp.zeros((), jnp.int32), "end": jnp.full((), _NEVER, jnp.int32)}
+
+
+def end_stream(state: State) -> State:
+    """Say that the sequence has ended: zeros that are fed from here on, `latency` of them, bring out what is left.
+
+    Example:
+        >>> rest, _ = model.apply(variables, zeros, dilax.end_stream(state), method="stream")  # doctest: +SKIP
+    """
+    if _CLOCK not in state:
+        return state
+    return {**state, _CLOCK: {**state[_CLOCK], "end": state[_CLOCK]["time"]}}
+
+
+def _frozen(norm: nn.BatchNorm, kwargs: Any) -> bool:
+    return bool(kwargs.get("use_running_average", norm.use_running_average))
+
+
+class Streamable(nn.Module):
+    """A module that maps (batch, time, ...) to (batch, time_out, ...), and can be fed in chunks if what it is made of is causal."""
+
+    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+        """Return one sample (batch_size, 1, ...) of zeros, such as `stream` takes; the parameters are there to be read."""
+        raise NotImplementedError
+
+    def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
+        """Return what else `__call__` must be given, for that sample."""
+        return {}
+
+    def init_stream(self, batch_size: int, dtype: Any = jnp.float32) -> State:
+        """Return the state before the first sample: `model.apply(variables, batch_size, method="init_stream")`.
+
+        Args:
+            batch_size: Sequences fed side by side.
+            dtype: Of the chunks to come (the integer codes of a model that takes those have their own).
+
+        Raises:
+            UserError: if a part of the module cannot be fed in chunks.
+        """
+        return self._begun(batch_size, dtype).new
+
+    def latency(self) -> int:
+        """Return by how many samples the outputs of `stream` are late: `model.apply(variables, method="latency")`; 0 if causal."""
+        return self._begun(1, jnp.float32).latency
+
+    def stream(self, chunk: jax.Array, state: State, **conditions: jax.Array) -> tuple[Any, State]:
+        """Feed the next samples: `model.apply(variables, chunk, state, method="stream")`.
+
+        Args:
+            chunk: (batch, n, ...), n from 1; it may differ from call to call, but is a multiple of the strides.
+            state: As `init_stream` or the last call returned it.
+            **conditions: Further arguments of `__call__`, for those samples.
+
+        Returns:
+            The outputs for those samples, as `__call__` with train=False would give them for the whole sequence, and the next state.
+
+        Raises:
+            UserError: if the chunk does not fit the state, or the state the model.
+        """
+        caller = f"{type(self).__name__}.stream"
+        if chunk.ndim < 2 or chunk.shape[1] < 1:
+            raise UserError(f"{caller}: a chunk of shape {chunk.shape} must be (batch, n, ...) with n of at least 1.")
+        if not isinstance(state, dict):
+            raise UserError(f"{caller}: the state is a {type(state).__name__}; make one with init_stream.")
+        flow = Flow(caller, state)
+        y = self._run(chunk, flow, conditions)
+        if flow.latency and _CLOCK in state:
+            flow.new[_CLOCK] = {**state[_CLOCK], "time": state[_CLOCK]["time"] + chunk.shape[1]}
+        if extra := [key for key in state if key not in flow.new]:
+            raise UserError(f"{caller}: the state holds a buffer for {extra[0]}, it is of another model; make one with init_stream.")
+        return y, flow.new
+
+    def _begun(self, batch_size: int, dtype: Any) -> Flow:
+        flow = Flow(f"{type(self).__name__}.init_stream", None)
+        self._run(self.stream_input(batch_size, dtype), flow, self.stream_conditions(batch_size))
+        return flow
+
+    def _run(self, x: jax.Array, flow: Flow, conditions: dict[str, jax.Array]) -> Any:
+        kwargs = {"train": False} if "train" in inspect.signature(type(self).__call__).parameters else {}
+        with nn.intercept_methods(flow.intercept):
+            return self(x, **kwargs, **conditions)
+
+
+class Layer(Streamable):
+    """A module that looks back along time, and keeps in a state of its own what it needs of the past."""
+
+    def start(self, x: jax.Array, flow: Flow) -> Any:
+        """Return the state before the first sample, for an input such as x."""
+        raise NotImplementedError
+
+    def step(self, x: jax.Array, state: Any, flow: Flow) -> tuple[jax.Array, Any]:
+        """Return the outputs for a chunk, and the next state."""
+        raise NotImplementedError

@@ -1,0 +1,326 @@
+"""Laws 4 and 5: what is causal does not change with what comes later, and fed in any chunks it equals itself on the whole sequence."""
+
+import functools
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dilax
+from dilax import models, streaming
+from dilax.causal import Delay
+from dilax.errors import UserError
+from dilax.models.wavenet import GatedUnit
+
+RNG = np.random.default_rng(0)
+CAUSAL: Any = dict(padding="CAUSAL")
+LAYERS = {
+    "conv": dilax.DilatedConv(5, (3,), dilation=3, **CAUSAL),
+    "conv, one tap": dilax.DilatedConv(5, (1,), **CAUSAL),
+    "conv beyond the sequence": dilax.DilatedConv(5, (2,), dilation=50, **CAUSAL),
+    "conv in groups": dilax.DilatedConv(6, (3,), dilation=2, groups=2, **CAUSAL),
+    "conv with weight norm": dilax.DilatedConv(5, (3,), dilation=2, weight_norm=True, **CAUSAL),
+    "conv by pairs": dilax.DilatedConv(5, (3,), dilation=2, padding=((4, 0),)),
+    "conv with stride": dilax.DilatedConv(5, (4,), dilation=2, stride=2, **CAUSAL),
+    "depthwise": dilax.DepthwiseConv((3,), 2, dilation=3, use_bias=False, **CAUSAL),
+    "separable": dilax.SeparableConv(5, (3,), 2, dilation=3, **CAUSAL),
+    "several dilations": dilax.MultiDilationConv(5, (3,), (1, 4), **CAUSAL),
+    "several dilations, one kernel": dilax.MultiDilationConv(5, (2,), (3, 2), share_kernel=True, merge="sum", **CAUSAL),
+    "transposed": dilax.CausalConvTranspose(3, 5, stride=2),
+    "transposed, wide stride": dilax.CausalConvTranspose(3, 2, stride=3),
+    "transposed with dilation": dilax.CausalConvTranspose(3, 4, stride=2, dilation=3),
+    "cumulative norm": dilax.CumulativeNorm(),
+}
+AHEAD = {
+    "SAME": dilax.DilatedConv(5, (3,), dilation=3, padding="SAME"),
+    "SAME, even": dilax.SeparableConv(5, (4,), dilation=2, padding="SAME"),
+    "TORCH": dilax.DepthwiseConv((5,), dilation=2, padding="TORCH"),
+    "pairs": dilax.DilatedConv(5, (3,), dilation=2, padding=((1, 3),)),
+    "TCN": models.TCN(3, 3, (5, 6), causal=False),
+}
+MODELS = {
+    "TCN": models.TCN(3, 3, (5, 6)),
+    "TCN without weight norm": models.TCN(3, 2, (4, 4), dilations=(3, 5), weight_norm=False),
+    "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding=4),
+    "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),
+    "WaveNet of waves": models.WaveNet(dilations=(1, 3), kernel_size=3, features=4, skip_features=5, outputs="mixture", mixtures=2),
+}
+TIME = 24
+
+
+def input_of(model: Any, batch: int = 2) -> jax.Array:
+    if getattr(model, "vocabulary", 0) and getattr(model, "outputs", "softmax") == "softmax":
+        return jnp.asarray(RNG.integers(0, model.vocabulary, (batch, TIME)), jnp.int32)
+    return jnp.asarray(RNG.normal(0.2, 1, (batch, TIME, 1 if isinstance(model, models.WaveNet) else 4)), jnp.float32)
+
+
+def call_of(model: Any) -> Any:
+    return functools.partial(model.apply, train=False) if isinstance(model, models.TCN | models.WaveNet | Leaky) else model.apply
+
+
+@functools.cache
+def variables_of(model: Any) -> Any:
+    keywords: Any = {"train": False} if isinstance(model, models.TCN | models.WaveNet) else {}
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), input_of(model), **keywords))
+    return jax.tree.map(lambda a: jnp.asarray(RNG.normal(0.1, 0.6, a.shape), a.dtype), shapes)
+
+
+def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> jax.Array:
+    """The outputs of `stream`, chunk by chunk; what is late comes last."""
+    late = model.apply(variables, method="latency")
+    state = model.apply(variables, x.shape[0], method="init_stream")
+    shapes, outputs, at = jax.tree.map(lambda a: (a.shape, a.dtype), state), [], 0
+    for size in chunks:
+        y, state = model.apply(variables, x[:, at : at + size], state, method="stream")
+        outputs, at = [*outputs, y], at + size
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == shapes
+    assert at == x.shape[1]
+    if late:
+        zeros = jnp.zeros((x.shape[0], late, *x.shape[2:]), x.dtype)
+        outputs.append(model.apply(variables, zeros, dilax.end_stream(state), method="stream")[0])
+    return jnp.concatenate(outputs, axis=1)[:, late:]
+
+
+ALL = {**LAYERS, **AHEAD, **MODELS}
+
+
+def fast(fn: Any) -> Any:
+    """Compiled without optimisation: it runs once or twice."""
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fed_in_chunks_it_equals_itself_in_values_and_gradients(name):
+    model = ALL[name]
+    variables, x = variables_of(model), input_of(model)
+    weights = jnp.asarray(RNG.normal(size=jax.eval_shape(call_of(model), variables, x).shape), jnp.float32)
+    of = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else 0
+
+    def run(call: Any) -> Any:
+        """Values, and gradients of their weighted sum."""
+
+        def total(v: Any, x: jax.Array) -> Any:
+            y = call(v, x)
+            return (weights * y).sum(), y
+
+        return fast(jax.grad(total, of, has_aux=True))(variables, x)
+
+    gradients, whole = run(call_of(model))
+    chunks = (2, 6, 4, 10, 2) if name == "conv with stride" else (1, 3, 7, 1, 12)
+    found, y = run(functools.partial(fed, model, chunks=chunks))
+    chex.assert_trees_all_close(y, whole, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(found, gradients, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(fast(functools.partial(fed, model, chunks=(TIME,)))(variables, x), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv", "transposed", "cumulative norm", *MODELS])
+def test_it_runs_inside_jit_vmap_and_scan(name):
+    """Every sample a step of a scan, every sequence a lane of a vmap."""
+    model = ALL[name]
+    variables, x = variables_of(model), input_of(model, 3)
+
+    def one(x: jax.Array) -> jax.Array:
+        def step(state: Any, sample: jax.Array) -> Any:
+            y, state = model.apply(variables, sample[None, None], state, method="stream")
+            return state, y[0]
+
+        outputs = jax.lax.scan(step, model.apply(variables, 1, method="init_stream"), x)[1]
+        return outputs.reshape(-1, *outputs.shape[2:])
+
+    chex.assert_trees_all_close(fast(jax.vmap(one))(x), call_of(model)(variables, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *MODELS])
+def test_it_is_causal_bit_for_bit(name):
+    model = ALL[name]
+    variables = variables_of(model)
+    dilax.check_causal(lambda x: call_of(model)(variables, x), input_of(model))
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_what_looks_ahead_is_late_by_as_much(name):
+    model = AHEAD[name]
+    variables, x = variables_of(model), input_of(model)
+    with pytest.raises(UserError, match=r"check_causal: output 0 changes by up to .* it looks ahead"):
+        dilax.check_causal(lambda x: call_of(model)(variables, x), x)
+    (field,) = dilax.receptive_field(lambda x: call_of(model)(variables, x), jnp.zeros((1, 64, 4)))
+    assert field.size is not None
+    assert model.apply(variables, method="latency") == field.offset + field.size - 1
+
+
+@pytest.mark.parametrize("name", ["conv", "conv with stride", "transposed", "SAME", *MODELS])
+def test_users_can_check_it(name):
+    dilax.check_streamable(ALL[name], variables_of(ALL[name]), input_of(ALL[name]), chunks=(2, 4))
+
+
+def test_two_axes_of_which_the_first_is_time():
+    layer = dilax.DilatedConv(3, (3, 3), dilation=(2, 1), padding=("CAUSAL", "SAME"))
+    x = jnp.asarray(RNG.normal(size=(2, 12, 5, 2)), jnp.float32)
+
+    class Model(streaming.Streamable):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.relu(layer.copy(name="conv")(x))
+
+        def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+            return jnp.zeros((batch_size, 1, 5, 2), dtype)
+
+    model = Model()
+    dilax.check_streamable(model, model.init(jax.random.key(0), x), x)
+    with pytest.raises(UserError, match="the sizes of the axes besides time are not known"):
+        layer.apply(layer.init(jax.random.key(0), x), 2, method="init_stream")
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_ring_holds_just_what_a_kernel_looks_back(kernel):
+    layer: Any = dilax.DilatedConv(2, (kernel,), dilation=4, dtype=jnp.bfloat16, **CAUSAL)
+    state = layer.apply(variables_of(layer), 3, jnp.bfloat16, method="init_stream")
+    assert jax.tree.map(jnp.shape, state) == {"DilatedConv": ((3, (kernel - 1) * 4 + 1, 4), ())}
+    assert state["DilatedConv"].samples.dtype == jnp.bfloat16
+
+
+class Leaky(streaming.Streamable):
+    """What `what` names, between two causal convolutions."""
+
+    what: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = dilax.DilatedConv(4, (2,), **CAUSAL)(x)
+        if self.what == "group":
+            x = nn.GroupNorm(2)(x)
+        elif self.what == "batch":
+            x = nn.BatchNorm(use_running_average=False)(x)
+        elif self.what == "mean":
+            x = x - x.mean(1, keepdims=True)
+        elif self.what == "pool":
+            x = dilax.max_pool(x, 3, stride=1, padding="SAME")
+        elif self.what == "ahead after a stride":
+            x = dilax.DilatedConv(4, (3,))(dilax.DilatedConv(4, (2,), stride=2, **CAUSAL)(x))
+        elif self.what == "wrap":
+            x = dilax.DilatedConv(4, (3,), padding_mode="wrap", **CAUSAL)(x)
+        elif self.what == "valid":
+            x = dilax.DilatedConv(4, (3,), padding="VALID")(x)
+        return x
+
+    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+        return jnp.zeros((batch_size, 1 if self.what != "valid" else 3, 4), dtype)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("group", "Leaky.init_stream: GroupNorm_0 is a GroupNorm, which looks at the whole sequence"),
+        ("batch", "Leaky.init_stream: BatchNorm_0 is a BatchNorm, which looks at the whole sequence"),
+        ("ahead after a stride", "DilatedConv_1 looks ahead, and strides or several dilations stand in the way"),
+        ("wrap", "DilatedConv_1 pads with padding_mode='wrap', which needs the whole sequence"),
+        ("valid", "DilatedConv_1 has padding='VALID', with which it cannot be fed in chunks"),
+    ],
+)
+def test_what_cannot_be_fed_is_named(what, words):
+    model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
+    variables = model.init(jax.random.key(0), x, train=True)
+    with pytest.raises(UserError, match=words):
+        model.apply(variables, 2, method="init_stream", mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("what", ["mean", "pool"])
+def test_what_the_layers_do_not_know_of_is_found(what):
+    model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
+    variables = model.init(jax.random.key(0), x, train=True)
+    with pytest.raises(UserError, match=r"check_streamable: output 0 differs by .* something besides the layers of dilax looks at other"):
+        dilax.check_streamable(model, variables, x)
+    with pytest.raises(UserError, match="check_causal: output 0 changes"):
+        dilax.check_causal(lambda x: call_of(model)(variables, x), x)
+
+
+def test_states_and_chunks_that_do_not_fit():
+    model = MODELS["TCN"]
+    variables, x = variables_of(model), input_of(model)
+    state = model.apply(variables, 2, method="init_stream")
+
+    def stream(x: Any, state: Any) -> Any:
+        return model.apply(variables, x, state, method="stream")
+
+    other = models.TCN(3, 3, (5, 6), dilations=(1, 5))
+    cases = [
+        (x[:1], state, r"TCN\.stream: a chunk of batch size 1 meets a state of batch size 2; make a state for it with init_stream"),
+        (x, other.apply(variables, 2, method="init_stream"), r"the buffer of block1/conv1 is \(2, 11, 5\), not \(2, 5, 5\)"),
+        (x, {}, r"the state has no buffer for block0/conv1, it is of another model"),
+        (x, {**state, "more": state["block0/conv1"]}, r"the state holds a buffer for more, it is of another model"),
+        (x, None, r"the state is a NoneType; make one with init_stream"),
+        (x[:, :0], state, r"a chunk of shape \(2, 0, 4\) must be \(batch, n, \.\.\.\) with n of at least 1"),
+    ]
+    for chunk, given, words in cases:
+        with pytest.raises(UserError, match=words):
+            stream(chunk, given)
+    strided = LAYERS["conv with stride"]
+    at = strided.apply(variables_of(strided), 2, method="init_stream")
+    with pytest.raises(UserError, match="has stride 2, of which a chunk of 3 samples is no multiple"):
+        strided.apply(variables_of(strided), x[:, :3], at, method="stream")
+
+
+def test_checks_refuse_what_they_cannot_check():
+    with pytest.raises(UserError, match=r"check_causal: x of shape \(3,\) must be"):
+        dilax.check_causal(lambda x: x, jnp.ones(3))
+    with pytest.raises(UserError, match="check_causal: x is the same backwards"):
+        dilax.check_causal(lambda x: x, jnp.ones((1, 4, 1)))
+    with pytest.raises(UserError, match=r"check_causal: outputs of shape \(1, 3, 1\) for 4 samples"):
+        dilax.check_causal(lambda x: x[:, 1:], jnp.arange(4.0).reshape(1, 4, 1))
+    with pytest.raises(UserError, match="check_causal: output 2 changes by up to"):
+        dilax.check_causal(lambda x: x.at[:, 2].add(x[:, 3]), input_of(LAYERS["conv"]))
+
+
+def test_a_layer_that_runs_twice_has_two_states():
+    class Twice(streaming.Streamable):
+        def setup(self) -> None:
+            self.conv = dilax.DilatedConv(4, (2,), dilation=3, **CAUSAL)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.conv(nn.relu(self.conv(x)))
+
+        def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+            return jnp.zeros((batch_size, 1, 4), dtype)
+
+    model, x = Twice(), input_of(LAYERS["conv"])
+    variables = model.init(jax.random.key(0), x)
+    dilax.check_streamable(model, variables, x)
+    assert set(model.apply(variables, 1, method="init_stream")) == {"conv", "conv+"}
+
+
+def test_a_delay_is_late_in_chunks_alone():
+    x = input_of(LAYERS["conv"])
+    layer = Delay(3)
+    assert layer.apply({}, x) is x
+    ring = streaming.new_ring(2, 3, (4,), jnp.float32)
+    (late,), _ = streaming.turn(ring, x, [3])
+    np.testing.assert_array_equal(late, jnp.pad(x, ((0, 0), (3, 0), (0, 0)))[:, :-3])
+
+
+def test_cumulative_norm_is_what_it_says():
+    x = np.asarray(RNG.normal(1, 2, (2, 9, 3)), np.float32)
+    layer = dilax.CumulativeNorm()
+    variables = {"params": {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.array([0.5, 0.0, -1.0])}}
+    y = np.asarray(layer.apply(variables, x))
+    for t in range(9):
+        seen = x[:, : t + 1].reshape(2, -1)
+        expected = (x[:, t] - seen.mean(1, keepdims=True)) / seen.std(1, keepdims=True) * [1, 2, 3] + [0.5, 0, -1]
+        np.testing.assert_allclose(y[:, t], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gates_are_those_of_the_paper():
+    x = np.asarray(RNG.normal(size=(2, 9, 3)), np.float32)
+    unit = GatedUnit(4, 5, 2, 3)
+    variables = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), a.dtype), unit.init(jax.random.key(0), jnp.asarray(x), []))
+    found: Any = unit.apply(variables, jnp.asarray(x), [])
+    p = jax.tree.map(np.asarray, variables["params"])
+    past = np.pad(x, ((0, 0), (3, 0), (0, 0)))[:, :-3]
+    wide = past @ p["conv"]["kernel"][0] + x @ p["conv"]["kernel"][1] + p["conv"]["bias"]
+    y = np.tanh(wide[..., :4]) / (1 + np.exp(-wide[..., 4:]))
+    residual, skip = (y @ p[name]["kernel"][0] + p[name]["bias"] for name in ("residual", "skip"))
+    np.testing.assert_allclose(found[0], x + residual, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1], skip, rtol=1e-4, atol=1e-4)
