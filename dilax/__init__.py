@@ -1,6 +1,6 @@
 """Dilated (atrous) convolution for JAX: pure functions, Flax modules and models."""
 
-from dilax import geometry, lowerings, models
+from dilax import blocks, geometry, losses, lowerings, metrics, models, plots, streaming
 from dilax.autotune import autotune
 from dilax.causal import CausalConvTranspose, CumulativeNorm, check_causal, check_streamable
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
@@ -39,6 +39,7 @@ __all__ = [
     "UserError",
     "autotune",
     "avg_pool",
+    "blocks",
     "check_causal",
     "check_streamable",
     "depthwise_conv",
@@ -51,15 +52,19 @@ __all__ = [
     "fold_batch_norm",
     "geometry",
     "load_weights",
+    "losses",
     "lowerings",
     "max_pool",
+    "metrics",
     "models",
     "output_size",
+    "plots",
     "receptive_field",
     "resize",
     "sample",
     "select_lowering",
     "separable_conv",
+    "streaming",
     "suggest_dilations",
     "tiled",
 ]

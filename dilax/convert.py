@@ -186,7 +186,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise UserError(f"{path} holds no state dict, but a {type(loaded).__name__}; save model.state_dict().")
-    return {str(name): (value.float() if value.is_floating_point() else value).numpy() for name, value in loaded.items()}
+    return {str(name): (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in loaded.items()}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

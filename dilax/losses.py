@@ -1,7 +1,8 @@
 """Losses that optax lacks, as pure functions: of dense prediction, and of waveforms.
 
 Those of dense prediction take logits (batch, *space, classes) and labels (batch, *space), integers, and give one value per example. A
-pixel whose label is `ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0.
+pixel whose label is `ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0. Any other label
+that is no class makes the loss NaN.
 """
 
 from collections.abc import Sequence
@@ -102,11 +103,11 @@ def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNO
         [0.3333333134651184]
 
     Reference:
-        Sudre et al. 2017, arXiv:1707.03237, equation 2, without the weights; after Milletari et al. 2016, arXiv:1606.04797.
+        Milletari et al. 2016, arXiv:1606.04797, section 3, for each class, and with sums where they have sums of squares.
     """
     log_p, truth, weights = _pixels("dice_loss", logits, labels, None, ignored_label)
     space = tuple(range(1, labels.ndim))
-    p = jnp.where(weights[..., None] > 0, jnp.exp(log_p), 0.0)
+    p = jnp.where(weights[..., None] == 0, 0.0, jnp.exp(log_p) * weights[..., None])
     overlap, predicted, true = jnp.sum(p * truth, space), jnp.sum(p, space), jnp.sum(truth, space)
     present = true > 0
     dice = 2 * overlap / jnp.where(present, predicted + true, 1.0)
@@ -157,7 +158,8 @@ def _pixels(
         if each.shape != (classes,):
             raise UserError(f"{caller}: class_weights of shape {each.shape} do not fit {classes} classes; give one weight for each.")
         weights = jnp.einsum("...c,c->...", truth, each)
-    return jax.nn.log_softmax(logits.astype(jnp.float32)), truth, weights
+    wrong = counts & ((labels < 0) | (labels >= classes))
+    return jax.nn.log_softmax(logits.astype(jnp.float32)), truth, jnp.where(wrong, jnp.nan, weights)
 
 
 def _of_label(log_p: jax.Array, truth: jax.Array) -> jax.Array:
@@ -187,7 +189,7 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
         Salimans et al. 2017, arXiv:1701.05517, section 2.1; for audio van den Oord et al. 2018, arXiv:1711.10433, section 3.1.
     """
     logits, means, log_scales = jnp.split(outputs.astype(jnp.float32), 3, axis=-1)
-    log_scales = jnp.maximum(log_scales, -14.0)  # a tenth of a level of 16 bits
+    log_scales = jnp.maximum(log_scales, -14.0)  # far below a level of 16 bits
     x = jnp.broadcast_to(x.astype(jnp.float32)[..., None], means.shape)
     half, inverse = 1 / (levels - 1), jnp.exp(-log_scales)
     above, below = (x + half - means) * inverse, (x - half - means) * inverse

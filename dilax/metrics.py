@@ -27,7 +27,7 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
         >>> float(sums["accuracy"]), float(sums["count"]), sums["confusion"].tolist()
         (1.0, 2.0, [[1.0, 1.0], [0.0, 0.0]])
     """
-    classes, weight = logits.shape[-1], mask.astype(jnp.float32)
+    logits, classes, weight = logits.astype(jnp.float32), logits.shape[-1], mask.astype(jnp.float32)
     truth = jax.nn.one_hot(labels, classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     # A padded row may hold anything, even infinities: it is replaced before it is summed.
@@ -50,9 +50,9 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
         ignored_label: Label of pixels that do not count.
 
     Returns:
-        Sums of the cross-entropy in nats ("loss") and of right pixels ("accuracy"), the "count" of pixels they are divided by, and the
-        "confusion" matrix (classes, classes), rows the true class, columns the predicted one. All but the loss are int32, and exact for
-        images of up to 2^24 pixels.
+        Sums of the cross-entropy in nats ("loss"; NaN if a label that counts is no class) and of right pixels ("accuracy"), the "count"
+        of pixels they are divided by, and the "confusion" matrix (classes, classes), rows the true class, columns the predicted one. All
+        but the loss are int32, and exact for images of up to 2^24 pixels.
 
     Example:
         >>> logits = jnp.array([[[[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]]]])
@@ -67,8 +67,10 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     # Float32 counts one image without error, and is multiplied fast everywhere; the images are added as integers.
     confusion = jnp.einsum("bni,bnj->bij", truth, predicted).astype(jnp.int32).sum(0)
+    loss = -jnp.sum(jnp.where(truth > 0, jax.nn.log_softmax(logits), 0.0))
+    wrong = counts & ((labels < 0) | (labels >= classes))
     return {
-        "loss": -jnp.sum(jnp.where(truth > 0, jax.nn.log_softmax(logits), 0.0)),
+        "loss": jnp.where(wrong.any(), jnp.nan, loss),
         "accuracy": jnp.trace(confusion),
         "count": counts.astype(jnp.int32).sum(),
         "confusion": confusion,

@@ -288,8 +288,8 @@ def _traced(analyse: Callable[..., Any], fn: Callable[[jax.Array], Any], shape: 
     """Analyse fn on another shape than the image's, which it may not take."""
     try:
         return analyse(fn, jax.ShapeDtypeStruct(shape, dtype))
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever a user's function raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{CALLER}: fn takes the image, but not a part of shape {shape}: {reason}; use None for axes to be kept."
         ) from error

@@ -72,7 +72,8 @@ def _made(
     source: str, state: Mapping[str, np.ndarray], rules: Rules, what: str, fields: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     name = source.partition(":")[2]
-    model = models.create(name, **{**fields_of(source, state), **fields})
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in {**fields_of(source, state), **fields}.items()}
+    model = models.create(name, **fields)
     try:
         return model, convert(state, rules, shapes_of(model), f"{what}, read as {source},")
     except UserError as error:
@@ -89,6 +90,8 @@ def shapes_of(model: nn.Module) -> Any:
 
 
 def _fits(source: str, state: Mapping[str, np.ndarray]) -> bool:
+    if any(target(name, _rules(source)) is None for name in state):
+        return False
     try:
         convert(state, _rules(source), shapes_of(models.create(source.partition(":")[2], **fields_of(source, state))))
     except UserError:

@@ -117,7 +117,7 @@ def test_what_published_weights_are_known_for():
     [
         ("drn:drn_d_22_segmenter", 19, None, "which data has these 19 classes is not known; give --config=FILE"),
         ("drn:drn_d_22", 10, {"task": "segmentation"}, "--config is of segmentation, and drn:drn_d_22 is a model for classification;"),
-        ("drn:drn_d_22", 3, {"data.class_names": ("a", "b")}, "--config names 2 classes, and drn:drn_d_22 in this file has 3;"),
+        ("drn:drn_d_22", 3, {"data.class_names": ("a", "b")}, "--config has 2 classes, and drn:drn_d_22 in this file has 3;"),
     ],
 )
 def test_configs_that_do_not_fit(source, classes, changes, words):
@@ -135,9 +135,9 @@ def test_images_are_standardised_for_training_too():
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
     plain = run.setup(config, 2, (6, 6, 3), 10).steps
     np.testing.assert_array_equal(plain.seen(to_float(images)), to_float(images))
-    config.data.update(mean=(0.1, 0.2, 0.3), std=(0.5, 2.0, 4.0))
+    config.data.update(mean=(0.1, 0.2, 0.3), std=(0.5, 0.2, 0.4))
     steps = run.setup(config, 2, (6, 6, 3), 10).steps
-    expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 2.0, 4.0]
+    expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.2, 0.4]
     np.testing.assert_allclose(steps.seen(to_float(images)), expected, atol=1e-6)
     # With a learning rate of 0 the loss of a step is that of the logits of evaluation.
     config.optim.lr, config.optim.warmup_epochs = 0.0, 0.0

@@ -310,6 +310,14 @@ def test_restart_moves_nothing_but_a_run(tmp_path):
     assert "holds files but no run" in refused(lambda: loop.run(tiny(), tmp_path / "thesis", restart=True))
 
 
+def test_restart_moves_nothing_before_all_else_is_right(unbroken):
+    before = sorted(path.name for path in unbroken.parent.iterdir())
+    refused(lambda: loop.run(tiny(**{"data.classes": (1, 99)}), unbroken, restart=True))
+    text = refused(lambda: loop.run(tiny(init_from=str(unbroken)), unbroken, restart=True))
+    assert f"--restart would move {unbroken} aside, which config.init_from names; give another --workdir." in text
+    assert sorted(path.name for path in unbroken.parent.iterdir()) == before
+
+
 def test_no_validation_keeps_the_last(tmp_path):
     assert loop.run(tiny(**{"data.validation": 0.0, "total_epochs": 0.5}), tmp_path / "run") == 0
     last = read_history(tmp_path / "run")[-1]
@@ -402,9 +410,9 @@ def test_predict(unbroken, tmp_path):
     assert rows[0][1] == trained.class_names[int(probabilities.argmax())]
     np.testing.assert_allclose(float(rows[0][2]), float(probabilities.max()), atol=1e-4)
     (tmp_path / "text.png").write_text("no image")
-    for bad, words in ((tmp_path / "text.png", "no image that Pillow can read"), (tmp_path / "gone.png", "No such file or directory")):
+    for bad, words in ((tmp_path / "text.png", "cannot be read as an image"), (tmp_path / "gone.png", "there is no such file")):
         code, out, err = job("predict", "--workdir", unbroken, paths[0], bad)
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: {bad}: ")
+        assert err.startswith(f"error: {bad}")
         assert words in err
         assert err.count("\n") == 1

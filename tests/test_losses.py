@@ -10,6 +10,7 @@ import pytest
 
 from dilax import losses
 from dilax.errors import UserError
+from dilax.metrics import segmentation_sums
 
 RNG = np.random.default_rng(0)
 CLASSES, WEIGHTS = 4, (0.3, 2.0, 1.0, 5.0)
@@ -146,3 +147,13 @@ def test_error_texts(name):
     with pytest.raises(UserError) as error:
         call()
     assert str(error.value) == text
+
+
+@pytest.mark.parametrize("label", [-1, 3, 254])
+def test_a_label_that_is_no_class_is_not_passed_over(label):
+    labels = jnp.array([[0, 1], [2, label], [255, 255]])
+    for loss in (losses.pixel_cross_entropy, losses.focal_loss, losses.dice_loss):
+        assert np.isnan(np.asarray(loss(jnp.zeros((3, 2, 3)), labels))).tolist() == [False, True, False]
+    sums = segmentation_sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, True, True]))
+    assert np.isnan(float(sums["loss"]))
+    assert not np.isnan(float(segmentation_sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, False, True]))["loss"]))

@@ -301,6 +301,25 @@ def replace_mask(array: np.ndarray) -> Any:
     return lambda root: (root / "masks" / "04.png").write_bytes(png(array))
 
 
+def black_and_white(root: pathlib.Path) -> None:
+    for file in (root / "masks").iterdir():
+        with Image.open(file) as mask:
+            values = np.where(np.asarray(mask) > 0, 255, 0).astype(np.uint8)
+        Image.fromarray(values).save(file)
+
+
+def jpeg_mask(root: pathlib.Path) -> None:
+    with Image.open(root / "masks" / "04.png") as mask:
+        mask.convert("L").save(root / "masks" / "04.jpg")
+    (root / "masks" / "04.png").unlink()
+
+
+def deep_image(root: pathlib.Path) -> None:
+    with Image.open(root / "images" / "04.png") as image:
+        width, height = image.size
+    Image.fromarray(np.full((height, width), 3000, np.uint16)).save(root / "images" / "04.png")
+
+
 BAD_FOLDERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "size": (
         replace_mask(np.zeros((6, 7), np.uint8)),
@@ -328,7 +347,11 @@ BAD_FOLDERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no list": (lambda root: None, {"lists": "lists"}, r"data\.lists: there is no .*lists/train\.txt; give the folder"),
     "values": (lambda root: None, {"mask_values": (1, 1)}, r"config\.data\.mask_values=\(1, 1\) must be different numbers from 0 to 255\."),
     "values and names": (lambda root: None, {"mask_values": (1, 2), "class_names": ("a",)}, r"names 2 classes and config\.data\.class_names 1;"),
-    "ignored class": (lambda root: None, {"ignored": 1}, r"config\.segmentation\.ignored_label=1 is one of the 256 classes"),
+    "ignored class": (lambda root: None, {"ignored": 1, "class_names": ("a", "b")}, r"config\.segmentation\.ignored_label=1 is one of the 2 classes"),
+    "black and white": (black_and_white, {}, r"the masks hold 0, 255, of which 255 is ignored: .* mask_values, such as \(0, 255\)\.$"),
+    "JPEG": (jpeg_mask, {"class_names": ("a", "b", "c")}, r"masks/04\.jpg is a JPEG, which blurs the numbers of classes; save the masks as PNG"),
+    "fractions": (lambda root: None, {"mask_values": (0.0, 1.0)}, r"mask_values=\(0\.0, 1\.0\) must be whole numbers\."),
+    "16 bits": (deep_image, {"class_names": ("a", "b", "c")}, r"images/04\.png has more than 8 bits a channel"),
     "classes": (lambda root: None, {"classes": (1,)}, r"config\.data\.classes=\(1,\) chooses images by their class"),
 }  # fmt: skip
 

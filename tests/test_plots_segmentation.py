@@ -1,5 +1,7 @@
 """The pictures of segmentation hold the masks they were given, and no word is cut off."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,10 @@ NAMES = ("sky", "road", "a rather long name of a class that goes on")
 IMAGE = RNG.integers(0, 256, (12, 20, 3), np.uint8)
 MASK = RNG.integers(0, 3, (12, 20), np.uint8)
 MASK[0, :5] = 255
+
+
+def picture(axes: Any) -> np.ndarray:
+    return np.asarray(axes.images[0].get_array())
 
 
 def titles(figure) -> list[str]:
@@ -29,6 +35,12 @@ def test_colours_differ_and_do_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal(plots.mask_colours(7), colours[:7])
 
 
+def test_labels_below_zero_are_no_classes():
+    mask = np.array([[-1, 0], [2, 255]])
+    np.testing.assert_array_equal(blended(IMAGE[:2, :2], mask, 3)[0, 0], IMAGE[0, 0] / 255)
+    assert legend(plots.segmentation_overlay(IMAGE[:2, :2], mask, NAMES)) == ["sky  25.0%", "a rather long name …  25.0%"]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_masks_are_blended_where_they_count(channels):
     image = IMAGE[..., :channels]
@@ -43,13 +55,13 @@ def test_the_overlay_names_the_classes_by_their_share():
     mask[:, :1], mask[0, 4] = 2, 255
     figure = plots.segmentation_overlay(IMAGE[:4, :5], mask, NAMES)
     assert legend(figure) == ["sky  75.0%", "a rather long name …  20.0%"]
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), blended(IMAGE[:4, :5], mask, 3))
+    np.testing.assert_allclose(picture(figure.axes[0]), blended(IMAGE[:4, :5], mask, 3))
 
 
 def test_the_grid_shows_image_truth_and_prediction():
     masks = np.stack([MASK, np.zeros_like(MASK)])
     figure = plots.segmentation_grid(np.stack([IMAGE, IMAGE]), masks, masks[::-1], NAMES, ["one", "two"])
-    pictures = [axes.images[0].get_array() for axes in figure.axes]
+    pictures = [picture(axes) for axes in figure.axes]
     for i, mask in ((1, masks[0]), (2, masks[1]), (4, masks[1]), (5, masks[0])):
         np.testing.assert_allclose(pictures[i], blended(IMAGE, mask, 3))
     assert titles(figure) == ["one", "truth", "prediction", "two", "truth", "prediction"]
@@ -59,14 +71,14 @@ def test_the_grid_shows_image_truth_and_prediction():
 def test_the_comparison_shows_every_model():
     figure = plots.segmentation_comparison(IMAGE, MASK, {"first": MASK * 0, "second": MASK * 0 + 1}, NAMES)
     assert titles(figure) == ["image", "truth", "first", "second"]
-    pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    pictures = [picture(axes) for axes in figure.axes if axes.images]
     np.testing.assert_allclose(pictures[0], IMAGE / 255)
-    for picture, mask in zip(pictures[1:], (MASK, MASK * 0, MASK * 0 + 1), strict=True):
-        np.testing.assert_allclose(picture, blended(IMAGE, mask, 3))
+    for shown, mask in zip(pictures[1:], (MASK, MASK * 0, MASK * 0 + 1), strict=True):
+        np.testing.assert_allclose(shown, blended(IMAGE, mask, 3))
 
 
 def test_bars_are_in_order_with_their_mean():
-    axes = plots.class_bars([0.5, np.nan, 0.25], NAMES).axes[0]
+    axes: Any = plots.class_bars([0.5, np.nan, 0.25], NAMES).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0, 0.25, 0.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["road", "a rather long name of a…", "sky"]
     assert [text.get_text() for text in axes.texts] == ["does not occur", "0.250", "0.500"]

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -469,10 +470,15 @@ def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypat
     predict.main()
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == paths
-    assert [pathlib.Path(row[1]).name for row in rows] == ["street.png", "other.png", "grey.png", "street_.png"]
+    assert [pathlib.Path(row[1]).name for row in rows] == [
+        "street_overlay.png",
+        "other_overlay.png",
+        "grey_overlay.png",
+        "street__overlay.png",
+    ]
     trained = run.load_trained(finished)
     for (path, overlay, words), size in zip(rows, ((16, 12), (31, 23), (14, 9), (16, 12))):
-        mask_file = pathlib.Path(overlay).with_name(pathlib.Path(overlay).stem + "_mask.png")
+        mask_file = pathlib.Path(overlay.replace("_overlay.png", "_mask.png"))
         with Image.open(mask_file) as mask, Image.open(path) as image, Image.open(overlay) as picture:
             assert (mask.mode, mask.size) == ("P", size)
             assert min(picture.size) > 100
@@ -481,7 +487,13 @@ def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypat
             np.testing.assert_array_equal(np.asarray(mask), np.asarray(logits)[0].argmax(-1))
             share = (np.asarray(mask) == int(words.split()[1])).mean()
         assert words.startswith(f"class {words.split()[1]} {share:.1%}")
-    with pytest.raises(UserError, match=r"gone\.png: No such file or directory; give a PNG"):
+    with pytest.raises(UserError, match=r"street_overlay\.png is there already, and would be overwritten; give another folder with --out"):
+        predict.segment(trained, paths, tmp_path / "out")
+    predict.segment(trained, paths[:1], tmp_path / "out", replace=True)
+    mine = tmp_path / "out" / "street_mask.png"
+    with pytest.raises(UserError, match=r"street_mask\.png is there already"):
+        predict.segment(trained, [paths[0], str(mine)], tmp_path / "out", replace=True)
+    with pytest.raises(UserError, match=r"gone\.png: there is no such file; give a PNG"):
         predict.segment(trained, [paths[0], "gone.png"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -549,3 +561,21 @@ def test_finish_shows_up_to_so_many_images(folder):
     assert (images.shape, labels.shape, labels.dtype) == ((5, 12, 16, 3), (5, 12, 16), np.uint8)
     np.testing.assert_array_equal(labels[-1], splits.test.labels[-1])
     assert mean_iou(np.eye(3)) == 1
+
+
+def test_data_of_another_run_is_refused(capsys):
+    trained: Any = SimpleNamespace(class_names=("a", "b"), image_shape=(8, 8, 3), examples=10)
+
+    def splits(names: tuple[str, ...], channels: int = 3, count: int = 10) -> Any:
+        return SimpleNamespace(class_names=names, image_shape=(8, 8, channels), train=range(count))
+
+    evaluate.check_data(trained, splits(("a", "b")))
+    assert capsys.readouterr().err == ""
+    evaluate.check_data(trained, splits(("a", "b"), count=11))
+    assert "warning: the data had 10 training records when the run began, and has 11 now" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the data has the classes a, b, c, and the run a, b; give the data it was trained on"):
+        evaluate.check_data(trained, splits(("a", "b", "c")))
+    with pytest.raises(UserError, match=r"the data has the classes b, a, and the run a, b"):
+        evaluate.check_data(trained, splits(("b", "a")))
+    with pytest.raises(UserError, match=r"the data has images of 1 channels, and the run of 3"):
+        evaluate.check_data(trained, splits(("a", "b"), channels=1))

@@ -350,6 +350,11 @@ CASES = {
         run(SLIM["unet"], X[0, 0]),
         "UNet: x of shape (42, 2) must be (batch, *space, channels) with 1, 2 or 3 spatial axes.",
     ),
+    "a backbone that is made already": (
+        run(models.FCN(models.ResNet())),  # pyright: ignore[reportArgumentType]
+        "FCN: backbone=ResNet is no class of backbones; give one, such as dilax.models.ResNet, or "
+        "functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False).",
+    ),
     "unet grid": (
         run(SLIM["unet"].clone(multi_grid=())),
         "UNet: multi_grid=() must be a tuple of factors of at least 1, such as (1, 2, 4).",

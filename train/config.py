@@ -71,7 +71,7 @@ def default_config(name: str) -> ConfigDict:
             init_from="",
             init_into="",  # put them into this module of the model, such as "backbone", the rest made anew; "" is the whole model
             head_reset=False,  # make the last layer anew instead of loading it
-            init_except=(),  # regular expressions of parameters that need not fit the loaded ones
+            init_except=(),  # regular expressions of parameters that are left as they are made, and need not fit
             frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too
             data=dict(
                 name="digits",  # "digits", "digits8x8", "cells" (to segment), "folder", or any TFDS name such as "cifar10"
@@ -158,8 +158,10 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={flat[key]} is out of range; give a number from {lowest:g} to {highest:g}.")
     for key in ("mean", "std"):
         values = config.data[key]
-        if not all(isinstance(value, int | float) and 0 <= value < math.inf and (key == "mean" or value) for value in values):
-            raise UserError(f"config.data.{key}={tuple(values)} must be numbers of colours from 0 to 1, one a channel, or ().")
+        if not all(isinstance(value, int | float) and 0 <= value <= 1 and (key == "mean" or value) for value in values):
+            raise UserError(
+                f"config.data.{key}={tuple(values)} must be numbers from 0 to 1, one a channel, or (); divide those of 0 to 255."
+            )
     if config.batch_size % config.optim.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "

@@ -4,9 +4,11 @@ It can be evaluated, used to predict, and fine-tuned from (`config.init_from`) a
 """
 
 import importlib
+import inspect
 import pathlib
 import runpy
 import sys
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 import dilax
 from dilax import weights
 from dilax.errors import UserError
-from train import checkpoint, cli, run
+from train import checkpoint, cli, data, run
 from train.config import default_config, model_config
 
 SIDE = 224  # of the images of ImageNet as these networks see them, and in the description of a run whose images have no one size
@@ -37,15 +39,16 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
         UserError: if something does not fit; then nothing is written.
     """
     model, variables = dilax.load_weights(source, path)
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(f"--workdir={workdir} holds files already; give an empty or a new folder.")
     config, class_names = _config(source, model, base)
+    side = config.data.image_size or SIDE
+    run.setup(config, len(class_names), (side, side, 3), 1)
     run.open_folder(config, workdir, restart=False)
     with checkpoint.Store(workdir / checkpoint.BEST) as best:
         best.save(0, {"batch_stats": {}, **variables})
-    side = config.data.image_size or SIDE
     run.write_config(workdir, config)
-    run.write_status(workdir, finished=True, class_names=class_names, image_shape=(side, side, 3), examples=1, metrics={})
+    run.write_status(workdir, finished=True, class_names=class_names, image_shape=(side, side, 3), examples=0, metrics={})
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return f"{workdir}: {source}, {count:,} parameters, {len(class_names)} classes"
 
@@ -59,15 +62,28 @@ def _config(source: str, model: object, base: ConfigDict | None) -> tuple[Config
         raise UserError(f"{source}: which data has these {classes} classes is not known; give --config=FILE of a run on that data.")
     if config.task != task:
         raise UserError(f"--config is of {config.task}, and {source} is a model for {task}; give another config.")
-    class_names = tuple(config.data.class_names) or tuple(str(i) for i in range(classes))
+    class_names = tuple(config.data.class_names) or (None if base is None else _opened_names(config)) or tuple(map(str, range(classes)))
     if len(class_names) != classes:
-        raise UserError(f"--config names {len(class_names)} classes, and {source} in this file has {classes}; give the config of its data.")
+        raise UserError(f"--config has {len(class_names)} classes, and {source} in this file has {classes}; give the config of its data.")
+    given: Any = config.data  # the values of a ConfigDict have no static types
+    if not (given.mean and given.std):
+        if source.startswith("drn:") and task == "segmentation":
+            raise UserError(f"{source}: its images were standardised by numbers of their own; set data.mean and data.std in the config.")
+        given.update(mean=weights.IMAGENET_MEAN, std=weights.IMAGENET_STD)
     fields = {"aux_head": True} if getattr(model, "aux_head", False) else {}
-    config.name, config.dtype, config.init_from, config.batch_size = name, "float32", "", 16
-    config.optim.accumulate = 1
+    # Of the config only the data and how it is scored are meant.
+    config.update(name=name, dtype="float32", batch_size=16, init_from="", init_into="", init_except=(), head_reset=False, frozen=())
+    config.optim.update(accumulate=1, lr_multipliers=())
     config.model = ConfigDict(model_config(name, **fields))
-    config.data.mean, config.data.std = weights.IMAGENET_MEAN, weights.IMAGENET_STD
     return config, class_names
+
+
+def _opened_names(config: ConfigDict) -> tuple[str, ...] | None:
+    """The names of the classes of the data, if it is here."""
+    try:
+        return data.open_splits(config).class_names
+    except UserError:
+        return None
 
 
 def _known_data(task: str, classes: int) -> ConfigDict | None:
@@ -86,9 +102,14 @@ def _load_config(text: str) -> ConfigDict:
     path, _, variant = text.partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no config file {path}; give --config=configs/NAME.py, from the folder that holds configs/.")
-    found = runpy.run_path(path).get("get_config")
+    try:
+        found = runpy.run_path(path).get("get_config")
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"the config file {path} cannot be loaded: {type(error).__name__}: {error}.") from error
     if found is None:
         raise UserError(f"the config file {path} has no function get_config; see those in configs/.")
+    if variant and not inspect.signature(found).parameters:
+        raise UserError(f"the config file {path} has no variants; leave :{variant} out.")
     return found(variant) if variant else found()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dilax.errors import UserError
 from dilax.metrics import class_iou
 from train import cli, data, parallel
-from train.run import Setup, load_trained
+from train.run import Setup, Trained, load_trained
 
 
 def score(made: Setup, variables: Any, source: data.Source) -> tuple[dict[str, float], np.ndarray]:
@@ -76,6 +76,27 @@ def at_scales(made: Setup, scales: tuple[float, ...], flip: bool) -> Setup:
     return dataclasses.replace(made, steps=steps, parallel=parallel.make(made.config.parallel, steps, made.config.batch_size))
 
 
+def check_data(trained: Trained, splits: data.Splits) -> None:
+    """Refuse data of other classes or channels than a run was trained on, and warn if it has changed since.
+
+    Raises:
+        UserError: if the run's figures on that data would mean nothing.
+    """
+    names, ours = splits.class_names, trained.class_names
+    if len(names) != len(ours) or (names != ours and not all(name.isdecimal() for name in ours)):
+        raise UserError(f"the data has the classes {', '.join(names)}, and the run {', '.join(ours)}; give the data it was trained on.")
+    if splits.image_shape[2] != trained.image_shape[2]:
+        raise UserError(
+            f"the data has images of {splits.image_shape[2]} channels, and the run of {trained.image_shape[2]}; give its own data."
+        )
+    if trained.examples and len(splits.train) != trained.examples:
+        print(
+            f"warning: the data had {trained.examples} training records when the run began, and has {len(splits.train)} now; "
+            "records of the test split may have been trained on.",
+            file=sys.stderr,
+        )
+
+
 def main() -> None:
     """Print one line for each metric."""
     parser = cli.parser(sys.modules[__name__])
@@ -88,6 +109,7 @@ def main() -> None:
     trained = load_trained(args.workdir.absolute(), {"dir": args.data_dir} if args.data_dir else {})
     made = at_scales(trained.setup, read_scales(args.scales), args.flip)
     splits = data.open_splits(trained.config)
+    check_data(trained, splits)
     source = getattr(splits, args.split)
     if source is None:
         cli.fail("the run has no validation split (config.data.validation=0); score --split=test.")

@@ -39,10 +39,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     if jax.process_count() > 1:
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     configs.check(config)
-    open_folder(config, workdir, restart)
+    if not restart:
+        open_folder(config, workdir)
     splits = data.open_splits(config)
     weights = segmentation.class_weights(config, splits.train, splits.class_names) if config.task == "segmentation" else ()
     made = setup(config, len(splits.class_names), splits.image_shape, len(splits.train), weights)
+    if restart:  # the old run stays where it is until all else is known to be right
+        open_folder(config, workdir, restart=True)
     parallel, total, workers = made.parallel, made.total_steps, config.data.workers
     rate = schedule(config.optim, made.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))

@@ -1,5 +1,6 @@
 """Classify or segment images with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`."""
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import numpy as np
 from dilax import plots
 from dilax.errors import UserError
 from train import cli
-from train.data.masks import resize
+from train.data.folder import naming
+from train.data.masks import nearest, resize
 from train.data.sources import decode
+from train.evaluate import at_scales, read_scales
 from train.run import Trained, load_trained
 from train.step import Steps
 
@@ -47,13 +50,10 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _decoded(path: str, channels: int, image_size: int) -> np.ndarray:
-    from PIL import UnidentifiedImageError
-
-    try:
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: there is no such file; give a PNG, JPEG or other image file.")
+    with naming(pathlib.Path(path)):
         return decode(pathlib.Path(path), channels, image_size)
-    except (OSError, UnidentifiedImageError) as error:
-        reason = "it is no image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error.strerror or str(error)
-        raise UserError(f"{path}: {reason}; give a PNG, JPEG or other image file.") from error
 
 
 def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:
@@ -68,34 +68,53 @@ def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:
     return rows
 
 
-def segment(trained: Trained, paths: list[str], folder: pathlib.Path) -> list[tuple[str, str, str]]:
-    """Segment image files at their own size, or with the longer side of config.data.image_size if that is set.
+def segment(trained: Trained, paths: list[str], folder: pathlib.Path, *, replace: bool = False) -> list[tuple[str, str, str]]:
+    """Segment image files, scaled so that the longer side is config.data.image_size if that is set; the masks are of the files' own size.
 
     Args:
         trained: The run.
         paths: Image files; all are read before the first is segmented.
-        folder: Where two files go for each image: NAME.png, the classes laid over it with a legend, and NAME_mask.png, the numbers
-            of the classes as a palette image.
+        folder: Where two files go for each image: NAME_overlay.png, the classes laid over it with a legend, and NAME_mask.png, the
+            numbers of the classes as a palette image.
+        replace: Whether files that are there already are replaced; the images themselves never are.
 
     Returns:
-        (path, path of NAME.png, the classes with the greatest shares of the image) for each.
+        (path, path of NAME_overlay.png, the classes with the greatest shares of the image) for each.
+
+    Raises:
+        UserError: if a file cannot be read, or one would be overwritten.
     """
-    size, channels = trained.config.data.image_size, trained.image_shape[2]
-    images = [_longer_side(_decoded(path, channels, 0), size) for path in paths]
+    outputs = _outputs(paths, folder, replace)
+    size, channels, names = trained.config.data.image_size, trained.image_shape[2], trained.class_names
+    images = [_decoded(path, channels, 0) for path in paths]
     run = segmenter(trained.setup.steps, trained.variables)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, used = [], set()
-    for path, image in zip(paths, images):
-        mask, name = run(image[None])[0], pathlib.Path(path).stem
-        while name in used:
-            name += "_"
-        used.add(name)
-        plots.save(plots.segmentation_overlay(image, mask, trained.class_names), folder / f"{name}.png")
-        _save_mask(mask, len(trained.class_names), folder / f"{name}_mask.png")
-        shares = np.bincount(mask.ravel(), minlength=len(trained.class_names)) / mask.size
-        words = [f"{trained.class_names[i]} {shares[i]:.1%}" for i in np.argsort(-shares, kind="stable")[:3] if shares[i]]
-        rows.append((path, str(folder / f"{name}.png"), ", ".join(words)))
+    rows = []
+    for path, image, (overlay, mask_file) in zip(paths, images, outputs):
+        mask = nearest(run(_longer_side(image, size)[None])[0], *image.shape[:2])
+        plots.save(plots.segmentation_overlay(image, mask, names), overlay)
+        _save_mask(mask, len(names), mask_file)
+        shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+        words = [f"{names[i]} {shares[i]:.1%}" for i in np.argsort(-shares, kind="stable")[:3] if shares[i]]
+        rows.append((path, str(overlay), ", ".join(words)))
     return rows
+
+
+def _outputs(paths: list[str], folder: pathlib.Path, replace: bool) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Names of the overlay and the mask of each image, none twice."""
+    found: list[tuple[pathlib.Path, pathlib.Path]] = []
+    taken: set[pathlib.Path] = set()
+    for path in paths:
+        stem = pathlib.Path(path).stem
+        while taken & {folder / f"{stem}_overlay.png", folder / f"{stem}_mask.png"}:
+            stem += "_"
+        found.append((folder / f"{stem}_overlay.png", folder / f"{stem}_mask.png"))
+        taken |= set(found[-1])
+    given = {pathlib.Path(path).resolve() for path in paths}
+    for file in sorted(taken):
+        if file.resolve() in given or (file.exists() and not replace):
+            raise UserError(f"{file} is there already, and would be overwritten; give another folder with --out.")
+    return found
 
 
 def _longer_side(image: np.ndarray, size: int) -> np.ndarray:
@@ -116,13 +135,17 @@ def main() -> None:
     parser = cli.parser(sys.modules[__name__])
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--out", type=pathlib.Path, help="segmentation: folder of the pictures; default is predictions/ in that of the run")
+    parser.add_argument("--scales", default="1", help="segmentation: sizes at which the model runs, averaged, such as 0.75,1,1.25")
+    parser.add_argument("--flip", action="store_true", help="segmentation: also run it on mirrored images, averaged")
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     args = parser.parse_args()
     trained = load_trained(args.workdir.absolute())
     if trained.config.task == "segmentation":
-        for row in segment(trained, args.images, args.out or args.workdir / "predictions"):
+        trained = dataclasses.replace(trained, setup=at_scales(trained.setup, read_scales(args.scales), args.flip))
+        for row in segment(trained, args.images, args.out or args.workdir / "predictions", replace=args.out is None):
             print("\t".join(row))
         return
+    at_scales(trained.setup, read_scales(args.scales), args.flip)  # refuses both
     for path, name, probability in predict(trained, args.images):
         print(f"{path}\t{name}\t{probability:.4f}")
 

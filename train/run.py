@@ -147,12 +147,14 @@ def summary(config: ConfigDict) -> str:
     return dilax.summary.summary(model, jax.ShapeDtypeStruct((1, *splits.image_shape), jnp.dtype(config.dtype)))
 
 
-def open_folder(config: ConfigDict, workdir: pathlib.Path, restart: bool) -> None:
+def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> None:
     """Make the folder of a run, or check that the run in it is this one and is not finished.
 
     Raises:
         UserError: if it holds a finished run or one of another config, or cannot be written.
     """
+    if restart and config.init_from and pathlib.Path(config.init_from).absolute() == workdir:
+        raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
     try:
         if restart and (workdir / CONFIG).exists():
             os.replace(workdir, _free_name(workdir))
@@ -230,6 +232,7 @@ class Trained:
         variables: The best ones, as numpy arrays.
         class_names: Of the data.
         image_shape: (height, width, channels).
+        examples: In the training split when the run began; 0 if it was not trained here.
     """
 
     config: ConfigDict
@@ -237,6 +240,7 @@ class Trained:
     variables: dict[str, Any]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    examples: int
 
 
 def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -> Trained:
@@ -260,7 +264,7 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     unit = jax.device_count() * config.optim.accumulate
     config.batch_size = -(-config.batch_size // unit) * unit
     names, shape = tuple(status["class_names"]), tuple(status["image_shape"])
-    made = setup(config, len(names), shape, status["examples"])
+    made = setup(config, len(names), shape, max(1, status["examples"]))
     like, saved = checkpoint.describe(made.shapes), checkpoint.describe(variables)
     checkpoint.check_same_leaves(saved, like, f"the checkpoint in {workdir}")
-    return Trained(config, made, variables, names, shape)
+    return Trained(config, made, variables, names, shape, status["examples"])

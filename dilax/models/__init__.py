@@ -49,7 +49,9 @@ BACKBONES = (*DRNS, "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet1
 MODELS |= {
     "deeplabv3_resnet50": DeepLabV3,
     "deeplabv3_resnet101": functools.partial(DeepLabV3, backbone=MODELS["resnet101"]),
-    **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name]) for name in BACKBONES},
+    **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name]) for name in BACKBONES if name not in DRNS},
+    # A DRN is made for stride 8: coarser, it is another network.
+    **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name], output_stride=8) for name in DRNS},
     **{f"{name}_segmenter": functools.partial(Segmenter, backbone=MODELS[name], dropout=0.0) for name in DRNS},
     "fcn_resnet50": FCN,
     "fcn_resnet101": functools.partial(FCN, backbone=MODELS["resnet101"]),

@@ -18,7 +18,7 @@ class DilatedFCN(nn.Module):
     """Conv-norm-act layers, each with a stride and a dilation; 1x1 convolutions to logits, enlarged to the size of the input.
 
     A layer that changes neither size nor channels adds its input (He et al. 2016). The logits of the last map before each stride are
-    added to those of the last map of all, for sharp borders (Long et al. 2015, arXiv:1411.4038). Strides and dilations do not change the
+    added to those of the last map of all, for sharp borders (Long et al. 2015, arXiv:1411.4038). Dilations do not change the
     parameters, nor does the head those of the layers: so dilations all 1 give the same network without dilation, and head="global" a
     classifier to pretrain its layers as.
 

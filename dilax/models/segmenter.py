@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct, Dropout
 from dilax.convert import Rules, conv_norm
+from dilax.errors import UserError
 from dilax.models.resnet import ResNet
 from dilax.modules import DilatedConv
 from dilax.resize import resize
@@ -48,6 +49,11 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         """Make the backbone, which `features` and `__call__` share."""
+        if not callable(self.backbone) or isinstance(self.backbone, nn.Module):
+            raise UserError(
+                f"{type(self).__name__}: backbone={type(self.backbone).__name__} is no class of backbones; give one, such as "
+                "dilax.models.ResNet, or functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False)."
+            )
         self.encoder: Any = self.backbone(
             norm=self.norm, multi_grid=self.multi_grid, axis_name=self.axis_name, dtype=self.dtype, name="backbone"
         )

@@ -52,7 +52,7 @@ def blended(image: Any, mask: Any, count: int, *, opacity: float = 0.6) -> np.nd
     picture = displayable(image[None], "segmentation_overlay")[0]
     picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
     colours = np.concatenate([mask_colours(count) / 255, np.zeros((1, 3))])
-    known = mask < count
+    known = (mask >= 0) & (mask < count)
     share = opacity * known[..., None]
     return picture * (1 - share) + colours[np.where(known, mask, count)] * share
 
@@ -70,8 +70,7 @@ def segmentation_overlay(image: Any, mask: Any, class_names: Sequence[str], *, o
         UserError: if image and mask are of different sizes.
     """
     picture = blended(image, mask, len(class_names), opacity=opacity)
-    counts = np.bincount(np.asarray(mask).ravel(), minlength=len(class_names))[: len(class_names)]
-    shares = counts / np.asarray(mask).size
+    shares = np.array([(np.asarray(mask) == i).mean() for i in range(len(class_names))])
     order: list[int] = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
     labels = [f"{short(class_names[i], 20)}  {shares[i]:.1%}" for i in order]
     height, width = picture.shape[:2]

@@ -104,7 +104,7 @@ def _equation(eqn: Any, operands: list[Operand], notes: dict[str, None]) -> list
     if name in LOOPS:
         return LOOPS[name](eqn, operands, notes)
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params and name != "reduce":
+        if key in eqn.params and name not in rules.RULES:
             return _inside(eqn.params[key], operands, notes)
     note = idle_taps(eqn, operands)
     if note is not None:

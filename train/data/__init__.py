@@ -108,6 +108,8 @@ def _check_mask_keys(data: Any) -> None:
                 f"config.data.{key}={data[key]!r} chooses images by their class, and images to segment have none; leave it out."
             )
     values = tuple(data.mask_values)
+    if not all(isinstance(value, int) for value in values):
+        raise UserError(f"config.data.mask_values={values} must be whole numbers.")
     if len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
         raise UserError(f"config.data.mask_values={values} must be different numbers from 0 to 255.")
     if values and data.class_names and len(values) != len(data.class_names):

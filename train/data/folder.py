@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.sources import TEST_SPLIT, Record, check_sizes, decode, stratified
+from train.data.sources import TEST_SPLIT, Record, check_depth, check_sizes, decode, stratified
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _TEST_FOLDERS = ("test", "val", "validation")
 _GREY = {"1", "L", "LA"}
-_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +108,16 @@ def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
     from PIL import Image
 
     with naming(file), Image.open(file) as image:
-        if image.mode in _DEEP:
-            raise UserError(f"{file} has more than 8 bits a channel, which would be cut off; save it with 8.")
+        check_depth(image, file)
         return image.mode in _GREY, (image.height, image.width)
 
 
 @contextlib.contextmanager
 def naming(file: pathlib.Path) -> Iterator[None]:
     """Turn what PIL raises for a torn or foreign file into an error that names it."""
+    from PIL import Image
+
     try:
         yield
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read as an image ({str(error).splitlines()[0]}); repair or remove it.") from error

@@ -135,13 +135,19 @@ def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _counted_names(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
-    """Return "class 0", "class 1", ..., as many as there are values or, without, as the masks of the training split hold."""
+    """Return "class 0", "class 1", ...: one for each of the values or, without, up to the highest that the training masks hold."""
     if values:
         return tuple(f"class {value}" for value in values)
-    highest = -1
+    held = np.zeros(256, bool)
     for _, file in pairs:
         with naming(file):
-            mask = decode_mask(file)
-        known = mask[mask != ignored]
-        highest = max(highest, int(known.max()) if known.size else -1)
-    return tuple(f"class {i}" for i in range(highest + 1))
+            held[decode_mask(file)] = True
+    found = np.flatnonzero(held).tolist()
+    classes = [value for value in found if value != ignored]
+    # Black and white masks, and classes as shades of grey: their numbers are no labels.
+    if len(classes) < 2 or (len(classes) < 8 and classes[-1] >= 4 * len(classes)):
+        raise UserError(
+            f"the masks hold {', '.join(map(str, found[:8]))}, of which {ignored} is ignored: those are not the numbers of two or more "
+            f"classes; say which values are classes in config.data.mask_values, such as {tuple(found[:8])}."
+        )
+    return tuple(f"class {i}" for i in range(classes[-1] + 1))

@@ -10,7 +10,7 @@ import numpy as np
 from dilax.errors import UserError
 from train.data.sources import Record, Source, read
 
-GREY = 128  # what pads an image; `to_float` maps it to 0
+GREY = 128  # what pads an image; `to_float` maps it nearly to 0
 _VALUES = 256
 _CHUNK = 64
 
@@ -74,6 +74,8 @@ def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
     stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
     with Image.open(stream) as image:
         name = str(file) if isinstance(file, pathlib.Path) else "a mask"
+        if image.format == "JPEG":
+            raise UserError(f"{name} is a JPEG, which blurs the numbers of classes; save the masks as PNG, from their source.")
         mask = np.asarray(image)
         if mask.ndim != 2 or image.mode in ("F", "LA"):
             raise UserError(f"{name} is a picture of mode {image.mode}; save the numbers of the classes as a grey or palette image.")
@@ -116,7 +118,7 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def check_labelled(source: Source, split: str, ignored: int) -> None:
-    """Refuse a split whose masks hold nothing but ignored pixels; reading stops at the first pixel that counts.
+    """Refuse a split whose masks hold nothing but ignored pixels; reading stops after the first records that hold one that counts.
 
     Raises:
         UserError: if there is none.

@@ -15,6 +15,7 @@ from dilax.errors import UserError
 # What a permutation is for: the first word of its key, so that no two choices are correlated.
 TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _CHUNK = 1024
 
 Record = dict[str, Any]
@@ -123,14 +124,25 @@ def check_sizes(shapes: set[tuple[int, ...]]) -> None:
 
 
 def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image file, or its bytes, to uint8 (h, w, channels), fitted to `image_size` unless that is 0."""
+    """Decode an image file, or its bytes, to uint8 (h, w, channels), fitted to `image_size` unless that is 0.
+
+    Raises:
+        UserError: if it has more than 8 bits a channel.
+    """
     from PIL import Image
 
     stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
     with Image.open(stream) as opened:
+        check_depth(opened, file if isinstance(file, pathlib.Path) else "an image")
         image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
         pixels = np.asarray(image)
     return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+
+
+def check_depth(image: Any, name: object) -> None:
+    """Refuse an open image that would be cut off at 8 bits."""
+    if image.mode in _DEEP:
+        raise UserError(f"{name} has more than 8 bits a channel, which would be cut off; save it with 8.")
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
