@@ -3,7 +3,11 @@
 python -m train.main --config configs/pretrain_camvid.py && python -m train.main --config configs/camvid.py
 python -m train.main --config configs/camvid.py:scratch         without the first
 python -m train.main --config configs/camvid.py:no_dilation     as the first line, all dilations 1
-Mean IoU on the test split at 240x180, and minutes: not measured yet. Meant to take about 25 minutes on 2 CPU cores.
+Mean IoU on the test split at 240x180 (seeds 0 and 1, mean and standard deviation): 0.478 ± 0.007, from scratch 0.416 ± 0.005, without
+dilation 0.474 ± 0.002; 8 to 10 minutes each on 2 CPU cores while other programs ran.
+
+TFDS has no builder of this set: it is read in TFDS's layout as `camvid` from config.data.dir or TFDS_DATA_DIR, or from a folder with
+train/, validation/ and test/, each with images/ and masks/, by --config.data.name=folder --config.data.dir=FOLDER.
 
 python -m train.main --config configs/camvid.py:smoke
 One epoch from scratch: 0.218 (seed 0), 150 s from the command to the end on 2 CPU cores while other programs ran.

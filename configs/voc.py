@@ -3,8 +3,8 @@
 python -m train.main --config configs/voc.py --config.data.dir=VOCdevkit/VOC2012
 
 TFDS's own `voc` holds boxes and no masks, so this reads the folder of the official archive: ImageSets/Segmentation names 1,464 images to
-train on and 1,449 that are the test here. Weights of ImageNet, if there is a run with them: --config.init_from=RUN
---config.init_into=backbone.
+train on and 1,449 that are the test here. Weights of ImageNet, from a run that train.convert made: --config.init_from=RUN
+--config.init_into=backbone, with --config.data.mean=0.485,0.456,0.406 --config.data.std=0.229,0.224,0.225.
 """
 
 from ml_collections import ConfigDict

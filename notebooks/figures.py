@@ -17,16 +17,14 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def scene(folders: list[pathlib.Path]) -> None:
-    """Draw one scene by every run."""
-    runs = {folder: load_trained(folder.absolute()) for folder in folders}
+    """Draw what every run makes of one scene: over the image, and, in the README, without it, for its licence may not allow that."""
+    runs = {folder.name: load_trained(folder.absolute()) for folder in folders}
     splits = data.open_splits(next(iter(runs.values())).config)
     record = splits.test[len(splits.test) // 2]
-    predictions = {}
-    for folder, trained in runs.items():
-        mask = segmenter(trained.setup.steps, trained.variables)(np.asarray(record["image"])[None])[0]
-        predictions[folder.name] = mask
-    figure = plots.segmentation_comparison(record["image"], record["label"], predictions, splits.class_names)
-    plots.save(figure, FOLDER / "scene.png", dpi=150)
+    image = np.asarray(record["image"])
+    masks = {name: segmenter(trained.setup.steps, trained.variables)(image[None])[0] for name, trained in runs.items()}
+    plots.save(plots.segmentation_comparison(image, {"truth": record["label"], **masks}, splits.class_names), FOLDER / "scene.png", dpi=150)
+    plots.save(plots.segmentation_comparison(None, masks, splits.class_names), FOLDER / "masks.png", dpi=150)
 
 
 if __name__ == "__main__":

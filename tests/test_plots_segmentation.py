@@ -69,12 +69,21 @@ def test_the_grid_shows_image_truth_and_prediction():
 
 
 def test_the_comparison_shows_every_model():
-    figure = plots.segmentation_comparison(IMAGE, MASK, {"first": MASK * 0, "second": MASK * 0 + 1}, NAMES)
+    figure = plots.segmentation_comparison(IMAGE, {"truth": MASK, "first": MASK * 0, "second": MASK * 0 + 1}, NAMES)
     assert titles(figure) == ["image", "truth", "first", "second"]
     pictures = [picture(axes) for axes in figure.axes if axes.images]
     np.testing.assert_allclose(pictures[0], IMAGE / 255)
     for shown, mask in zip(pictures[1:], (MASK, MASK * 0, MASK * 0 + 1), strict=True):
         np.testing.assert_allclose(shown, blended(IMAGE, mask, 3))
+
+
+def test_masks_are_shown_alone():
+    figure = plots.segmentation_comparison(None, {"truth": MASK, "first": MASK * 0}, NAMES)
+    assert titles(figure) == ["truth", "first"]
+    np.testing.assert_allclose(picture(figure.axes[0])[MASK == 1], np.broadcast_to(plots.mask_colours(2)[1] / 255, ((MASK == 1).sum(), 3)))
+    np.testing.assert_allclose(picture(figure.axes[0])[MASK == 255], 1)
+    with pytest.raises(UserError, match="segmentation_comparison: masks is empty"):
+        plots.segmentation_comparison(IMAGE, {}, NAMES)
 
 
 def test_bars_are_in_order_with_their_mean():
@@ -92,7 +101,7 @@ def test_bars_are_in_order_with_their_mean():
             lambda: plots.segmentation_overlay(IMAGE, MASK[1:], NAMES),
             r"a mask of shape \(11, 20\) does not fit an image of shape \(12, 20, 3\)",
         ),
-        (lambda: plots.segmentation_comparison(IMAGE, MASK, {"a": MASK[:, 1:]}, NAMES), r"a mask of shape \(12, 19\) does not fit"),
+        (lambda: plots.segmentation_comparison(IMAGE, {"a": MASK[:, 1:]}, NAMES), r"a mask of shape \(12, 19\) does not fit"),
         (lambda: plots.segmentation_grid(IMAGE[None], MASK[None], MASK[None], NAMES, []), "0 titles do not fit"),
         (lambda: plots.class_bars([1.0], NAMES), r"values of shape \(1,\) for 3 class names"),
     ],
@@ -109,7 +118,7 @@ def test_mistakes_are_named(draw, words):
         lambda: plots.segmentation_overlay(IMAGE[:, :3], MASK[:, :3], NAMES),
         lambda: plots.segmentation_overlay(IMAGE, np.arange(240).reshape(12, 20) % 40, [f"class number {i}" for i in range(40)]),
         lambda: plots.segmentation_grid(IMAGE[None], MASK[None], MASK[None], NAMES, ["a title"]),
-        lambda: plots.segmentation_comparison(IMAGE, MASK, {}, NAMES),
+        lambda: plots.segmentation_comparison(None, {"a": MASK}, NAMES),
         lambda: plots.class_bars([0.1, 1.0, np.nan], NAMES),
     ],
 )

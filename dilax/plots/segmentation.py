@@ -128,27 +128,31 @@ def segmentation_grid(images: Any, truths: Any, predictions: Any, class_names: S
     return figure
 
 
-def segmentation_comparison(image: Any, truth: Any, predictions: Mapping[str, Any], class_names: Sequence[str]) -> "Figure":
-    """Show one image, its true mask and what several models make of it, in columns of three, with a legend.
+def segmentation_comparison(image: Any, masks: Mapping[str, Any], class_names: Sequence[str]) -> "Figure":
+    """Show one image and several masks of it, such as the truth and what models make of it, in columns of three, with a legend.
 
     Args:
-        image: As `blended`; so are the masks.
-        truth: (height, width).
-        predictions: Title -> (height, width).
+        image: As `blended`; None shows the masks alone.
+        masks: Title -> (height, width).
         class_names: One for each class.
 
     Raises:
-        UserError: if a mask is of another size than the image.
+        UserError: if there is no mask, or one is of another size than the image.
     """
-    image, classes = np.asarray(image), len(class_names)
-    masks = {"truth": np.asarray(truth), **{title: np.asarray(mask) for title, mask in predictions.items()}}
-    pictures = {title: blended(image, mask, classes) for title, mask in masks.items()}
-    height, width = image.shape[:2]
-    figure, cells = grid(math.ceil((1 + len(masks)) / 3), 3, 2.9, height / width, 0.24)
-    for axes, (title, picture) in zip(cells.ravel(), {"image": displayable(image[None], "segmentation_comparison")[0], **pictures}.items()):
+    if not masks:
+        raise UserError("segmentation_comparison: masks is empty; give at least one, by its title.")
+    classes, arrays = len(class_names), {title: np.asarray(mask) for title, mask in masks.items()}
+    pictures = {}
+    if image is not None:
+        pictures["image"] = displayable(np.asarray(image)[None], "segmentation_comparison")[0]
+    under = np.ones((*next(iter(arrays.values())).shape, 1)) if image is None else image
+    pictures |= {title: blended(under, mask, classes, opacity=1.0 if image is None else 0.6) for title, mask in arrays.items()}
+    height, width = np.shape(under)[:2]
+    figure, cells = grid(math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
+    for axes, (title, picture) in zip(cells.ravel(), pictures.items()):
         show(axes, picture, cmap="gray", vmin=0, vmax=1)
         axes.set_title(short(title, 48), size=9, pad=3, color=INK, parse_math=False, loc="left")
-    _legend_below(figure, [i for i in range(classes) if any((mask == i).any() for mask in masks.values())], class_names)
+    _legend_below(figure, [i for i in range(classes) if any((mask == i).any() for mask in arrays.values())], class_names)
     return figure
 
 
