@@ -73,7 +73,8 @@ def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 
 def test_every_class_of_models_is_here():
-    assert {type(models.create(name)) for name in models.names()} <= {type(model) for model in CASES.values()}
+    without = {models.TCN, models.WaveNet}  # they have no batch normalisation
+    assert {type(models.create(name)) for name in models.names()} - without <= {type(model) for model in CASES.values()}
 
 
 @pytest.mark.parametrize("model", CASES.values(), ids=CASES)

@@ -348,7 +348,7 @@ BAD_FOLDERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "values": (lambda root: None, {"mask_values": (1, 1)}, r"config\.data\.mask_values=\(1, 1\) must be different numbers from 0 to 255\."),
     "values and names": (lambda root: None, {"mask_values": (1, 2), "class_names": ("a",)}, r"names 2 classes and config\.data\.class_names 1;"),
     "ignored class": (lambda root: None, {"ignored": 1, "class_names": ("a", "b")}, r"config\.segmentation\.ignored_label=1 is one of the 2 classes"),
-    "black and white": (black_and_white, {}, r"the masks hold 0, 255, of which 255 is ignored: .* mask_values, such as \(0, 255\)\.$"),
+    "black and white": (black_and_white, {}, r"the masks hold 0, 255, of which 255 is ignored: .*mask_values, such as \(0, 255\)\.$"),
     "JPEG": (jpeg_mask, {"class_names": ("a", "b", "c")}, r"masks/04\.jpg is a JPEG, which blurs the numbers of classes; save the masks as PNG"),
     "fractions": (lambda root: None, {"mask_values": (0.0, 1.0)}, r"mask_values=\(0\.0, 1\.0\) must be whole numbers\."),
     "16 bits": (deep_image, {"class_names": ("a", "b", "c")}, r"images/04\.png has more than 8 bits a channel"),

@@ -26,8 +26,11 @@ COUNTS = {  # (model, fields, input channels): parameters, by hand from the laye
 }
 
 
+SEQUENCES = ("tcn", "wavenet")  # in test_streaming.py and test_generate.py
+
+
 def test_every_model_is_here():
-    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
+    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)

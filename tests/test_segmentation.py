@@ -487,7 +487,7 @@ def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypat
             np.testing.assert_array_equal(np.asarray(mask), np.asarray(logits)[0].argmax(-1))
             share = (np.asarray(mask) == int(words.split()[1])).mean()
         assert words.startswith(f"class {words.split()[1]} {share:.1%}")
-    with pytest.raises(UserError, match=r"street_overlay\.png is there already, and would be overwritten; give another folder with --out"):
+    with pytest.raises(UserError, match=r"_mask\.png is there already, and would be overwritten; give another folder with --out"):
         predict.segment(trained, paths, tmp_path / "out")
     predict.segment(trained, paths[:1], tmp_path / "out", replace=True)
     mine = tmp_path / "out" / "street_mask.png"

@@ -85,7 +85,7 @@ class TCN(Streamable):
         (4, 100, 1)
     """
 
-    out_features: int
+    out_features: int = 1
     kernel_size: int = 7
     features: tuple[int, ...] = (30,) * 8
     dilations: tuple[int, ...] | None = None

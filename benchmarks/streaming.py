@@ -1,0 +1,165 @@
+"""Cost of one more sample of a causal network: against its receptive field, recomputing the window, and pytorch-tcn.
+
+taskset -c 0 python -m benchmarks.streaming             on one core
+python -m benchmarks.streaming --markdown
+
+The network is a TCN of ten convolutions of 64 channels with two taps (and weight normalisation, which pytorch-tcn has, too); its receptive
+field grows with its dilations alone. "stream" is one step in a compiled loop of many, as in sampling; "call" is one step a call, as for
+samples that come one by one; "window" computes the last output from a window as long as the receptive field. pytorch-tcn runs in inference
+mode, eagerly, with as many threads as there are cores for it, where it is installed; it streams a batch of 1 alone. Before anything is
+timed the outputs of all must be the same. Medians of turns that rotate.
+"""
+
+import argparse
+import functools
+import importlib.util
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dilax
+from benchmarks import common
+from dilax.errors import UserError
+from train import cli
+
+CHANNELS, BLOCKS = 64, 5
+FIELDS = (128, 512, 2048, 8192)
+STEPS = 1000
+HEAD = ("receptive field", "batch", "stream, µs", "call, µs", "window, µs", "pytorch-tcn, µs", "window / stream", "pytorch-tcn / call")
+WIDTHS = (15, 5, 10, 9, 11, 15, 15, 18)
+
+
+def network(field: int) -> dilax.models.TCN:
+    """A TCN whose outputs see `field` samples or, since dilations are whole, nearly so."""
+    weights = [2**i for i in range(BLOCKS)]
+    dilations = tuple(max(1, round((field - 1) / 2 * weight / sum(weights))) for weight in weights)
+    return dilax.models.TCN(CHANNELS, 2, (CHANNELS,) * BLOCKS, dilations)
+
+
+def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name: all take the same samples, and have agreed."""
+    model, rng = network(field), np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, STEPS, CHANNELS)), jnp.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:, :1], train=False))
+    # Of a size that keeps what passes through alive.
+    variables = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.2, a.shape), a.dtype), shapes)
+    state = model.apply(variables, batch, method="init_stream")
+
+    @jax.jit
+    def stream(variables: Any, state: Any, x: jax.Array) -> Any:
+        def step(state: Any, sample: jax.Array) -> Any:
+            y, state = model.apply(variables, sample[:, None], state, method="stream")
+            return state, y[:, 0]
+
+        return jax.lax.scan(step, state, jnp.moveaxis(x, 1, 0))
+
+    single = jax.jit(functools.partial(model.apply, method="stream"), donate_argnums=2)
+    window = jax.jit(lambda variables, x: model.apply(variables, x, train=False)[:, -1])
+    past = jnp.asarray(rng.normal(size=(batch, field, CHANNELS)), jnp.float32)
+    held = {"state": jax.tree.map(jnp.copy, state)}
+
+    def call() -> None:
+        y, held["state"] = single(variables, x[:, :1], held["state"])
+        jax.block_until_ready(y)
+
+    expected = np.asarray(model.apply(variables, x, train=False))
+    _agree("stream", np.moveaxis(np.asarray(stream(variables, state, x)[1]), 0, 1), expected)
+    found: dict[str, Callable[[], Any]] = {
+        "stream": lambda: jax.block_until_ready(stream(variables, state, x)),
+        "call": call,
+        "window": lambda: jax.block_until_ready(window(variables, past)),
+    }
+    if batch == 1 and importlib.util.find_spec("pytorch_tcn") and not common.without_torch():
+        found["pytorch-tcn"] = _pytorch_tcn(model, variables, np.asarray(x), expected)
+    return found
+
+
+def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if not np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
+        raise UserError(f"benchmarks.streaming: {name} differs from the whole sequence by {np.abs(found - expected).max():.3g}.")
+
+
+def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expected: np.ndarray) -> Callable[[], Any]:
+    """One step of pytorch-tcn with the same parameters."""
+    import pytorch_tcn  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    options: Any = dict(kernel_size=2, dilations=list(model.dilations or ()), dropout=0.0, causal=True, use_norm="weight_norm")
+    net: Any = pytorch_tcn.TCN(CHANNELS, [CHANNELS] * BLOCKS, output_projection=CHANNELS, **options).eval()
+    params = jax.tree.map(np.asarray, variables["params"])
+    ours = []
+    for i in range(BLOCKS):
+        for conv in ("conv1", "conv2"):
+            leaf = params[f"block{i}"][conv]
+            ours += [leaf["bias"], leaf["kernel_scale"].reshape(-1, 1, 1), leaf["kernel"].transpose(2, 1, 0)]
+    ours += [params["head"]["kernel"].T[:, :, None], params["head"]["bias"]]
+    theirs = list(net.parameters())
+    if [tuple(p.shape) for p in theirs] != [a.shape for a in ours]:
+        raise UserError(f"benchmarks.streaming: pytorch-tcn has parameters {[tuple(p.shape) for p in theirs]}, not those of dilax.")
+    with torch.no_grad():
+        for parameter, array in zip(theirs, ours):
+            parameter.copy_(torch.tensor(array))
+        samples = torch.tensor(x.transpose(0, 2, 1))
+        _agree("pytorch-tcn", net(samples).numpy().transpose(0, 2, 1), expected)
+        net.reset_buffers()
+    one = samples[:, :, :1].contiguous()
+
+    def call() -> None:
+        with torch.no_grad():
+            net(one, inference=True)
+
+    return call
+
+
+def measure(field: int, batch: int, repeats: int) -> dict[str, float]:
+    """Microseconds a step of each, the median."""
+    times = common.in_turn(calls(field, batch), repeats=repeats, budget_s=3.0)
+    return {name: 1e6 * statistics.median(found) / (STEPS if name == "stream" else 1) for name, found in times.items()}
+
+
+def row(field: int, batch: int, found: dict[str, float]) -> list[str]:
+    """One row of the table."""
+    (seen,) = dilax.receptive_field(_whole(network(field)), jnp.zeros((1, 2 * field, CHANNELS)))
+    other = found.get("pytorch-tcn")
+    cells = [str(seen.size), str(batch), *(common.number(found.get(name)) for name in ("stream", "call", "window", "pytorch-tcn"))]
+    return [*cells, common.number(found["window"] / found["stream"]), common.number(other / found["call"] if other else None)]
+
+
+def _whole(model: dilax.models.TCN) -> Callable[[jax.Array], Any]:
+    x = jnp.zeros((1, 1, CHANNELS))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
+    return lambda x: model.apply(variables, x, train=False)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = cli.parser(sys.modules[__name__])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each at most")
+    parser.add_argument("--fields", default=",".join(map(str, FIELDS)), help="receptive fields, separated by commas")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    args = parser.parse_args()
+    print(common.heading(common.environment()))
+    print(f"{len(os.sched_getaffinity(0))} cores are used; {BLOCKS} blocks, {CHANNELS} channels, float32")
+    rows = []
+    if not args.markdown:
+        print(common.line(HEAD, WIDTHS))
+    for batch in (1, 32):
+        for field in map(int, args.fields.split(",")):
+            rows.append(row(field, batch, measure(field, batch, args.repeats)))
+            if not args.markdown:
+                print(common.line(rows[-1], WIDTHS), flush=True)
+    if args.markdown:
+        print(common.markdown(HEAD, rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)
