@@ -24,3 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture
 def root() -> pathlib.Path:
     return ROOT
+
+
+# It imports torch and torchvision, which need not be there, to look for doctests.
+collect_ignore = ["golden/make_networks.py"]
