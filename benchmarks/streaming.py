@@ -44,7 +44,8 @@ def network(field: int) -> dilax.models.TCN:
 
 def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name: all take the same samples, and have agreed."""
-    model, rng = network(field), np.random.default_rng(0)
+    model: Any = network(field)
+    rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, STEPS, CHANNELS)), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:, :1], train=False))
     # Of a size that keeps what passes through alive.

@@ -147,7 +147,7 @@ def segmentation_comparison(image: Any, masks: Mapping[str, Any], class_names: S
         pictures["image"] = displayable(np.asarray(image)[None], "segmentation_comparison")[0]
     under = np.ones((*next(iter(arrays.values())).shape, 1)) if image is None else image
     pictures |= {title: blended(under, mask, classes, opacity=1.0 if image is None else 0.6) for title, mask in arrays.items()}
-    height, width = np.shape(under)[:2]
+    height, width = next(iter(arrays.values())).shape
     figure, cells = grid(math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
     for axes, (title, picture) in zip(cells.ravel(), pictures.items()):
         show(axes, picture, cmap="gray", vmin=0, vmax=1)
