@@ -51,8 +51,15 @@ def load_weights(source: str, path: str | pathlib.Path, fields: Mapping[str, Any
     Example:
         >>> model, variables = load_weights("torchvision:resnet50", "resnet50.pth")  # doctest: +SKIP
     """
-    rules = _rules(source)
-    return _made(source, read_state_dict(path), rules, str(path), dict(fields or {}))
+    rules, state, name = _rules(source), read_state_dict(path), source.partition(":")[2]
+    known = {**fields_of(source, state), **(fields or {})}
+    model = models.create(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+    try:
+        return model, convert(state, rules, shapes_of(model), f"{path}, read as {source},")
+    except UserError as error:
+        if others := [other for other in _all_sources() if other != source and _fits(other, state)]:
+            raise UserError(f"{path} holds the weights of {' or '.join(others)}, not of {source}; say so.") from error
+        raise
 
 
 def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -66,20 +73,6 @@ def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         elif path and path.startswith("aux_classifier/"):
             found["aux_head"] = True
     return found
-
-
-def _made(
-    source: str, state: Mapping[str, np.ndarray], rules: Rules, what: str, fields: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
-    name = source.partition(":")[2]
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in {**fields_of(source, state), **fields}.items()}
-    model = models.create(name, **fields)
-    try:
-        return model, convert(state, rules, shapes_of(model), f"{what}, read as {source},")
-    except UserError as error:
-        if others := [other for other in _all_sources() if other != source and _fits(other, state)]:
-            raise UserError(f"{what} holds the weights of {' or '.join(others)}, not of {source}; say so.") from error
-        raise
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from dilax import plots
 from dilax.errors import UserError
 from train import cli
 from train.data.folder import naming
-from train.data.masks import nearest, resize
+from train.data.masks import nearest, resize, scaled_size
 from train.data.sources import decode
 from train.evaluate import at_scales, read_scales
 from train.run import Trained, load_trained
@@ -118,8 +118,7 @@ def _outputs(paths: list[str], folder: pathlib.Path, replace: bool) -> list[tupl
 
 
 def _longer_side(image: np.ndarray, size: int) -> np.ndarray:
-    height, width = (max(1, round(n * size / max(image.shape[:2]))) if size else n for n in image.shape[:2])
-    return resize(image, height, width)
+    return resize(image, *scaled_size(image.shape[:2], size)) if size else image
 
 
 def _save_mask(mask: np.ndarray, classes: int, path: pathlib.Path) -> None:

@@ -95,10 +95,16 @@ def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> 
     """
     if size == 0:
         return image, mask
-    height, width = (max(1, round(n * size / max(mask.shape))) for n in mask.shape)
+    height, width = scaled_size(mask.shape, size)
     image, mask = resize(image, height, width), nearest(mask, height, width)
     pads = ((0, size - height), (0, size - width))
     return np.pad(image, (*pads, (0, 0)), constant_values=GREY), np.pad(mask, pads, constant_values=ignored)
+
+
+def scaled_size(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Return (height, width), scaled so that the longer is `size`."""
+    height, width = (max(1, round(n * size / max(shape))) for n in shape)
+    return height, width
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
