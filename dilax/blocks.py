@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dilax.causal import CumulativeNorm
 from dilax.errors import UserError, did_you_mean
 from dilax.geometry import IntOrTuple, Padding
 from dilax.modules import DilatedConv, SeparableConv
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "elu": nn.elu,
     "tanh": nn.tanh,
 }
-NORMS = ("batch", "group", "layer", "none", "frozen")
+NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -39,7 +40,8 @@ class Norm(nn.Module):
 
     Attributes:
         kind: "batch" (Ioffe & Szegedy 2015), "group" (Wu & He 2018; the most groups up to 8 that divide the channels), "layer" (over the
-            channels of each sample), "none", or "frozen": "batch" with its running statistics even in training, so that they stay what they
+            channels of each sample), "global" (over all of an example; Luo & Mesgarani 2019), "cumulative" (its causal form, as
+            `dilax.CumulativeNorm`), "none", or "frozen": "batch" with its running statistics even in training, so that they stay what they
             are while scale and bias are learnt; for fine-tuning on small batches, with the variables of "batch".
         axis_name: Device axis over which batch statistics are taken, under pmap.
         dtype: Of the result; statistics are always taken in float32.
@@ -50,16 +52,22 @@ class Norm(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map (batch, *space, channels) to the same shape."""
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map (batch, *space, channels) to the same shape; statistics leave out the places where mask, bool (batch, *space), is False.
+
+        Under pmap each device's batch statistics count alike, however many places its mask leaves.
+        """
         if self.kind not in NORMS:
             raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
         if self.kind == "none":
             return x
         wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-        return self._normalised(wide, train).astype(self.dtype or x.dtype)
+        if self.kind == "cumulative":
+            return CumulativeNorm(dtype=self.dtype or x.dtype)(wide)
+        everywhere = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
+        return self._normalised(wide, train, everywhere).astype(self.dtype or x.dtype)
 
-    def _normalised(self, x: jax.Array, train: bool) -> jax.Array:
+    def _normalised(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         if self.kind == "frozen":
             return nn.BatchNorm(use_running_average=True)(x)
         if self.kind == "batch":
@@ -69,10 +77,25 @@ class Norm(nn.Module):
                     f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
                     "use a larger batch, or norm='group' or 'frozen'."
                 )
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
-        if self.kind == "group":
-            return nn.GroupNorm(num_groups=max(g for g in range(1, 9) if x.shape[-1] % g == 0))(x)
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x, mask=mask)
+        if self.kind in ("group", "global"):
+            groups = 1 if self.kind == "global" else max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+            return nn.GroupNorm(num_groups=groups)(x, mask=mask)
         return nn.LayerNorm()(x)
+
+
+def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Return x (batch, *space, channels) with zeros where mask, bool (batch, *space), is False; None leaves it as it is.
+
+    Before a convolution that looks ahead: what is behind the end of a sequence then is the zero padding of one that is not padded.
+
+    Example:
+        >>> masked(jnp.ones((1, 3, 1)), jnp.array([[True, True, False]])).ravel().tolist()
+        [1.0, 1.0, 0.0]
+    """
+    if mask is None:
+        return x
+    return jnp.where(jnp.broadcast_to(mask[..., None], x.shape), x, jnp.zeros_like(x))
 
 
 class Dropout(nn.Module):

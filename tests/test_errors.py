@@ -188,7 +188,7 @@ CASES = {
     ),
     "unknown norm": (
         model("dilated_cnn", norm="bath"),
-        "norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'none', 'frozen'). Did you mean \"batch\"?",
+        "norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'global', 'cumulative', 'none', 'frozen'). Did you mean \"batch\"?",
     ),
     "unknown activation": (
         model("dilated_cnn", activation="rulu"),

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout
+from dilax.blocks import Dropout, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
 from dilax.geometry import explicit_padding
@@ -38,8 +38,8 @@ class TemporalBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map (batch, time, channels) to (batch, time, features)."""
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map (batch, time, channels) to (batch, time, features); mask as `TCN`."""
         padding, y = "CAUSAL" if self.causal else "SAME", x
         init = nn.initializers.normal(0.01)
         for name in ("conv1", "conv2"):
@@ -53,7 +53,7 @@ class TemporalBlock(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            y = Dropout(self.dropout, self.axis_name, spatial=True)(nn.relu(conv(y)), train=train)
+            y = Dropout(self.dropout, self.axis_name, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
         if x.shape[-1] != self.features:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
         ahead = 2 * explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
@@ -98,8 +98,14 @@ class TCN(Streamable):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map (batch, time, channels), or codes (batch, time), to (batch, time, out_features) in float32.
+
+        Args:
+            x: The sequences.
+            train: Whether to drop channels.
+            mask: bool (batch, time), False behind the end of a shorter sequence, which no output before it then sees; only a network that
+                is not causal needs it.
 
         Raises:
             UserError: if x is neither, or there is not one dilation for each block.
@@ -112,7 +118,7 @@ class TCN(Streamable):
             dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, axis_name=self.axis_name, dtype=self.dtype
         )
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
-            x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train)
+            x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))
 
     def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:

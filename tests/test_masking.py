@@ -1,0 +1,82 @@
+"""Sequences of several lengths in one padded batch: what stands behind an end counts nowhere."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import KEY, random_input
+
+from dilax import models
+from dilax.blocks import NORMS, Norm, masked
+
+LENGTHS = np.array([17, 5, 12, 1])
+MASK = jnp.asarray(np.arange(17)[None] < LENGTHS[:, None])
+X = random_input((4, 17, 3))
+CODES = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 17)), jnp.int32)
+# Model, its padded batch, and whether it has outputs at every step.
+CASES: dict[str, tuple[Any, jax.Array, bool]] = {
+    "tcn": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6)), X, True),
+    "tcn, looking ahead": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6), causal=False), X, True),
+    "tcn of codes": (models.create("tcn", kernel_size=2, features=(4,), causal=False, vocabulary=7, embedding=3), CODES, True),
+}
+
+
+def variables_of(model: Any, x: jax.Array) -> Any:
+    """Random, the running statistics as well."""
+    shapes = jax.eval_shape(lambda: model.init(KEY, x, train=False))
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(tree, [jnp.abs(random_input(leaf.shape, i)) * 0.3 + 0.05 for i, leaf in enumerate(leaves)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_padded_sequence_is_the_sequence_alone(name):
+    model, x, steps = CASES[name]
+    variables = variables_of(model, x)
+    together = model.apply(variables, x, train=False, mask=MASK)
+    for i, length in enumerate(LENGTHS):
+        alone = model.apply(variables, x[i : i + 1, :length], train=False, mask=MASK[i : i + 1, :length])
+        chex.assert_trees_all_close(together[i : i + 1, :length] if steps else together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        model.apply(variables, x, train=False), model.apply(variables, x, train=False, mask=jnp.ones_like(MASK)), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_leaks_from_the_padding_in_training(name):
+    """Neither into the loss, nor into its gradients, nor into the running statistics."""
+    model, x, steps = CASES[name]
+    variables = variables_of(model, x)
+
+    def trained(x: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            rngs = {"dropout": KEY}
+            y, updates = model.apply({**variables, "params": params}, x, train=True, mask=MASK, mutable=["batch_stats"], rngs=rngs)
+            return jnp.sum((masked(y, MASK) if steps else y) * random_input(y.shape, 2)), updates
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    noise = CODES[::-1] if jnp.issubdtype(x.dtype, jnp.integer) else 100 * random_input(x.shape, 3)
+    other = jnp.where(MASK.reshape(*MASK.shape, *(1,) * (x.ndim - 2)), x, noise)
+    assert not bool((other == x).all())
+    chex.assert_trees_all_close(trained(x), trained(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norm_leaves_out_what_is_masked(kind):
+    """Against the statistics of the real samples alone, in numpy."""
+    norm = Norm(kind)
+    variables = norm.init(KEY, X, train=False)
+    y, updates = norm.apply(variables, X, train=True, mask=MASK, mutable=["batch_stats"])
+    rows = np.concatenate([X[i, :length] for i, length in enumerate(LENGTHS)])
+    if kind == "batch":
+        chex.assert_trees_all_close(y[2, :12], (np.asarray(X[2, :12]) - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5), rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(updates["batch_stats"]["BatchNorm_0"]["mean"], 0.1 * rows.mean(0), rtol=1e-4)
+    elif kind == "global":
+        real = np.asarray(X[2, :12])
+        chex.assert_trees_all_close(y[2, :12], (real - real.mean()) / np.sqrt(real.var() + 1e-6), rtol=1e-4, atol=1e-5)
+    else:
+        alone = norm.apply(variables, X[2:3, :12], train=True, mutable=["batch_stats"])[0]
+        chex.assert_trees_all_close(y[2:3, :12], alone, rtol=1e-4, atol=1e-5)
