@@ -7,7 +7,7 @@ from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
-from dilax.generate import sample
+from dilax.generate import forecast, sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
@@ -50,6 +50,7 @@ __all__ = [
     "end_stream",
     "explicit_padding",
     "fold_batch_norm",
+    "forecast",
     "geometry",
     "load_weights",
     "losses",

@@ -1,4 +1,4 @@
-"""Sampling from a causal model of codes, one after the other, in one compiled loop."""
+"""Going on with sequences by a causal model: samples drawn, or forecast, one after the other in one compiled loop."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -135,6 +135,47 @@ def sample(
     carry = fed(prompt, state, {name: value[:, :count] for name, value in timed.items()})
     after = {name: jnp.moveaxis(value[:, count:], 1, 0) for name, value in timed.items()}
     _, new = lax.scan(step, carry, (jax.random.split(key, steps), after))
+    return jnp.moveaxis(new, 0, 1)
+
+
+def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
+    """Go on with sequences of numbers: what a model gives for the next step is fed back as if it had been seen.
+
+    The call may be jitted.
+
+    Args:
+        model: A causal model (batch, time, channels) -> (batch, time, channels), each step the next sample, such as `dilax.models.TCN`.
+        variables: Its variables.
+        x: Floats (batch, n, channels), n from 1.
+        steps: Samples to add.
+
+    Returns:
+        float32 (batch, steps, channels).
+
+    Raises:
+        UserError: if x is empty or no such sequence, or the model gives other channels than it takes.
+
+    Example:
+        >>> from dilax.models import TCN
+        >>> model, x = TCN(out_features=2, kernel_size=3, features=(4, 4)), jnp.ones((1, 9, 2))
+        >>> forecast(model, model.init(jax.random.key(0), x, train=False), x, 5).shape
+        (1, 5, 2)
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[1] == 0 or steps < 1:
+        raise UserError(
+            f"forecast: x {x.dtype} {x.shape} and steps={steps} must be floats (batch, time, channels), and at least 1 of each."
+        )
+    outputs, state = model.apply(variables, x, model.apply(variables, x.shape[0], method="init_stream"), method="stream")
+    if outputs.shape != x.shape:
+        raise UserError(f"forecast: the model maps {x.shape} to {outputs.shape}; give one whose outputs are the next inputs.")
+
+    def step(carry: tuple[jax.Array, Any], _: None) -> tuple[Any, jax.Array]:
+        new, state = carry
+        outputs, state = model.apply(variables, new[:, None].astype(x.dtype), state, method="stream")
+        return (outputs[:, -1], state), new
+
+    _, new = lax.scan(step, (outputs[:, -1], state), None, length=steps)
     return jnp.moveaxis(new, 0, 1)
 
 

@@ -20,6 +20,7 @@ from train import convert, data, predict, run, transfer
 from train.config import default_config, from_json, model_config, to_json
 from train.data.augment import to_float
 from train.evaluate import score
+from train.tasks import seen
 
 ROOT = Path(__file__).parents[1]
 with np.load(ROOT / "tests" / "golden" / "networks.npz") as file:
@@ -69,7 +70,7 @@ def test_the_run_is_evaluated_and_predicts(paths):
     model, variables = dilax.load_weights("torchvision:resnet18", paths.weights)
     x = (images / 255 - np.array(weights.IMAGENET_MEAN)) / np.array(weights.IMAGENET_STD)
     expected = np.asarray(model.apply(variables, jnp.asarray(x, jnp.float32), train=False))
-    np.testing.assert_allclose(jax.jit(trained.setup.steps.logits)(trained.variables, images), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(trained.setup.steps.outputs)(trained.variables, {"image": images}), expected, rtol=1e-4, atol=1e-4)
     figures, _ = score(trained.setup, trained.setup.parallel.put(trained.variables), splits.test)
     assert figures["accuracy"] == pytest.approx((expected.argmax(-1) == labels).mean())
     path = str(paths.folder / "images" / "test" / "b" / "1.png")
@@ -133,12 +134,10 @@ def test_images_are_standardised_for_training_too():
     config = default_config("x")
     config.model = model_config("dilated_cnn", features=(4,), dilations=(1,), pools=(1,), dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
-    plain = run.setup(config, 2, (6, 6, 3), 10).steps
-    np.testing.assert_array_equal(plain.seen(to_float(images)), to_float(images))
+    np.testing.assert_array_equal(seen(config, to_float(images)), to_float(images))
     config.data.update(mean=(0.1, 0.2, 0.3), std=(0.5, 0.2, 0.4))
-    steps = run.setup(config, 2, (6, 6, 3), 10).steps
     expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.2, 0.4]
-    np.testing.assert_allclose(steps.seen(to_float(images)), expected, atol=1e-6)
+    np.testing.assert_allclose(seen(config, to_float(images)), expected, atol=1e-6)
     # With a learning rate of 0 the loss of a step is that of the logits of evaluation.
     config.optim.lr, config.optim.warmup_epochs = 0.0, 0.0
     made = run.setup(config, 2, (6, 6, 3), 10)

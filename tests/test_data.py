@@ -139,7 +139,7 @@ def test_digits(name, package, size, counts):
         pytest.skip(f"{package} is not installed")
     splits = load(name=name, validation=0)
     assert splits.validation is None
-    assert (splits.image_shape, splits.class_names) == ((size, size, 1), tuple("0123456789"))
+    assert (splits.input_shape, splits.class_names) == ((size, size, 1), tuple("0123456789"))
     assert splits.train.images.dtype == np.uint8
     assert splits.train.images.max() == 255
     assert splits.train.labels.dtype == np.int32
@@ -266,7 +266,7 @@ def test_folder_of_classes(tmp_path, channels):
     (tmp_path / "pear" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
     splits = load(name="folder", dir=str(tmp_path), validation=0)
-    assert (splits.class_names, splits.image_shape) == (("apple", "pear"), (6, 5, channels))
+    assert (splits.class_names, splits.input_shape) == (("apple", "pear"), (6, 5, channels))
     assert (np.bincount(splits.train.labels).tolist(), np.bincount(splits.test.labels).tolist()) == ([8, 16], [2, 4])
     found = {x.tobytes(): int(y) for split in (splits.train, splits.test) for x, y in zip(split.images, split.labels, strict=True)}
     expected = {np.asarray(Image.open(file)).tobytes(): ["apple", "pear"].index(file.parent.name) for file in tmp_path.glob("*/*.png")}
@@ -279,7 +279,7 @@ def test_folder_of_splits(tmp_path, test):
     write_folder(tmp_path / test, {"b": 1, "a": 2}, channels=1)
     splits = load(name="folder", dir=str(tmp_path), validation=0.2)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 3, 3)
-    assert splits.image_shape == (6, 5, 3)
+    assert splits.input_shape == (6, 5, 3)
     np.testing.assert_array_equal(splits.test.labels, [0, 0, 1])
 
 

@@ -152,7 +152,7 @@ def test_metrics_file(unbroken):
     assert steps == sorted(steps)
     assert steps[-1] == 44
     assert {"test/accuracy", "test/loss", "best_step", "total_seconds"} <= lines[-1].keys()
-    assert {"train/loss", "train/accuracy", "train/learning_rate", "train/images_per_second"} <= lines[0].keys()
+    assert {"train/loss", "train/accuracy", "train/learning_rate", "train/examples_per_second"} <= lines[0].keys()
     validations = [line for line in lines if "validation/accuracy" in line]
     assert [line["step"] for line in validations] == [20, 40, 44]
     assert lines[-1]["best_step"] == max(validations, key=lambda line: line["validation/accuracy"])["step"]
@@ -406,7 +406,7 @@ def test_predict(unbroken, tmp_path):
     rows = [line.split("\t") for line in out.splitlines()]
     assert [row[0] for row in rows] == list(map(str, paths))
     trained = run.load_trained(unbroken)
-    probabilities = jax.nn.softmax(trained.setup.steps.logits(trained.variables, record["image"][None]))[0]
+    probabilities = jax.nn.softmax(trained.setup.steps.outputs(trained.variables, {"image": record["image"][None]}))[0]
     assert rows[0][1] == trained.class_names[int(probabilities.argmax())]
     np.testing.assert_allclose(float(rows[0][2]), float(probabilities.max()), atol=1e-4)
     (tmp_path / "text.png").write_text("no image")

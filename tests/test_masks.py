@@ -219,7 +219,7 @@ def test_two_folders(tmp_path, mode, memory_mb):
     write_pairs(tmp_path, 20, mode=mode)
     splits = load(name="folder", dir=str(tmp_path), memory_mb=memory_mb)
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
-    assert (splits.class_names, splits.image_shape) == (("class 0", "class 1", "class 2"), (6, 8, 3))
+    assert (splits.class_names, splits.input_shape) == (("class 0", "class 1", "class 2"), (6, 8, 3))
     assert len(numbers(splits.train) | numbers(splits.validation) | numbers(splits.test)) == 20
     for split in (splits.train, splits.validation, splits.test):
         assert isinstance(split, data.ArraySource) == (memory_mb > 0)
@@ -281,7 +281,7 @@ def test_images_of_many_sizes_are_fitted(tmp_path):
     for i in range(8):
         write_pairs(tmp_path, 1, first=i, shape=(6 + i, 9))
     splits = load(name="folder", dir=str(tmp_path), image_size=12)
-    assert splits.image_shape == (12, 12, 3)
+    assert splits.input_shape == (12, 12, 3)
     with pytest.raises(UserError, match=r"needs images of one size"):
         load(name="folder", dir=str(tmp_path))
 
@@ -424,7 +424,7 @@ def tfds_dir(tmp_path_factory) -> pathlib.Path:
 def test_tfds(tfds_dir):
     splits = load(name="streets", dir=str(tfds_dir))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [7, 4, 5]
-    assert (splits.class_names, splits.image_shape) == (("sky", "road", "car"), (6, 8, 3))
+    assert (splits.class_names, splits.input_shape) == (("sky", "road", "car"), (6, 8, 3))
     for split in (splits.train, splits.validation, splits.test, load(name="streets", dir=str(tfds_dir), memory_mb=0).test):
         check_pairs(split)
     pets = load(name="pets", dir=str(tfds_dir), mask_values=(1, 2, 3), class_names=("pet", "background", "border"))
@@ -454,7 +454,7 @@ def test_tfds_errors(tfds_dir, changes, text):
 def test_camvid_is_as_described():
     splits = load(name="camvid", dir=str(SHARED))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [367, 101, 233]
-    assert splits.image_shape == (180, 240, 3)
+    assert splits.input_shape == (180, 240, 3)
     assert splits.class_names[:4] == ("sky", "building", "pole", "road")
     pixels, _ = masks.class_pixels(splits.train, 11, 255)
     shares = 100 * pixels / splits.train.labels.size
@@ -472,7 +472,7 @@ def has_cells() -> bool:
 def test_cells():
     splits = load(name="cells")
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [40, 10, 10]
-    assert (splits.class_names, splits.image_shape) == (("background", "cell", "nucleus"), (210, 96, 3))
+    assert (splits.class_names, splits.input_shape) == (("background", "cell", "nucleus"), (210, 96, 3))
     shares = np.bincount(splits.train.labels.ravel(), minlength=3) / splits.train.labels.size
     assert (shares > (0.4, 0.3, 0.05)).all()
     # The stain of a nucleus is bright where its mask is.

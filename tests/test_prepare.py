@@ -191,7 +191,7 @@ def test_a_bad_network_is_one_line_and_prepares_nothing(tmp_path, server, monkey
     assert prepare.find("mnist", tmp_path) is None
     server.kind = "good"
     monkeypatch.setattr(tfds.builder_cls("mnist"), "url_infos", downloads)
-    assert load(name="mnist", dir=str(tmp_path), download=True, validation=0).image_shape == (28, 28, 1)
+    assert load(name="mnist", dir=str(tmp_path), download=True, validation=0).input_shape == (28, 28, 1)
 
 
 def test_a_file_put_there_by_hand_is_used(tmp_path, server):
@@ -236,7 +236,7 @@ def test_memory_changes_nothing(cifar, monkeypatch, stratified, classes):
     assert isinstance(streamed.train, sources.Subset)
     assert isinstance(streamed.test, tfds_source.TfdsSource) or classes
     assert (streamed.train.labels is None) == (stratified == 0)
-    assert held.image_shape == streamed.image_shape == (16, 16, 3)
+    assert held.input_shape == streamed.input_shape == (16, 16, 3)
     for split, count in (("train", 16), ("validation", 4), ("test", 7)):
         records = [getattr(streamed, split)[i] for i in range(count)]
         np.testing.assert_array_equal([record["image"] for record in records], getattr(held, split).images)

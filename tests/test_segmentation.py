@@ -211,12 +211,12 @@ def test_figures_are_exact_over_a_ragged_last_batch(kind, scales, flip):
     labels[rng.random(labels.shape) < 0.3] = 255
     source = data.ArraySource(rng.integers(0, 256, (37, *SHAPE), np.uint8), labels)
     variables = start(made.shapes)
-    figures, confusion = evaluate.score(made, made.parallel.put(variables), source)
-    one = jax.jit(lambda x: made.steps.logits(variables, x))
+    figures, sums = evaluate.score(made, made.parallel.put(variables), source)
+    one = jax.jit(lambda x: made.steps.outputs(variables, {"image": x}))
     logits = np.concatenate([np.asarray(one(source.images[i : i + 1])) for i in range(37)])
     expected, means = numpy_figures(logits, labels)
-    np.testing.assert_array_equal(confusion, expected)
-    assert confusion.dtype == np.int64
+    np.testing.assert_array_equal(sums["confusion"], expected)
+    assert sums["confusion"].dtype == np.int64
     assert figures.keys() == means.keys()
     for name, value in means.items():
         np.testing.assert_allclose(figures[name], value, rtol=1e-5 if name == "loss" else 1e-12)
@@ -273,12 +273,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a classifier": (
         {"model.head": "global"},
-        "config.model.name='dilated_fcn' gives logits of shape (1, 4), and config.task='segmentation' needs (1, 12, 10, 4); "
+        "config.model.name='dilated_fcn' gives outputs of shape (1, 4), and config.task='segmentation' needs (1, 12, 10, 4); "
         "set a model of that task.",
     ),
     "a segmenter": (
         {"task": "classification"},
-        "config.model.name='dilated_fcn' gives logits of shape (1, 12, 10, 4), and config.task='classification' needs (1, 4); "
+        "config.model.name='dilated_fcn' gives outputs of shape (1, 12, 10, 4), and config.task='classification' needs (1, 4); "
         "set a model of that task.",
     ),
     "output stride": (
@@ -404,7 +404,7 @@ def test_a_run_learns_and_keeps_the_best_by_mean_iou(finished):
     assert validations[-1]["validation/miou"] > 0.5  # grey values tell the class; 0.33 is chance
     assert lines[-1]["best_step"] == max(validations, key=lambda line: line["validation/miou"])["step"]
     assert {"test/miou", "test/accuracy", "test/loss", "test/iou/class 0", "test/iou/class 2"} <= lines[-1].keys()
-    assert {"train/loss", "train/accuracy", "train/images_per_second"} <= lines[0].keys()
+    assert {"train/loss", "train/accuracy", "train/examples_per_second"} <= lines[0].keys()
     status = run.read_status(finished)
     assert len(status["class_weights"]) == 3
     assert status["metrics"].keys() == {"test/miou", "test/accuracy", "test/loss"}
@@ -483,7 +483,7 @@ def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypat
             assert (mask.mode, mask.size) == ("P", size)
             assert min(picture.size) > 100
             pixels = np.asarray(image.convert("RGB"))
-            logits = trained.setup.steps.logits(trained.variables, pixels[None])
+            logits = trained.setup.steps.outputs(trained.variables, {"image": pixels[None]})
             np.testing.assert_array_equal(np.asarray(mask), np.asarray(logits)[0].argmax(-1))
             share = (np.asarray(mask) == int(words.split()[1])).mean()
         assert words.startswith(f"class {words.split()[1]} {share:.1%}")
@@ -564,10 +564,10 @@ def test_finish_shows_up_to_so_many_images(folder):
 
 
 def test_data_of_another_run_is_refused(capsys):
-    trained: Any = SimpleNamespace(class_names=("a", "b"), image_shape=(8, 8, 3), examples=10)
+    trained: Any = SimpleNamespace(class_names=("a", "b"), input_shape=(8, 8, 3), examples=10)
 
     def splits(names: tuple[str, ...], channels: int = 3, count: int = 10) -> Any:
-        return SimpleNamespace(class_names=names, image_shape=(8, 8, channels), train=range(count))
+        return SimpleNamespace(class_names=names, input_shape=(8, 8, channels), train=range(count))
 
     evaluate.check_data(trained, splits(("a", "b")))
     assert capsys.readouterr().err == ""

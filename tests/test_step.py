@@ -105,7 +105,7 @@ def test_evaluation_is_the_same_everywhere_and_ignores_padding(kind):
     made = run.setup(config_of(parallel=kind), CLASSES, SHAPE, 10 * BATCH)
     batch = {**batches(1)[0], "mask": np.arange(BATCH) < 19}
     sums = jax.device_get(made.parallel.get(made.parallel.evaluate(made.parallel.put(made.init()), made.parallel.put_batch(batch))))
-    logits = np.asarray(made.steps.logits(made.init(), batch["image"]), np.float64)[:19]
+    logits = np.asarray(made.steps.outputs(made.init(), batch), np.float64)[:19]
     labels = batch["label"][:19]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(sums["loss"], -log_p[np.arange(19), labels].sum(), rtol=1e-4)

@@ -35,6 +35,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "segmentation.ignored_label": (0, 255),
     "segmentation.focal_gamma": (0, math.inf),
     "segmentation.aux_weight": (0, math.inf),
+    "sequence.length": (0, math.inf),
+    "sequence.context": (0, math.inf),
+    "sequence.levels": (2, 65536),
+    "sequence.test": (1e-9, 0.5),
+    "sequence.examples": (0, math.inf),
+    "sequence.sample": (0, math.inf),
+    "sequence.temperature": (0, math.inf),
     "optim.lr": (0, math.inf),
     "optim.warmup_epochs": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
@@ -43,10 +50,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.accumulate": (1, math.inf),
     "optim.ema_decay": (0, 1),
 }
+SEQUENCE_TASKS = ("sequence_classification", "sequence_prediction", "language_model", "waveform")
 # Keys of the part `augment` that one task alone knows.
 ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoothing")
 ONLY_SEGMENTATION = ("crop", "colour")
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice")
+TASK_NAMES = ("classification", "segmentation", *SEQUENCE_TASKS)
+
 BALANCES = ("", "median_frequency")
 
 
@@ -56,7 +66,7 @@ def default_config(name: str) -> ConfigDict:
         dict(
             name=name,
             seed=0,  # of the parameters, the order of the data, the augmentation, dropout and the validation split
-            task="classification",  # or "segmentation"
+            task="classification",  # a key of train.tasks.TASKS
             batch_size=128,  # over all devices
             total_epochs=20.0,  # passes over the training data
             eval_every_epochs=1.0,
@@ -112,6 +122,19 @@ def default_config(name: str) -> ConfigDict:
                 balance="",  # "median_frequency": class weights from the pixels of the training split
                 aux_weight=0.4,  # of the loss of the auxiliary head of a model that has one
             ),
+            sequence=dict(
+                length=0,  # steps of "adding" and "copy_memory", and of the windows that texts, sounds and tables are cut into
+                context=0,  # steps at the start of a window that are read and not scored: the window before did; the first has none
+                pool="last",  # what outputs at every step make of a whole sequence: those of the "last" step, their "mean" or "max"
+                permute=False,  # images as sequences: their pixels in one fixed random order
+                loss="mse",  # of sequence_prediction: "mse", "binary" (several may be true at a step) or "categorical" (one is)
+                units="characters",  # of a text: "characters" or "bytes"
+                levels=256,  # of a sound's samples after mu-law
+                test=0.05,  # share at the end of a text or a table that is the test split, that of data.validation before it
+                examples=0,  # training sequences that "adding" and "copy_memory" make; 0 is as many as in the paper
+                sample=500,  # characters or sound samples that the report shows, drawn from the model; 0 is none
+                temperature=1.0,  # of the draw
+            ),
             model=model_config("dilated_cnn"),
             optim=dict(
                 name="adamw",  # a key of train.optim.OPTIMISERS
@@ -136,8 +159,19 @@ def model_config(name: str, **fields: Any) -> dict[str, Any]:
         raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     # A backbone is a class, which the name stands for: no text could hold it.
-    set_elsewhere = ("num_classes", "dtype", "axis_name", "backbone", "parent", "name")
+    set_elsewhere = ("num_classes", "out_features", "vocabulary", "dtype", "axis_name", "backbone", "parent", "name")
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in set_elsewhere}, **fields}
+
+
+def model_class(config: ConfigDict) -> Any:
+    """Return the class of config.model."""
+    model = dilax.models.MODELS[config.model.name]
+    return getattr(model, "func", model)
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Return whether `__call__` of a class of models has an argument of that name."""
+    return argument in inspect.signature(model.__call__).parameters
 
 
 def check_variant(file: str, variant: str, known: tuple[str, ...]) -> None:
@@ -148,7 +182,7 @@ def check_variant(file: str, variant: str, known: tuple[str, ...]) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuse values that no run can use, before anything is made."""
-    choices = {"parallel": ("jit", "pmap"), "dtype": ("float32", "bfloat16", "float16"), "task": ("classification", "segmentation")}
+    choices: dict[str, tuple[str, ...]] = {"parallel": ("jit", "pmap"), "dtype": ("float32", "bfloat16", "float16"), "task": TASK_NAMES}
     for key, known in choices.items():
         if config[key] not in known:
             raise UserError(f"config.{key}={config[key]!r} is unknown; use one of {known}.{did_you_mean(str(config[key]), known)}")

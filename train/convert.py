@@ -48,7 +48,7 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
     with checkpoint.Store(workdir / checkpoint.BEST) as best:
         best.save(0, {"batch_stats": {}, **variables})
     run.write_config(workdir, config)
-    run.write_status(workdir, finished=True, class_names=class_names, image_shape=(side, side, 3), examples=0, metrics={})
+    run.write_status(workdir, finished=True, class_names=class_names, input_shape=(side, side, 3), examples=0, metrics={})
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return f"{workdir}: {source}, {count:,} parameters, {len(class_names)} classes"
 

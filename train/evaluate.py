@@ -15,8 +15,8 @@ from train import cli, data, parallel
 from train.run import Setup, Trained, load_trained
 
 
-def score(made: Setup, variables: Any, source: data.Source) -> tuple[dict[str, float], np.ndarray]:
-    """Return the figures of a split, and its confusion matrix (classes, classes), rows the true class.
+def score(made: Setup, variables: Any, source: data.Source) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the figures of a split, and the sums that they come from, such as a "confusion" matrix, rows the true class.
 
     Args:
         made: The run.
@@ -30,7 +30,7 @@ def score(made: Setup, variables: Any, source: data.Source) -> tuple[dict[str, f
         # Those of the batch before are fetched while this one runs.
         total, running = _added(total, running), compiled.get(sums)
     sums = _added(total, running)
-    return made.steps.task.figures(sums), sums["confusion"]
+    return made.steps.task.figures(sums), sums
 
 
 def _added(total: Any, sums: Any) -> Any:
@@ -85,9 +85,9 @@ def check_data(trained: Trained, splits: data.Splits) -> None:
     names, ours = splits.class_names, trained.class_names
     if len(names) != len(ours) or (names != ours and not all(name.isdecimal() for name in ours)):
         raise UserError(f"the data has the classes {', '.join(names)}, and the run {', '.join(ours)}; give the data it was trained on.")
-    if splits.image_shape[2] != trained.image_shape[2]:
+    if splits.input_shape[2] != trained.input_shape[2]:
         raise UserError(
-            f"the data has images of {splits.image_shape[2]} channels, and the run of {trained.image_shape[2]}; give its own data."
+            f"the data has images of {splits.input_shape[2]} channels, and the run of {trained.input_shape[2]}; give its own data."
         )
     if trained.examples and len(splits.train) != trained.examples:
         print(
@@ -113,9 +113,9 @@ def main() -> None:
     source = getattr(splits, args.split)
     if source is None:
         cli.fail("the run has no validation split (config.data.validation=0); score --split=test.")
-    figures, confusion = score(made, made.parallel.put(trained.variables), source)
+    figures, sums = score(made, made.parallel.put(trained.variables), source)
     if trained.config.task == "segmentation":
-        figures |= named_iou(confusion, splits.class_names)
+        figures |= named_iou(sums["confusion"], splits.class_names)
     for name, value in figures.items():
         print(f"{args.split}/{name} {value:.4f}")
 

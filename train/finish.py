@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 import dilax.summary
+from dilax import plots
 from dilax.blocks import ConvNormAct
 from dilax.errors import UserError
-from train import checkpoint, data, report
-from train.config import to_json
-from train.data.augment import to_float
+from train import checkpoint, data, report, sequence_report
+from train.config import SEQUENCE_TASKS, to_json
 from train.evaluate import named_iou, score
 from train.predict import classifier, segmenter
 from train.run import Setup, versions, write_status
@@ -30,8 +30,8 @@ def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkp
     if found is None:
         raise UserError(f"{best.folder} is damaged and there is no other; train the run again with --restart.")
     step, variables = found
-    metrics, confusion = score(made, parallel.put(variables), splits.test)
-    each = named_iou(confusion, splits.class_names) if config.task == "segmentation" else {}
+    metrics, sums = score(made, parallel.put(variables), splits.test)
+    each = named_iou(sums["confusion"], splits.class_names) if config.task == "segmentation" else {}
     figures = {f"test/{name}": value for name, value in (metrics | each).items()}
     writer.scalars(made.total_steps, {**figures, "best_step": step, "total_seconds": seconds})
     write_status(
@@ -46,7 +46,8 @@ def finish(workdir: pathlib.Path, made: Setup, splits: data.Splits, best: checkp
         flush=True,
     )
     if config.report:
-        path = _report(workdir, made, splits, variables, confusion, writer, figures, seconds)
+        shown = _sequence_report if config.task in SEQUENCE_TASKS else _report
+        path = shown(workdir, made, splits, jax.device_get(variables), sums, writer, figures, seconds)
         print(f"report: {path}", flush=True)
 
 
@@ -55,12 +56,11 @@ def _report(
     made: Setup,
     splits: data.Splits,
     variables: Any,
-    confusion: np.ndarray,
+    sums: dict[str, np.ndarray],
     writer: Writer,
     figures: dict[str, float],
     seconds: float,
 ) -> pathlib.Path:
-    variables = jax.device_get(variables)
     numbers, images, labels = _spread(splits.test, SHOWN if made.config.task == "classification" else SHOWN_MASKS)
     writer.images(made.total_steps, "test/images", images[:16])
     common: dict[str, Any] = dict(
@@ -71,7 +71,7 @@ def _report(
         versions=versions(),
         seconds=seconds,
         class_names=splits.class_names,
-        confusion=confusion,
+        confusion=sums["confusion"],
         images=images,
         feature_maps=feature_maps(made.steps, variables, images[:1]),
     )
@@ -81,6 +81,25 @@ def _report(
         return report.write_segmentation_report(workdir, numbers=numbers, truths=labels, predictions=predictions, ignored=ignored, **common)
     probabilities = _in_parts(classifier(made.steps, variables), images, 100)
     return report.write_report(workdir, labels=labels, probabilities=probabilities, first_kernel=first_kernel(made, variables), **common)
+
+
+def _sequence_report(
+    workdir: pathlib.Path,
+    made: Setup,
+    splits: data.Splits,
+    variables: Any,
+    sums: dict[str, np.ndarray],
+    writer: Writer,
+    figures: dict[str, float],
+    seconds: float,
+) -> pathlib.Path:
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
+    curves = ("loss", "accuracy") if "test/accuracy" in figures else ("loss",)
+    pictures = {"Learning curves": ("learning_curves", plots.learning_curves(writer.history, metrics=curves))}
+    more, sections = sequence_report.contents(folder, made, splits, variables, sums)
+    tables = report.tables(figures, versions(), seconds)
+    return report.write(workdir, made.config.name, to_json(made.config), tables, pictures | more, sections)
 
 
 def _spread(source: data.Source, most: int) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -122,5 +141,5 @@ def feature_maps(steps: Steps, variables: Any, images: np.ndarray) -> dict[str, 
         return y
 
     with nn.intercept_methods(record):
-        steps.model.apply(variables, steps.seen(to_float(images)), train=False)
+        steps.outputs(variables, {"image": images})
     return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}

@@ -43,13 +43,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         open_folder(config, workdir)
     splits = data.open_splits(config)
     weights = segmentation.class_weights(config, splits.train, splits.class_names) if config.task == "segmentation" else ()
-    made = setup(config, len(splits.class_names), splits.image_shape, len(splits.train), weights)
+    made = setup(config, len(splits.class_names), splits.input_shape, len(splits.train), weights, len(splits.symbols))
     if restart:  # the old run stays where it is until all else is known to be right
         open_folder(config, workdir, restart=True)
     parallel, total, workers = made.parallel, made.total_steps, config.data.workers
     rate = schedule(config.optim, made.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
-    best_by = f"validation/{made.steps.task.best_by}"
+    best_by, sign = f"validation/{made.steps.task.best_by}", -1 if made.steps.task.lower_is_better else 1
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
@@ -75,9 +75,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
             )
         state = parallel.put(state)
         newest = best.latest()
-        best_value = -math.inf if newest is None else best.meta(newest).get(best_by, -math.inf)
+        best_value = -math.inf if newest is None else sign * best.meta(newest).get(best_by, -sign * math.inf)
         seconds_before = read_status(workdir).get("train_seconds", 0.0) if found else 0.0
-        about = dict(class_names=splits.class_names, image_shape=splits.image_shape, examples=len(splits.train), versions=versions())
+        about = dict(class_names=splits.class_names, input_shape=splits.input_shape, examples=len(splits.train), versions=versions())
+        about |= {"symbols": splits.symbols, "facts": splits.facts}
         about |= {"class_weights": weights} if weights else {}
         write_config(workdir, config)
         write_status(workdir, finished=False, **about)
@@ -108,9 +109,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if logging and window:
                     now = time.monotonic()
                     values = {**_means(window), "train/learning_rate": float(np.asarray(rate(step - 1)))}
-                    values["train/images_per_second"] = sum(float(v["count"]) for v in window) / (now - tick)
+                    values["train/examples_per_second"] = sum(float(v["count"]) for v in window) / (now - tick)
                     writer.scalars(step, values)
-                    speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/images_per_second']:.0f} images/s"
+                    speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/examples_per_second']:.0f} examples/s"
                     progress.update(step, f"loss {values['train/loss']:.4f}  {speed}")
                     window, tick = [], now
                 if evaluating and splits.validation is not None:
@@ -122,8 +123,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                         return _diverged(step, store)
                     writer.scalars(step, named)
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
-                    if named[best_by] > best_value:
-                        best_value = named[best_by]
+                    if sign * named[best_by] > best_value:
+                        best_value = sign * named[best_by]
                         best.save(step, kept, named)
                         best.wait()  # before the state of this step, which says that its evaluation is done
                     tick += time.monotonic() - before
@@ -145,7 +146,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
 
 def _means(window: list[Any]) -> dict[str, float]:
     count = sum(float(values["count"]) for values in window)
-    means = {f"train/{name}": sum(float(values[name]) for values in window) / count for name in ("loss", "accuracy")}
+    names = [name for name in window[0] if name not in ("count", "gradient_norm", "parameter_norm")]
+    means = {f"train/{name}": sum(float(values[name]) for values in window) / count for name in names}
     return {**means, "train/gradient_norm": sum(float(values["gradient_norm"]) for values in window) / len(window)}
 
 

@@ -1,4 +1,4 @@
-"""Classify or segment images with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`."""
+"""Predict with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`; see `predict_sequences` for others."""
 
 import dataclasses
 import pathlib
@@ -12,28 +12,30 @@ import numpy as np
 
 from dilax import plots
 from dilax.errors import UserError
-from train import cli
+from train import cli, predict_sequences
+from train.config import SEQUENCE_TASKS
 from train.data.folder import naming
 from train.data.masks import nearest, resize, scaled_size
 from train.data.sources import decode
 from train.evaluate import at_scales, read_scales
+from train.predict_sequences import Options
 from train.run import Trained, load_trained
 from train.step import Steps
 
 
 def classifier(steps: Steps, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from uint8 images (n, height, width, channels) to probabilities (n, classes)."""
-    run = jax.jit(lambda variables, images: jax.nn.softmax(steps.logits(variables, images)))
+    run = jax.jit(lambda variables, images: jax.nn.softmax(steps.outputs(variables, {"image": images})))
     return lambda images: np.asarray(run(variables, images))
 
 
 def segmenter(steps: Steps, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from uint8 images (n, height, width, channels) to the likeliest class of each pixel, uint8 (n, height, width)."""
-    run = jax.jit(lambda variables, images: steps.logits(variables, images).argmax(-1).astype(jnp.uint8))
+    run = jax.jit(lambda variables, images: steps.outputs(variables, {"image": images}).argmax(-1).astype(jnp.uint8))
     return lambda images: np.asarray(run(variables, images))
 
 
-def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an image file as training did: its shorter side scaled, the middle cropped, grey or RGB.
 
     Raises:
@@ -58,7 +60,7 @@ def _decoded(path: str, channels: int, image_size: int) -> np.ndarray:
 
 def predict(trained: Trained, paths: list[str]) -> list[tuple[str, str, float]]:
     """Return (path, class, probability) for each file; every file is read before the first is classified."""
-    images = [read_image(path, trained.image_shape) for path in paths]
+    images = [read_image(path, trained.input_shape) for path in paths]
     classify = classifier(trained.setup.steps, trained.variables)
     rows = []
     for path, image in zip(paths, images):
@@ -85,7 +87,7 @@ def segment(trained: Trained, paths: list[str], folder: pathlib.Path, *, replace
         UserError: if a file cannot be read, or one would be overwritten.
     """
     outputs = _outputs(paths, folder, replace)
-    size, channels, names = trained.config.data.image_size, trained.image_shape[2], trained.class_names
+    size, channels, names = trained.config.data.image_size, trained.input_shape[2], trained.class_names
     images = [_decoded(path, channels, 0) for path in paths]
     run = segmenter(trained.setup.steps, trained.variables)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,22 +132,42 @@ def _save_mask(mask: np.ndarray, classes: int, path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Print one line for each file: path, class, probability; of a run of segmentation path, overlay, largest classes."""
+    """Print a line for each image (path, class, probability; of segmentation path, overlay, largest classes), or what a sequence gives."""
     parser = cli.parser(sys.modules[__name__])
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--out", type=pathlib.Path, help="segmentation: folder of the pictures; default is predictions/ in that of the run")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of pictures or sounds; default is predictions/ in that of the run")
     parser.add_argument("--scales", default="1", help="segmentation: sizes at which the model runs, averaged, such as 0.75,1,1.25")
     parser.add_argument("--flip", action="store_true", help="segmentation: also run it on mirrored images, averaged")
-    parser.add_argument("images", nargs="+", metavar="image", help="image files")
+    parser.add_argument("--steps", type=int, default=200, help="sequences: symbols, samples or rows to add; default 200")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the draw of symbols and samples; 0 takes the likeliest")
+    parser.add_argument("--top_k", type=int, default=0, help="draw among so many of the likeliest symbols; 0 is all")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--stream", action="store_true", help="texts and tables: read lines from standard input, and write as they come")
+    parser.add_argument("inputs", nargs="*", metavar="input", help="files of images, sounds, series or tables, or the beginnings of texts")
     args = parser.parse_args()
+    if bool(args.inputs) == args.stream:
+        cli.fail("give inputs, or --stream and none; see --help.")
     trained = load_trained(args.workdir.absolute())
+    folder = args.out or args.workdir / "predictions"
+    if trained.config.task != "segmentation":
+        at_scales(trained.setup, read_scales(args.scales), args.flip)  # refuses both
+    if trained.config.task in SEQUENCE_TASKS:
+        if args.steps < 1 or args.temperature < 0 or args.top_k < 0:
+            cli.fail("--steps must be at least 1, --temperature and --top_k at least 0.")
+        options = Options(args.steps, args.temperature, args.top_k, args.seed, folder, replace=args.out is None)
+        if args.stream:
+            predict_sequences.write(predict_sequences.stream(trained, sys.stdin, options))
+        else:
+            predict_sequences.write(f"{line}\n" for line in predict_sequences.predict(trained, args.inputs, options))
+        return
+    if args.stream:
+        cli.fail("--stream is for runs on text and on tables; give files of images.")
     if trained.config.task == "segmentation":
         trained = dataclasses.replace(trained, setup=at_scales(trained.setup, read_scales(args.scales), args.flip))
-        for row in segment(trained, args.images, args.out or args.workdir / "predictions", replace=args.out is None):
+        for row in segment(trained, args.inputs, folder, replace=args.out is None):
             print("\t".join(row))
         return
-    at_scales(trained.setup, read_scales(args.scales), args.flip)  # refuses both
-    for path, name, probability in predict(trained, args.images):
+    for path, name, probability in predict(trained, args.inputs):
         print(f"{path}\t{name}\t{probability:.4f}")
 
 

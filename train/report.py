@@ -63,7 +63,7 @@ def write_report(
         pictures["Kernels of the first layer"] = ("first_kernels", plots.kernels(first_kernel))
     if feature_maps:
         pictures["Feature maps, the first layer of each dilation"] = ("feature_maps", plots.feature_maps(feature_maps, images[0]))
-    return _write(workdir, title, config_text, _tables(metrics, versions, seconds), pictures)
+    return write(workdir, title, config_text, tables(metrics, versions, seconds), pictures)
 
 
 def write_segmentation_report(
@@ -118,7 +118,7 @@ def write_segmentation_report(
     }
     if feature_maps:
         pictures["Feature maps, the first layer of each dilation"] = ("feature_maps", plots.feature_maps(feature_maps, images[0]))
-    return _write(workdir, title, config_text, _tables(metrics, versions, seconds), pictures)
+    return write(workdir, title, config_text, tables(metrics, versions, seconds), pictures)
 
 
 def image_scores(truths: np.ndarray, predictions: np.ndarray, classes: int, ignored: int) -> np.ndarray:
@@ -131,14 +131,22 @@ def image_scores(truths: np.ndarray, predictions: np.ndarray, classes: int, igno
     return np.array(scores)
 
 
-def _write(workdir: pathlib.Path, title: str, config_text: str, tables: str, pictures: Mapping[str, tuple[str, Any]]) -> pathlib.Path:
+def write(
+    workdir: pathlib.Path,
+    title: str,
+    config_text: str,
+    tables: str,
+    pictures: Mapping[str, tuple[str, Any]],
+    sections: Sequence[str] = (),
+) -> pathlib.Path:
+    """Write report.md and its pictures, {heading: (name of the file, figure)}, with further sections; returns its path."""
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     for name, figure in pictures.values():
         plots.save(figure, folder / f"{name}.png")
     path = folder / "report.md"
     shown = [f"## {heading}\n\n![{heading}]({name}.png)" for heading, (name, _) in pictures.items()]
-    path.write_text("\n\n".join([f"# {title}", tables, *shown, f"## Config\n\n```json\n{config_text}\n```"]) + "\n")
+    path.write_text("\n\n".join([f"# {title}", tables, *shown, *sections, f"## Config\n\n```json\n{config_text}\n```"]) + "\n")
     return path
 
 
@@ -148,6 +156,7 @@ def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.lexsort((np.where(wrong, -sure, sure), ~wrong))
 
 
-def _tables(metrics: Mapping[str, float], versions: Mapping[str, str], seconds: float) -> str:
+def tables(metrics: Mapping[str, float], versions: Mapping[str, str], seconds: float) -> str:
+    """Return the figures of a run as a Markdown table."""
     rows = [(name, f"{value:.4f}") for name, value in metrics.items()] + [("time", f"{seconds:.0f} s"), *versions.items()]
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -1,6 +1,7 @@
 """What a run is made of: its folder, and from its config the model, the steps and how they are compiled."""
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from train import checkpoint, data, optim, parallel
 from train import config as configs
 from train.config import differences, from_json, model_config, to_json
 from train.step import Steps
-from train.tasks import TASKS, Task
+from train.tasks import TASKS
 from train.writers import write_text
 
 CONFIG, STATUS = "config.json", "run.json"
@@ -69,16 +70,22 @@ class Setup:
 
 
 def setup(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, ...], examples: int, class_weights: tuple[float, ...] = ()
+    config: ConfigDict,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    examples: int,
+    class_weights: tuple[float, ...] = (),
+    vocabulary: int = 0,
 ) -> Setup:
     """Make the model, the optimiser and the steps of a config.
 
     Args:
         config: The whole config.
         num_classes: Of the data.
-        image_shape: (height, width, channels).
+        input_shape: Of an example: (height, width, channels), (time, channels), or (time,) of codes.
         examples: In the training split.
         class_weights: In the loss of segmentation; () weighs all alike.
+        vocabulary: Number of codes, where the input is codes.
 
     Raises:
         UserError: if a name or a value of the config cannot be used.
@@ -87,20 +94,21 @@ def setup(
     steps_per_epoch = examples / config.batch_size
     total_steps = max(1, round(config.total_epochs * steps_per_epoch))
     axis_name = parallel.axis_name(config.parallel)
-    model = make_model(config, num_classes, axis_name)
-    example = jax.ShapeDtypeStruct((1, *image_shape), jnp.dtype(config.dtype))
+    model = make_model(config, num_classes, axis_name, vocabulary)
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.dtype("int32" if vocabulary else config.dtype))
 
     def init_with_output(key: jax.Array) -> Any:
-        logits, variables = model.init_with_output(key, jnp.zeros(example.shape, example.dtype), train=False)
+        outputs, variables = model.init_with_output(key, jnp.zeros(example.shape, example.dtype), train=False)
         # A model without running statistics gets an empty collection, so that all variables have one form.
-        return logits, {"batch_stats": {}, **variables}
+        return outputs, {"batch_stats": {}, **variables}
 
     key = jax.random.key(config.seed)
-    _check_colours(config, image_shape[-1])
+    if len(input_shape) == 3:
+        _check_colours(config, input_shape[-1])
     task = TASKS[config.task](config, num_classes, class_weights)
     # Shapes first: a mistake in the config is found before anything is compiled.
-    logits, shapes = jax.eval_shape(init_with_output, key)
-    _check_logits(config, task, logits, (1, *image_shape[:2], num_classes))
+    outputs, shapes = jax.eval_shape(init_with_output, key)
+    _check_outputs(config, outputs, task.output_shapes(input_shape))
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, task, tx, config, axis_name)
     compiled = parallel.make(config.parallel, steps, config.batch_size)
@@ -116,18 +124,19 @@ def _check_colours(config: ConfigDict, channels: int) -> None:
             )
 
 
-def _check_logits(config: ConfigDict, task: Task, logits: Any, dense: tuple[int, ...]) -> None:
-    """Refuse a model of another task; `dense` is the shape of logits for each pixel."""
-    wanted = dense if task.logits_rank == 4 else (1, dense[-1])
-    if getattr(logits, "shape", None) != wanted:
+def _check_outputs(config: ConfigDict, outputs: Any, wanted: tuple[tuple[int, ...], ...]) -> None:
+    """Refuse a model of another task; `wanted` are shapes that fit, without the batch."""
+    shape = getattr(outputs, "shape", None)
+    if shape not in [(1, *one) for one in wanted]:
+        needs = " or ".join(str((1, *one)) for one in wanted)
         raise UserError(
-            f"config.model.name={config.model.name!r} gives logits of shape {getattr(logits, 'shape', None)}, and config.task="
-            f"{config.task!r} needs {wanted}; set a model of that task."
+            f"config.model.name={config.model.name!r} gives outputs of shape {shape}, and config.task={config.task!r} needs {needs}; "
+            "set a model of that task."
         )
 
 
-def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
-    """Make config.model."""
+def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = None, vocabulary: int = 0) -> Any:
+    """Make config.model, with as many outputs as there are classes, and symbols as there are codes."""
     fields = {key: value for key, value in config.model.items() if key != "name"}
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     known = model_config(config.model.name)
@@ -136,15 +145,18 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
             "set another model in a config file, with model_config(...)."
         )
-    return dilax.models.create(config.model.name, num_classes=num_classes, axis_name=axis_name, dtype=dtype, **fields)
+    given = dict(num_classes=num_classes, out_features=num_classes, vocabulary=vocabulary, axis_name=axis_name)
+    has = inspect.signature(dilax.models.MODELS[config.model.name]).parameters
+    return dilax.models.create(config.model.name, dtype=dtype, **{key: value for key, value in given.items() if key in has}, **fields)
 
 
 def summary(config: ConfigDict) -> str:
     """Return the layers of the model of a config as a table; the data says how many classes and what shape its images have."""
     configs.check(config)
     splits = data.open_splits(config)
-    model = make_model(config, len(splits.class_names))
-    return dilax.summary.summary(model, jax.ShapeDtypeStruct((1, *splits.image_shape), jnp.dtype(config.dtype)))
+    model = make_model(config, len(splits.class_names), vocabulary=len(splits.symbols))
+    dtype = jnp.dtype("int32" if splits.symbols else config.dtype)
+    return dilax.summary.summary(model, jax.ShapeDtypeStruct((1, *splits.input_shape), dtype))
 
 
 def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> None:
@@ -231,16 +243,20 @@ class Trained:
         setup: Model and steps.
         variables: The best ones, as numpy arrays.
         class_names: Of the data.
-        image_shape: (height, width, channels).
+        input_shape: As `setup`.
         examples: In the training split when the run began; 0 if it was not trained here.
+        symbols: As `train.data.Splits`; so is facts.
+        facts: Of the data.
     """
 
     config: ConfigDict
     setup: Setup
     variables: dict[str, Any]
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     examples: int
+    symbols: tuple[str, ...]
+    facts: dict[str, Any]
 
 
 def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -> Trained:
@@ -263,8 +279,9 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     # Evaluation pads its batches, so that of training is rounded up where it does not fit the devices that are here now.
     unit = jax.device_count() * config.optim.accumulate
     config.batch_size = -(-config.batch_size // unit) * unit
-    names, shape = tuple(status["class_names"]), tuple(status["image_shape"])
-    made = setup(config, len(names), shape, max(1, status["examples"]))
+    names, shape = tuple(status["class_names"]), tuple(status["input_shape"])
+    symbols = tuple(status.get("symbols", ()))
+    made = setup(config, len(names), shape, max(1, status["examples"]), vocabulary=len(symbols))
     like, saved = checkpoint.describe(made.shapes), checkpoint.describe(variables)
     checkpoint.check_same_leaves(saved, like, f"the checkpoint in {workdir}")
-    return Trained(config, made, variables, names, shape, status["examples"])
+    return Trained(config, made, variables, names, shape, status["examples"], symbols, status.get("facts", {}))

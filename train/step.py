@@ -12,7 +12,6 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from train import segmentation
-from train.data.augment import to_float
 from train.optim import ema, matches
 from train.tasks import Task
 
@@ -74,18 +73,18 @@ class Steps:
 
         Args:
             state: Before.
-            batch: "image" uint8 (batch, height, width, channels), "label" int32 (batch,) or uint8 (batch, height, width); under pmap
-                this device's share.
+            batch: What the task learns from, such as "image" uint8 (batch, height, width, channels) and "label" int32 (batch,) or uint8
+                (batch, height, width); under pmap this device's share.
             key: Of the run; what is random in step s depends on it and on s alone.
 
         Returns:
-            The state after, and sums over the batch ("loss", "accuracy", "count", of the augmented images) with the "gradient_norm" and
-            the "parameter_norm" after the step.
+            The state after, and sums over the augmented batch ("loss", the task's measures, "count") with the "gradient_norm" and the
+            "parameter_norm" after the step.
         """
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         count = batch["label"].shape[0]
         first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
-        images, targets, labels = self.task.augment(augment_key, batch["image"], batch["label"], first)
+        augmented = self.task.augment(augment_key, batch, first)
         parts = self.config.optim.accumulate
         batch_stats: Any = state.batch_stats
         grads: Any = None
@@ -93,8 +92,8 @@ class Steps:
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(dropout_key, parts)):
             # Interleaved, so that every part spans all devices.
-            part = [a[i::parts] for a in (images, targets, labels)]
-            batch_stats, *new = self._gradient(state.params, batch_stats, part[0], part[1], part[2], part_key)
+            inputs, targets = jax.tree.map(lambda a, i=i: a[i::parts], augmented)
+            batch_stats, *new = self._gradient(state.params, batch_stats, inputs, targets, part_key)
             grads, sums = new if grads is None else jax.tree.map(jnp.add, [grads, sums], new)
         grads = jax.tree.map(lambda g: g / parts, grads)
         if self.axis_name is not None:
@@ -107,41 +106,33 @@ class Steps:
 
     def evaluate(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Return sums over the examples of a batch that its "mask" counts."""
-        sums = self.task.sums(self.logits(variables, batch["image"]), batch["label"], batch["mask"])
+        sums = self.task.sums(self.outputs(variables, batch), batch)
         return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
 
-    def logits(self, variables: Any, images: Any) -> Any:
-        """Map uint8 images to logits, with nothing random; at several scales, to the logarithms of mean probabilities."""
+    def outputs(self, variables: Any, batch: dict[str, Any]) -> Any:
+        """Map a batch to what the model makes of it, with nothing random; at several scales, to the logarithms of mean probabilities."""
+        inputs = self.task.inputs(batch)
 
-        def run(images: Any) -> Any:
-            return self.model.apply(variables, images, train=False)
+        def run(x: Any) -> Any:
+            return self.model.apply(variables, **{**inputs, "x": x}, train=False)
 
-        images = self.seen(to_float(images))
         if self.scales == (1.0,) and not self.flip:
-            return run(images)
-        return segmentation.averaged(run, images, self.scales, self.flip)
+            return run(inputs["x"])
+        return segmentation.averaged(run, inputs["x"], self.scales, self.flip)
 
-    def seen(self, images: jax.Array) -> jax.Array:
-        """Map float images in -1..1 to what the model sees: standardised by config.data.mean and std, in config.dtype."""
-        given = self.config.data.mean, self.config.data.std
-        if any(given):
-            mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
-            images = ((images + 1) / 2 - mean) / std
-        return images.astype(self.config.dtype)
-
-    def _gradient(self, params: Any, batch_stats: Any, images: Any, targets: Any, labels: Any, key: Any) -> tuple[Any, Any, Any]:
+    def _gradient(self, params: Any, batch_stats: Any, inputs: Any, targets: Any, key: Any) -> tuple[Any, Any, Any]:
         """Return the new running statistics, the gradient of the mean loss, and the sums, of one part of a batch."""
 
         def loss_fn(params: Any) -> Any:
             variables = {"params": params, "batch_stats": batch_stats}
-            outputs, updates = self.model.apply(variables, self.seen(images), train=True, mutable=["batch_stats"], rngs={"dropout": key})
+            outputs, updates = self.model.apply(variables, **inputs, train=True, mutable=["batch_stats"], rngs={"dropout": key})
             losses = self.task.losses(outputs, targets)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return losses.mean(), (updates.get("batch_stats", batch_stats), logits, losses)
 
         grads, (batch_stats, logits, losses) = jax.grad(loss_fn, has_aux=True)(params)
-        right = self.task.right(logits, labels)
-        return batch_stats, grads, {"loss": losses.sum(), "accuracy": right.sum(), "count": jnp.float32(len(labels))}
+        measures = {name: values.sum() for name, values in self.task.measures(logits, targets).items()}
+        return batch_stats, grads, {"loss": losses.sum(), **measures, "count": jnp.float32(len(losses))}
 
     def _updated(self, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its int32 count

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from dilax.metrics import classification_sums, segmentation_sums
-from train import segmentation
-from train.data.augment import augment
+from train import segmentation, sequences
+from train.data.augment import augment, one_hot, to_float
 from train.data.joint import augment_pairs
+
+Batch = dict[str, Any]
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,63 +24,154 @@ class Task:
     """The parts of training that depend on what is learned.
 
     Attributes:
-        augment: (key, images, labels, first) -> images, targets, labels as the augmented images have them; `first` as
+        inputs: A batch -> the arguments of the model by name, the first of them "x".
+        augment: (key, batch, first) -> those arguments and the targets, arrays by name, of the augmented batch; `first` as
             `train.data.augment.augment`.
         losses: (what the model returns in training, targets) -> one loss per example.
-        right: (logits, labels) -> share of right answers per example.
-        sums: (logits, labels, mask) -> sums, with the "count" they are divided by and the "confusion" matrix; see `dilax.metrics`.
+        measures: (outputs, targets) -> figures per example by name, of which training logs the means.
+        sums: (outputs, batch) -> sums over the examples that batch["mask"] counts, with the "count" they are divided by; see
+            `dilax.metrics`.
         figures: Those sums over a split, as numpy arrays -> figures by name.
-        best_by: The validation figure, greater is better, that decides between checkpoints.
-        logits_rank: Axes of the logits, batch and classes counted.
+        best_by: The validation figure that decides between checkpoints.
+        output_shapes: Shape of an example -> shapes of outputs that fit the task, without the batch.
+        lower_is_better: Whether the least `best_by` is the best.
     """
 
-    augment: Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]
-    losses: Callable[[Any, jax.Array], jax.Array]
-    right: Callable[[jax.Array, jax.Array], jax.Array]
-    sums: Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
+    inputs: Callable[[Batch], Batch]
+    augment: Callable[[jax.Array, Batch, Any], tuple[Batch, Batch]]
+    losses: Callable[[Any, Batch], jax.Array]
+    measures: Callable[[jax.Array, Batch], dict[str, jax.Array]]
+    sums: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     figures: Callable[[dict[str, np.ndarray]], dict[str, float]]
     best_by: str
-    logits_rank: int
+    output_shapes: Callable[[Shape], tuple[Shape, ...]]
+    lower_is_better: bool = False
+
+
+def seen(config: ConfigDict, images: jax.Array) -> jax.Array:
+    """Map float images in -1..1 to what the model sees: standardised by config.data.mean and std, in config.dtype."""
+    given = config.data.mean, config.data.std
+    if any(given):
+        mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
+        images = ((images + 1) / 2 - mean) / std
+    return images.astype(config.dtype)
 
 
 def _classification(config: ConfigDict, num_classes: int, _: tuple[float, ...]) -> Task:
-    def augmented(key: Any, images: Any, labels: Any, first: Any) -> tuple[Any, Any, Any]:
-        return *augment(key, images, labels, config.augment, num_classes, first), labels
+    def augmented(key: jax.Array, batch: Batch, first: Any) -> tuple[Batch, Batch]:
+        images, targets = augment(key, batch["image"], batch["label"], config.augment, num_classes, first)
+        return {"x": seen(config, images)}, {"target": targets, "label": batch["label"]}
 
     def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
         return {name: float(sums[name]) / float(sums["count"]) for name in ("accuracy", "loss")}
 
     return Task(
+        inputs=lambda batch: {"x": seen(config, to_float(batch["image"]))},
         augment=augmented,
-        losses=optax.softmax_cross_entropy,
-        right=lambda logits, labels: (logits.argmax(-1) == labels).astype(logits.dtype),
-        sums=classification_sums,
+        losses=lambda logits, targets: optax.softmax_cross_entropy(logits, targets["target"]),
+        measures=lambda logits, targets: {"accuracy": (logits.argmax(-1) == targets["label"]).astype(logits.dtype)},
+        sums=lambda logits, batch: classification_sums(logits, batch["label"], batch["mask"]),
         figures=figures,
         best_by="accuracy",
-        logits_rank=2,
+        output_shapes=lambda _: ((num_classes,),),
     )
 
 
-def _segmentation(config: ConfigDict, _: int, class_weights: tuple[float, ...]) -> Task:
-    ignored = config.segmentation.ignored_label
+def _segmentation(config: ConfigDict, num_classes: int, class_weights: tuple[float, ...]) -> Task:
+    ignored, losses = config.segmentation.ignored_label, segmentation.make_losses(config, class_weights)
 
-    def augmented(key: Any, images: Any, labels: Any, first: Any) -> tuple[Any, Any, Any]:
-        images, labels = augment_pairs(key, images, labels, config.augment, ignored, first)
-        return images, labels, labels
+    def augmented(key: jax.Array, batch: Batch, first: Any) -> tuple[Batch, Batch]:
+        images, labels = augment_pairs(key, batch["image"], batch["label"], config.augment, ignored, first)
+        return {"x": seen(config, images)}, {"label": labels}
 
     return Task(
+        inputs=lambda batch: {"x": seen(config, to_float(batch["image"]))},
         augment=augmented,
-        losses=segmentation.make_losses(config, class_weights),
-        right=lambda logits, labels: segmentation.right_share(logits, labels, ignored),
-        sums=lambda logits, labels, mask: segmentation_sums(logits, labels, mask, ignored_label=ignored),
+        losses=lambda outputs, targets: losses(outputs, targets["label"]),
+        measures=lambda logits, targets: {"accuracy": segmentation.right_share(logits, targets["label"], ignored)},
+        sums=lambda logits, batch: segmentation_sums(logits, batch["label"], batch["mask"], ignored_label=ignored),
         figures=segmentation.figures,
         best_by="miou",
-        logits_rank=4,
+        output_shapes=lambda shape: ((*shape[:2], num_classes),),
     )
 
 
-# (config, number of classes, weights of the classes or ()) -> Task.
+def _sequence_classification(config: ConfigDict, num_classes: int, _: tuple[float, ...]) -> Task:
+    pool = config.sequence.pool
+
+    def sequence(batch: Batch) -> Batch:
+        """The batch as sequences: images are those of their pixels."""
+        if "input" in batch:
+            return batch
+        x = sequences.pixels(seen(config, to_float(batch["image"])), config.sequence.permute)
+        return {**batch, "input": x, "length": jnp.full(len(x), x.shape[1])}
+
+    def augmented(key: jax.Array, batch: Batch, first: Any) -> tuple[Batch, Batch]:
+        if "image" in batch:
+            images, targets = augment(key, batch["image"], batch["label"], config.augment, num_classes, first)
+            x = sequences.pixels(seen(config, images), config.sequence.permute)
+            batch = {**batch, "input": x, "length": jnp.full(len(x), x.shape[1])}
+        else:
+            targets = one_hot(batch["label"], num_classes, config.augment.label_smoothing)
+        return sequences.inputs(config, batch), {"target": targets, "label": batch["label"], "length": batch["length"]}
+
+    def right(outputs: jax.Array, targets: Batch) -> jax.Array:
+        return sequences.pooled(outputs, targets["length"], pool).argmax(-1) == targets["label"]
+
+    return Task(
+        inputs=lambda batch: sequences.inputs(config, sequence(batch)),
+        augment=augmented,
+        losses=lambda outputs, targets: optax.softmax_cross_entropy(sequences.pooled(outputs, targets["length"], pool), targets["target"]),
+        measures=lambda outputs, targets: {"accuracy": right(outputs, targets).astype(jnp.float32)},
+        sums=lambda outputs, batch: classification_sums(
+            sequences.pooled(outputs, sequence(batch)["length"], pool), batch["label"], batch["mask"]
+        ),
+        figures=lambda sums: {name: float(sums[name]) / float(sums["count"]) for name in ("accuracy", "loss")},
+        best_by="accuracy",
+        output_shapes=lambda shape: ((shape[0], num_classes), (num_classes,)),
+    )
+
+
+def _per_step(config: ConfigDict, outputs: int, kind: str, figure: str) -> Task:
+    """A task that is scored at every step by a loss of `sequences.step_losses`, whose mean is called `figure`."""
+
+    def targets(batch: Batch) -> Batch:
+        return {name: batch[name] for name in ("label", "counted")}
+
+    losses = sequences.step_losses(kind)
+    return Task(
+        inputs=lambda batch: sequences.inputs(config, batch),
+        augment=lambda key, batch, first: (sequences.inputs(config, batch), targets(batch)),
+        losses=lambda found, targets: sequences.example_means(losses(found, targets["label"]), targets["counted"]),
+        measures=lambda found, targets: sequences.step_measures(kind, found, targets),
+        sums=lambda found, batch: sequences.step_sums(kind, found, batch),
+        figures=lambda sums: sequences.step_figures(kind, figure, sums),
+        best_by=figure,
+        output_shapes=lambda shape: ((shape[0], outputs),),
+        lower_is_better=True,
+    )
+
+
+def _sequence_prediction(config: ConfigDict, outputs: int, _: tuple[float, ...]) -> Task:
+    return _per_step(config, outputs, config.sequence.loss, {"binary": "nll", "mse": "mse"}.get(config.sequence.loss, "loss"))
+
+
+def _language_model(config: ConfigDict, outputs: int, _: tuple[float, ...]) -> Task:
+    return _per_step(config, outputs, "categorical", "bits_per_byte" if config.sequence.units == "bytes" else "bits_per_character")
+
+
+def _waveform(config: ConfigDict, outputs: int, _: tuple[float, ...]) -> Task:
+    if config.model.get("outputs") == "mixture":
+        return _per_step(config, 3 * config.model.mixtures, "mixture", "bits_per_sample")
+    return _per_step(config, outputs, "categorical", "bits_per_sample")
+
+
+# (config, number of outputs, weights of the classes or ()) -> Task.
 TASKS: dict[str, Callable[[ConfigDict, int, tuple[float, ...]], Task]] = {
     "classification": _classification,
     "segmentation": _segmentation,
+    "sequence_classification": _sequence_classification,
+    "sequence_prediction": _sequence_prediction,
+    "language_model": _language_model,
+    "waveform": _waveform,
 }

@@ -41,7 +41,8 @@ class TemporalBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map (batch, time, channels) to (batch, time, features); mask as `TCN`."""
         padding, y = "CAUSAL" if self.causal else "SAME", x
-        init = nn.initializers.normal(0.01)
+        # That of the reference code in effect: it draws from N(0, 0.01), and weight normalisation restores what was there before.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         for name in ("conv1", "conv2"):
             conv = DilatedConv(
                 self.features,

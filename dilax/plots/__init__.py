@@ -7,6 +7,7 @@ from dilax.plots.canvas import save
 from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
+from dilax.plots.sequences import series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
 
 __all__ = [
@@ -25,4 +26,7 @@ __all__ = [
     "segmentation_comparison",
     "segmentation_grid",
     "segmentation_overlay",
+    "series_grid",
+    "step_outputs",
+    "waveforms",
 ]

@@ -1,6 +1,5 @@
 """Dataset name -> splits of random-access records, and batches of them."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -8,29 +7,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
-from train.data import cells, digits, folder, mask_folder, masks, sources, tfds_source
+from train.config import SEQUENCE_TASKS
+from train.data import cells, digits, folder, mask_folder, masks, open_sequences, sources, tfds_source
 from train.data.batches import eval_batches, train_batches
-from train.data.sources import ArraySource, Source
+from train.data.sources import ArraySource, Source, Splits
 
 __all__ = ["ArraySource", "Source", "Splits", "eval_batches", "load", "load_masks", "open_splits", "train_batches"]
 
 _STRATIFIED = 100_000  # records of which the labels are read to stratify; TFDS has to read the images too, which takes long for more
 
 
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """The splits of a dataset; `image_shape` is (height, width, channels)."""
-
-    name: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    train: Source
-    validation: Source | None
-    test: Source
-
-
 def open_splits(config: ConfigDict) -> Splits:
-    """Open the data of a whole config, with the labels that its task learns; errors as `load` and `load_masks`."""
+    """Open the data of a whole config, with the labels that its task learns; errors as those that open it."""
+    if config.task == "sequence_classification" and config.data.name not in open_sequences.LABELLED:
+        return open_sequences.of_pixels(load(config.data, seed=config.seed))
+    if config.task in SEQUENCE_TASKS:
+        return open_sequences.load_sequences(config)
     if config.task == "segmentation":
         return load_masks(config.data, seed=config.seed, ignored=config.segmentation.ignored_label)
     return load(config.data, seed=config.seed)

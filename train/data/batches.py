@@ -40,8 +40,8 @@ def train_batches(
         process_index: Which slice of each batch to yield.
         process_count: Number of such slices.
 
-    Yields: {"image": uint8 (batch_size / process_count, h, w, c), "label": int32 (batch_size / process_count,), or uint8 masks
-        (batch_size / process_count, h, w)}.
+    Yields: the records' fields, stacked: of images {"image": uint8 (batch_size / process_count, h, w, c), "label": int32
+        (batch_size / process_count,), or uint8 masks (batch_size / process_count, h, w)}.
     Raises: UserError: if the source is empty or the batch cannot be split over the processes.
     """
     span = _span(source, batch_size, process_index, process_count)
@@ -75,7 +75,7 @@ def _span(source: sources.Source, batch_size: int, process_index: int, process_c
 
 
 def _workers(source: sources.Source, workers: int) -> int:
-    return 0 if isinstance(source, sources.ArraySource) else workers
+    return 0 if sources.in_memory(source) else workers
 
 
 def _train_batch(source: sources.Source, batch_size: int, span: range, seed: int, step: int) -> Batch:

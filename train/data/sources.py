@@ -33,6 +33,31 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits of a dataset.
+
+    Attributes:
+        name: Of the dataset.
+        class_names: Of the classes, or of the outputs at every step.
+        input_shape: Of an example: (height, width, channels), (time, channels), or (time,) of codes.
+        train: The records to learn from.
+        validation: Those that decide between checkpoints, or None.
+        test: Those that are scored once.
+        symbols: What the codes stand for, where the input is codes.
+        facts: What prediction must know besides, such as the sample rate of sounds.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    train: Source
+    validation: Source | None
+    test: Source
+    symbols: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class ArraySource:
     """Decoded images in memory: `images` uint8 (n, h, w, c), `labels` int32 (n,) or uint8 (n, h, w)."""
 
@@ -85,9 +110,14 @@ def read(source: Source, indices: np.ndarray) -> list[Record]:
     return many(indices.tolist()) if many else [source[index] for index in indices.tolist()]
 
 
-def gather(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Return {"image": uint8 (n, h, w, c), "label": int32 (n,) or uint8 (n, h, w)} of the records at `indices`."""
-    if isinstance(source, ArraySource):
+def in_memory(source: Any) -> bool:
+    """Return whether a source gathers whole batches itself."""
+    return hasattr(source, "gather")
+
+
+def gather(source: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the batch of the records at `indices`: of images "image" uint8 (n, h, w, c), "label" int32 (n,) or uint8 (n, h, w)."""
+    if in_memory(source):
         return source.gather(indices)
     records = read(source, indices)
     check_sizes({record["image"].shape for record in records})

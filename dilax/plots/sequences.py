@@ -1,0 +1,121 @@
+"""Pictures of sequences: classified series, predictions at every step, waveforms."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dilax.errors import UserError
+from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, new_figure, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LINES = (BLUE, ORANGE, GREEN, RED, GREY)
+_FEW = len(_LINES)  # channels drawn as lines; more of them are an image
+
+
+def series_grid(series: Sequence[Any], labels: Any, probabilities: Any, class_names: Sequence[str], *, columns: int = 4) -> "Figure":
+    """Show series under "true → predicted (probability)", in the order given; mistakes are red.
+
+    Args:
+        series: Of each (time, channels); up to 5 channels are lines, more are rows of an image.
+        labels: (n,), the true classes.
+        probabilities: (n, C).
+        class_names: C names.
+        columns: Series per row.
+
+    Raises:
+        UserError: if there is no series, or the lengths differ.
+    """
+    labels, probabilities = np.asarray(labels), as_float(probabilities)
+    count = len(series)
+    if not count or labels.shape != (count,) or probabilities.shape != (count, len(class_names)):
+        raise UserError(
+            f"series_grid: {count} series, labels {labels.shape}, probabilities {probabilities.shape} and {len(class_names)} class names "
+            "do not fit; give n > 0 series, (n,) labels and (n, classes) probabilities."
+        )
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = new_figure(2.6 * columns + 0.2, 1.7 * rows + 0.2, layout="constrained")
+    cells: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in cells.flat[count:]:
+        axes.set_axis_off()
+    for axes, values, label, row in zip(cells.flat, series, labels, probabilities):
+        _draw(axes, as_float(values))
+        wrong = row.argmax() != label
+        text = f"{short(class_names[int(label)], 12)} → {short(class_names[int(row.argmax())], 12)} ({row.max():.0%})"
+        axes.set_title(text, size=8, color=RED if wrong else INK, parse_math=False)
+        axes.tick_params(labelsize=6)
+    return figure
+
+
+def step_outputs(truth: Any, predicted: Any, names: Sequence[str], *, title: str = "") -> "Figure":
+    """Show what a sequence was, and what was predicted of it, step by step.
+
+    Args:
+        truth: (time, n), floats or bools.
+        predicted: As truth; bools as probabilities.
+        names: Of the n outputs.
+        title: Above both.
+
+    Returns:
+        For up to 5 outputs a panel of each, the truth grey and the prediction blue; for more, two images, outputs upwards.
+
+    Raises:
+        UserError: if the shapes differ, or do not fit the names.
+    """
+    truth, predicted = as_float(truth), as_float(predicted)
+    if truth.ndim != 2 or truth.shape != predicted.shape or truth.shape[1] != len(names) or not truth.size:
+        raise UserError(
+            f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not fit; give (time, n) twice, n names."
+        )
+    if len(names) > _FEW:
+        figure = new_figure(9, 5, layout="constrained")
+        panels: Any = figure.subplots(2, 1, sharex=True)
+        for axes, values, word in zip(panels, (truth, predicted), ("true", "predicted")):
+            axes.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", cmap="Blues")
+            axes.set_ylabel(f"{word}: {short(names[0], 10)} to {short(names[-1], 10)}", size=8, parse_math=False)
+    else:
+        figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
+        panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, name, true, found in zip(panels, names, truth.T, predicted.T):
+            axes.plot(true, color=GREY, linewidth=1.6, label="true")
+            axes.plot(found, color=BLUE, linewidth=1.2, label="predicted")
+            axes.set_ylabel(short(name, 16), size=8, parse_math=False)
+        panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    panels[-1].set_xlabel("step")
+    if title:
+        figure.suptitle(title, color=INK, size=10, parse_math=False)
+    return figure
+
+
+def waveforms(samples: Any, rate: int, names: Sequence[str]) -> "Figure":
+    """Draw waveforms, one below the other.
+
+    Args:
+        samples: (n, time), in -1..1.
+        rate: Samples per second.
+        names: Of the n.
+    """
+    samples = as_float(samples)
+    if samples.ndim != 2 or len(names) != len(samples) or not samples.size or rate <= 0:
+        raise UserError(f"waveforms: samples {samples.shape}, rate={rate} and {len(names)} names do not fit; give (n, time) and n names.")
+    figure = new_figure(9, 1.3 * len(samples) + 0.5, layout="constrained")
+    panels: Any = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, row, name in zip(panels, samples, names):
+        axes.plot(np.arange(len(row)) / rate, row, color=BLUE, linewidth=0.6)
+        axes.set(ylim=(-1.05, 1.05))
+        axes.set_ylabel(short(name, 16), size=8, parse_math=False)
+    panels[-1].set_xlabel("seconds")
+    return figure
+
+
+def _draw(axes: Any, values: np.ndarray) -> None:
+    """Draw one series (time, channels)."""
+    if values.shape[1] > _FEW:
+        axes.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis")
+        return
+    for channel, colour in zip(values.T, _LINES):
+        axes.plot(channel, color=colour, linewidth=0.9)

@@ -1,0 +1,247 @@
+"""Dataset name -> splits of sequences, for the tasks of `train.sequences`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dilax.audio import log_mel
+from dilax.errors import UserError, did_you_mean
+from dilax.models.wavenet import mu_law_encode
+from train.data import audio, piano, series, text
+from train.data.sequences import Table, padded, windows
+from train.data.sources import TEST_SPLIT, VALIDATION, ArraySource, Splits, stratified
+from train.data.synthetic import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+
+LABELLED = ("ucr", "wav")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
+_TRAIN, _TEST = 1, 2  # of the keys of what is made up
+_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def load_sequences(config: ConfigDict) -> Splits:
+    """Open the sequences that a whole config describes.
+
+    Raises:
+        UserError: if its data is missing, or does not fit it.
+    """
+    given: Any = config
+    known = OPENERS[given.task]
+    name = given.data.name.partition(":")[0]
+    if name not in known:
+        raise UserError(
+            f"config.data.name={given.data.name!r} is no data for config.task={given.task!r}; use one of {tuple(known)}."
+            f"{did_you_mean(name, known)}"
+        )
+    for key in ("classes", "per_class", "image_size"):
+        if given.data[key]:
+            raise UserError(f"config.data.{key}={given.data[key]!r} has no meaning for data.name={given.data.name!r}; leave it out.")
+    return known[name](given)
+
+
+def of_pixels(splits: Splits) -> Splits:
+    """Return splits of images as those of sequences of their pixels; `train.sequences.pixels` makes them on the device."""
+    height, width, channels = splits.input_shape
+    return dataclasses.replace(splits, input_shape=(height * width, channels))
+
+
+def _adding(config: Any) -> Splits:
+    return _made_up(config, adding, ADDING_EXAMPLES, ("sum",), ())
+
+
+def _copy_memory(config: Any) -> Splits:
+    symbols = tuple(map(str, range(SYMBOLS)))
+    return _made_up(config, copy_memory, COPY_EXAMPLES, symbols, symbols)
+
+
+def _made_up(config: Any, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
+    """Splits of their own draws: the training split by config.seed, the others the same for every run."""
+    count, length = config.sequence.examples or examples, config.sequence.length
+    if not length:
+        raise UserError(f"config.sequence.length=0 says no length for data.name={config.data.name!r}; set it, such as 200.")
+    train = make(count, length, _TRAIN, config.seed)
+    validation = make(TEST_EXAMPLES, length, VALIDATION) if config.data.validation else None
+    test = make(TEST_EXAMPLES, length, _TEST)
+    return Splits(config.data.name, outputs, train.arrays["input"].shape[1:], train, validation, test, symbols)
+
+
+def _ucr(config: Any) -> Splits:
+    """Series of a set of the UCR archive, data.name="ucr:GunPoint", standardised by the mean and deviation of the training split."""
+    name = config.data.name.partition(":")[2]
+    files = series.ucr_files(name, config.data.dir)
+    (train, train_labels), (test, test_labels) = map(series.read_ts, files)
+    return _labelled(config, train, train_labels, test, test_labels, {})
+
+
+def _labelled(
+    config: Any, train: list[np.ndarray], train_labels: list[str], test: list[np.ndarray], test_labels: list[str], facts: dict[str, Any]
+) -> Splits:
+    """Splits of series (time, channels) with their classes; a share of each class of the training split is held out."""
+    names = tuple(sorted({*train_labels, *test_labels}))
+    channels = {one.shape[1] for one in [*train, *test]}
+    if len(channels) > 1:
+        raise UserError(
+            f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give one number."
+        )
+    together = np.concatenate(train)
+    mean, std = together.mean(0), together.std(0) + 1e-8
+    length = config.sequence.length or max(map(len, [*train, *test]))
+
+    def table(sequences: list[np.ndarray], labels: list[str]) -> Table:
+        x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
+        return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in labels], np.int32)})
+
+    train_table, validation = _held_out(table(train, train_labels), config.data.validation, config.seed)
+    facts = {**facts, "mean": mean.tolist(), "std": std.tolist()}
+    return Splits(config.data.name, names, (length, *channels), train_table, validation, table(test, test_labels), facts=facts)
+
+
+def _held_out(table: Table, share: float, seed: int) -> tuple[Table, Table | None]:
+    count = round(len(table) * share)
+    if share == 0:
+        return table, None
+    if not 0 < count < len(table):
+        raise UserError(f"data.validation={share} of {len(table)} records leaves nothing on one side; change it, or set 0 for none.")
+    chosen = stratified(table.arrays["label"], count, VALIDATION, seed)
+    return Table(table.gather(np.flatnonzero(~chosen))), Table(table.gather(np.flatnonzero(chosen)))
+
+
+def _spoken(config: Any) -> Splits:
+    """Sounds in folders of their labels, as log-mel frames."""
+    folder = pathlib.Path(config.data.dir)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train, test = audio.wav_files(folder / "train"), audio.wav_files(folder / "test")
+    else:
+        files = audio.wav_files(folder)
+        labels = np.array([label for _, label in files])
+        chosen = stratified(np.unique(labels, return_inverse=True)[1], round(len(files) / 5), TEST_SPLIT)
+        train, test = ([file for file, here in zip(files, chosen == kept) if here] for kept in (False, True))
+    sounds, rate = audio.read_wavs([path for path, _ in [*train, *test]])
+    frames = log_mel_frames(sounds, rate)
+    labels = [label for _, label in [*train, *test]]
+    cut = len(train)
+    return _labelled(config, frames[:cut], labels[:cut], frames[cut:], labels[cut:], {"sample_rate": rate})
+
+
+def log_mel_frames(sounds: list[np.ndarray], rate: int) -> list[np.ndarray]:
+    """Return the log-mel frames (frames, bands) of each sound (samples,)."""
+    # Silence behind a sound does not change its own frames, so that one program serves for all.
+    length = max(map(len, sounds))
+    run = jax.jit(lambda sound: log_mel(sound[None], rate)[0])
+    counts = [jax.eval_shape(lambda x: log_mel(x, rate), jax.ShapeDtypeStruct((1, len(sound)), jnp.float32)).shape[1] for sound in sounds]
+    return [np.asarray(run(np.pad(sound, (0, length - len(sound)))))[:count] for sound, count in zip(sounds, counts)]
+
+
+def _piano(config: Any) -> Splits:
+    """Rolls of keys, each step of which is to give the keys of the next."""
+    rolls = piano.read_piano_rolls(pathlib.Path(config.data.dir))
+    length = config.sequence.length or max(len(roll) for split in rolls.values() for roll in split) - 1
+
+    def table(split: list[np.ndarray], word: str) -> Table:
+        long_enough = [roll for roll in split if len(roll) > 1]
+        if not long_enough:
+            raise UserError(f"{config.data.dir}: the {word} split has no sequence of 2 steps or more, which a prediction needs.")
+        x, lengths = padded([roll[:-1].astype(np.float32) for roll in long_enough], length)
+        y, _ = padded([roll[1:].astype(np.float32) for roll in long_enough], length)
+        return Table({"input": x, "length": lengths, "label": y, "counted": np.arange(length)[None] < lengths[:, None]})
+
+    tables = {name: table(rolls[name], word) for name, word in _WORDS.items()}
+    keys = tables["train"].arrays["input"].shape[-1]
+    validation = tables["validation"] if config.data.validation else None
+    names = tuple(f"key {i + 1}" for i in range(keys))
+    return Splits(config.data.name, names, (length, keys), tables["train"], validation, tables["test"])
+
+
+def _text(config: Any) -> Splits:
+    """A text, or a folder with train.txt, validation.txt (or valid.txt) and test.txt."""
+    parts, units = _text_parts(config), config.sequence.units
+    symbols = text.symbols_of(parts["train"], units)
+    codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
+    return _cut(config, codes, symbols, symbols, {})
+
+
+def _text_parts(config: Any) -> dict[str, str]:
+    if config.data.name in text.PACKAGES:
+        whole = text.package_text(config.data.name)
+    else:
+        path = pathlib.Path(config.data.dir)
+        if not config.data.dir:
+            raise UserError('config.data.dir="" names no text; set it to a file, or to a folder with train.txt and test.txt.')
+        if path.is_dir():
+            valid = "valid.txt" if (path / "valid.txt").exists() else "validation.txt"
+            files = {"train": "train.txt", "test": "test.txt", **({"validation": valid} if config.data.validation else {})}
+            return {name: text.read_text(path / file) for name, file in files.items()}
+        whole = text.read_text(path)
+    return _in_three(whole, config)
+
+
+def _in_three(whole: Any, config: Any) -> dict[str, Any]:
+    """Cut a text or a table along time: the last share is the test split, that before it the validation split."""
+    count = len(whole)
+    tested, held = round(count * config.sequence.test), round(count * config.data.validation)
+    train = count - tested - held
+    if train < 1:
+        raise UserError(
+            f"config.sequence.test={config.sequence.test} and config.data.validation={config.data.validation} leave nothing to learn from; "
+            "make them less."
+        )
+    parts = {"train": whole[:train], "test": whole[count - tested :]}
+    return {**parts, "validation": whole[train : train + held]} if held else parts
+
+
+def _csv(config: Any) -> Splits:
+    """A table of numbers by time, standardised by the training split, each row of which is to give the next."""
+    names, values = series.read_csv(pathlib.Path(config.data.dir))
+    parts = _in_three(values, config)
+    mean, std = parts["train"].mean(0), parts["train"].std(0) + 1e-8
+    scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
+    return _cut(config, scaled, names, (), {"mean": mean.tolist(), "std": std.tolist()})
+
+
+def _wave(config: Any) -> Splits:
+    """Sounds, each sample of which is to be told from those before: codes after mu-law, or floats for a mixture."""
+    folder = pathlib.Path(config.data.dir)
+    paths = sorted(folder.rglob("*.wav"))
+    if not paths:
+        raise UserError(f"config.data.dir={config.data.dir!r} holds no .wav files; give the folder of them.")
+    sounds, rate = audio.read_wavs(paths)
+    mixture, levels = config.model.get("outputs") == "mixture", config.sequence.levels
+    values = [sound[:, None] if mixture else np.asarray(mu_law_encode(sound, levels)) for sound in sounds]
+    # Whole files, spread over the folder: of one speaker or piece there is something in every split.
+    held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
+    tested = max(1, round(len(values) * config.sequence.test))
+    if len(values) < 1 + held + tested:
+        raise UserError(f"config.data.dir={config.data.dir!r} holds {len(values)} .wav files, too few to split; cut them into more.")
+    order = np.linspace(0, len(values) - 1, held + tested).round().astype(int).tolist()
+    test = order[:: max(1, len(order) // tested)][:tested]
+    validation = [i for i in order if i not in test]
+    parts = {"train": [value for i, value in enumerate(values) if i not in order], "test": [values[i] for i in test]}
+    parts |= {"validation": [values[i] for i in validation]} if held else {}
+    symbols = () if mixture else tuple(map(str, range(levels)))
+    return _cut(config, parts, symbols or ("sample",), symbols, {"sample_rate": rate})
+
+
+def _cut(
+    config: Any, parts: dict[str, list[np.ndarray]], outputs: tuple[str, ...], symbols: tuple[str, ...], facts: dict[str, Any]
+) -> Splits:
+    """Splits of windows of long sequences."""
+    if not config.sequence.length:
+        raise UserError(f"config.sequence.length=0 says no window for data.name={config.data.name!r}; set it, such as 256.")
+    cut = {
+        name: windows(part, config.sequence.length, config.sequence.context, f"the {_WORDS[name]} split of {config.data.name}")
+        for name, part in parts.items()
+    }
+    shape = (config.sequence.length, *parts["train"][0].shape[1:])
+    return Splits(config.data.name, outputs, shape, cut["train"], cut.get("validation"), cut["test"], symbols, facts)
+
+
+OPENERS: dict[str, dict[str, Callable[[Any], Splits]]] = {
+    "sequence_classification": {"ucr": _ucr, "wav": _spoken},
+    "sequence_prediction": {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _csv},
+    "language_model": {"text": _text, **dict.fromkeys(text.PACKAGES, _text)},
+    "waveform": {"wav": _wave},
+}

@@ -1,0 +1,245 @@
+"""Prediction by a run on sequences: texts and sounds gone on with, tables forecast, series and sounds classified."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dilax
+from dilax.errors import UserError
+from dilax.generate import choose
+from dilax.models.wavenet import mu_law_encode
+from train.data import audio, series, text
+from train.data.open_sequences import log_mel_frames
+from train.data.sequences import padded
+from train.run import Trained
+from train.sequence_report import draw, outputs, to_sound
+from train.sequences import pooled
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says of a prediction.
+
+    Attributes:
+        steps: Symbols, samples or rows to add.
+        temperature: As `dilax.generate.choose`; so is top_k.
+        top_k: Of the likeliest symbols.
+        seed: Of the draw.
+        folder: Where sounds are written.
+        replace: Whether those that are there already are replaced.
+    """
+
+    steps: int
+    temperature: float
+    top_k: int
+    seed: int
+    folder: pathlib.Path
+    replace: bool
+
+
+def predict(trained: Trained, inputs: list[str], options: Options) -> Iterator[str]:
+    """Yield the lines to print for each input: a prompt, or a file, as the run's task and data say.
+
+    Raises:
+        UserError: if one does not fit the run; then nothing has been printed of any.
+    """
+    kind = trained.config.task, trained.config.data.name.partition(":")[0]
+    jobs: dict[tuple[str, str], Callable[..., Iterator[str]]] = {
+        ("sequence_classification", "ucr"): _series,
+        ("sequence_classification", "wav"): _spoken,
+        ("sequence_prediction", "csv"): _tables,
+        ("waveform", "wav"): _sounds,
+    }
+    job = _texts if trained.config.task == "language_model" else jobs.get(kind)
+    if job is None:
+        raise UserError(f"there is nothing to predict from files for a run on {kind[1]!r}; use train.evaluate.")
+    return job(trained, inputs, options)
+
+
+def _texts(trained: Trained, prompts: list[str], options: Options) -> Iterator[str]:
+    """Each prompt, and what the run writes after it."""
+    codes = [_encoded(trained, prompt) for prompt in prompts]
+    for prompt, one in zip(prompts, codes):
+        drawn = _drawn(trained, one[None], options)
+        yield prompt + text.decode(drawn[0], trained.symbols, trained.config.sequence.units)
+
+
+def _encoded(trained: Trained, prompt: str) -> np.ndarray:
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one character to begin with.")
+    return text.encode(prompt, trained.symbols, trained.config.sequence.units)
+
+
+def _drawn(trained: Trained, prompt: np.ndarray, options: Options) -> np.ndarray:
+    return draw(trained.setup, trained.variables, prompt, options.steps, options.temperature, seed=options.seed, top_k=options.top_k)
+
+
+def _sounds(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
+    """Each sound gone on with, in a file of its own: path, path of what was written, seconds."""
+    sounds, targets = [_read_sound(trained, path) for path in paths], []
+    for path in paths:
+        target = options.folder / f"{pathlib.Path(path).stem}_continued.wav"
+        if target in targets or (target.exists() and not options.replace) or target.resolve() == pathlib.Path(path).resolve():
+            raise UserError(f"{target} is there already, and would be overwritten; give another folder with --out.")
+        targets.append(target)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    rate, levels = trained.facts["sample_rate"], trained.config.sequence.levels
+    for path, sound, target in zip(paths, sounds, targets):
+        prompt = np.asarray(mu_law_encode(jnp.asarray(sound), levels)) if trained.symbols else sound[:, None]
+        drawn = to_sound(trained.setup, _drawn(trained, prompt[None], options))[0]
+        audio.write_wav(target, np.concatenate([sound, drawn]), rate)
+        yield f"{path}\t{target}\t{(len(sound) + len(drawn)) / rate:.3f} s"
+
+
+def _read_sound(trained: Trained, path: str) -> np.ndarray:
+    sound, rate = audio.read_wav(pathlib.Path(path))
+    if rate != trained.facts["sample_rate"]:
+        raise UserError(f"{path} has {rate} samples a second, and the run was trained on {trained.facts['sample_rate']}; resample it.")
+    return sound
+
+
+def _spoken(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
+    frames = log_mel_frames([_read_sound(trained, path) for path in paths], trained.facts["sample_rate"])
+    return _classified(trained, paths, frames)
+
+
+def _series(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
+    """The series of .ts files, each named FILE:NUMBER; their labels, if they have some, are not read."""
+    found = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(pathlib.Path(path))[0])]
+    return _classified(trained, [name for name, _ in found], [one for _, one in found])
+
+
+def _classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) -> Iterator[str]:
+    """Name, class and probability of each."""
+    length, channels = trained.input_shape
+    mean, std = (np.asarray(trained.facts[key]) for key in ("mean", "std"))
+    for name, one in zip(names, sequences):
+        if one.shape[1] != channels:
+            raise UserError(f"{name} has {one.shape[1]} channels, and the run was trained on {channels}.")
+        if len(one) > length:
+            raise UserError(
+                f"{name} has {len(one)} steps, and the run takes {length}; cut it, or train with a longer config.sequence.length."
+            )
+    x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
+    for name, row, count in zip(names, x, lengths):
+        batch = {"input": row[None], "length": count[None]}
+        logits = pooled(jnp.asarray(outputs(trained.setup, trained.variables, batch)), batch["length"], trained.config.sequence.pool)
+        probabilities = np.asarray(jax.nn.softmax(logits))[0]
+        yield f"{name}\t{trained.class_names[int(probabilities.argmax())]}\t{probabilities.max():.4f}"
+
+
+def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
+    """The rows that follow each table, as CSV with the names of the columns."""
+    tables = [series.read_csv(pathlib.Path(path)) for path in paths]
+    for path, (names, _) in zip(paths, tables):
+        if len(names) != len(trained.class_names):
+            raise UserError(f"{path} has the columns {', '.join(names)}, and the run was trained on {', '.join(trained.class_names)}.")
+    scale = _Scale(trained)
+    for path, (_, values) in zip(paths, tables):
+        if len(paths) > 1:
+            yield f"# {path}"
+        yield _row(trained.class_names)
+        run: Any = jax.jit(lambda variables, x: dilax.forecast(trained.setup.steps.model, variables, x, options.steps))
+        for row in scale.back(np.asarray(run(trained.variables, jnp.asarray(scale.to(values))[None]))[0]):
+            yield _row([f"{value:.6g}" for value in row])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """To the numbers that a run was trained on, and back."""
+
+    trained: Trained
+
+    def to(self, values: np.ndarray) -> np.ndarray:
+        return ((values - np.asarray(self.trained.facts["mean"])) / np.asarray(self.trained.facts["std"])).astype(np.float32)
+
+    def back(self, values: np.ndarray) -> np.ndarray:
+        return values * np.asarray(self.trained.facts["std"]) + np.asarray(self.trained.facts["mean"])
+
+
+def _row(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def stream(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
+    """Yield pieces of text to write as the lines come in, each with its newline.
+
+    Of a text: after each line the run goes on to the end of a line of its own, of up to `steps` symbols; it remembers all that came
+    before. Of a table: the row that is to follow each row.
+
+    Raises:
+        UserError: if a line does not fit the run, or the task is another.
+    """
+    if trained.config.task == "language_model":
+        return _stream_text(trained, lines, options)
+    if trained.config.data.name == "csv":
+        return _stream_rows(trained, lines)
+    raise UserError(
+        f"--stream is for runs on text and on tables, and this one is of {trained.config.task} on {trained.config.data.name!r}."
+    )
+
+
+class _Step:
+    """A model that is fed one sample after the other."""
+
+    def __init__(self, trained: Trained) -> None:
+        """Begin with nothing seen."""
+        model, self._variables = trained.setup.steps.model, trained.variables
+        self._state = model.apply(self._variables, 1, method="init_stream")
+        self._run: Any = jax.jit(lambda variables, x, state: model.apply(variables, x, state, method="stream"))
+
+    def __call__(self, x: np.ndarray) -> jax.Array:
+        """Map one sample (1, 1, ...) to the outputs (1, n) for the next."""
+        outputs, self._state = self._run(self._variables, jnp.asarray(x), self._state)
+        return outputs[:, -1]
+
+
+def _stream_text(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
+    step, key, units = _Step(trained), jax.random.key(options.seed), trained.config.sequence.units
+    draw_one = jax.jit(lambda key, logits: choose(key, logits, temperature=options.temperature, top_k=options.top_k))
+    for line in lines:
+        logits: Any = None
+        for code in _encoded(trained, line):
+            logits = step(np.array([[code]], np.int32))
+        drawn: list[int] = []
+        while len(drawn) < options.steps and (not drawn or trained.symbols[drawn[-1]] not in ("\n", "10")):
+            key, now = jax.random.split(key)
+            drawn.append(int(draw_one(now, logits)[0]))
+            logits = step(np.array([drawn[-1:]], np.int32))
+        written = text.decode(np.array(drawn), trained.symbols, units)
+        yield written if written.endswith("\n") else written + "\n"
+
+
+def _stream_rows(trained: Trained, lines: Iterable[str]) -> Iterator[str]:
+    step, scale = _Step(trained), _Scale(trained)
+    yield _row(trained.class_names) + "\n"
+    for number, line in enumerate(lines, 1):
+        cells = next(csv.reader([line]), [])
+        try:
+            values = np.array([float(cell) for cell in cells[-len(trained.class_names) :]])
+        except ValueError:
+            if number == 1:
+                continue  # the names of the columns
+            values = np.array([])
+        if len(values) != len(trained.class_names) or not np.isfinite(values).all():
+            raise UserError(
+                f"line {number}: {line.strip()!r} is not a row of {len(trained.class_names)} numbers: {', '.join(trained.class_names)}."
+            )
+        yield _row([f"{value:.6g}" for value in scale.back(np.asarray(step(scale.to(values)[None, None])))[0]]) + "\n"
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write each piece to standard output as soon as it is there."""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()

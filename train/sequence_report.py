@@ -1,0 +1,137 @@
+"""What the report of a run on sequences shows: series and their classes, steps and their predictions, drawn texts and sounds."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dilax import plots, sample
+from dilax.models.wavenet import mu_law_decode
+from train import data, sequences
+from train.data import audio, text
+from train.data.sources import gather
+from train.report import most_telling
+from train.run import Setup
+
+CHOSEN, SHOWN, SAMPLES = 400, 24, 3
+Pictures = dict[str, tuple[str, Any]]
+
+
+def contents(
+    folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, sums: Mapping[str, np.ndarray]
+) -> tuple[Pictures, list[str]]:
+    """Return the pictures, by heading, and further sections of the report of a run; what is drawn is written to `folder`, too.
+
+    Args:
+        folder: Of the report; it exists.
+        made: The run.
+        splits: Its data.
+        variables: The best ones.
+        sums: Those of the test split, as `train.evaluate.score` returns them.
+    """
+    return _CONTENTS[made.config.task](folder, made, splits, variables, sums)
+
+
+def outputs(made: Setup, variables: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return what the model makes of a batch."""
+    return np.asarray(jax.jit(made.steps.outputs)(variables, batch))
+
+
+def _classified(
+    _: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, sums: Mapping[str, np.ndarray]
+) -> tuple[Pictures, list[str]]:
+    pictures: Pictures = {"Confusion matrix": ("confusion_matrix", plots.confusion_matrix(sums["confusion"], splits.class_names))}
+    chosen = np.linspace(0, len(splits.test) - 1, min(CHOSEN, len(splits.test))).astype(int)
+    parts = [gather(splits.test, part) for part in np.array_split(chosen, -(-len(chosen) // 50))]
+    if "image" in parts[0]:
+        images, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
+        lengths: Any = np.full(len(labels), splits.input_shape[0])
+    else:
+        images, labels, lengths = (np.concatenate([part[name] for part in parts]) for name in ("input", "label", "length"))
+    pool = made.config.sequence.pool
+    logits = np.concatenate([sequences.pooled(outputs(made, variables, part), _lengths(part, splits), pool) for part in parts])
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    order = most_telling(labels, probabilities)[:SHOWN]
+    if images.ndim == 4:
+        shown = plots.prediction_grid(images[order], labels[order], probabilities[order], splits.class_names)
+    else:
+        series = [images[i, : lengths[i]] for i in order]
+        shown = plots.series_grid(series, labels[order], probabilities[order], splits.class_names)
+    return {**pictures, "Test sequences, mistakes first": ("predictions", shown)}, []
+
+
+def _lengths(batch: dict[str, np.ndarray], splits: data.Splits) -> np.ndarray:
+    return batch["length"] if "length" in batch else np.full(len(batch["label"]), splits.input_shape[0])
+
+
+def _predicted(_: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, __: Any) -> tuple[Pictures, list[str]]:
+    batch = gather(splits.test, np.array([0]))
+    real, found = int(batch["length"][0]), outputs(made, variables, batch)[0]
+    truth, names = batch["label"][0, :real], splits.class_names
+    if made.config.sequence.loss == "categorical":
+        truth, found, names = truth[:, None], found.argmax(-1)[:, None], ("code",)
+    elif made.config.sequence.loss == "binary":
+        found = np.asarray(jax.nn.sigmoid(found))
+    counted = np.flatnonzero(batch["counted"][0, :real])
+    figure = plots.step_outputs(
+        truth[counted], found[:real][counted], names, title=f"the {len(counted)} scored steps of the first test sequence"
+    )
+    return {"A test sequence": ("prediction", figure)}, []
+
+
+def _written(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, _: Any) -> tuple[Pictures, list[str]]:
+    config = made.config.sequence
+    if not config.sample:
+        return {}, []
+    prompt = _prompts(splits, 1)
+    drawn = draw(made, variables, prompt, config.sample, config.temperature, seed=made.config.seed)
+    before, after = (text.decode(codes[0], splits.symbols, config.units) for codes in (prompt, drawn))
+    (folder / "sample.txt").write_text(f"{before}{after}\n", encoding="utf-8")
+    quoted = "\n".join("    " + line for line in f"{before}⟶{after}".splitlines())
+    return {}, [f"## A sample\n\nThe beginning of the test text up to ⟶, then {config.sample} symbols drawn at temperature "
+                f"{config.temperature:g}:\n\n{quoted}"]  # fmt: skip
+
+
+def _sounded(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, _: Any) -> tuple[Pictures, list[str]]:
+    config, rate = made.config.sequence, splits.facts["sample_rate"]
+    if not config.sample:
+        return {}, []
+    prompts = _prompts(splits, min(SAMPLES, len(splits.test)))
+    drawn = draw(made, variables, prompts, config.sample, config.temperature, seed=made.config.seed)
+    sounds, names = np.concatenate([to_sound(made, prompts), to_sound(made, drawn)], axis=1), []
+    for i, sound in enumerate(sounds):
+        names.append(f"sample_{i}.wav")
+        audio.write_wav(folder / names[-1], sound, rate)
+    figure = plots.waveforms(sounds, rate, names)
+    begins = f"The first {prompts.shape[1] / rate:.3g} s of each are of the test split, the rest is drawn."
+    return {"Drawn sounds": ("samples", figure)}, [f"## Files\n\n{begins}\n\n" + "\n".join(f"- [{name}]({name})" for name in names)]
+
+
+def draw(made: Setup, variables: Any, prompt: np.ndarray, steps: int, temperature: float, *, seed: int, top_k: int = 0) -> np.ndarray:
+    """Go on with prompts (n, time) or (n, time, 1) for `steps` samples, as `dilax.sample`."""
+    run: Callable[..., Any] = jax.jit(
+        lambda variables, key, prompt: sample(made.steps.model, variables, key, prompt, steps, temperature=temperature, top_k=top_k)
+    )
+    return np.asarray(run(variables, jax.random.key(seed), jnp.asarray(prompt)))
+
+
+def to_sound(made: Setup, values: np.ndarray) -> np.ndarray:
+    """Map codes (n, time), or samples (n, time, 1), to waveforms (n, time) in -1..1."""
+    return np.asarray(mu_law_decode(jnp.asarray(values), made.config.sequence.levels)) if values.ndim == 2 else values[..., 0]
+
+
+def _prompts(splits: data.Splits, count: int) -> np.ndarray:
+    """The first half of some windows of the test split, of equal length."""
+    batch = gather(splits.test, np.linspace(0, len(splits.test) - 1, count).astype(int))
+    return batch["input"][:, : max(1, int(batch["length"].min()) // 2)]
+
+
+_CONTENTS: dict[str, Callable[..., tuple[Pictures, list[str]]]] = {
+    "sequence_classification": _classified,
+    "sequence_prediction": _predicted,
+    "language_model": _written,
+    "waveform": _sounded,
+}
