@@ -1,6 +1,6 @@
 """Dilated (atrous) convolution for JAX: pure functions, Flax modules and models."""
 
-from dilax import blocks, geometry, losses, lowerings, metrics, models, plots, streaming
+from dilax import audio, blocks, geometry, losses, lowerings, metrics, models, plots, streaming
 from dilax.autotune import autotune
 from dilax.causal import CausalConvTranspose, CumulativeNorm, check_causal, check_streamable
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
@@ -37,6 +37,7 @@ __all__ = [
     "ReceptiveField",
     "SeparableConv",
     "UserError",
+    "audio",
     "autotune",
     "avg_pool",
     "blocks",

@@ -38,6 +38,7 @@ DILAX = [
     "dilax.receptive_field.dilations",
     "dilax.receptive_field",
     "dilax.resize",
+    "dilax.audio",
     "dilax.tiling",
     "dilax.convert",
     "dilax.streaming",

@@ -1,0 +1,102 @@
+"""Sound as spectra: the energies of overlapping frames in bands of the mel scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dilax.errors import UserError
+
+
+def log_mel(
+    x: jax.Array,
+    sample_rate: float,
+    *,
+    window: int = 400,
+    hop: int = 160,
+    bands: int = 40,
+    lowest: float = 20.0,
+    highest: float | None = None,
+    floor: float = 1e-6,
+) -> jax.Array:
+    """Return the natural logarithm of the energies of `x` in mel bands.
+
+    Frame f is x[f * hop : f * hop + window] times a periodic Hann window; nothing is padded, and samples behind the last whole frame are
+    not seen. The squared magnitudes of its Fourier transform, of the next power of two of samples, are summed with triangular weights.
+    The scale is HTK's, mel(f) = 2595 log10(1 + f / 700): the triangles stand at equal distances on it, are linear in mel, rise from the
+    centre of one neighbour to their own, where they are 1, and fall to that of the other; they are not scaled by their width.
+
+    Args:
+        x: (batch, time) samples, floats.
+        sample_rate: Samples a second, in Hz; a Python number, as all that follow.
+        window: Samples in a frame; 400 are 25 ms at 16 kHz.
+        hop: Samples from one frame to the next; 160 are 10 ms at 16 kHz.
+        bands: Number of bands.
+        lowest: Hz at which the first triangle begins.
+        highest: Hz at which the last ends; None is half of `sample_rate`.
+        floor: Energies below it count as it, and pass no gradient.
+
+    Returns:
+        (batch, 1 + (time - window) // hop, bands), float32, or float64 for such an x.
+
+    Raises:
+        UserError: if x is not of floats (batch, time), is shorter than a frame, or a number is out of its range; and if a band is so narrow
+            that no frequency of the transform lies in it.
+
+    Example:
+        >>> log_mel(jnp.zeros((2, 16000)), 16000).shape
+        (2, 98, 40)
+
+    Reference: Young et al. 2002, The HTK Book, section 5.4 (there with a Hamming window and, by default, magnitudes).
+    """
+    highest = sample_rate / 2 if highest is None else highest
+    _check(x, sample_rate, window, hop, bands, lowest, highest, floor)
+    size = 1 << (window - 1).bit_length()
+    filters = mel_filters(sample_rate, size, bands, lowest, highest)
+    empty = np.flatnonzero(filters.max(0) == 0)
+    if len(empty):
+        raise UserError(
+            f"log_mel: band {empty[0]} of {bands} lies between two frequencies of a transform of {size} samples at {sample_rate} Hz; "
+            "use fewer bands, a longer window, or a higher lowest."
+        )
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    frames = np.arange(0, x.shape[1] - window + 1, hop)[:, None] + np.arange(window)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    spectrum = jnp.fft.rfft(x[:, frames] * jnp.asarray(hann, x.dtype)[None, None], size)
+    power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
+    energies = jnp.einsum("bfk,km->bfm", power, jnp.asarray(filters, x.dtype), precision=lax.Precision.HIGHEST)
+    return jnp.log(jnp.maximum(energies, floor))
+
+
+def mel_filters(sample_rate: float, size: int, bands: int, lowest: float, highest: float) -> np.ndarray:
+    """Return the weights of the frequencies of a transform of `size` samples in each band, (size // 2 + 1, bands), as `log_mel` says.
+
+    Example:
+        >>> mel_filters(16000, 512, 40, 20.0, 8000.0).shape
+        (257, 40)
+    """
+    mels = _mel(np.arange(size // 2 + 1) * (sample_rate / size))[:, None]
+    edges = np.linspace(_mel(lowest), _mel(highest), bands + 2)
+    rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - mels) / (edges[2:] - edges[1:-1])
+    return np.maximum(np.minimum(rising, falling), 0)
+
+
+def _mel(hertz: np.ndarray | float) -> np.ndarray:
+    return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+
+
+def _check(x: jax.Array, sample_rate: float, window: int, hop: int, bands: int, lowest: float, highest: float, floor: float) -> None:
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"log_mel: x is {x.dtype} of shape {x.shape}; give floats (batch, time).")
+    for name, value, least in (("window", window, 2), ("hop", hop, 1), ("bands", bands, 1)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise UserError(f"log_mel: {name}={value} must be a whole number of at least {least}.")
+    if x.shape[1] < window:
+        raise UserError(f"log_mel: {x.shape[1]} samples hold no frame of window={window}; give a longer x, or a shorter window.")
+    if not 0 <= lowest < highest <= sample_rate / 2:
+        raise UserError(
+            f"log_mel: lowest={lowest} and highest={highest} must rise from 0 to at most half of sample_rate={sample_rate}; correct them."
+        )
+    if not floor > 0:
+        raise UserError(f"log_mel: floor={floor} has no logarithm; give a number above 0, such as 1e-6.")

