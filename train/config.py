@@ -37,6 +37,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "segmentation.aux_weight": (0, math.inf),
     "sequence.length": (0, math.inf),
     "sequence.context": (0, math.inf),
+    "sequence.bands": (1, math.inf),
     "sequence.levels": (2, 65536),
     "sequence.test": (1e-9, 0.5),
     "sequence.examples": (0, math.inf),
@@ -58,6 +59,7 @@ SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice")
 TASK_NAMES = ("classification", "segmentation", *SEQUENCE_TASKS)
 
 BALANCES = ("", "median_frequency")
+POOLS, STEP_LOSSES, UNITS = ("last", "mean", "max"), ("mse", "binary", "categorical"), ("characters", "bytes")
 
 
 def default_config(name: str) -> ConfigDict:
@@ -129,6 +131,7 @@ def default_config(name: str) -> ConfigDict:
                 permute=False,  # images as sequences: their pixels in one fixed random order
                 loss="mse",  # of sequence_prediction: "mse", "binary" (several may be true at a step) or "categorical" (one is)
                 units="characters",  # of a text: "characters" or "bytes"
+                bands=32,  # of a sound to classify: of the mel scale
                 levels=256,  # of a sound's samples after mu-law
                 test=0.05,  # share at the end of a text or a table that is the test split, that of data.validation before it
                 examples=0,  # training sequences that "adding" and "copy_memory" make; 0 is as many as in the paper
@@ -201,11 +204,16 @@ def check(config: ConfigDict) -> None:
             f"config.batch_size={config.batch_size} cannot be run in config.optim.accumulate={config.optim.accumulate} parts; "
             "choose a divisor."
         )
-    for key in ONLY_CLASSIFICATION if config.task == "segmentation" else ONLY_SEGMENTATION:
+    meaningless = {"segmentation": ONLY_CLASSIFICATION, "classification": ONLY_SEGMENTATION, "sequence_classification": ONLY_SEGMENTATION}
+    for key in meaningless.get(config.task, (*ONLY_CLASSIFICATION, *ONLY_SEGMENTATION, "flip", "scale")):
         if config.augment[key]:
             raise UserError(f"config.augment.{key}={config.augment[key]} has no meaning for config.task={config.task!r}; leave it out.")
     if config.task == "segmentation":
         _check_segmentation(config)
+    for key, known in {"pool": POOLS, "loss": STEP_LOSSES, "units": UNITS}.items():
+        if config.sequence[key] not in known:
+            hint = did_you_mean(str(config.sequence[key]), known)
+            raise UserError(f"config.sequence.{key}={config.sequence[key]!r} is unknown; use one of {known}.{hint}")
 
 
 def _check_segmentation(config: ConfigDict) -> None:

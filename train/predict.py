@@ -1,4 +1,4 @@
-"""Predict with a run's best parameters: `python -m train.predict --workdir runs/digits image.png ...`; see `predict_sequences` for others."""
+"""Predict with the best parameters of a run: `python -m train.predict --workdir runs/digits image.png ...`."""
 
 import dataclasses
 import pathlib

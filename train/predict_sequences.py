@@ -107,7 +107,7 @@ def _read_sound(trained: Trained, path: str) -> np.ndarray:
 
 
 def _spoken(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
-    frames = log_mel_frames([_read_sound(trained, path) for path in paths], trained.facts["sample_rate"])
+    frames = log_mel_frames([_read_sound(trained, path) for path in paths], trained.facts["sample_rate"], trained.config.sequence.bands)
     return _classified(trained, paths, frames)
 
 

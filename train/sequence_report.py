@@ -52,8 +52,8 @@ def _classified(
     else:
         images, labels, lengths = (np.concatenate([part[name] for part in parts]) for name in ("input", "label", "length"))
     pool = made.config.sequence.pool
-    logits = np.concatenate([sequences.pooled(outputs(made, variables, part), _lengths(part, splits), pool) for part in parts])
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    logits = [sequences.pooled(jnp.asarray(outputs(made, variables, part)), jnp.asarray(_lengths(part, splits)), pool) for part in parts]
+    probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(logits)))
     order = most_telling(labels, probabilities)[:SHOWN]
     if images.ndim == 4:
         shown = plots.prediction_grid(images[order], labels[order], probabilities[order], splits.class_names)

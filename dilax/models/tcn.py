@@ -138,7 +138,7 @@ def embedded(caller: str, x: jax.Array, vocabulary: int, features: int) -> jax.A
     if vocabulary:
         if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
             raise UserError(f"{caller}: with vocabulary={vocabulary} x must be integer codes (batch, time), got {x.dtype} {x.shape}.")
-        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(0.01), name="embedding")(x)
+        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(1.0), name="embedding")(x)
     if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"{caller}: x must be floats (batch, time, channels), got {x.dtype} {x.shape}; set `vocabulary` for integer codes.")
     return x

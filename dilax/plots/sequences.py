@@ -69,7 +69,7 @@ def step_outputs(truth: Any, predicted: Any, names: Sequence[str], *, title: str
     truth, predicted = as_float(truth), as_float(predicted)
     if truth.ndim != 2 or truth.shape != predicted.shape or truth.shape[1] != len(names) or not truth.size:
         raise UserError(
-            f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not fit; give (time, n) twice, n names."
+            f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not fit; give (time, n) twice."
         )
     if len(names) > _FEW:
         figure = new_figure(9, 5, layout="constrained")

@@ -15,7 +15,7 @@ from dilax.errors import UserError, did_you_mean
 from dilax.models.wavenet import mu_law_encode
 from train.data import audio, piano, series, text
 from train.data.sequences import Table, padded, windows
-from train.data.sources import TEST_SPLIT, VALIDATION, ArraySource, Splits, stratified
+from train.data.sources import TEST_SPLIT, VALIDATION, Splits, stratified
 from train.data.synthetic import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 
 LABELLED = ("ucr", "wav")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
@@ -121,18 +121,19 @@ def _spoken(config: Any) -> Splits:
         chosen = stratified(np.unique(labels, return_inverse=True)[1], round(len(files) / 5), TEST_SPLIT)
         train, test = ([file for file, here in zip(files, chosen == kept) if here] for kept in (False, True))
     sounds, rate = audio.read_wavs([path for path, _ in [*train, *test]])
-    frames = log_mel_frames(sounds, rate)
+    frames = log_mel_frames(sounds, rate, config.sequence.bands)
     labels = [label for _, label in [*train, *test]]
     cut = len(train)
     return _labelled(config, frames[:cut], labels[:cut], frames[cut:], labels[cut:], {"sample_rate": rate})
 
 
-def log_mel_frames(sounds: list[np.ndarray], rate: int) -> list[np.ndarray]:
-    """Return the log-mel frames (frames, bands) of each sound (samples,)."""
+def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
+    """Return the log-mel energies (frames, bands) of each sound (samples,): frames of 32 ms, one every 10 ms."""
+    window, hop = round(0.032 * rate), round(0.01 * rate)
     # Silence behind a sound does not change its own frames, so that one program serves for all.
-    length = max(map(len, sounds))
-    run = jax.jit(lambda sound: log_mel(sound[None], rate)[0])
-    counts = [jax.eval_shape(lambda x: log_mel(x, rate), jax.ShapeDtypeStruct((1, len(sound)), jnp.float32)).shape[1] for sound in sounds]
+    length = max(window, *map(len, sounds))
+    run = jax.jit(lambda sound: log_mel(sound[None], rate, window=window, hop=hop, bands=bands)[0])
+    counts = [1 + max(0, len(sound) - window) // hop for sound in sounds]
     return [np.asarray(run(np.pad(sound, (0, length - len(sound)))))[:count] for sound, count in zip(sounds, counts)]
 
 
@@ -210,7 +211,7 @@ def _wave(config: Any) -> Splits:
         raise UserError(f"config.data.dir={config.data.dir!r} holds no .wav files; give the folder of them.")
     sounds, rate = audio.read_wavs(paths)
     mixture, levels = config.model.get("outputs") == "mixture", config.sequence.levels
-    values = [sound[:, None] if mixture else np.asarray(mu_law_encode(sound, levels)) for sound in sounds]
+    values = [sound[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(sound), levels)) for sound in sounds]
     # Whole files, spread over the folder: of one speaker or piece there is something in every split.
     held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
     tested = max(1, round(len(values) * config.sequence.test))

@@ -1,0 +1,31 @@
+"""Time series of the UCR archive, which the package aeon ships: `:OSULeaf`, `:ACSF1`, `:GunPoint`.
+
+pip install --no-deps aeon==1.6.0
+python -m train.main --config configs/timeseries.py:OSULeaf
+Others of the archive: --config.data.name=ucr:NAME --config.data.dir=FOLDER, which holds NAME_TRAIN.ts and NAME_TEST.ts.
+"""
+
+from ml_collections import ConfigDict
+
+from train.config import check_variant, default_config, model_config
+
+
+def get_config(variant: str = "OSULeaf") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"))
+    name = "OSULeaf" if variant in ("full", "smoke") else variant
+    config = default_config("timeseries" if variant == "full" else f"timeseries_{variant}")
+    config.task = "sequence_classification"
+    config.data.name = f"ucr:{name}"
+    config.data.validation = 0.0
+    config.sequence.pool = "mean"
+    config.model = ConfigDict(model_config("tcn", kernel_size=5, features=(64,) * 6, causal=False, dropout=0.1))
+    config.batch_size = 16
+    config.total_epochs = 200.0
+    config.optim.lr = 1e-3
+    config.optim.warmup_epochs = 10.0
+    config.optim.weight_decay = 1e-3
+    config.optim.ema_decay = 0.99
+    if variant == "smoke":
+        config.total_epochs = 2.0
+        config.model.features = (8, 8)
+    return config
