@@ -49,6 +49,7 @@ def log_mel(
 
     Reference: Young et al. 2002, The HTK Book, section 5.4 (there with a Hamming window and, by default, magnitudes).
     """
+    x = jnp.asarray(x)
     highest = sample_rate / 2 if highest is None else highest
     _check(x, sample_rate, window, hop, bands, lowest, highest, floor)
     size = 1 << (window - 1).bit_length()
@@ -59,7 +60,7 @@ def log_mel(
             f"log_mel: band {empty[0]} of {bands} lies between two frequencies of a transform of {size} samples at {sample_rate} Hz; "
             "use fewer bands, a longer window, or a higher lowest."
         )
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
     frames = np.arange(0, x.shape[1] - window + 1, hop)[:, None] + np.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     spectrum = jnp.fft.rfft(x[:, frames] * jnp.asarray(hann, x.dtype)[None, None], size)

@@ -33,17 +33,14 @@ def read_piano_rolls(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
         raise UserError(f"{path} is neither .mat nor .npz; save the piano rolls as one of them.")
     found = readers[path.suffix.lower()](path, read_bytes(path, "a .mat or .npz file"))
     rolls = {split: [_checked(f"{path}: {split} {i}", roll) for i, roll in enumerate(found[split])] for split in SPLITS}
-    keys = {split: {roll.shape[1] for roll in rolls[split]} for split in SPLITS}
     for split in SPLITS:
         if not rolls[split]:
             raise UserError(f"{path}: {split} holds no sequences; add some.")
-        if keys[split] != keys["train"] or len(keys[split]) > 1:
-            raise UserError(f"{path}: {split} has {_listed(keys[split])} keys and train {_listed(keys['train'])}; make them agree.")
+        for i, roll in enumerate(rolls[split]):
+            keys = rolls["train"][0].shape[1]
+            if roll.shape[1] != keys:
+                raise UserError(f"{path}: {split} {i} has {roll.shape[1]} keys and train 0 has {keys}; make them agree.")
     return rolls
-
-
-def _listed(numbers: set[int]) -> str:
-    return " and ".join(map(str, sorted(numbers)))
 
 
 def _checked(where: str, roll: np.ndarray) -> np.ndarray:
@@ -80,6 +77,8 @@ def _read_mat(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]
 
 
 def _read_npz(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise UserError(f"{path} is no .npz file, which is a zip archive of arrays; it is torn, or of another kind.")
     try:
         file: Any = np.load(io.BytesIO(content), allow_pickle=False)
         names = set(file.files)

