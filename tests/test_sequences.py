@@ -108,7 +108,7 @@ def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict
     """The figures, one sequence and one step after the other."""
     task, changes, _, _, _, _ = CASES[name]
     losses, right = [], []
-    for y, label, length, counted in zip(outputs, batch["label"], batch["length"], batch.get("counted", COUNTED)):
+    for y, label, length, counted in zip(outputs, batch["label"], batch["length"], batch.get("counted", batch["length"])):
         if task == "sequence_classification":
             real = y[:length]
             pool = changes.get("sequence.pool", "last")
@@ -266,8 +266,7 @@ MISTAKES = {
     ),
     "a model of images": (
         lambda: run.setup(config_of("sequence_prediction", "dilated_cnn"), 2, (9, 3), 80),
-        "config.model.name='dilated_cnn' gives outputs of shape (1, 2), and config.task='sequence_prediction' needs (1, 9, 2); "
-        "set a model of that task.",
+        "DilatedCNN: x of shape (1, 9, 3) must be (batch, height, width, channels); add the missing axes.",
     ),
 }
 

@@ -77,7 +77,7 @@ def step_losses(kind: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 def example_means(values: jax.Array, counted: jax.Array) -> jax.Array:
     """Return the mean (batch,) over the steps that count, 0 where none does; what stands at the others is not read."""
-    return jnp.where(counted, values, 0.0).sum(1) / jnp.maximum(counted.sum(1), 1)
+    return jnp.where(counted, values, 0.0).sum(1) / jnp.maximum(counted.astype(values.dtype).sum(1), 1)
 
 
 def step_sums(kind: str, outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
