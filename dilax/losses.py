@@ -5,6 +5,7 @@ pixel whose label is `ignored_label` counts nowhere; an example of such pixels a
 that is no class makes the loss NaN.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from dilax.errors import UserError
 
 IGNORED = 255
+_FLOOR = 1e-8  # share of the energy below which a part of a waveform counts as nothing: 80 dB
 
 
 def pixel_cross_entropy(
@@ -197,3 +199,92 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
     inside = jnp.where(x <= -1 + half, jax.nn.log_sigmoid(above), jnp.where(x >= 1 - half, jax.nn.log_sigmoid(-below), middle))
     return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + inside, axis=-1)
+
+
+def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Scale-invariant signal-to-distortion ratio: the energy of the part of an estimate along its target over that of the rest, in dB.
+
+    10 log10(|a t|^2 / |e - a t|^2), a = <e, t> / <t, t>, of waveforms less their means
+
+    It lies between -80 and 80: parts with less than 1e-8 of the energy count as so much. Where either waveform is silent it is -80,
+    without a gradient.
+
+    Args:
+        estimate: (batch, time, sources), floats.
+        target: Of the same shape.
+        mask: bool (batch, time), False behind the end of a shorter waveform; what stands there counts nowhere.
+
+    Returns:
+        (batch, sources), float32.
+
+    Raises:
+        UserError: if the shapes do not fit.
+
+    Example:
+        >>> target = jnp.array([1.0, -1.0, 1.0, -1.0]).reshape(1, 4, 1)
+        >>> round(float(si_sdr(target + jnp.array([0.1, 0.1, -0.1, -0.1]).reshape(1, 4, 1), target)[0, 0]), 3)
+        20.0
+
+    Reference:
+        Le Roux et al. 2019, arXiv:1811.02508, equation 3.
+    """
+    real = _real("si_sdr", estimate, target, mask)
+    e, t = _unit(estimate, real), _unit(target, real)
+    along = jnp.sum(e * t, axis=1, keepdims=True)
+    rest = jnp.sum(jnp.square(e - along * t), axis=1)
+    silent = jnp.sum(jnp.square(e), axis=1) == 0
+    ratio = (jnp.square(along[:, 0]) + _FLOOR) / (jnp.where(silent, 1.0, rest) + _FLOOR)
+    return 10 * jnp.log10(ratio)
+
+
+def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The mean of -`si_sdr` over the sources, in the order of the estimates that fits best.
+
+    All orders are tried: for a handful of sources.
+
+    Args:
+        estimates: (batch, time, sources), floats, in any order.
+        targets: Of the same shape.
+        mask: As `si_sdr`.
+
+    Returns:
+        (batch,), float32, in dB.
+
+    Raises:
+        UserError: if the shapes do not fit.
+
+    Example:
+        >>> targets = jnp.array([[1.0, 0.0], [-1.0, 1.0], [1.0, 0.0], [-1.0, -1.0]])[None]
+        >>> separation_loss(3 * targets[..., ::-1], targets).round().tolist()
+        [-80.0]
+
+    Reference:
+        Yu et al. 2017, arXiv:1607.00325 (permutation-invariant training), with the loss of Luo & Mesgarani 2019, arXiv:1809.07454.
+    """
+    _real("separation_loss", estimates, targets, mask)
+    batch, time, sources = targets.shape
+    pairs = (batch, time, sources, sources)
+    e, t = (jnp.broadcast_to(x, pairs).reshape(batch, time, -1) for x in (estimates[..., None], targets[:, :, None]))
+    ratios = si_sdr(e, t, mask).reshape(batch, sources, sources)
+    orders = np.array(list(itertools.permutations(range(sources))))
+    return -ratios[:, np.arange(sources)[None], orders].mean(-1).max(-1)
+
+
+def _real(caller: str, estimate: jax.Array, target: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Return which samples count, (batch, time, 1), once the shapes are known to fit."""
+    if estimate.ndim != 3 or estimate.shape != target.shape:
+        raise UserError(
+            f"{caller}: estimates of shape {estimate.shape} and targets of shape {target.shape} must both be (batch, time, sources)."
+        )
+    if mask is not None and mask.shape != target.shape[:2]:
+        raise UserError(f"{caller}: a mask of shape {mask.shape} does not fit waveforms of shape {target.shape}; give (batch, time).")
+    return jnp.ones((*target.shape[:2], 1), bool) if mask is None else mask[..., None]
+
+
+def _unit(x: jax.Array, real: jax.Array) -> jax.Array:
+    """Waveforms less their means, with energy 1 or 0."""
+    x = jnp.where(real, x.astype(jnp.float32), 0.0)
+    mean = x.sum(1, keepdims=True) / jnp.maximum(real.sum(1, keepdims=True), 1).astype(jnp.float32)
+    x = jnp.where(real, x - mean, 0.0)
+    energy = jnp.sum(jnp.square(x), axis=1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(energy > 0, energy, 1.0))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax.losses import IGNORED
+from dilax.losses import si_sdr as si_sdr  # of which a loss is made, too
 
 
 def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

@@ -61,6 +61,8 @@ DILAX = [
     "dilax.models.fcn",
     "dilax.models.tcn",
     "dilax.models.wavenet",
+    "dilax.models.conv_tasnet",
+    "dilax.models.gated_dilated_cnn",
     "dilax.models.unet",
     "dilax.models",
     "dilax.weights",

@@ -16,10 +16,25 @@ LENGTHS = np.array([17, 5, 12, 1])
 MASK = jnp.asarray(np.arange(17)[None] < LENGTHS[:, None])
 X = random_input((4, 17, 3))
 CODES = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 17)), jnp.int32)
+SMALL: Any = dict(filters=6, kernel_size=4, stride=2, bottleneck=5, hidden=7, skip=4, blocks=2, repeats=1)
 # Model, its padded batch, and whether it has outputs at every step.
 CASES: dict[str, tuple[Any, jax.Array, bool]] = {
     "tcn": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6)), X, True),
     "tcn, looking ahead": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6), causal=False), X, True),
+    "conv_tasnet": (models.create("conv_tasnet", **SMALL), X[..., :1], True),
+    "conv_tasnet, causal": (models.create("conv_tasnet", causal=True, **SMALL), X[..., :1], True),
+    "conv_tasnet, wide frames": (
+        models.create("conv_tasnet", norm="batch", **SMALL | dict(kernel_size=9, stride=3, blocks=1)),
+        X[..., :1],
+        True,
+    ),
+    "gated_dilated_cnn, max": (models.create("gated_dilated_cnn", features=4, dilations=(1, 3)), X, False),
+    "gated_dilated_cnn, mean": (
+        models.create("gated_dilated_cnn", dilations=(2,), features=3, pooling="mean", norm="batch", dropout=0.2),
+        X,
+        False,
+    ),
+    "gated_dilated_cnn of codes": (models.create("gated_dilated_cnn", dilations=(2,), pooling="both", vocabulary=7), CODES, False),
     "tcn of codes": (models.create("tcn", kernel_size=2, features=(4,), causal=False, vocabulary=7, embedding=3), CODES, True),
 }
 

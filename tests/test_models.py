@@ -26,7 +26,7 @@ COUNTS = {  # (model, fields, input channels): parameters, by hand from the laye
 }
 
 
-SEQUENCES = ("tcn", "wavenet")  # in test_streaming.py and test_generate.py
+SEQUENCES = ("conv_tasnet", "gated_dilated_cnn", "tcn", "wavenet")  # in tests of their own
 
 
 def test_every_model_is_here():

@@ -9,10 +9,12 @@ import flax.linen as nn
 
 from dilax.errors import UserError, did_you_mean
 from dilax.models.cnn import DilatedCNN, SeparableCNN
+from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
+from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
@@ -22,6 +24,7 @@ from dilax.models.wavenet import WaveNet
 from dilax.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "conv_tasnet": ConvTasNet,
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
@@ -32,6 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_38": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
     "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
+    "gated_dilated_cnn": GatedDilatedCNN,
     "mobilenet_v2": MobileNetV2,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
@@ -65,10 +69,12 @@ __all__ = [
     "LRASPP",
     "MODELS",
     "TCN",
+    "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
     "DilatedCNN",
     "DilatedFCN",
+    "GatedDilatedCNN",
     "MobileNetV2",
     "ResNet",
     "Segmenter",

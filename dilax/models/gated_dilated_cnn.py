@@ -1,0 +1,132 @@
+"""Classification of sequences by gated dilated convolutions.
+
+After Strubell et al. 2017 (arXiv:1702.02098), who label words by a stack of dilated convolutions; the gates are those of Dauphin et al.
+2017 (arXiv:1612.08083). It is neither network: theirs give an output for every word, and the former applies one stack several times.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dilax.blocks import Dropout, Norm, masked
+from dilax.errors import UserError, did_you_mean
+from dilax.models.tcn import embedded
+from dilax.modules import DilatedConv
+
+POOLINGS = ("max", "mean", "both")
+
+
+class GatedBlock(nn.Module):
+    """x + dropout(a * sigmoid(b)), a and b from one dilated convolution of normalised x (Dauphin et al. 2017, equation 1).
+
+    Attributes:
+        kernel_size: Taps.
+        dilation: Of the convolution.
+        norm: As `dilax.blocks.Norm`.
+        dropout: Rate, whole channels at a time.
+        axis_name: As `dilax.blocks.Norm`.
+        dtype: Of the computation.
+    """
+
+    kernel_size: int
+    dilation: int
+    norm: str = "layer"
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map (batch, time, channels) to the same shape; mask as `GatedDilatedCNN`."""
+        y = masked(Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train, mask=mask), mask)
+        conv = DilatedConv(2 * x.shape[-1], (self.kernel_size,), dilation=self.dilation, dtype=self.dtype, name="conv")
+        return x + Dropout(self.dropout, self.axis_name, spatial=True)(nn.glu(conv(y)), train=train)
+
+
+class GatedDilatedCNN(nn.Module):
+    """A `GatedBlock` for each dilation, with "SAME" padding, then pooling over time and a linear layer: one row of logits for a sequence.
+
+    A step sees 1 + (kernel_size - 1) * sum(dilations) others. Parameters are named `embedding`, `input`, `block0/norm`, `block0/conv` ...,
+    `last_norm` and `head`.
+
+    Attributes:
+        num_classes: Outputs.
+        features: Channels of every block; where the input has others, a 1x1 convolution stands before the first.
+        kernel_size: Taps of every block.
+        dilations: Of each block.
+        pooling: Over the real steps: "max", "mean", or "both", side by side.
+        norm: As `dilax.blocks.Norm`.
+        dropout: Rate in the blocks, and before the linear layer.
+        vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
+        embedding: Channels of a symbol.
+        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        dtype: Of the computation; parameters and logits stay float32.
+
+    Example:
+        >>> model, codes = GatedDilatedCNN(num_classes=4, vocabulary=1000), jnp.zeros((2, 50), jnp.int32)
+        >>> jax.eval_shape(lambda key: model.init_with_output(key, codes, train=False)[0], jax.random.key(0)).shape
+        (2, 4)
+    """
+
+    num_classes: int = 2
+    features: int = 128
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
+    pooling: str = "max"
+    norm: str = "layer"
+    dropout: float = 0.0
+    vocabulary: int = 0
+    embedding: int = 128
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map (batch, time, channels), or codes (batch, time), to logits (batch, num_classes) in float32.
+
+        Args:
+            x: The sequences.
+            train: Whether to drop channels.
+            mask: bool (batch, time), False behind the end of a shorter sequence, whose logits are then those of the sequence alone.
+
+        Raises:
+            UserError: if x is neither, or a field does not fit.
+        """
+        if self.pooling not in POOLINGS:
+            hint = did_you_mean(str(self.pooling), POOLINGS)
+            raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
+        if not self.dilations:
+            raise UserError("GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
+        x = embedded("GatedDilatedCNN", x, self.vocabulary, self.embedding)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)
+        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        for i, dilation in enumerate(self.dilations):
+            block = GatedBlock(self.kernel_size, dilation, dropout=self.dropout, name=f"block{i}", **shared)
+            x = block(x, train=train, mask=mask)
+        x = Norm(self.norm, self.axis_name, self.dtype, name="last_norm")(x, train=train, mask=mask)
+        pooled = Dropout(self.dropout, self.axis_name)(pool(x.astype(jnp.float32), self.pooling, mask), train=train)
+        return nn.Dense(self.num_classes, name="head")(pooled)
+
+
+def pool(x: jax.Array, pooling: str, mask: jax.Array | None = None) -> jax.Array:
+    """Pool (batch, time, channels) over the steps where mask is True, to (batch, channels), or twice as many with "both".
+
+    Example:
+        >>> pool(jnp.array([[[1.0], [3.0], [9.0]]]), "both", jnp.array([[True, True, False]])).tolist()
+        [[3.0, 2.0]]
+    """
+    real = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
+    where = jnp.broadcast_to(real, x.shape)
+    found = []
+    if pooling in ("max", "both"):
+        # By its place: the gradient of jnp.max looks for what equals it, which a compiler that computes x twice may not find.
+        place = jnp.argmax(jnp.where(where, x, -jnp.inf), axis=1, keepdims=True)
+        found.append(jnp.take_along_axis(jnp.where(where, x, 0.0), place, axis=1)[:, 0])
+    if pooling in ("mean", "both"):
+        count = jnp.maximum(real.sum(1), 1).astype(x.dtype)
+        found.append(jnp.where(where, x, 0.0).sum(1) / count)
+    return jnp.concatenate(found, axis=-1)

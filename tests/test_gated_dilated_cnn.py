@@ -1,0 +1,100 @@
+"""The gated dilated network that classifies sequences: by the contract, and against numpy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import KEY, check_model, check_receptive_field, check_summary, check_training, positive, random_input
+
+from dilax import models
+from dilax.errors import UserError
+from dilax.models.gated_dilated_cnn import GatedBlock, pool
+
+CODES = jnp.asarray(np.random.default_rng(0).integers(0, 9, (3, 12)), jnp.int32)
+
+
+@pytest.mark.parametrize(("pooling", "norm"), [("max", "layer"), ("mean", "layer"), ("both", "batch")])
+def test_contract(pooling, norm):
+    model = models.create("gated_dilated_cnn", num_classes=7, features=6, dilations=(1, 3), pooling=pooling, norm=norm, dropout=0.2)
+    check_model(model, random_input((3, 12, 5)), 7)
+
+
+def test_of_codes():
+    model: Any = models.create(
+        "gated_dilated_cnn", num_classes=4, features=6, vocabulary=9, embedding=5, pooling="mean", dtype=jnp.bfloat16
+    )
+    variables = model.init(KEY, CODES, train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    logits = model.apply(variables, CODES, train=False)
+    assert (logits.shape, logits.dtype) == ((3, 4), jnp.float32)
+    check_training(model, variables, CODES)
+    check_summary(model, variables, CODES)
+
+
+def test_a_block_is_that_of_the_paper():
+    x = np.asarray(random_input((2, 9, 3)))
+    block = GatedBlock(3, 2, norm="none")
+    shapes = jax.eval_shape(lambda: block.init(KEY, jnp.asarray(x), train=False))
+    variables = jax.tree.map(lambda leaf: random_input(leaf.shape, len(leaf.shape)), shapes)
+    kernel, bias = (np.asarray(variables["params"]["conv"][name]) for name in ("kernel", "bias"))
+    padded = np.pad(x, ((0, 0), (2, 2), (0, 0)))
+    wide = sum(padded[:, 2 * tap : 2 * tap + 9] @ kernel[tap] for tap in range(3)) + bias
+    expected = x + wide[..., :3] / (1 + np.exp(-wide[..., 3:]))
+    found: Any = block.apply(variables, jnp.asarray(x), train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_receptive_field_of_the_blocks():
+    model = models.create("gated_dilated_cnn", features=3, dilations=(1, 3), norm="none")
+    shape = (1, 61, 3)
+    variables = positive(model.init(KEY, jnp.zeros(shape), train=False))
+
+    def trunk(x: jax.Array) -> Any:
+        keep = lambda module, _: isinstance(module, GatedBlock)  # noqa: E731
+        _, state = model.apply(variables, x, train=False, capture_intermediates=keep, mutable=["intermediates"])
+        return state["intermediates"]["block1"]["__call__"][0]
+
+    check_receptive_field(trunk, shape)
+
+
+def test_pooling_by_hand():
+    x, lengths = np.asarray(random_input((3, 7, 4))) - 2, (7, 3, 0)
+    mask = jnp.asarray(np.arange(7) < np.array(lengths)[:, None])
+    most = np.stack([x[0].max(0), x[1, :3].max(0), np.zeros(4)])
+    mean = np.stack([x[0].mean(0), x[1, :3].mean(0), np.zeros(4)])
+    wild = jnp.asarray(np.where(np.asarray(mask)[..., None], x, np.nan))
+    np.testing.assert_allclose(pool(wild, "max", mask), most, rtol=1e-6)
+    np.testing.assert_allclose(pool(wild, "mean", mask), mean, rtol=1e-5)
+    np.testing.assert_allclose(pool(wild, "both", mask), np.concatenate([most, mean], 1), rtol=1e-5)
+    np.testing.assert_allclose(pool(jnp.asarray(x), "both"), np.concatenate([x.max(1), x.mean(1)], 1), rtol=1e-5)
+    gradient = jax.grad(lambda x: pool(x, "both", mask).sum())(wild)
+    assert np.isfinite(gradient).all() and (np.asarray(gradient)[~np.asarray(mask)] == 0).all()
+
+
+ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "pooling": (
+        {"pooling": "men"},
+        jnp.ones((2, 5, 3)),
+        "GatedDilatedCNN: pooling='men' is unknown; use one of ('max', 'mean', 'both'). Did you mean \"mean\"?",
+    ),
+    "dilations": (
+        {"dilations": ()},
+        jnp.ones((2, 5, 3)),
+        "GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).",
+    ),
+    "codes": (
+        {},
+        CODES,
+        "GatedDilatedCNN: x must be floats (batch, time, channels), got int32 (3, 12); set `vocabulary` for integer codes.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_texts(name):
+    fields, x, text = ERRORS[name]
+    with pytest.raises(UserError) as error:
+        models.create("gated_dilated_cnn", **fields).init(KEY, x, train=False)
+    assert str(error.value) == text
