@@ -19,7 +19,7 @@ _STRATIFIED = 100_000  # records of which the labels are read to stratify; TFDS 
 
 def open_splits(config: ConfigDict) -> Splits:
     """Open the data of a whole config, with the labels that its task learns; errors as those that open it."""
-    if config.task == "sequence_classification" and config.data.name not in open_sequences.LABELLED:
+    if config.task == "sequence_classification" and config.data.name.partition(":")[0] not in open_sequences.LABELLED:
         return open_sequences.of_pixels(load(config.data, seed=config.seed))
     if config.task in SEQUENCE_TASKS:
         return open_sequences.load_sequences(config)

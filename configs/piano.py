@@ -1,0 +1,30 @@
+"""Polyphonic music: at each step of a piano roll tell the 88 keys of the next, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.3).
+
+python -m train.main --config configs/piano.py --config.data.dir=JSB_Chorales.mat
+The file holds the JSB chorales in three splits (229, 76 and 77 sequences): the .mat of the TCN paper's code, or an .npz with train,
+validation and test (n, time, 88) and train_lengths, validation_lengths and test_lengths. The paper's figure is 8.10 nats a step ("nll").
+Not measured: the data is not in any package.
+"""
+
+from ml_collections import ConfigDict
+
+from train.config import check_variant, default_config, model_config
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "smoke"))
+    config = default_config("piano")
+    config.task = "sequence_prediction"
+    config.data.name = "piano"
+    config.data.dir = "JSB_Chorales.mat"
+    config.sequence.loss = "binary"
+    config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(150,) * 2, dropout=0.5))
+    config.batch_size = 8
+    config.total_epochs = 100.0
+    config.optim.lr = 1e-3
+    config.optim.clip_norm = 0.4
+    if variant == "smoke":
+        config.name = "piano_smoke"
+        config.model.features = (8, 8)
+        config.total_epochs = 1.0
+    return config
