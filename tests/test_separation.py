@@ -113,6 +113,7 @@ def test_the_default_has_as_many_parameters_as_that_of_torchaudio():
 def test_contract(name):
     model = NETWORKS[name]
     variables = fast(lambda: model.init(KEY, MIXTURE, train=False))()
+    assert float(variables["params"]["prelu"]["negative_slope"]) == 0.25
     y = run(model)(variables, MIXTURE)
     assert (y.shape, y.dtype) == ((2, 48, model.sources), jnp.float32)
     assert jax.eval_shape(run(model), variables, MIXTURE[:1, :21]).shape == (1, 21, model.sources)
@@ -296,6 +297,7 @@ def test_silence_is_finite(what):
     value, gradient = jax.jit(jax.value_and_grad(lambda e: losses.separation_loss(e, t, mask).sum()))(e)
     assert np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(ratios).all()
     assert (np.abs(np.asarray(gradient)[1]) > 0).any()
+    np.testing.assert_allclose(jax.grad(lambda e: metrics.si_sdr(e, t, mask)[0, 1])(jnp.asarray(e)), 0, atol=1e-5)
 
 
 def test_waveforms_that_do_not_fit():
