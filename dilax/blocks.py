@@ -64,6 +64,9 @@ class Norm(nn.Module):
         wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
         if self.kind == "cumulative":
             return CumulativeNorm(dtype=self.dtype or x.dtype)(wide)
+        if mask is not None:
+            # Statistics of nothing would be void: an example without a place that counts is normalised as a whole.
+            mask = mask | ~mask.any(tuple(range(1, mask.ndim)), keepdims=True) if self.kind in ("group", "global") else mask
         everywhere = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
         return self._normalised(wide, train, everywhere).astype(self.dtype or x.dtype)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 
 from dilax.errors import UserError
 from train import run
-from train.config import default_config, from_json, model_config, to_json
+from train.config import SEQUENCE_TASKS, default_config, from_json, model_config, to_json
 
 NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "__init__")
 VARIANTS = {
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
+    "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 CASES = [(name, variant) for name in NAMES for variant in VARIANTS.get(name, ("full", "smoke"))]
 SHAPES = {
@@ -26,7 +28,22 @@ SHAPES = {
     "cells": (210, 96, 3),
     "folder": (500, 500, 3),
 }
+# Of sequences: shape of an input, outputs, symbols. Some windows are shorter here: only how long a step takes depends on it.
+SEQUENCES = {
+    "adding": ((40, 2), 1, 0),
+    "bible": ((40,), 66, 66),
+    "copy_memory": ((40,), 10, 10),
+    "csv": ((40, 3), 3, 0),
+    "digits": ((784, 1), 10, 0),
+    "piano": ((40, 88), 88, 0),
+    "ucr:ACSF1": ((60, 1), 10, 0),
+    "ucr:GunPoint": ((60, 1), 2, 0),
+    "ucr:OSULeaf": ((60, 1), 6, 0),
+    "wav, waveform": ((40,), 256, 256),
+    "wav, sequence_classification": ((40, 32), 10, 0),
+}
 SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
+RNG = np.random.default_rng(0)
 # Takes long to compile on a CPU; but for voc and cifar, the smoke variant compiles the same network.
 TRACED = [
     ("voc", "full"),
@@ -34,6 +51,9 @@ TRACED = [
     ("cells", "full"),
     ("pretrain_camvid", "full"),
     *(("camvid", v) for v in ("full", "scratch", "no_dilation")),
+    *(("timeseries", v) for v in ("full", "OSULeaf", "ACSF1", "GunPoint")),
+    ("text", "full"),
+    ("waveform", "full"),
 ]
 
 
@@ -41,17 +61,34 @@ def get(name: str, variant: str):
     return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
+def image_batch(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
+    labels = RNG.integers(0, classes, (2, *shape[:2]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
+    return {"image": RNG.integers(0, 256, (2, *shape), np.uint8), "label": labels}
+
+
+def sequence_batch(config: Any, shape: tuple[int, ...], outputs: int, symbols: int) -> dict[str, np.ndarray]:
+    if config.data.name == "digits":
+        return image_batch(config, (28, 28, 1), outputs)
+    lengths = np.array([shape[0], shape[0] // 2], np.int32)
+    x = RNG.integers(0, symbols, (2, *shape), np.int32) if symbols else RNG.normal(size=(2, *shape)).astype(np.float32)
+    if config.task == "sequence_classification":
+        return {"input": x, "length": lengths, "label": RNG.integers(0, outputs, 2, np.int32)}
+    shaped = (2, shape[0]) if symbols else (2, shape[0], outputs)
+    label = RNG.integers(0, outputs, shaped, np.int32) if symbols else RNG.random(shaped).astype(np.float32)
+    return {"input": x, "length": lengths, "label": label, "counted": np.arange(shape[0])[None] < lengths[:, None]}
+
+
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_builds_and_steps(name, variant):
     config = get(name, variant)
     assert to_json(from_json(to_json(config))) == to_json(config)
     config.lock()
-    shape, classes = SHAPES[config.data.name], SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
-    made = run.setup(config, classes, shape, 1000)
-    rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (2, *shape), np.uint8), "label": rng.integers(0, classes, 2, np.int32)}
-    if config.task == "segmentation":
-        batch["label"] = rng.integers(0, classes, (2, *shape[:2]), np.uint8)
+    if config.task in SEQUENCE_TASKS:
+        found = SEQUENCES.get(config.data.name) or SEQUENCES[f"{config.data.name}, {config.task}"]
+        made, batch = run.setup(config, found[1], found[0], 1000, vocabulary=found[2]), sequence_batch(config, *found)
+    else:
+        shape, classes = SHAPES[config.data.name], SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
+        made, batch = run.setup(config, classes, shape, 1000), image_batch(config, shape, classes)
     if (name, variant) in TRACED:
         state, _ = jax.eval_shape(made.steps.train, jax.eval_shape(made.steps.init, made.shapes), batch, jax.random.key(0))
         assert jax.tree.map(lambda a: a.shape, state.params) == jax.tree.map(lambda a: a.shape, made.shapes["params"])

@@ -124,9 +124,10 @@ def to_sound(made: Setup, values: np.ndarray) -> np.ndarray:
 
 
 def _prompts(splits: data.Splits, count: int) -> np.ndarray:
-    """The first half of some windows of the test split, of equal length."""
-    batch = gather(splits.test, np.linspace(0, len(splits.test) - 1, count).astype(int))
-    return batch["input"][:, : max(1, int(batch["length"].min()) // 2)]
+    """The first half of up to `count` of the longest windows of the test split."""
+    batch = gather(splits.test, np.linspace(0, len(splits.test) - 1, min(64, len(splits.test))).astype(int))
+    longest = batch["length"].max()
+    return batch["input"][batch["length"] == longest][:count, : max(1, int(longest) // 2)]
 
 
 _CONTENTS: dict[str, Callable[..., tuple[Pictures, list[str]]]] = {

@@ -1,0 +1,260 @@
+"""Runs on sequences from a file to a prediction: texts, tables, series and sounds; their reports; streams; mistakes."""
+
+import pathlib
+import wave
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import dilax
+from dilax.errors import UserError
+from train import loop, run
+from train.config import default_config, model_config
+from train.data import audio, series, text
+from train.predict_sequences import Options, predict, stream
+
+WORDS = "the rain in spain stays mainly in the plain\nand the grain\n"
+RATE = 8000
+
+
+def options(folder: pathlib.Path, **changes: Any) -> Options:
+    return Options(**{**dict(steps=7, temperature=1.0, top_k=0, seed=0, folder=folder, replace=False), **changes})
+
+
+def write_sounds(folder: pathlib.Path) -> None:
+    """Tones of two pitches and several lengths, in folders of their labels."""
+    random = np.random.default_rng(0)
+    for label, pitch in (("high", 1500), ("low", 300)):
+        (folder / label).mkdir(parents=True)
+        for i in range(10):
+            time = np.arange(1600 + 200 * i) / RATE
+            tone = 0.5 * np.sin(2 * np.pi * pitch * time + i) + 0.01 * random.normal(size=len(time))
+            audio.write_wav(folder / label / f"{i}.wav", tone.astype(np.float32), RATE)
+
+
+def write_table(path: pathlib.Path) -> None:
+    steps = np.arange(400)
+    rows = np.stack([10 + 3 * np.sin(steps / 5), 100 * np.cos(steps / 7)], 1)
+    path.write_text("date,warm,wet\n" + "".join(f"2020-{i},{a:.5f},{b:.5f}\n" for i, (a, b) in enumerate(rows)))
+
+
+def write_series(folder: pathlib.Path) -> None:
+    random = np.random.default_rng(1)
+    for split in ("TRAIN", "TEST"):
+        lines = ["@problemName toy", "@univariate true", "@classLabel true up down", "@data"]
+        for i in range(24):
+            count, label = 12 + i % 5, ("up", "down")[i % 2]
+            values = (1 if i % 2 == 0 else -1) * np.arange(count) / 5 + 0.1 * random.normal(size=count)
+            lines.append(",".join(f"{value:.4f}" for value in values) + f":{label}")
+        (folder / f"toy_{split}.ts").write_text("\n".join(lines) + "\n")
+
+
+TCN = dict(kernel_size=2, features=(12, 12, 12))
+RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, data, model, changes
+    "text": ("language_model", "text", dict(TCN, embedding=8), {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0}),
+    "table": ("sequence_prediction", "csv", TCN, {"sequence.length": 32, "sequence.context": 8, "sequence.test": 0.2, "total_epochs": 30.0}),
+    "series": ("sequence_classification", "ucr:toy", TCN, {"sequence.pool": "mean", "total_epochs": 30.0}),
+    "words": ("sequence_classification", "wav", TCN, {"sequence.pool": "mean", "sequence.bands": 16, "total_epochs": 40.0}),
+    "waves": (
+        "waveform",
+        "wav",
+        dict(dilations=(1, 2, 4), features=8, skip_features=8),
+        {"sequence.length": 400, "sequence.context": 8, "total_epochs": 1.0},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sequences")
+    (folder / "text.txt").write_text(WORDS * 30)
+    write_table(folder / "table.csv")
+    write_series(folder)
+    write_sounds(folder / "sounds")
+    places = {"text": "text.txt", "csv": "table.csv", "ucr:toy": "", "wav": "sounds"}
+    for name, (task, source, fields, changes) in RUNS.items():
+        config = default_config(name)
+        config.task = task
+        config.data.update(name=source, dir=str(folder / places[source]))
+        config.model = {**model_config("wavenet" if task == "waveform" else "tcn", **fields)}
+        config.batch_size = 8
+        config.eval_every_epochs = 10.0
+        config.sequence.update(sample=20)
+        config.optim.update(lr=2e-2, warmup_epochs=0.1, clip_norm=1.0)
+        config.compilation_cache_dir = ""
+        config.update_from_flattened_dict(changes)
+        assert loop.run(config.lock(), folder / name) == 0
+    return SimpleNamespace(folder=folder, trained={name: run.load_trained(folder / name) for name in RUNS})
+
+
+def test_they_have_learned(runs):
+    figures = {name: run.read_status(runs.folder / name)["metrics"] for name in RUNS}
+    assert figures["text"]["test/bits_per_character"] < 1.5
+    assert figures["table"]["test/mse"] < 0.1
+    assert figures["series"]["test/accuracy"] > 0.9
+    assert figures["words"]["test/accuracy"] == 1
+    assert figures["waves"]["test/bits_per_sample"] < 8
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("text", ["sample.txt"]), ("table", ["prediction.png"]), ("series", ["predictions.png", "confusion_matrix.png"]),
+     ("words", ["predictions.png"]), ("waves", ["samples.png", "sample_0.wav"])],
+)  # fmt: skip
+def test_the_report_shows_what_was_made(runs, name, files):
+    folder = runs.folder / name / "report"
+    written = (folder / "report.md").read_text()
+    for file in [*files, "learning_curves.png"]:
+        assert file in written or file.endswith(".txt")
+        if file.endswith(".png"):
+            with Image.open(folder / file) as image:
+                assert np.asarray(image.convert("L")).std() > 5
+    if name == "text":
+        sample = (folder / "sample.txt").read_text()
+        assert len(sample) == 12 + 20 + 1
+        assert sample[-21:-1].splitlines()[0] in written
+    if name == "waves":
+        with wave.open(str(folder / "sample_0.wav")) as sound:
+            assert (sound.getframerate(), sound.getnframes()) == (RATE, 200 + 20)
+
+
+def test_a_text_is_gone_on_with_as_the_whole_network_would(runs):
+    """Greedily, every symbol the likeliest after all that came before."""
+    trained = runs.trained["text"]
+    (line,) = predict(trained, ["the r"], options(runs.folder, temperature=0.0))
+    assert (line[:5], len(line)) == ("the r", 12)
+    codes = text.encode(line, trained.symbols, "characters")
+    logits = trained.setup.steps.model.apply(trained.variables, jnp.asarray(codes)[None], train=False)
+    assert np.asarray(logits)[0, 4:-1].argmax(-1).tolist() == codes[5:].tolist()
+    again, other = (list(predict(trained, ["the r", "in"], options(runs.folder, seed=seed))) for seed in (1, 2))
+    assert again == list(predict(trained, ["the r", "in"], options(runs.folder, seed=1)))
+    assert again != other
+
+
+def test_a_stream_of_lines_remembers_what_came_before(runs):
+    trained = runs.trained["text"]
+    lines = ["the rain\n", "in spain\n"]
+    pieces = list(stream(trained, iter(lines), options(runs.folder, temperature=0.0, steps=9)))
+    assert all(piece.endswith("\n") and len(piece) <= 10 for piece in pieces)
+    seen = ""
+    for line, piece in zip(lines, pieces):
+        seen += line
+        (expected,) = predict(trained, [seen], options(runs.folder, temperature=0.0, steps=9))
+        expected = expected[len(seen) :]
+        expected = expected[: expected.index("\n") + 1] if "\n" in expected else expected + "\n"
+        assert piece == expected
+        seen += piece if len(piece) <= 9 else piece[:-1]
+
+
+def test_a_table_is_forecast_row_by_row(runs):
+    trained, path = runs.trained["table"], runs.folder / "table.csv"
+    head, *rows = predict(trained, [str(path)], options(runs.folder, steps=3))
+    assert head == "warm,wet"
+    names, values = series.read_csv(path)
+    mean, std = np.array(trained.facts["mean"]), np.array(trained.facts["std"])
+    seen = (values - mean) / std
+    for row in rows:
+        y = trained.setup.steps.model.apply(trained.variables, jnp.asarray(seen, jnp.float32)[None], train=False)
+        seen = np.concatenate([seen, np.asarray(y)[0, -1:]])
+        np.testing.assert_allclose([float(cell) for cell in row.split(",")], seen[-1] * std + mean, rtol=1e-3, atol=1e-3)
+    first = next(iter(stream(trained, iter([]), options(runs.folder))))
+    streamed = list(stream(trained, path.read_text().splitlines(keepends=True)[:40], options(runs.folder)))
+    assert (first, streamed[0], len(streamed)) == ("warm,wet\n", "warm,wet\n", 40)
+    whole = trained.setup.steps.model.apply(trained.variables, jnp.asarray((values[:39] - mean) / std, jnp.float32)[None], train=False)
+    expected = np.asarray(whole)[0] * std + mean
+    np.testing.assert_allclose([[float(cell) for cell in line.split(",")] for line in streamed[1:]], expected, rtol=1e-3, atol=1e-3)
+    both = list(predict(trained, [str(path), str(path)], options(runs.folder, steps=1)))
+    assert (len(both), both[0]) == (6, f"# {path}")
+
+
+def test_forecast_feeds_back_what_it_gives():
+    model, x = (
+        dilax.models.create("tcn", out_features=2, kernel_size=3, features=(4, 4)),
+        jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 2)), jnp.float32),
+    )
+    variables = model.init(jax.random.key(0), x, train=False)
+    variables = jax.tree.map(lambda leaf: leaf * 20, variables)
+    seen = x
+    for _ in range(4):
+        seen = jnp.concatenate([seen, model.apply(variables, seen, train=False)[:, -1:]], axis=1)
+    np.testing.assert_allclose(dilax.forecast(model, variables, x, 4), seen[:, 9:], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"^forecast: x float32 \(3, 0, 2\) and steps=4 must be floats"):
+        dilax.forecast(model, variables, x[:, :0], 4)
+    wide = dilax.models.create("tcn", out_features=3, kernel_size=3, features=(4, 4))
+    with pytest.raises(UserError, match=r"^forecast: the model maps \(3, 9, 2\) to \(3, 9, 3\)"):
+        dilax.forecast(wide, wide.init(jax.random.key(0), x, train=False), x, 4)
+
+
+def test_series_and_sounds_are_classified(runs):
+    path = runs.folder / "toy_TEST.ts"
+    lines = [line.split("\t") for line in predict(runs.trained["series"], [str(path)], options(runs.folder))]
+    assert [name for name, _, _ in lines[:2]] == [f"{path}:1", f"{path}:2"]
+    right = [found == label for (_, found, _), label in zip(lines, series.read_ts(path)[1])]
+    assert np.mean(right) == pytest.approx(run.read_status(runs.folder / "series")["metrics"]["test/accuracy"])
+    files = [runs.folder / "sounds" / label / "3.wav" for label in ("low", "high")]
+    found = [line.split("\t") for line in predict(runs.trained["words"], list(map(str, files)), options(runs.folder))]
+    assert [row[1] for row in found] == ["low", "high"]
+
+
+def test_a_sound_is_gone_on_with_in_a_file_of_its_own(runs, tmp_path):
+    path = runs.folder / "sounds" / "low" / "0.wav"
+    (line,) = predict(runs.trained["waves"], [str(path)], options(tmp_path / "out", steps=30))
+    assert line == f"{path}\t{tmp_path / 'out' / '0_continued.wav'}\t{1630 / RATE:.3f} s"
+    before, after = audio.read_wav(path)[0], audio.read_wav(tmp_path / "out" / "0_continued.wav")[0]
+    np.testing.assert_allclose(after[:1600], before, atol=1e-4)
+    assert len(after) == 1630
+    with pytest.raises(UserError, match=r"0_continued\.wav is there already, and would be overwritten; give another folder with --out"):
+        list(predict(runs.trained["waves"], [str(path)], options(tmp_path / "out")))
+
+
+@pytest.fixture(scope="module")
+def mistakes(runs):
+    folder = runs.folder / "wrong"
+    folder.mkdir()
+    audio.write_wav(folder / "fast.wav", np.zeros(900, np.float32), 16000)
+    audio.write_wav(folder / "long.wav", np.zeros(9000, np.float32), RATE)
+    with wave.open(str(folder / "stereo.wav"), "wb") as sound:
+        sound.setparams((2, 2, RATE, 4, "NONE", ""))
+        sound.writeframes(bytes(16))
+    (folder / "one.csv").write_text("warm\n1\n2\n")
+    (folder / "nan.csv").write_text("warm,wet\n1,2\n1,nan\n")
+    (folder / "long.ts").write_text("@classLabel true up down\n@data\n" + ",".join("1" * 40) + ":up\n")
+    return folder
+
+
+CASES = {
+    "an empty prompt": ("text", [""], "the prompt is empty; give at least one character to begin with."),
+    "a character outside the vocabulary": ("text", ["thé"], "character '\\xe9' at position 2 is not in the vocabulary of 16 characters, "),
+    "another sample rate": ("words", ["fast.wav"], "fast.wav has 16000 samples a second, and the run was trained on 8000; resample it."),
+    "stereo": ("waves", ["stereo.wav"], "stereo.wav has 2 channels; mix it down to one channel."),
+    "longer than the padded size": ("words", ["long.wav"], "long.wav has 110 steps, and the run takes 40; cut it, or train with a longer"),
+    "a series that is too long": ("series", ["long.ts"], "long.ts:1 has 40 steps, and the run takes 16; cut it, or train with a longer"),
+    "other columns": ("table", ["one.csv"], "one.csv has the columns warm, and the run was trained on warm, wet."),
+    "NaN in a series": ("table", ["nan.csv"], 'nan.csv, line 3: the cell of "wet" is missing ("nan"); fill it, or leave the series'),
+    "no such file": ("words", ["gone.wav"], "gone.wav"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistakes_get_one_line(runs, mistakes, case):
+    name, inputs, words = CASES[case]
+    given = [str(mistakes / one) if "." in one else one for one in inputs]
+    with pytest.raises(UserError) as caught:
+        list(predict(runs.trained[name], given, options(mistakes / "out")))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (mistakes / "out").exists()
+
+
+def test_mistakes_in_a_stream_get_one_line(runs):
+    with pytest.raises(UserError, match=r"^line 2: '1,x' is not a row of 2 numbers: warm, wet\.$"):
+        list(stream(runs.trained["table"], ["1,2\n", "1,x\n"], options(runs.folder)))
+    with pytest.raises(UserError, match=r"^--stream is for runs on text and on tables, and this one is of waveform on 'wav'\.$"):
+        stream(runs.trained["waves"], [], options(runs.folder))
+    with pytest.raises(UserError, match="character '#' at position 0 is not in the vocabulary"):
+        list(stream(runs.trained["text"], ["#\n"], options(runs.folder)))
