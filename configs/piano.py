@@ -1,4 +1,4 @@
-"""Polyphonic music: at each step of a piano roll tell the 88 keys of the next, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.3).
+"""Polyphonic music: at each step of a piano roll tell the keys of the next, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.3).
 
 python -m train.main --config configs/piano.py --config.data.dir=JSB_Chorales.mat
 The file holds the JSB chorales in three splits (229, 76 and 77 sequences): the .mat of the TCN paper's code, or an .npz with train,

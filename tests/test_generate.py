@@ -25,6 +25,11 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wavenet": (models.WaveNet(9, (1, 2, 4), features=5, skip_features=4), {}),
     "wavenet, conditioned": (models.WaveNet(9, (1, 2), features=5, skip_features=4, local_features=3, global_features=2), CONDITIONS),
     "waves": (models.WaveNet(dilations=(1, 2), features=4, skip_features=4, outputs="mixture", mixtures=2), {}),
+    "bytenet": (models.ByteNet(9, 6, 3, (1, 2, 4)), {}),
+    "bytenet, after a source": (
+        models.ByteNet(9, 6, 2, (1, 2), source_vocabulary=5),
+        {"condition": jnp.asarray(RNG.normal(size=(2, 12, 6)), jnp.float32)},
+    ),
     "tcn": (models.TCN(9, 3, (6, 5), vocabulary=9, embedding=4), {}),
 }
 

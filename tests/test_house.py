@@ -61,6 +61,8 @@ DILAX = [
     "dilax.models.fcn",
     "dilax.models.tcn",
     "dilax.models.wavenet",
+    "dilax.models.bytenet",
+    "dilax.models.separable_tcn",
     "dilax.models.conv_tasnet",
     "dilax.models.gated_dilated_cnn",
     "dilax.models.unet",
@@ -73,6 +75,7 @@ DILAX = [
     "dilax.plots.dilation",
     "dilax.plots.fields",
     "dilax.plots.segmentation",
+    "dilax.plots.sequences",
     "dilax.plots.training",
     "dilax.plots",
     "dilax",
@@ -122,7 +125,14 @@ def test_heavy_imports_are_inside_functions(path):
 
 def test_matplotlib_is_in_plots_alone():
     users = {module_name(path) for path in files("dilax") + files("train") if any("matplotlib" in name for name in imports(path))}
-    assert {name.removeprefix("dilax.plots.") for name in users} == {"canvas", "dilation", "fields", "segmentation", "training"}
+    assert {name.removeprefix("dilax.plots.") for name in users} == {
+        "canvas",
+        "dilation",
+        "fields",
+        "segmentation",
+        "sequences",
+        "training",
+    }
 
 
 def test_import_dilax_loads_nothing_heavy_and_is_quick():

@@ -37,6 +37,12 @@ CASES: dict[str, tuple[Any, jax.Array, bool]] = {
         False,
     ),
     "gated_dilated_cnn of codes": (models.create("gated_dilated_cnn", dilations=(2,), pooling="both", vocabulary=7), CODES, False),
+    "separable_tcn, looking ahead": (
+        models.create("separable_tcn", out_features=2, features=4, dilations=(1, 3), causal=False, dropout=0.2),
+        X,
+        True,
+    ),
+    "separable_tcn": (models.create("separable_tcn", out_features=2, features=4, dilations=(2,), norm="global"), X, True),
     "tcn of codes": (models.create("tcn", kernel_size=2, features=(4,), causal=False, vocabulary=7, embedding=3), CODES, True),
 }
 

@@ -26,7 +26,7 @@ COUNTS = {  # (model, fields, input channels): parameters, by hand from the laye
 }
 
 
-SEQUENCES = ("conv_tasnet", "gated_dilated_cnn", "tcn", "wavenet")  # in tests of their own
+SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # in tests of their own
 
 
 def test_every_model_is_here():

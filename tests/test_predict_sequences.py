@@ -57,7 +57,12 @@ def write_series(folder: pathlib.Path) -> None:
 TCN = dict(kernel_size=2, features=(12, 12, 12))
 RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, data, model, changes
     "text": ("language_model", "text", dict(TCN, embedding=8), {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0}),
-    "table": ("sequence_prediction", "csv", TCN, {"sequence.length": 32, "sequence.context": 8, "sequence.test": 0.2, "total_epochs": 30.0}),
+    "table": (
+        "sequence_prediction",
+        "csv",
+        TCN,
+        {"sequence.length": 32, "sequence.context": 8, "sequence.test": 0.2, "total_epochs": 30.0},
+    ),
     "series": ("sequence_classification", "ucr:toy", TCN, {"sequence.pool": "mean", "total_epochs": 30.0}),
     "words": ("sequence_classification", "wav", TCN, {"sequence.pool": "mean", "sequence.bands": 16, "total_epochs": 40.0}),
     "waves": (
@@ -155,7 +160,7 @@ def test_a_table_is_forecast_row_by_row(runs):
     trained, path = runs.trained["table"], runs.folder / "table.csv"
     head, *rows = predict(trained, [str(path)], options(runs.folder, steps=3))
     assert head == "warm,wet"
-    names, values = series.read_csv(path)
+    _, values = series.read_csv(path)
     mean, std = np.array(trained.facts["mean"]), np.array(trained.facts["std"])
     seen = (values - mean) / std
     for row in rows:

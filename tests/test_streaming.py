@@ -41,14 +41,18 @@ AHEAD = {
     "TORCH": dilax.DepthwiseConv((5,), dilation=2, padding="TORCH"),
     "pairs": dilax.DilatedConv(5, (3,), dilation=2, padding=((1, 3),)),
     "TCN": models.TCN(3, 3, (5, 6), causal=False),
+    "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="layer"),
 }
 MODELS = {
     "TCN": models.TCN(3, 3, (5, 6)),
     "TCN without weight norm": models.TCN(3, 2, (4, 4), dilations=(3, 5), weight_norm=False),
     "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding=4),
+    "ByteNet": models.ByteNet(7, 6, 3, (1, 2, 3)),
+    "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 4), norm="cumulative"),
     "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),
     "WaveNet of waves": models.WaveNet(dilations=(1, 3), kernel_size=3, features=4, skip_features=5, outputs="mixture", mixtures=2),
 }
+TRAINED = models.TCN | models.ByteNet | models.SeparableTCN | models.WaveNet  # those that must be told whether they train
 TIME = 24
 
 
@@ -59,12 +63,12 @@ def input_of(model: Any, batch: int = 2) -> jax.Array:
 
 
 def call_of(model: Any) -> Any:
-    return functools.partial(model.apply, train=False) if isinstance(model, models.TCN | models.WaveNet | Leaky) else model.apply
+    return functools.partial(model.apply, train=False) if isinstance(model, TRAINED | Leaky) else model.apply
 
 
 @functools.cache
 def variables_of(model: Any) -> Any:
-    keywords: Any = {"train": False} if isinstance(model, models.TCN | models.WaveNet) else {}
+    keywords: Any = {"train": False} if isinstance(model, TRAINED) else {}
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), input_of(model), **keywords))
     return jax.tree.map(lambda a: jnp.asarray(RNG.normal(0.1, 0.6, a.shape), a.dtype), shapes)
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from dilax.errors import UserError, did_you_mean
+from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
@@ -18,12 +19,14 @@ from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
+from dilax.models.separable_tcn import SeparableTCN
 from dilax.models.tcn import TCN
 from dilax.models.unet import UNet, UNetEncoder
 from dilax.models.wavenet import WaveNet
 from dilax.models.xception import Xception
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "bytenet": ByteNet,
     "conv_tasnet": ConvTasNet,
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
@@ -43,6 +46,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
+    "separable_tcn": SeparableTCN,
     "tcn": TCN,
     "wavenet": WaveNet,
     "xception": Xception,
@@ -69,6 +73,7 @@ __all__ = [
     "LRASPP",
     "MODELS",
     "TCN",
+    "ByteNet",
     "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
@@ -79,6 +84,7 @@ __all__ = [
     "ResNet",
     "Segmenter",
     "SeparableCNN",
+    "SeparableTCN",
     "UNet",
     "UNetEncoder",
     "WaveNet",

@@ -1,0 +1,183 @@
+"""ByteNet (Kalchbrenner et al. 2016, arXiv:1610.10099): dilated residual blocks over characters, alone or after a source."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dilax.blocks import Dropout, Norm, masked
+from dilax.causal import Delay
+from dilax.errors import UserError
+from dilax.geometry import explicit_padding
+from dilax.models.tcn import embedded
+from dilax.modules import DilatedConv
+from dilax.streaming import Streamable
+
+_SETS = (1, 2, 4, 8, 16) * 3
+
+
+class ByteNetBlock(nn.Module):
+    """x + a dilated convolution of half the channels between two 1x1 convolutions, each after layer normalisation and ReLU (figure 3).
+
+    Attributes:
+        kernel_size: Taps.
+        dilation: Of the convolution.
+        causal: Whether no output sees a later input.
+        dropout: Rate before the sum, whole channels at a time.
+        axis_name: As `dilax.blocks.Dropout`.
+        dtype: Of the computation.
+    """
+
+    kernel_size: int
+    dilation: int
+    causal: bool = True
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map (batch, time, channels) to the same shape; mask as `ByteNet.encode`."""
+        padding, half = "CAUSAL" if self.causal else "SAME", x.shape[-1] // 2
+        y = nn.Dense(half, dtype=self.dtype, name="reduce")(self._act(x, 0))
+        y = masked(self._act(y, 1), None if self.causal else mask)
+        y = DilatedConv(half, (self.kernel_size,), padding=padding, dilation=self.dilation, dtype=self.dtype, name="conv")(y)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(self._act(y, 2))
+        ahead = explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        return Delay(ahead, name="delay")(x) + Dropout(self.dropout, self.axis_name, spatial=True)(y, train=train)
+
+    def _act(self, x: jax.Array, number: int) -> jax.Array:
+        return nn.relu(Norm("layer", dtype=self.dtype, name=f"norm{number}")(x, train=False))
+
+
+class ByteNetStack(nn.Module):
+    """Embedded codes, and a `ByteNetBlock` for each dilation; attributes as `ByteNet`."""
+
+    vocabulary: int
+    features: int
+    kernel_size: int
+    dilations: tuple[int, ...]
+    causal: bool
+    dropout: float
+    axis_name: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Map codes (batch, time), with a condition (batch, time, features) to add to their embeddings, to (batch, time, features)."""
+        x = embedded("ByteNet", x, self.vocabulary, self.features)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        x = x if condition is None else x + condition.astype(x.dtype)
+        shared: dict[str, Any] = dict(causal=self.causal, dropout=self.dropout, axis_name=self.axis_name, dtype=self.dtype)
+        for i, dilation in enumerate(self.dilations):
+            x = ByteNetBlock(self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
+        return nn.relu(Norm("layer", dtype=self.dtype, name="last_norm")(x, train=False))
+
+
+class ByteNet(Streamable):
+    """A causal stack over the codes so far, the decoder, whose outputs at t are for the code at t + 1; and an encoder of a source, if any.
+
+    An output sees 1 + (kernel_size - 1) * sum(dilations) codes. The source is unfolded dynamically (section 3.2): its representation at t,
+    which a stack that looks both ways makes, is added to the target's embedding at t; behind the end of the source nothing is added, so
+    that the target may be longer or shorter. Parameters are named `decoder/embedding`, `decoder/block0/conv` ..., `mix`, `head`, and
+    `encoder/...`.
+
+    Attributes:
+        vocabulary: Number of symbols of the target.
+        features: Channels between the blocks (the paper's 2d); even.
+        kernel_size: Taps.
+        dilations: Of each block; the paper has (1, 2, 4, 8, 16) six times.
+        source_vocabulary: Number of symbols of the source; 0 is none, a language model.
+        dropout: Rate in the blocks, whole channels at a time.
+        axis_name: Device axis under pmap, as `dilax.blocks.Dropout`.
+        dtype: Of the computation; parameters and outputs stay float32.
+
+    Example:
+        >>> model, x = ByteNet(features=32), jnp.zeros((2, 50), jnp.int32)
+        >>> jax.eval_shape(lambda key: model.init_with_output(key, x, train=False)[0], jax.random.key(0)).shape
+        (2, 50, 256)
+    """
+
+    vocabulary: int = 256
+    features: int = 256
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = _SETS
+    source_vocabulary: int = 0
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: Any = None
+
+    def setup(self) -> None:
+        """Make the parts."""
+        if not self.dilations or self.features < 2 or self.features % 2:
+            raise UserError(
+                f"ByteNet: features={self.features} must be even, and dilations={self.dilations} not empty, such as (1, 2, 4, 8, 16)."
+            )
+        shared: Any = (self.features, self.kernel_size, self.dilations)
+        rest: Any = (self.dropout, self.axis_name, self.dtype)
+        self.decoder = ByteNetStack(self.vocabulary, *shared, True, *rest)
+        if self.source_vocabulary:
+            self.encoder = ByteNetStack(self.source_vocabulary, *shared, False, *rest)
+        self.mix = nn.Dense(self.features, dtype=self.dtype)
+        self.head = nn.Dense(self.vocabulary)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        source: jax.Array | None = None,
+        source_mask: jax.Array | None = None,
+        condition: jax.Array | None = None,
+    ) -> jax.Array:
+        """Map codes (batch, time) to logits (batch, time, vocabulary) for the next code at every step, in float32.
+
+        Args:
+            x: Of the target.
+            train: Whether to drop channels.
+            source: Codes (batch, source time), with a source_vocabulary.
+            source_mask: As `encode`.
+            condition: (batch, time, features), `unfold` of `encode` of the source, instead of it: to stream and to sample.
+
+        Raises:
+            UserError: if x is no such codes, or a source is missing or of no use.
+        """
+        if (source is not None) + (condition is not None) != bool(self.source_vocabulary):
+            needs = "a source, or a condition" if self.source_vocabulary else "no source"
+            raise UserError(f"ByteNet: source_vocabulary={self.source_vocabulary} needs {needs}; give exactly that.")
+        if source is not None:
+            condition = unfold(self.encode(source, source_mask, train=train), x.shape[1])
+        if condition is not None and condition.shape != (*x.shape[:2], self.features):
+            raise UserError(f"ByteNet: a condition of shape {condition.shape} must be {(*x.shape[:2], self.features)}; see `unfold`.")
+        y = self.decoder(x, condition, train=train)
+        return self.head(nn.relu(self.mix(y)).astype(jnp.float32))
+
+    def encode(self, source: jax.Array, source_mask: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """Return the representation (batch, source time, features) of a source, with zeros where its mask is False.
+
+        Args:
+            source: Codes (batch, source time).
+            source_mask: bool (batch, source time), False behind the end of a shorter source, of which nothing then is seen.
+            train: Whether to drop channels.
+        """
+        return masked(self.encoder(source, train=train, mask=source_mask), source_mask)
+
+    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+        """Return one code."""
+        return jnp.zeros((batch_size, 1), jnp.int32)
+
+    def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
+        """Return a condition of zeros for one code."""
+        return {"condition": jnp.zeros((batch_size, 1, self.features))} if self.source_vocabulary else {}
+
+
+def unfold(representation: jax.Array, time: int) -> jax.Array:
+    """Bring a source's representation (batch, source time, features) to the length of the target: cut, or zeros behind its end.
+
+    Example:
+        >>> unfold(jnp.ones((1, 2, 3)), 4)[0, :, 0].tolist()
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    missing = max(0, time - representation.shape[1])
+    return jnp.pad(representation, ((0, 0), (0, missing), (0, 0)))[:, :time]
