@@ -17,7 +17,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.sequence.loss = "categorical"
     config.model = ConfigDict(model_config("tcn", kernel_size=8, features=(10,) * 7, embedding=10))
     config.batch_size = 32
-    config.total_epochs = 6.0
+    config.total_epochs = 10.0
     config.eval_every_epochs = 1.0
     config.optim.lr = 4e-3
     config.optim.warmup_epochs = 0.2

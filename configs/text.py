@@ -16,14 +16,14 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.task = "language_model"
     config.data.name = "bible"
     config.data.validation = 0.05
-    config.sequence.length = 384
-    config.sequence.context = 128
+    config.sequence.length = 320
+    config.sequence.context = 64
     config.sequence.temperature = 0.7
-    config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(192,) * 5, embedding=64, dropout=0.05))
+    config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(192,) * 5, embedding=64))
     config.batch_size = 16
     config.total_epochs = 2.0
     config.eval_every_epochs = 0.5
-    config.optim.lr = 2e-3
+    config.optim.lr = 3e-3
     config.optim.warmup_epochs = 0.05
     config.optim.clip_norm = 0.5
     if variant == "smoke":

@@ -564,10 +564,10 @@ def test_finish_shows_up_to_so_many_images(folder):
 
 
 def test_data_of_another_run_is_refused(capsys):
-    trained: Any = SimpleNamespace(class_names=("a", "b"), input_shape=(8, 8, 3), examples=10)
+    trained: Any = SimpleNamespace(class_names=("a", "b"), input_shape=(8, 8, 3), examples=10, symbols=())
 
     def splits(names: tuple[str, ...], channels: int = 3, count: int = 10) -> Any:
-        return SimpleNamespace(class_names=names, input_shape=(8, 8, channels), train=range(count))
+        return SimpleNamespace(class_names=names, input_shape=(8, 8, channels), train=range(count), symbols=())
 
     evaluate.check_data(trained, splits(("a", "b")))
     assert capsys.readouterr().err == ""
@@ -577,5 +577,5 @@ def test_data_of_another_run_is_refused(capsys):
         evaluate.check_data(trained, splits(("a", "b", "c")))
     with pytest.raises(UserError, match=r"the data has the classes b, a, and the run a, b"):
         evaluate.check_data(trained, splits(("b", "a")))
-    with pytest.raises(UserError, match=r"the data has images of 1 channels, and the run of 3"):
+    with pytest.raises(UserError, match=r"the data has examples of 1 channels, and the run of 3"):
         evaluate.check_data(trained, splits(("a", "b"), channels=1))

@@ -1,6 +1,7 @@
 """What every command line shares: a user's mistake is one line on stderr and exit code 2, never a traceback."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -32,6 +33,9 @@ def run(job: Callable[[], int | None]) -> NoReturn:
         code = job()
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except KeyboardInterrupt:
         print("stopped before anything was trained.", file=sys.stderr)
         code = 130

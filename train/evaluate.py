@@ -85,10 +85,13 @@ def check_data(trained: Trained, splits: data.Splits) -> None:
     names, ours = splits.class_names, trained.class_names
     if len(names) != len(ours) or (names != ours and not all(name.isdecimal() for name in ours)):
         raise UserError(f"the data has the classes {', '.join(names)}, and the run {', '.join(ours)}; give the data it was trained on.")
-    if splits.input_shape[2] != trained.input_shape[2]:
+    if splits.symbols != trained.symbols:
         raise UserError(
-            f"the data has images of {splits.input_shape[2]} channels, and the run of {trained.input_shape[2]}; give its own data."
+            f"the data has {len(splits.symbols)} symbols that are not the {len(trained.symbols)} of the run; give its own data."
         )
+    here, there = (None if about.symbols else about.input_shape[-1] for about in (splits, trained))
+    if here != there:
+        raise UserError(f"the data has examples of {here} channels, and the run of {there}; give its own data.")
     if trained.examples and len(splits.train) != trained.examples:
         print(
             f"warning: the data had {trained.examples} training records when the run began, and has {len(splits.train)} now; "
