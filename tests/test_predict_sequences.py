@@ -178,10 +178,8 @@ def test_a_table_is_forecast_row_by_row(runs):
 
 
 def test_forecast_feeds_back_what_it_gives():
-    model, x = (
-        dilax.models.create("tcn", out_features=2, kernel_size=3, features=(4, 4)),
-        jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 2)), jnp.float32),
-    )
+    model: Any = dilax.models.create("tcn", out_features=2, kernel_size=3, features=(4, 4))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 2)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=False)
     variables = jax.tree.map(lambda leaf: leaf * 20, variables)
     seen = x

@@ -14,8 +14,8 @@ from dilax.errors import UserError
 from dilax.models.bytenet import unfold
 
 RNG = np.random.default_rng(0)
-BYTENET = models.ByteNet(9, 6, 3, (1, 2), source_vocabulary=5, dropout=0.2)
-SEPARABLE = models.SeparableTCN(3, 4, 3, (1, 2), dropout=0.2)
+BYTENET: Any = models.ByteNet(9, 6, 3, (1, 2), source_vocabulary=5, dropout=0.2)
+SEPARABLE: Any = models.SeparableTCN(3, 4, 3, (1, 2), dropout=0.2)
 X, SOURCE = (jnp.asarray(RNG.integers(0, n, shape), jnp.int32) for n, shape in ((9, (2, 11)), (5, (2, 7))))
 MASK = jnp.asarray(np.arange(7)[None] < np.array([[7], [4]]))
 
@@ -72,7 +72,7 @@ def test_a_source_given_is_a_condition_given():
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_gradients_reach_every_parameter(dtype):
-    alone = models.ByteNet(9, 6, 3, (1, 2), dropout=0.2, dtype=dtype)
+    alone: Any = models.ByteNet(9, 6, 3, (1, 2), dropout=0.2, dtype=dtype)
     for model, x in ((alone, X), (SEPARABLE.clone(dtype=dtype), random_input((2, 11, 5)))):
         variables = jax.jit(lambda key, model=model, x=x: model.init(key, x, train=False))(KEY)
         assert model.apply(variables, x, train=False).dtype == jnp.float32

@@ -20,7 +20,7 @@ LENGTHS = np.array([9, 4, 1, 7, 9, 2, 5, 6], np.int32)
 TIME = 9
 
 
-def config_of(task: str, model: str = "tcn", fields: dict[str, Any] | None = None, **changes: Any) -> Any:
+def config_of(task: str, model: Any = "tcn", fields: Any = None, **changes: Any) -> Any:
     config = default_config("test")
     config.task = task
     small = {"tcn": dict(kernel_size=2, features=(4, 4)), "wavenet": dict(dilations=(1, 2), features=4, skip_features=4)}

@@ -114,11 +114,17 @@ class ByteNet(Streamable):
             raise UserError(
                 f"ByteNet: features={self.features} must be even, and dilations={self.dilations} not empty, such as (1, 2, 4, 8, 16)."
             )
-        shared: Any = (self.features, self.kernel_size, self.dilations)
-        rest: Any = (self.dropout, self.axis_name, self.dtype)
-        self.decoder = ByteNetStack(self.vocabulary, *shared, True, *rest)
+        shared: dict[str, Any] = dict(
+            features=self.features,
+            kernel_size=self.kernel_size,
+            dilations=self.dilations,
+            dropout=self.dropout,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        self.decoder = ByteNetStack(self.vocabulary, causal=True, **shared)
         if self.source_vocabulary:
-            self.encoder = ByteNetStack(self.source_vocabulary, *shared, False, *rest)
+            self.encoder = ByteNetStack(self.source_vocabulary, causal=False, **shared)
         self.mix = nn.Dense(self.features, dtype=self.dtype)
         self.head = nn.Dense(self.vocabulary)
 
