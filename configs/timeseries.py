@@ -18,14 +18,16 @@ def get_config(variant: str = "OSULeaf") -> ConfigDict:
     config.data.name = f"ucr:{name}"
     config.data.validation = 0.0
     config.sequence.pool = "mean"
-    config.model = ConfigDict(model_config("tcn", kernel_size=5, features=(64,) * 6, causal=False, dropout=0.1))
+    config.model = ConfigDict(
+        model_config("separable_tcn", features=96, kernel_size=9, dilations=(1, 2, 4, 8, 16), causal=False, dropout=0.1)
+    )
     config.batch_size = 16
-    config.total_epochs = 200.0
-    config.optim.lr = 1e-3
+    config.total_epochs = 120.0
+    config.optim.lr = 2e-3
     config.optim.warmup_epochs = 10.0
     config.optim.weight_decay = 1e-3
     config.optim.ema_decay = 0.99
     if variant == "smoke":
         config.total_epochs = 2.0
-        config.model.features = (8, 8)
+        config.model.features = 8
     return config
