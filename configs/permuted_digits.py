@@ -1,6 +1,7 @@
 """Digits pixel by pixel, in one random order for all: `configs/seq_digits.py`, where neighbours in time are none in the image.
 
 python -m train.main --config configs/permuted_digits.py
+Not measured. The paper has 97.2 % after 60,000 digits.
 """
 
 from ml_collections import ConfigDict

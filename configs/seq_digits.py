@@ -1,6 +1,8 @@
 """Digits pixel by pixel: 784 steps of the 5,000 MNIST digits, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.2).
 
 python -m train.main --config configs/seq_digits.py
+Test accuracy 97.2 % (seed 0) after training on 4,000 digits, 30 minutes on 2 CPU cores shared with other programs. The paper has 99.0 %
+after 60,000.
 """
 
 from ml_collections import ConfigDict

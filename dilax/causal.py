@@ -114,7 +114,7 @@ class CumulativeNorm(Layer):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, time, channels) to the same shape."""
-        return self._normalised(x, self._zeros(x))[0]
+        return self._normalised(x, self._zeros(x), jnp.ones(x.shape[1], bool))[0]
 
     def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
         """Return one sample of zeros."""
@@ -126,16 +126,17 @@ class CumulativeNorm(Layer):
 
     def step(self, x: jax.Array, state: dict[str, jax.Array], flow: Flow) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the normalised chunk, and the sums after it."""
-        return self._normalised(x, state)
+        return self._normalised(x, state, flow.within(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
 
     def _zeros(self, x: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.zeros((x.shape[0], 1, 1), jnp.float32) for name in ("count", "sum", "squares")}
 
     @nn.compact
-    def _normalised(self, x: jax.Array, state: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        wide = x.astype(jnp.float32)
-        steps = jnp.broadcast_to(jnp.arange(1.0, x.shape[1] + 1)[None, :, None] * x.shape[-1], (x.shape[0], x.shape[1], 1))
-        count = state["count"] + steps
+    def _normalised(self, x: jax.Array, state: dict[str, jax.Array], counts: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Normalise samples of which those count that `counts`, bool (time,), says."""
+        wide = jnp.where(counts[None, :, None], x.astype(jnp.float32), 0.0)
+        steps = jnp.broadcast_to(jnp.cumsum(counts.astype(jnp.float32))[None, :, None] * x.shape[-1], (x.shape[0], x.shape[1], 1))
+        count = jnp.maximum(state["count"] + steps, 1.0)
         total = state["sum"] + jnp.cumsum(wide.sum(-1, keepdims=True), axis=1)
         squares = state["squares"] + jnp.cumsum(jnp.square(wide).sum(-1, keepdims=True), axis=1)
         mean = total / count
@@ -143,7 +144,11 @@ class CumulativeNorm(Layer):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
         y = (wide - mean) / jnp.sqrt(variance + self.epsilon) * scale[None, None] + bias[None, None]
-        return y.astype(self.dtype or x.dtype), {"count": count[:, -1:], "sum": total[:, -1:], "squares": squares[:, -1:]}
+        return y.astype(self.dtype or x.dtype), {
+            "count": (state["count"] + steps)[:, -1:],
+            "sum": total[:, -1:],
+            "squares": squares[:, -1:],
+        }
 
 
 def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Sequence[int] | None = None) -> None:

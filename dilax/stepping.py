@@ -47,7 +47,8 @@ class TimeConv(Layer):
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the outputs for a chunk, and the ring after it."""
         window = window_of(self, x)
-        if late := self._time_pads(window)[0][1]:
+        if flow.latency:  # then layers before, or this one, also give outputs for what is no part of the sequence
+            late = self._time_pads(window)[0][1]
             inside = flow.within(x, flow.latency - late).reshape(1, -1, *(1,) * (x.ndim - 2))
             x = jnp.where(jnp.broadcast_to(inside, x.shape), x, jnp.zeros_like(x))
         return self._convolved(x, state)

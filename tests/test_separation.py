@@ -19,7 +19,7 @@ import dilax
 from dilax import losses, metrics, models
 from dilax.errors import UserError
 
-SMALL: Any = dict(filters=6, kernel_size=16, stride=8, bottleneck=5, hidden=7, skip=4, blocks=2, repeats=1)
+SMALL: Any = dict(features=6, kernel_size=16, stride=8, bottleneck=5, hidden=7, skip=4, blocks=2, repeats=1)
 MIXTURE = random_input((2, 48, 1))
 NETWORKS = {
     "global": models.ConvTasNet(**SMALL),
@@ -34,7 +34,7 @@ with np.load(Path(__file__).parent / "golden" / "conv_tasnet.npz") as file:
 ABOUT = json.loads(str(GOLDEN["about"]))
 FIELDS = {
     "num_sources": "sources",
-    "enc_num_feats": "filters",
+    "enc_num_feats": "features",
     "enc_kernel_size": "kernel_size",
     "msk_num_hidden_feats": "hidden",
     "msk_num_layers": "blocks",
@@ -167,7 +167,7 @@ def test_it_is_causal_bit_for_bit_but_for_its_latency(name):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_receptive_field(causal):
-    fields: Any = dict(filters=3, kernel_size=4, stride=2, bottleneck=3, hidden=3, skip=3, blocks=2, repeats=1, norm="none", causal=causal)
+    fields: Any = dict(features=3, kernel_size=4, stride=2, bottleneck=3, hidden=3, skip=3, blocks=2, repeats=1, norm="none", causal=causal)
     model = models.ConvTasNet(**fields)
     shape = (1, 45, 1)
     variables = positive(model.init(KEY, jnp.zeros(shape), train=False))

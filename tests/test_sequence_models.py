@@ -107,6 +107,13 @@ MISTAKES = [
     (BYTENET, X, {"condition": jnp.ones((2, 7, 6))}, "ByteNet: a condition of shape (2, 7, 6) must be (2, 11, 6); see `unfold`."),
     (models.ByteNet(), random_input((2, 9, 1)), {}, "ByteNet: with vocabulary=256 x must be integer codes (batch, time), got float32 (2, 9, 1)."),
     (models.SeparableTCN(dilations=()), random_input((2, 9, 4)), {}, "SeparableTCN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8)."),
+    (
+        models.SeparableTCN(norm="global"),
+        random_input((2, 9, 4)),
+        {},
+        "SeparableTCN: norm='global' takes statistics over all of time, which a causal network must not see; use 'batch', 'layer' or "
+        "'cumulative', or causal=False.",
+    ),
     (models.SeparableTCN(), X, {}, "SeparableTCN: x must be floats (batch, time, channels), got int32 (2, 11); set `vocabulary` for integer codes."),
 ]  # fmt: skip
 

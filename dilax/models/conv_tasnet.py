@@ -138,7 +138,7 @@ def prelu(name: str) -> nn.PReLU:
 
 
 class ConvTasNet(Streamable):
-    """Frames of a mixture, encoded by `filters` filters; a mask on the filters for each source; the masked filters decoded and added.
+    """Frames of a mixture, encoded by `features` filters; a mask on them for each source; the masked features decoded and added.
 
     The masks come from `repeats` times `blocks` blocks with the dilations 1, 2, 4, ..., of which each sums up to a skip output; they see
     1 + repeats * (block_kernel_size - 1) * (2^blocks - 1) frames. The defaults are the paper's best network that is not causal, with
@@ -151,7 +151,7 @@ class ConvTasNet(Streamable):
 
     Attributes:
         sources: Of a mixture.
-        filters: Of encoder and decoder (the paper's N).
+        features: Of the frames, between encoder and decoder (the paper's N).
         kernel_size: Samples in a frame (L), a multiple of the stride.
         stride: Samples from frame to frame; the paper's is half the kernel.
         bottleneck: Channels of the residual path (B).
@@ -173,7 +173,7 @@ class ConvTasNet(Streamable):
     """
 
     sources: int = 2
-    filters: int = 512
+    features: int = 512
     kernel_size: int = 16
     stride: int = 8
     bottleneck: int = 128
@@ -206,7 +206,7 @@ class ConvTasNet(Streamable):
             frames = windows_of(pieces_of(mask, self.stride), self.kernel_size // self.stride).any(-1)
             frames |= ~frames.any(1, keepdims=True)  # statistics of nothing are not finite: an empty mixture is one of silence
             x = masked(x, mask)
-        encoder = nn.Dense(self.filters, use_bias=False, dtype=self.dtype, name="encoder")
+        encoder = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="encoder")
         encoded = encoder(Frames(self.kernel_size, self.stride, name="frames")(x))
         masks = MASK_ACTIVATIONS[self.mask_activation](self._masks(encoded, train, frames))
         decoder = nn.Dense(self.kernel_size, use_bias=False, name="decoder")
@@ -218,7 +218,7 @@ class ConvTasNet(Streamable):
         return jnp.zeros((batch_size, self.stride, 1), dtype)
 
     def _masks(self, encoded: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
-        """Map (batch, frames, filters) to what the activation makes masks, (batch, frames, sources, filters)."""
+        """Map (batch, frames, features) to what the activation makes masks, (batch, frames, sources, features)."""
         norm = self.norm or ("cumulative" if self.causal else "global")
         shared: dict[str, Any] = dict(causal=self.causal, norm=norm, axis_name=self.axis_name, dtype=self.dtype)
         y = Norm(norm, self.axis_name, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
@@ -229,8 +229,8 @@ class ConvTasNet(Streamable):
             block = SeparableBlock(self.hidden, self.skip, self.block_kernel_size, dilation, residual, name=f"block{i}", **shared)
             y, skip = block(y, train=train, mask=mask)
             skips = skip if skips is None else skips + skip
-        y = nn.Dense(self.sources * self.filters, dtype=self.dtype, name="masks")(prelu("prelu")(skips))
-        return y.reshape(*y.shape[:2], self.sources, self.filters)
+        y = nn.Dense(self.sources * self.features, dtype=self.dtype, name="masks")(prelu("prelu")(skips))
+        return y.reshape(*y.shape[:2], self.sources, self.features)
 
     def _check(self, x: jax.Array) -> None:
         if x.ndim != 3 or x.shape[-1] != 1 or not jnp.issubdtype(x.dtype, jnp.floating):

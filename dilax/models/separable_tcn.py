@@ -105,6 +105,11 @@ class SeparableTCN(Streamable):
         """
         if not self.dilations:
             raise UserError("SeparableTCN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
+        if self.causal and self.norm in ("group", "global"):
+            raise UserError(
+                f"SeparableTCN: norm={self.norm!r} takes statistics over all of time, which a causal network must not see; "
+                "use 'batch', 'layer' or 'cumulative', or causal=False."
+            )
         x = embedded("SeparableTCN", x, 0, 0)
         x = nn.Dense(self.features, use_bias=self.norm == "none", dtype=self.dtype, name="input")(x)
         x = activation(self.activation)(Norm(self.norm, self.axis_name, self.dtype, name="input_norm")(x, train=train, mask=mask))
