@@ -68,18 +68,18 @@ def _lengths(batch: dict[str, np.ndarray], splits: data.Splits) -> np.ndarray:
 
 
 def _predicted(_: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, __: Any) -> tuple[Pictures, list[str]]:
-    batch = gather(splits.test, np.array([0]))
-    real, found = int(batch["length"][0]), outputs(made, variables, batch)[0]
-    truth, names = batch["label"][0, :real], splits.class_names
-    if made.config.sequence.loss == "categorical":
-        truth, found, names = truth[:, None], found.argmax(-1)[:, None], ("code",)
-    elif made.config.sequence.loss == "binary":
+    batch = gather(splits.test, np.arange(min(64, len(splits.test))))
+    found, counted, names = outputs(made, variables, batch), batch["counted"], splits.class_names
+    truth, loss = batch["label"], made.config.sequence.loss
+    if loss == "categorical":
+        truth, found, names = truth[..., None], found.argmax(-1)[..., None], ("code",)
+    elif loss == "binary":
         found = np.asarray(jax.nn.sigmoid(found))
-    counted = np.flatnonzero(batch["counted"][0, :real])
-    figure = plots.step_outputs(
-        truth[counted], found[:real][counted], names, title=f"the {len(counted)} scored steps of the first test sequence"
-    )
-    return {"A test sequence": ("prediction", figure)}, []
+    # Where a sequence is scored at a step or two, those of several are shown.
+    few = counted[0].sum() < 3
+    places = counted if few else counted & (np.arange(len(counted)) == 0)[:, None]
+    title = f"the {places.sum()} scored steps of {f'the first {len(counted)} test sequences' if few else 'the first test sequence'}"
+    return {"Test steps": ("prediction", plots.step_outputs(truth[places], found[places], names, title=title))}, []
 
 
 def _written(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, _: Any) -> tuple[Pictures, list[str]]:

@@ -112,6 +112,7 @@ class TCN(Streamable):
             UserError: if x is neither, or there is not one dilation for each block.
         """
         x = embedded("TCN", x, self.vocabulary, self.embedding)
+        x = x if self.dtype is None else x.astype(self.dtype)
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):
             raise UserError(f"TCN: features={self.features} and dilations={self.dilations} must have as many entries, at least one.")

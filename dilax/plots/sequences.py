@@ -81,7 +81,7 @@ def step_outputs(truth: Any, predicted: Any, names: Sequence[str], *, title: str
         figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name, true, found in zip(panels, names, truth.T, predicted.T):
-            axes.plot(true, color=GREY, linewidth=1.6, label="true")
+            axes.plot(true, color=GREY, linewidth=3, label="true")
             axes.plot(found, color=BLUE, linewidth=1.2, label="predicted")
             axes.set_ylabel(short(name, 16), size=8, parse_math=False)
         panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)

@@ -1,0 +1,55 @@
+"""Pictures of sequences: what they show is what was given; what does not fit is refused in one line."""
+
+import numpy as np
+import pytest
+
+from dilax import plots
+from dilax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def test_series_stand_under_their_classes_mistakes_red():
+    series = [RNG.normal(size=(n, channels)) for n, channels in ((9, 1), (4, 3), (7, 8))]
+    figure = plots.series_grid(series, [0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], ["up", "down"])
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in shown] == ["up → up (90%)", "down → up (80%)", "down → down (60%)"]
+    assert [axes.title.get_color() == plots.canvas.RED for axes in shown] == [False, True, False]
+    assert [len(axes.lines) for axes in shown] == [1, 3, 0]
+    np.testing.assert_array_equal(shown[1].lines[2].get_ydata(), series[1][:, 2])
+    assert shown[2].images[0].get_array().shape == (8, 7)
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 6])
+def test_steps_are_shown_as_they_were_and_as_they_were_told(outputs):
+    truth, predicted = RNG.normal(size=(2, 30, outputs))
+    figure = plots.step_outputs(truth, predicted, [f"output {i}" for i in range(outputs)], title="a sequence")
+    if outputs > 5:
+        assert [np.asarray(axes.images[0].get_array()).tolist() for axes in figure.axes] == [truth.T.tolist(), predicted.T.tolist()]
+        return
+    assert len(figure.axes) == outputs
+    for i, axes in enumerate(figure.axes):
+        drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+        np.testing.assert_array_equal(drawn["true"], truth[:, i])
+        np.testing.assert_array_equal(drawn["predicted"], predicted[:, i])
+
+
+def test_waves_are_drawn_in_seconds():
+    samples = RNG.uniform(-1, 1, (2, 40))
+    figure = plots.waveforms(samples, 8, ["one", "two"])
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), samples[1])
+    assert figure.axes[1].lines[0].get_xdata()[-1] == 39 / 8
+
+
+MISTAKES = [
+    (lambda: plots.series_grid([], [], np.zeros((0, 2)), ["a", "b"]), "series_grid: 0 series, labels (0,), probabilities (0, 2) and 2 class names"),
+    (lambda: plots.step_outputs(np.ones((3, 2)), np.ones((3, 1)), ["a", "b"]), "step_outputs: truth (3, 2), predicted (3, 1) and 2 names do not fit"),
+    (lambda: plots.waveforms(np.ones((2, 3)), 0, ["a", "b"]), "waveforms: samples (2, 3), rate=0 and 2 names do not fit"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "words"), MISTAKES)
+def test_mistakes_get_one_line(wrong, words):
+    with pytest.raises(UserError) as caught:
+        wrong()
+    assert words in str(caught.value)
