@@ -5,6 +5,7 @@ import pytest
 
 from dilax import plots
 from dilax.errors import UserError
+from dilax.plots.canvas import RED
 
 RNG = np.random.default_rng(0)
 
@@ -14,10 +15,10 @@ def test_series_stand_under_their_classes_mistakes_red():
     figure = plots.series_grid(series, [0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], ["up", "down"])
     shown = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title() for axes in shown] == ["up → up (90%)", "down → up (80%)", "down → down (60%)"]
-    assert [axes.title.get_color() == plots.canvas.RED for axes in shown] == [False, True, False]
+    assert [axes.title.get_color() == RED for axes in shown] == [False, True, False]
     assert [len(axes.lines) for axes in shown] == [1, 3, 0]
     np.testing.assert_array_equal(shown[1].lines[2].get_ydata(), series[1][:, 2])
-    assert shown[2].images[0].get_array().shape == (8, 7)
+    assert np.asarray(shown[2].images[0].get_array()).shape == (8, 7)
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 6])
@@ -38,7 +39,7 @@ def test_waves_are_drawn_in_seconds():
     samples = RNG.uniform(-1, 1, (2, 40))
     figure = plots.waveforms(samples, 8, ["one", "two"])
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), samples[1])
-    assert figure.axes[1].lines[0].get_xdata()[-1] == 39 / 8
+    assert np.asarray(figure.axes[1].lines[0].get_xdata())[-1] == 39 / 8
 
 
 MISTAKES = [
