@@ -2,6 +2,8 @@
 
 pip install --no-deps aeon==1.6.0
 python -m train.main --config configs/timeseries.py:OSULeaf
+Test accuracy (seed 0; InceptionTime in brackets) on 2 CPU cores while other programs ran: OSULeaf 92.6 % (92), 216 s; ACSF1 89.0 % (91),
+394 s; GunPoint 100 % (100), 47 s. The network was chosen on a quarter of OSULeaf's training series.
 Others of the archive: --config.data.name=ucr:NAME --config.data.dir=FOLDER, which holds NAME_TRAIN.ts and NAME_TEST.ts.
 """
 
