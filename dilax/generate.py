@@ -130,6 +130,7 @@ def sample(
         new = drawn(key, outputs)
         return fed(new[:, None], state, {name: value[:, None] for name, value in timed.items()}), new
 
+    _check_causal("sample", model, variables)
     state = model.apply(variables, prompt.shape[0], method="init_stream")
     prompt = prompt.astype(jnp.float32 if waves else jnp.int32)
     carry = fed(prompt, state, {name: value[:, :count] for name, value in timed.items()})
@@ -166,6 +167,7 @@ def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
         raise UserError(
             f"forecast: x {x.dtype} {x.shape} and steps={steps} must be floats (batch, time, channels), and at least 1 of each."
         )
+    _check_causal("forecast", model, variables)
     outputs, state = model.apply(variables, x, model.apply(variables, x.shape[0], method="init_stream"), method="stream")
     if outputs.shape != x.shape:
         raise UserError(f"forecast: the model maps {x.shape} to {outputs.shape}; give one whose outputs are the next inputs.")
@@ -177,6 +179,11 @@ def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
 
     _, new = lax.scan(step, (outputs[:, -1], state), None, length=steps)
     return jnp.moveaxis(new, 0, 1)
+
+
+def _check_causal(caller: str, model: Any, variables: Any) -> None:
+    if ahead := model.apply(variables, method="latency"):
+        raise UserError(f"{caller}: the model looks {ahead} samples ahead, which are not there yet; use one that is causal.")
 
 
 def _check_prompt(model: Any, prompt: jax.Array, waves: bool) -> None:

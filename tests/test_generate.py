@@ -197,3 +197,13 @@ def test_spatial_dropout_drops_whole_channels():
     y = np.asarray(layer.apply({}, jnp.ones((3, 40, 8)), train=True, rngs={"dropout": jax.random.key(0)}))
     assert ((y == y[:, :1]).all(1)).all()
     assert 0.2 < (y[:, 0] == 0).mean() < 0.8
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    model, x = models.TCN(9, 3, (6,), causal=False), jnp.ones((1, 5, 9))
+    variables = model.init(jax.random.key(0), x, train=False)
+    with pytest.raises(UserError, match=r"^forecast: the model looks 2 samples ahead, which are not there yet; use one that is causal\.$"):
+        dilax.forecast(model, variables, x, 3)
+    coded, prompt = models.TCN(9, 3, (6,), causal=False, vocabulary=9), jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(UserError, match=r"^sample: the model looks 2 samples ahead"):
+        dilax.sample(coded, coded.init(jax.random.key(0), prompt, train=False), jax.random.key(0), prompt, 3)

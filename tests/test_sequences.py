@@ -260,6 +260,10 @@ MISTAKES = {
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),
         "config.sequence.pool='men' is unknown; use one of ('last', 'mean', 'max'). Did you mean \"mean\"?",
     ),
+    "a model that sees the answer": (
+        lambda: check(config_of("language_model", **{"model.causal": False, "data.name": "text"})),
+        "config.model.causal=False shows the network what config.task='language_model' on data.name='text' asks it to tell; leave it True.",
+    ),
     "augmented codes": (
         lambda: check(config_of("language_model", **{"augment.flip": True})),
         "config.augment.flip=True has no meaning for config.task='language_model'; leave it out.",

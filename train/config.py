@@ -210,6 +210,12 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.augment.{key}={config.augment[key]} has no meaning for config.task={config.task!r}; leave it out.")
     if config.task == "segmentation":
         _check_segmentation(config)
+    tells_the_next = config.task in ("language_model", "waveform") or config.data.name in ("csv", "piano")
+    if tells_the_next and config.model.get("causal", True) is False:
+        raise UserError(
+            f"config.model.causal=False shows the network what config.task={config.task!r} on data.name={config.data.name!r} asks it to "
+            "tell; leave it True."
+        )
     for key, known in {"pool": POOLS, "loss": STEP_LOSSES, "units": UNITS}.items():
         if config.sequence[key] not in known:
             hint = did_you_mean(str(config.sequence[key]), known)
