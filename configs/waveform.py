@@ -19,7 +19,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.sequence.context = 1023
     config.sequence.sample = 16000
     config.model = ConfigDict(model_config("wavenet", dilations=tuple(2**i for i in range(10)), features=32, skip_features=64))
-    config.batch_size = 4
+    config.batch_size = 8
     config.total_epochs = 20.0
     config.optim.lr = 1e-3
     config.optim.clip_norm = 1.0

@@ -11,6 +11,7 @@ import pytest
 from dilax.errors import UserError
 from train import run
 from train.config import SEQUENCE_TASKS, default_config, from_json, model_config, to_json
+from train.optim import leaves_with_paths
 
 NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "__init__")
 VARIANTS = {
@@ -98,7 +99,10 @@ def test_builds_and_steps(name, variant):
     state, sums = step(made.steps.init(made.init()), batch, jax.random.key(0))
     assert np.isfinite(float(sums["loss"]))
     assert int(state.step) == 1
-    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.init()["params"]), jax.tree.leaves(state.params))]
+    before, after = (dict(leaves_with_paths(params)) for params in (made.init()["params"], state.params))
+    # What the last unit of a WaveNet passes on goes nowhere.
+    last = f"unit{len(config.model.dilations) - 1}/residual" if config.model.name == "wavenet" else "none"
+    moved = [not np.array_equal(before[path], after[path]) for path in before if last not in path]
     assert all(moved)
 
 

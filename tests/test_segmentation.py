@@ -241,7 +241,8 @@ def test_averaged_over_scales_and_mirror_images():
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "task": (
         {"task": "segmentaton"},
-        "config.task='segmentaton' is unknown; use one of ('classification', 'segmentation'). Did you mean \"segmentation\"?",
+        "config.task='segmentaton' is unknown; use one of ('classification', 'segmentation', "
+        "'sequence_classification', 'sequence_prediction', 'language_model', 'waveform'). Did you mean \"segmentation\"?",
     ),
     "loss": (
         {"segmentation.loss": "cross_entropy+dise"},

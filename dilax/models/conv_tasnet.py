@@ -30,7 +30,7 @@ def windows_of(pieces: jax.Array, count: int) -> jax.Array:
 class Frames(Layer):
     """A waveform as overlapping frames: frame p ends with the piece p of `stride` samples, the last frames with zeros behind the end.
 
-    Fed in chunks, the frames come with the pieces they end with, so that what is made of them is kernel_size - stride samples late.
+    Fed in chunks, the frames come with the pieces they end with.
 
     Attributes:
         kernel_size: Samples in a frame, a multiple of the stride.
@@ -51,7 +51,6 @@ class Frames(Layer):
                 f"{flow.caller}: a chunk of {x.shape[1]} samples is no multiple of stride={self.stride}; "
                 "feed chunks that are, the last filled up with zeros."
             )
-        flow.latency += self.kernel_size - self.stride
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], self.kernel_size // self.stride - 1, (self.stride,), x.dtype)
 
@@ -62,7 +61,7 @@ class Frames(Layer):
 
 
 class OverlapAdd(Layer):
-    """The waveforms of which `Frames` are made: the sum of the frames, each in its place.
+    """The waveforms of which `Frames` are made: the sum of the frames, each in its place; in chunks, kernel_size - stride samples late.
 
     Attributes:
         stride: Samples from frame to frame.
@@ -77,6 +76,7 @@ class OverlapAdd(Layer):
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
         """Return a ring of the frames whose ends are still to come."""
+        flow.latency += x.shape[-1] - self.stride
         return new_ring(x.shape[0], x.shape[-1] // self.stride - 1, x.shape[2:], x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
