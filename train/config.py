@@ -87,7 +87,8 @@ def default_config(name: str) -> ConfigDict:
             frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too
             data=dict(
                 name="digits",  # "digits", "digits8x8", "cells" (to segment), "folder", or any TFDS name such as "cifar10"
-                dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; with name="folder", the folder of images
+                # Sequences: "adding", "copy_memory", "csv", "piano", "text", "bible", "wav", "ucr:NAME", or images as their pixels
+                dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; of name="folder" and "wav" that of the files; else the file
                 download=True,  # fetch and prepare what is missing
                 validation=0.1,  # share of the training split that decides between checkpoints; 0 trains on all, keeps the last
                 classes=(),  # labels to keep; () is all
