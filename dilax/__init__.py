@@ -2,7 +2,7 @@
 
 from dilax import audio, blocks, geometry, losses, lowerings, metrics, models, plots, streaming
 from dilax.autotune import autotune
-from dilax.causal import CausalConvTranspose, CumulativeNorm, check_causal, check_streamable
+from dilax.causal import CausalConvTranspose, CumulativeNorm
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
@@ -14,7 +14,7 @@ from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, Mult
 from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resize import resize
-from dilax.streaming import end_stream
+from dilax.streaming import check_causal, check_streamable, end_stream
 from dilax.tiling import tiled
 from dilax.weights import load_weights
 
