@@ -18,9 +18,8 @@ from dilax import weights
 from dilax.errors import UserError
 from train import convert, data, predict, run, transfer
 from train.config import default_config, from_json, model_config, to_json
-from train.data.augment import to_float
+from train.data.augment import seen, to_float
 from train.evaluate import score
-from train.tasks import seen
 
 ROOT = Path(__file__).parents[1]
 with np.load(ROOT / "tests" / "golden" / "networks.npz") as file:

@@ -57,7 +57,6 @@ ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoot
 ONLY_SEGMENTATION = ("crop", "colour")
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice")
 TASK_NAMES = ("classification", "segmentation", *SEQUENCE_TASKS)
-
 BALANCES = ("", "median_frequency")
 POOLS, STEP_LOSSES, UNITS = ("last", "mean", "max"), ("mse", "binary", "categorical"), ("characters", "bytes")
 

@@ -20,8 +20,7 @@ from train.data import audio, series, text
 from train.data.open_sequences import log_mel_frames
 from train.data.sequences import padded
 from train.run import Trained
-from train.sequence_report import draw, outputs, to_sound
-from train.sequences import pooled
+from train.sequence_report import draw, probabilities, to_sound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +130,8 @@ def _classified(trained: Trained, names: list[str], sequences: list[np.ndarray])
     x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
     for name, row, count in zip(names, x, lengths):
         batch = {"input": row[None], "length": count[None]}
-        logits = pooled(jnp.asarray(outputs(trained.setup, trained.variables, batch)), batch["length"], trained.config.sequence.pool)
-        probabilities = np.asarray(jax.nn.softmax(logits))[0]
-        yield f"{name}\t{trained.class_names[int(probabilities.argmax())]}\t{probabilities.max():.4f}"
+        found = probabilities(trained.setup, trained.variables, batch)[0]
+        yield f"{name}\t{trained.class_names[int(found.argmax())]}\t{found.max():.4f}"
 
 
 def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
@@ -143,11 +141,11 @@ def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[st
         if len(names) != len(trained.class_names):
             raise UserError(f"{path} has the columns {', '.join(names)}, and the run was trained on {', '.join(trained.class_names)}.")
     scale = _Scale(trained)
+    run: Any = jax.jit(lambda variables, x: dilax.forecast(trained.setup.steps.model, variables, x, options.steps))
     for path, (_, values) in zip(paths, tables):
         if len(paths) > 1:
             yield f"# {path}"
         yield _row(trained.class_names)
-        run: Any = jax.jit(lambda variables, x: dilax.forecast(trained.setup.steps.model, variables, x, options.steps))
         for row in scale.back(np.asarray(run(trained.variables, jnp.asarray(scale.to(values))[None]))[0]):
             yield _row([f"{value:.6g}" for value in row])
 

@@ -1,6 +1,7 @@
 """What a run is made of: its folder, and from its config the model, the steps and how they are compiled."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -67,6 +68,11 @@ class Setup:
     shapes: dict[str, Any]
     total_steps: int
     steps_per_epoch: float
+
+    @functools.cached_property
+    def outputs(self) -> Callable[[Any, Any], Any]:
+        """(variables, batch) -> what the model makes of it, on one device; as `Steps.outputs`, compiled once for each shape."""
+        return jax.jit(self.steps.outputs)
 
 
 def setup(

@@ -35,9 +35,10 @@ def contents(
     return _CONTENTS[made.config.task](folder, made, splits, variables, sums)
 
 
-def outputs(made: Setup, variables: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return what the model makes of a batch."""
-    return np.asarray(jax.jit(made.steps.outputs)(variables, batch))
+def probabilities(made: Setup, variables: Any, batch: dict[str, Any]) -> np.ndarray:
+    """Return the probabilities (n, classes) of the classes of a batch of sequences."""
+    logits = sequences.pooled(made.outputs(variables, batch), jnp.asarray(batch["length"]), made.config.sequence.pool)
+    return np.asarray(jax.nn.softmax(logits))
 
 
 def _classified(
@@ -45,31 +46,22 @@ def _classified(
 ) -> tuple[Pictures, list[str]]:
     pictures: Pictures = {"Confusion matrix": ("confusion_matrix", plots.confusion_matrix(sums["confusion"], splits.class_names))}
     chosen = np.linspace(0, len(splits.test) - 1, min(CHOSEN, len(splits.test))).astype(int)
-    parts = [gather(splits.test, part) for part in np.array_split(chosen, -(-len(chosen) // 50))]
-    if "image" in parts[0]:
-        images, labels = (np.concatenate([part[name] for part in parts]) for name in ("image", "label"))
-        lengths: Any = np.full(len(labels), splits.input_shape[0])
+    batch = gather(splits.test, chosen)
+    whole = sequences.of_batch(made.config, batch)
+    parts = [{name: values[at : at + 50] for name, values in whole.items()} for at in range(0, len(chosen), 50)]
+    found = np.concatenate([probabilities(made, variables, part) for part in parts])
+    order = most_telling(batch["label"], found)[:SHOWN]
+    labels, found = batch["label"][order], found[order]
+    if "image" in batch:
+        shown = plots.prediction_grid(batch["image"][order], labels, found, splits.class_names)
     else:
-        images, labels, lengths = (np.concatenate([part[name] for part in parts]) for name in ("input", "label", "length"))
-    pool = made.config.sequence.pool
-    logits = [sequences.pooled(jnp.asarray(outputs(made, variables, part)), jnp.asarray(_lengths(part, splits)), pool) for part in parts]
-    probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(logits)))
-    order = most_telling(labels, probabilities)[:SHOWN]
-    if images.ndim == 4:
-        shown = plots.prediction_grid(images[order], labels[order], probabilities[order], splits.class_names)
-    else:
-        series = [images[i, : lengths[i]] for i in order]
-        shown = plots.series_grid(series, labels[order], probabilities[order], splits.class_names)
+        shown = plots.series_grid([batch["input"][i, : batch["length"][i]] for i in order], labels, found, splits.class_names)
     return {**pictures, "Test sequences, mistakes first": ("predictions", shown)}, []
-
-
-def _lengths(batch: dict[str, np.ndarray], splits: data.Splits) -> np.ndarray:
-    return batch["length"] if "length" in batch else np.full(len(batch["label"]), splits.input_shape[0])
 
 
 def _predicted(_: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, __: Any) -> tuple[Pictures, list[str]]:
     batch = gather(splits.test, np.arange(min(64, len(splits.test))))
-    found, counted, names = outputs(made, variables, batch), batch["counted"], splits.class_names
+    found, counted, names = np.asarray(made.outputs(variables, batch)), batch["counted"], splits.class_names
     truth, loss = batch["label"], made.config.sequence.loss
     if loss == "categorical":
         truth, found, names = truth[..., None], found.argmax(-1)[..., None], ("code",)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dilax.losses import logistic_mixture_loss
 from train.config import model_class, takes
+from train.data.augment import seen, to_float
 
 Batch = dict[str, Any]
 
@@ -26,6 +27,17 @@ def inputs(config: ConfigDict, batch: Batch) -> Batch:
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(config.dtype)
     return {"x": x, **({"mask": real_steps(batch)} if takes(model_class(config), "mask") else {})}
+
+
+def of_images(config: ConfigDict, batch: Batch, images: jax.Array) -> Batch:
+    """Return a batch with the pixels of its images, floats in -1..1, as its sequences."""
+    x = pixels(seen(config, images), config.sequence.permute)
+    return {**batch, "input": x, "length": jnp.full(len(x), x.shape[1])}
+
+
+def of_batch(config: ConfigDict, batch: Batch) -> Batch:
+    """Return a batch of images as one of sequences, any other as it is."""
+    return batch if "input" in batch else of_images(config, batch, to_float(batch["image"]))
 
 
 def real_steps(batch: Batch) -> jax.Array:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dilax.metrics import classification_sums, segmentation_sums
 from train import segmentation, sequences
-from train.data.augment import augment, one_hot, to_float
+from train.data.augment import augment, one_hot, seen, to_float
 from train.data.joint import augment_pairs
 
 Batch = dict[str, Any]
@@ -48,13 +48,9 @@ class Task:
     lower_is_better: bool = False
 
 
-def seen(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Map float images in -1..1 to what the model sees: standardised by config.data.mean and std, in config.dtype."""
-    given = config.data.mean, config.data.std
-    if any(given):
-        mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
-        images = ((images + 1) / 2 - mean) / std
-    return images.astype(config.dtype)
+def _shares(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    """The figures of `classification_sums`."""
+    return {name: float(sums[name]) / float(sums["count"]) for name in ("accuracy", "loss")}
 
 
 def _classification(config: ConfigDict, num_classes: int, _: tuple[float, ...]) -> Task:
@@ -62,16 +58,13 @@ def _classification(config: ConfigDict, num_classes: int, _: tuple[float, ...]) 
         images, targets = augment(key, batch["image"], batch["label"], config.augment, num_classes, first)
         return {"x": seen(config, images)}, {"target": targets, "label": batch["label"]}
 
-    def figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
-        return {name: float(sums[name]) / float(sums["count"]) for name in ("accuracy", "loss")}
-
     return Task(
         inputs=lambda batch: {"x": seen(config, to_float(batch["image"]))},
         augment=augmented,
         losses=lambda logits, targets: optax.softmax_cross_entropy(logits, targets["target"]),
         measures=lambda logits, targets: {"accuracy": (logits.argmax(-1) == targets["label"]).astype(logits.dtype)},
         sums=lambda logits, batch: classification_sums(logits, batch["label"], batch["mask"]),
-        figures=figures,
+        figures=_shares,
         best_by="accuracy",
         output_shapes=lambda _: ((num_classes,),),
     )
@@ -99,34 +92,24 @@ def _segmentation(config: ConfigDict, num_classes: int, class_weights: tuple[flo
 def _sequence_classification(config: ConfigDict, num_classes: int, _: tuple[float, ...]) -> Task:
     pool = config.sequence.pool
 
-    def sequence(batch: Batch) -> Batch:
-        """The batch as sequences: images are those of their pixels."""
-        if "input" in batch:
-            return batch
-        x = sequences.pixels(seen(config, to_float(batch["image"])), config.sequence.permute)
-        return {**batch, "input": x, "length": jnp.full(len(x), x.shape[1])}
-
     def augmented(key: jax.Array, batch: Batch, first: Any) -> tuple[Batch, Batch]:
         if "image" in batch:
             images, targets = augment(key, batch["image"], batch["label"], config.augment, num_classes, first)
-            x = sequences.pixels(seen(config, images), config.sequence.permute)
-            batch = {**batch, "input": x, "length": jnp.full(len(x), x.shape[1])}
+            batch = sequences.of_images(config, batch, images)
         else:
             targets = one_hot(batch["label"], num_classes, config.augment.label_smoothing)
         return sequences.inputs(config, batch), {"target": targets, "label": batch["label"], "length": batch["length"]}
 
-    def right(outputs: jax.Array, targets: Batch) -> jax.Array:
-        return sequences.pooled(outputs, targets["length"], pool).argmax(-1) == targets["label"]
+    def logits(outputs: jax.Array, batch: Batch) -> jax.Array:
+        return sequences.pooled(outputs, batch["length"], pool)
 
     return Task(
-        inputs=lambda batch: sequences.inputs(config, sequence(batch)),
+        inputs=lambda batch: sequences.inputs(config, sequences.of_batch(config, batch)),
         augment=augmented,
-        losses=lambda outputs, targets: optax.softmax_cross_entropy(sequences.pooled(outputs, targets["length"], pool), targets["target"]),
-        measures=lambda outputs, targets: {"accuracy": right(outputs, targets).astype(jnp.float32)},
-        sums=lambda outputs, batch: classification_sums(
-            sequences.pooled(outputs, sequence(batch)["length"], pool), batch["label"], batch["mask"]
-        ),
-        figures=lambda sums: {name: float(sums[name]) / float(sums["count"]) for name in ("accuracy", "loss")},
+        losses=lambda outputs, targets: optax.softmax_cross_entropy(logits(outputs, targets), targets["target"]),
+        measures=lambda outputs, targets: {"accuracy": (logits(outputs, targets).argmax(-1) == targets["label"]).astype(jnp.float32)},
+        sums=lambda outputs, batch: classification_sums(logits(outputs, sequences.of_batch(config, batch)), batch["label"], batch["mask"]),
+        figures=_shares,
         best_by="accuracy",
         output_shapes=lambda shape: ((shape[0], num_classes), (num_classes,)),
     )

@@ -167,16 +167,9 @@ def _keep_classes(source: Source, classes: tuple[int, ...], class_names: tuple[s
 
 def _hold_out(train: Source, share: float, seed: int, stratify: bool) -> tuple[Source, Source | None]:
     """Return train and validation; the choice does not depend on what is held in memory."""
-    if not 0 <= share < 1:
-        raise UserError(f"data.validation={share} must be a share of the training records, from 0 to below 1.")
-    if share == 0:
-        return train, None
-    count = round(len(train) * share)
-    if not 0 < count < len(train):
-        raise UserError(f"data.validation={share} of {len(train)} records leaves nothing on one side; change it, or set 0 for none.")
-    labels = _labels(train) if stratify else np.zeros(len(train), np.int32)
-    chosen = sources.stratified(labels, count, sources.VALIDATION, seed)
-    return _where(train, ~chosen), _where(train, chosen)
+    labels = _labels(train) if stratify and share else np.zeros(len(train), np.int32)
+    chosen = sources.held_out(labels, share, seed)
+    return (train, None) if chosen is None else (_where(train, ~chosen), _where(train, chosen))
 
 
 def _keep_per_class(train: Source, per_class: int, class_names: tuple[str, ...], seed: int) -> Source:

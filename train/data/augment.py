@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 
@@ -15,6 +16,15 @@ from dilax.errors import UserError
 def to_float(images: Any, dtype: Any = jnp.float32) -> jax.Array:
     """Map uint8 pixels 0..255 to floats -1..1."""
     return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
+
+
+def seen(config: ConfigDict, images: jax.Array) -> jax.Array:
+    """Map float images in -1..1 to what the model of a whole config sees: standardised by config.data.mean and std, in config.dtype."""
+    given = config.data.mean, config.data.std
+    if any(given):
+        mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
+        images = ((images + 1) / 2 - mean) / std
+    return images.astype(config.dtype)
 
 
 def one_hot(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:

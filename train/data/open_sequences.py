@@ -15,7 +15,7 @@ from dilax.errors import UserError, did_you_mean
 from dilax.models.wavenet import mu_law_encode
 from train.data import audio, piano, series, text
 from train.data.sequences import Table, padded, windows
-from train.data.sources import TEST_SPLIT, VALIDATION, Splits, stratified
+from train.data.sources import TEST_SPLIT, VALIDATION, Splits, held_out, stratified
 from train.data.synthetic import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 
 LABELLED = ("ucr", "wav")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
@@ -95,19 +95,11 @@ def _labelled(
         x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
         return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in labels], np.int32)})
 
-    train_table, validation = _held_out(table(train, train_labels), config.data.validation, config.seed)
+    whole = table(train, train_labels)
+    chosen = held_out(whole.arrays["label"], config.data.validation, config.seed)
+    train_table, validation = (whole, None) if chosen is None else (whole.where(~chosen), whole.where(chosen))
     facts = {**facts, "mean": mean.tolist(), "std": std.tolist()}
     return Splits(config.data.name, names, (length, *channels), train_table, validation, table(test, test_labels), facts=facts)
-
-
-def _held_out(table: Table, share: float, seed: int) -> tuple[Table, Table | None]:
-    count = round(len(table) * share)
-    if share == 0:
-        return table, None
-    if not 0 < count < len(table):
-        raise UserError(f"data.validation={share} of {len(table)} records leaves nothing on one side; change it, or set 0 for none.")
-    chosen = stratified(table.arrays["label"], count, VALIDATION, seed)
-    return Table(table.gather(np.flatnonzero(~chosen))), Table(table.gather(np.flatnonzero(chosen)))
 
 
 def _spoken(config: Any) -> Splits:

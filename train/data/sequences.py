@@ -25,6 +25,10 @@ class Table:
         """Return the records at `indices` as one batch."""
         return {name: values[indices] for name, values in self.arrays.items()}
 
+    def where(self, chosen: np.ndarray) -> "Table":
+        """Return the table of the records that are chosen, bool (n,)."""
+        return Table(self.gather(np.flatnonzero(chosen)))
+
 
 def padded(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return sequences (time, ...) as one array (n, length, ...), with zeros behind their ends, and their lengths (n,).

