@@ -18,6 +18,7 @@ VARIANTS = {
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
+    "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 CASES = [(name, variant) for name in NAMES for variant in VARIANTS.get(name, ("full", "smoke"))]
@@ -42,6 +43,8 @@ SEQUENCES = {
     "ucr:OSULeaf": ((60, 1), 6, 0),
     "wav, waveform": ((40,), 256, 256),
     "wav, sequence_classification": ((40, 32), 10, 0),
+    "mixtures": ((40, 1), 2, 0),
+    "text": ((40,), 2, 256),
 }
 SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
 RNG = np.random.default_rng(0)
@@ -55,6 +58,8 @@ TRACED = [
     *(("timeseries", v) for v in ("full", "OSULeaf", "ACSF1", "GunPoint")),
     ("text", "full"),
     ("waveform", "full"),
+    ("separation", "full"),
+    ("separation", "cpu"),
 ]
 
 
@@ -74,6 +79,8 @@ def sequence_batch(config: Any, shape: tuple[int, ...], outputs: int, symbols: i
     x = RNG.integers(0, symbols, (2, *shape), np.int32) if symbols else RNG.normal(size=(2, *shape)).astype(np.float32)
     if config.task == "sequence_classification":
         return {"input": x, "length": lengths, "label": RNG.integers(0, outputs, 2, np.int32)}
+    if config.task == "separation":
+        return {"input": x, "length": lengths, "label": RNG.normal(size=(2, shape[0], outputs)).astype(np.float32)}
     shaped = (2, shape[0]) if symbols else (2, shape[0], outputs)
     label = RNG.integers(0, outputs, shaped, np.int32) if symbols else RNG.random(shaped).astype(np.float32)
     return {"input": x, "length": lengths, "label": label, "counted": np.arange(shape[0])[None] < lengths[:, None]}

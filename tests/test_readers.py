@@ -13,7 +13,9 @@ import pytest
 from scipy.io import savemat, wavfile
 
 from dilax.errors import UserError
-from train.data.audio import read_wav, read_wavs, wav_files, write_wav
+from train.data.audio import read_wav, read_wavs, write_wav
+from train.data.files import labelled_files
+from train.data.mixtures import pieces, read_mixtures
 from train.data.piano import read_piano_rolls
 from train.data.series import read_csv, read_ts, ucr_files
 from train.data.text import decode, encode, package_text, read_text, symbols_of
@@ -247,7 +249,9 @@ def test_sixteen_bits_come_back_bit_for_bit(tmp_path):
 def test_labels_of_sounds_are_folders(tmp_path):
     for name in ("yes/b.wav", "yes/a.WAV", "no/c.wav", "no/._c.wav", "no/notes.txt", "_noise_/d.wav", ".git/e.wav", "f.wav"):
         written(tmp_path / name, "x")
-    assert wav_files(tmp_path) == [(tmp_path / file, file[: file.index("/")]) for file in ("no/c.wav", "yes/a.WAV", "yes/b.wav")]
+    assert labelled_files(tmp_path, ".wav") == [
+        (tmp_path / file, file[: file.index("/")]) for file in ("no/c.wav", "yes/a.WAV", "yes/b.wav")
+    ]
 
 
 def test_sounds_share_a_rate(tmp_path):
@@ -473,7 +477,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: package_text("bibel"), 'there is no text "bibel"; the known ones are bible. Did you mean "bible"?'),
     (lambda: ucr_files("GunPoint", "no/such"),
      '"no/such" is not a folder; give one that holds GunPoint_TRAIN.ts and GunPoint_TEST.ts.'),
-    (lambda: wav_files(pathlib.Path("no/such")), '"no/such" is not a folder; give one with a sub-folder of .wav files for each label.'),
+    (lambda: labelled_files(pathlib.Path("no/such"), ".wav"), '"no/such" is not a folder; give one with a sub-folder of .wav files for each label.'),
     (lambda: write_wav(pathlib.Path("no/such/a.wav"), np.zeros(3), 8000), "no/such/a.wav cannot be written: there is no folder no/such; make it first."),
     (lambda: write_wav(pathlib.Path("a.wav"), np.zeros((3, 1)), 8000),
      "a.wav: samples of shape (3, 1) cannot be written; give one channel, (samples,)."),
@@ -504,7 +508,54 @@ def test_mistakes_in_folders_of_sounds(tmp_path, files, message):
     for file in files:
         written(tmp_path / file, "x")
     with pytest.raises(UserError) as caught:
-        wav_files(tmp_path)
+        labelled_files(tmp_path, ".wav")
+    assert str(caught.value) == message.format(folder=tmp_path)
+
+
+def mixtures(folder: pathlib.Path, names: list[str], lengths: dict[str, int]) -> None:
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for file, length in lengths.items():
+            write_wav(folder / name / file, np.linspace(-0.1, 0.1 * i, length), 8000)
+
+
+def test_mixtures_are_those_that_were_written(tmp_path):
+    mixtures(tmp_path, ["s10", "mix_clean", "s2", "noise"], {"b.wav": 5, "a.wav": 7})
+    read = read_mixtures(tmp_path)
+    assert (read.names, read.rate) == (("s2", "s10"), 8000)
+    for sound, length in zip(read.sounds, (7, 5)):
+        np.testing.assert_allclose(sound, np.linspace([-0.1] * 3, [0.1, 0.2, 0], length), atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "starts"), [(3, [0]), (4, [0]), (5, [0, 1]), (8, [0, 4]), (10, [0, 4, 6])])
+def test_pieces_end_where_the_sound_does(count, starts):
+    sound = RNG.normal(size=(count, 2))
+    found = pieces([sound, sound[::-1]], 4)
+    assert len(found) == 2 * len(starts)
+    for piece, start in zip(found, starts):
+        np.testing.assert_array_equal(piece, sound[start : start + 4])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "mix").rename(folder / "sum"),
+         "{folder} holds the folders s1, s2, sum; give one of mixtures, mix, and two or more of sources, s1, s2 and so on."),
+        (lambda folder: (folder / "s2").rename(folder / "other"),
+         "{folder} holds the folders mix, other, s1; give one of mixtures, mix, and two or more of sources, s1, s2 and so on."),
+        (lambda folder: (folder / "s2" / "a.wav").unlink(), "{folder}/mix/a.wav has no file of that name in s2/; add it, or remove this one."),
+        (lambda folder: (folder / "mix" / "a.wav").unlink(), "{folder}/s1/a.wav has no file of that name in mix/; add it, or remove this one."),
+        (lambda folder: write_wav(folder / "s1" / "a.wav", np.zeros(5), 8000),
+         "{folder}/s1/a.wav has 5 samples, and {folder}/mix/a.wav has 7; cut them to one length."),
+        (lambda folder: write_wav(folder / "s1" / "a.wav", np.zeros(7), 16000),
+         "{folder}/s1/a.wav has 16000 samples a second, others have 8000; resample it."),
+    ],
+)  # fmt: skip
+def test_mistakes_in_folders_of_mixtures(tmp_path, change, message):
+    mixtures(tmp_path, ["mix", "s1", "s2"], {"a.wav": 7})
+    change(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_mixtures(tmp_path)
     assert str(caught.value) == message.format(folder=tmp_path)
 
 

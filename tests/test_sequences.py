@@ -58,13 +58,14 @@ CASES: dict[str, tuple[str, dict[str, Any], np.ndarray, np.ndarray, int, int]] =
     "codes": ("sequence_prediction", {"sequence.loss": "categorical"}, codes(8, TIME), codes(8, TIME), 5, 5),
     "language": ("language_model", {}, codes(8, TIME), codes(8, TIME), 5, 5),
     "waves": ("waveform", {}, codes(8, TIME), codes(8, TIME), 5, 5),
+    "sources": ("separation", {}, floats(8, TIME, 1), floats(8, TIME, 2), 2, 0),
 }
 
 
 def batch_of(name: str) -> dict[str, np.ndarray]:
     task, _, x, y, _, _ = CASES[name]
     batch = {"input": x, "label": y, "length": LENGTHS}
-    return batch if task == "sequence_classification" else {**batch, "counted": COUNTED}
+    return batch if task in ("sequence_classification", "separation") else {**batch, "counted": COUNTED}
 
 
 def made_of(name: str, **changes: Any) -> run.Setup:
@@ -76,7 +77,7 @@ def spoilt(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The batch with other values wherever nothing is to be read."""
     other = dict(batch)
     behind = np.arange(TIME)[None] >= LENGTHS[:, None]
-    unread = {"input": behind, "label": ~COUNTED}
+    unread = {"input": behind, "label": ~batch.get("counted", ~behind)}
     for key in ("input", "label") if batch["label"].ndim > 1 else ("input",):
         noise = codes(*batch[key].shape) if batch[key].dtype == np.int32 else 50 * floats(*batch[key].shape)
         where = unread[key].reshape(8, TIME, *(1,) * (batch[key].ndim - 2))
@@ -107,6 +108,8 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, float]:
     """The figures, one sequence and one step after the other."""
     task, changes, _, _, _, _ = CASES[name]
+    if task == "separation":
+        return separation_oracle(outputs, batch)
     losses, right = [], []
     for y, label, length, counted in zip(outputs, batch["label"], batch["length"], batch.get("counted", batch["length"])):
         if task == "sequence_classification":
@@ -129,6 +132,23 @@ def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict
     named = {"numbers": {"mse": loss}, "bits": {"nll": loss}, "language": {"bits_per_character": loss / np.log(2)}}
     named["waves"] = {"bits_per_sample": loss / np.log(2)}
     return {"loss": loss, **named.get(name, {}), **({"accuracy": float(np.mean(right))} if right else {})}
+
+
+def separation_oracle(outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    def decibels(estimate: np.ndarray, target: np.ndarray) -> float:
+        e, t = estimate - estimate.mean(), target - target.mean()
+        if not e.any() or not t.any():
+            return -80.0
+        along = (e @ t) / (t @ t) * t
+        shares = [part @ part / (e @ e) + 1e-8 for part in (along, e - along)]
+        return 10 * np.log10(shares[0] / shares[1])
+
+    best, before = [], []
+    for y, label, x, length in zip(outputs, batch["label"], batch["input"], batch["length"]):
+        ratios = [[decibels(y[:length, i], label[:length, j].astype(float)) for j in range(2)] for i in range(2)]
+        best.append(max(ratios[0][0] + ratios[1][1], ratios[0][1] + ratios[1][0]) / 2)
+        before.append(np.mean([decibels(x[:length, 0].astype(float), label[:length, j].astype(float)) for j in range(2)]))
+    return {"si_sdr": float(np.mean(best)), "si_sdr_improvement": float(np.mean(best) - np.mean(before)), "loss": -float(np.mean(best))}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -51,7 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.accumulate": (1, math.inf),
     "optim.ema_decay": (0, 1),
 }
-SEQUENCE_TASKS = ("sequence_classification", "sequence_prediction", "language_model", "waveform")
+SEQUENCE_TASKS = ("sequence_classification", "sequence_prediction", "language_model", "waveform", "separation")
 # Keys of the part `augment` that one task alone knows.
 ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoothing")
 ONLY_SEGMENTATION = ("crop", "colour")
@@ -86,8 +86,8 @@ def default_config(name: str) -> ConfigDict:
             frozen=(),  # regular expressions of parameters that are not trained; running statistics beneath stay too
             data=dict(
                 name="digits",  # "digits", "digits8x8", "cells" (to segment), "folder", or any TFDS name such as "cifar10"
-                # Sequences: "adding", "copy_memory", "csv", "piano", "text", "bible", "wav", "ucr:NAME", or images as their pixels
-                dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; of name="folder" and "wav" that of the files; else the file
+                # Sequences: "adding", "copy_memory", "csv", "piano", "text", "bible", "wav", "mixtures", "ucr:NAME", or images by pixels
+                dir="",  # folder of TFDS datasets, else TFDS_DATA_DIR; of name="folder", "wav", "mixtures" that of the files; else the file
                 download=True,  # fetch and prepare what is missing
                 validation=0.1,  # share of the training split that decides between checkpoints; 0 trains on all, keeps the last
                 classes=(),  # labels to keep; () is all
@@ -125,7 +125,7 @@ def default_config(name: str) -> ConfigDict:
                 aux_weight=0.4,  # of the loss of the auxiliary head of a model that has one
             ),
             sequence=dict(
-                length=0,  # steps of "adding" and "copy_memory", and of the windows that texts, sounds and tables are cut into
+                length=0,  # steps of "adding", "copy_memory", the windows of texts, sounds and tables; longest series or labelled text
                 context=0,  # steps at the start of a window that are read and not scored: the window before did; the first has none
                 pool="last",  # what outputs at every step make of a whole sequence: those of the "last" step, their "mean" or "max"
                 permute=False,  # images as sequences: their pixels in one fixed random order
@@ -133,7 +133,7 @@ def default_config(name: str) -> ConfigDict:
                 units="characters",  # of a text: "characters" or "bytes"
                 bands=32,  # of a sound to classify: of the mel scale
                 levels=256,  # of a sound's samples after mu-law
-                test=0.05,  # share at the end of a text or a table that is the test split, that of data.validation before it
+                test=0.05,  # share of the test split: the end of a text or a table, some sounds; that of data.validation is before it
                 examples=0,  # training sequences that "adding" and "copy_memory" make; 0 is as many as in the paper
                 sample=500,  # characters or sound samples that the report shows, drawn from the model; 0 is none
                 temperature=1.0,  # of the draw
@@ -162,7 +162,7 @@ def model_config(name: str, **fields: Any) -> dict[str, Any]:
         raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     # A backbone is a class, which the name stands for: no text could hold it.
-    set_elsewhere = ("num_classes", "out_features", "vocabulary", "dtype", "axis_name", "backbone", "parent", "name")
+    set_elsewhere = ("num_classes", "out_features", "sources", "vocabulary", "dtype", "axis_name", "backbone", "parent", "name")
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in set_elsewhere}, **fields}
 
 

@@ -161,7 +161,7 @@ def main() -> None:
             predict_sequences.write(f"{line}\n" for line in predict_sequences.predict(trained, args.inputs, options))
         return
     if args.stream:
-        cli.fail("--stream is for runs on text and on tables; give files of images.")
+        cli.fail("--stream is for runs on texts and on tables; give files of images.")
     if trained.config.task == "segmentation":
         trained = dataclasses.replace(trained, setup=at_scales(trained.setup, read_scales(args.scales), args.flip))
         for row in segment(trained, args.inputs, folder, replace=args.out is None):

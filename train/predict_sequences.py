@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from train.data import audio, series, text
 from train.data.open_sequences import log_mel_frames
 from train.data.sequences import padded
 from train.run import Trained
-from train.sequence_report import draw, probabilities, to_sound
+from train.sequence_report import draw, probabilities, separate, to_sound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,10 @@ def predict(trained: Trained, inputs: list[str], options: Options) -> Iterator[s
     jobs: dict[tuple[str, str], Callable[..., Iterator[str]]] = {
         ("sequence_classification", "ucr"): _series,
         ("sequence_classification", "wav"): _spoken,
+        ("sequence_classification", "text"): _read_texts,
         ("sequence_prediction", "csv"): _tables,
         ("waveform", "wav"): _sounds,
+        ("separation", "mixtures"): _mixtures,
     }
     job = _texts if trained.config.task == "language_model" else jobs.get(kind)
     if job is None:
@@ -83,19 +86,36 @@ def _drawn(trained: Trained, prompt: np.ndarray, options: Options) -> np.ndarray
 
 def _sounds(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
     """Each sound gone on with, in a file of its own: path, path of what was written, seconds."""
-    sounds, targets = [_read_sound(trained, path) for path in paths], []
-    for path in paths:
-        target = options.folder / f"{pathlib.Path(path).stem}_continued.wav"
-        if target in targets or (target.exists() and not options.replace) or target.resolve() == pathlib.Path(path).resolve():
-            raise UserError(f"{target} is there already, and would be overwritten; give another folder with --out.")
-        targets.append(target)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    sounds = [_read_sound(trained, path) for path in paths]
+    targets = [target for (target,) in _targets(paths, ("continued",), options)]
     rate, levels = trained.facts["sample_rate"], trained.config.sequence.levels
     for path, sound, target in zip(paths, sounds, targets):
         prompt = np.asarray(mu_law_encode(jnp.asarray(sound), levels)) if trained.symbols else sound[:, None]
         drawn = to_sound(trained.setup, _drawn(trained, prompt[None], options))[0]
         audio.write_wav(target, np.concatenate([sound, drawn]), rate)
         yield f"{path}\t{target}\t{(len(sound) + len(drawn)) / rate:.3f} s"
+
+
+def _mixtures(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
+    """The sources of each mixture, in files of their own: path, paths of what was written."""
+    sounds = [_read_sound(trained, path) for path in paths]
+    targets = _targets(paths, trained.class_names, options)
+    for path, sound, files in zip(paths, sounds, targets):
+        for file, source in zip(files, separate(trained.setup, trained.variables, sound).T):
+            audio.write_wav(file, source, trained.facts["sample_rate"])
+        yield "\t".join([path, *map(str, files)])
+
+
+def _targets(paths: list[str], words: tuple[str, ...], options: Options) -> list[list[pathlib.Path]]:
+    """The files NAME_WORD.wav of each input NAME.wav, none of which is there, in a folder that is."""
+    targets = [[options.folder / f"{pathlib.Path(path).stem}_{word}.wav" for word in words] for path in paths]
+    taken, given = set[pathlib.Path](), {pathlib.Path(path).resolve() for path in paths}
+    for target in itertools.chain(*targets):
+        if target in taken or (target.exists() and not options.replace) or target.resolve() in given:
+            raise UserError(f"{target} is there already, and would be overwritten; give another folder with --out.")
+        taken.add(target)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    return targets
 
 
 def _read_sound(trained: Trained, path: str) -> np.ndarray:
@@ -116,18 +136,30 @@ def _series(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
     return _classified(trained, [name for name, _ in found], [one for _, one in found])
 
 
+def _read_texts(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
+    """Text files; of a longer one what training would read."""
+    texts = [text.read_text(pathlib.Path(path)) for path in paths]
+    return _classified(trained, paths, [_codes(trained, one) for one in texts])
+
+
+def _codes(trained: Trained, one: str) -> np.ndarray:
+    if not one:
+        raise UserError("the text is empty; give at least one character.")
+    return text.encode(one, trained.symbols, trained.config.sequence.units)[: trained.input_shape[0]]
+
+
 def _classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) -> Iterator[str]:
     """Name, class and probability of each."""
-    length, channels = trained.input_shape
-    mean, std = (np.asarray(trained.facts[key]) for key in ("mean", "std"))
+    length, *channels = trained.input_shape
     for name, one in zip(names, sequences):
-        if one.shape[1] != channels:
-            raise UserError(f"{name} has {one.shape[1]} channels, and the run was trained on {channels}.")
+        if one.shape[1:] != tuple(channels):
+            raise UserError(f"{name} has {one.shape[1]} channels, and the run was trained on {channels[0]}.")
         if len(one) > length:
             raise UserError(
                 f"{name} has {len(one)} steps, and the run takes {length}; cut it, or train with a longer config.sequence.length."
             )
-    x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
+    scale = _Scale(trained)
+    x, lengths = padded(sequences if trained.symbols else [scale.to(one) for one in sequences], length)
     for name, row, count in zip(names, x, lengths):
         batch = {"input": row[None], "length": count[None]}
         found = probabilities(trained.setup, trained.variables, batch)[0]
@@ -173,7 +205,7 @@ def stream(trained: Trained, lines: Iterable[str], options: Options) -> Iterator
     """Yield pieces of text to write as the lines come in, each with its newline.
 
     Of a text: after each line the run goes on to the end of a line of its own, of up to `steps` symbols; it remembers all that came
-    before. Of a table: the row that is to follow each row.
+    before. Of a table: the row that is to follow each row. Of texts to classify: the number, class and probability of each line.
 
     Raises:
         UserError: if a line does not fit the run, or the task is another.
@@ -182,8 +214,10 @@ def stream(trained: Trained, lines: Iterable[str], options: Options) -> Iterator
         return _stream_text(trained, lines, options)
     if trained.config.data.name == "csv":
         return _stream_rows(trained, lines)
+    if trained.config.data.name == "text":
+        return _stream_classes(trained, lines)
     raise UserError(
-        f"--stream is for runs on text and on tables, and this one is of {trained.config.task} on {trained.config.data.name!r}."
+        f"--stream is for runs on texts and on tables, and this one is of {trained.config.task} on {trained.config.data.name!r}."
     )
 
 
@@ -216,6 +250,12 @@ def _stream_text(trained: Trained, lines: Iterable[str], options: Options) -> It
             logits = step(np.array([drawn[-1:]], np.int32))
         written = text.decode(np.array(drawn), trained.symbols, units)
         yield written if written.endswith("\n") else written + "\n"
+
+
+def _stream_classes(trained: Trained, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        (found,) = _classified(trained, [str(number)], [_codes(trained, line.rstrip("\n"))])
+        yield found + "\n"
 
 
 def _stream_rows(trained: Trained, lines: Iterable[str]) -> Iterator[str]:

@@ -151,7 +151,7 @@ def make_model(config: ConfigDict, num_classes: int, axis_name: str | None = Non
             f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
             "set another model in a config file, with model_config(...)."
         )
-    given = dict(num_classes=num_classes, out_features=num_classes, vocabulary=vocabulary, axis_name=axis_name)
+    given = dict(num_classes=num_classes, out_features=num_classes, sources=num_classes, vocabulary=vocabulary, axis_name=axis_name)
     has = inspect.signature(dilax.models.MODELS[config.model.name]).parameters
     return dilax.models.create(config.model.name, dtype=dtype, **{key: value for key, value in given.items() if key in has}, **fields)
 

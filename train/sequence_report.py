@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax import plots, sample
+from dilax.losses import si_sdr
 from dilax.models.wavenet import mu_law_decode
 from train import data, sequences
 from train.data import audio, text
@@ -16,7 +17,7 @@ from train.data.sources import gather
 from train.report import most_telling
 from train.run import Setup
 
-CHOSEN, SHOWN, SAMPLES = 400, 24, 3
+CHOSEN, SHOWN, SAMPLES, BEGINNING = 400, 24, 3, 120
 Pictures = dict[str, tuple[str, Any]]
 
 
@@ -52,11 +53,24 @@ def _classified(
     found = np.concatenate([probabilities(made, variables, part) for part in parts])
     order = most_telling(batch["label"], found)[:SHOWN]
     labels, found = batch["label"][order], found[order]
+    if splits.symbols:
+        return pictures, [_texts(batch, order, found, splits, made)]
     if "image" in batch:
         shown = plots.prediction_grid(batch["image"][order], labels, found, splits.class_names)
     else:
         shown = plots.series_grid([batch["input"][i, : batch["length"][i]] for i in order], labels, found, splits.class_names)
     return {**pictures, "Test sequences, mistakes first": ("predictions", shown)}, []
+
+
+def _texts(batch: dict[str, np.ndarray], order: np.ndarray, found: np.ndarray, splits: data.Splits, made: Setup) -> str:
+    """A table of the beginnings of texts with their classes, as those told."""
+    rows = []
+    for place, probability in zip(order, found):
+        codes = batch["input"][place, : min(BEGINNING, batch["length"][place])]
+        words = " ".join(text.decode(codes, splits.symbols, made.config.sequence.units).split()).replace("|", "\\|")
+        true, told = (splits.class_names[i] for i in (batch["label"][place], int(probability.argmax())))
+        rows.append(f"| {words} | {true} | {told} ({probability.max():.0%}) |")
+    return "\n".join(["## Test texts, mistakes first\n", "| beginning | class | predicted |", "|---|---|---|", *rows])
 
 
 def _predicted(_: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, __: Any) -> tuple[Pictures, list[str]]:
@@ -102,6 +116,31 @@ def _sounded(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: 
     return {"Drawn sounds": ("samples", figure)}, [f"## Files\n\n{begins}\n\n" + "\n".join(f"- [{name}]({name})" for name in names)]
 
 
+def _separated(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, _: Any) -> tuple[Pictures, list[str]]:
+    batch, rate = gather(splits.test, np.arange(1)), splits.facts["sample_rate"]
+    mixture, truth = (batch[name][0, : batch["length"][0]] for name in ("input", "label"))
+    found = separate(made, variables, mixture[:, 0])
+    # Beside each source the one found that is most like it.
+    pairs = map(jnp.asarray, np.broadcast_arrays(found[None], truth.T[..., None]))
+    nearest = np.asarray(si_sdr(*pairs)).argmax(1)
+    sounds = {"mixture": mixture[:, 0]}
+    for i, name in enumerate(splits.class_names):
+        sounds |= {name: truth[:, i], f"{name}_found": found[:, nearest[i]]}
+    for name, sound in sounds.items():
+        audio.write_wav(folder / f"{name}.wav", np.clip(sound, -1, 1), rate)
+    figure = plots.waveforms(np.stack(list(sounds.values())), rate, list(sounds))
+    files = "\n".join(f"- [{name}.wav]({name}.wav)" for name in sounds)
+    return {"The first test mixture": ("separation", figure)}, [f"## Files\n\n{files}"]
+
+
+def separate(made: Setup, variables: Any, mixture: np.ndarray) -> np.ndarray:
+    """Return the sources (time, sources) of one mixture (time,), each scaled so that together they come closest to it, within -1..1."""
+    batch = {"input": mixture[None, :, None], "length": np.array([len(mixture)])}
+    found = np.asarray(made.outputs(variables, batch)[0], np.float32)
+    scaled = found * np.linalg.lstsq(found, mixture, rcond=None)[0]
+    return scaled / max(1.0, float(np.abs(scaled).max()))
+
+
 def draw(made: Setup, variables: Any, prompt: np.ndarray, steps: int, temperature: float, *, seed: int, top_k: int = 0) -> np.ndarray:
     """Go on with prompts (n, time) or (n, time, 1) for `steps` samples, as `dilax.sample`."""
     run: Callable[..., Any] = jax.jit(
@@ -127,4 +166,5 @@ _CONTENTS: dict[str, Callable[..., tuple[Pictures, list[str]]]] = {
     "sequence_prediction": _predicted,
     "language_model": _written,
     "waveform": _sounded,
+    "separation": _separated,
 }

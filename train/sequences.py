@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dilax.losses import logistic_mixture_loss
+from dilax.losses import logistic_mixture_loss, separation_loss, si_sdr
 from train.config import model_class, takes
 from train.data.augment import seen, to_float
 
@@ -115,3 +115,17 @@ def step_figures(kind: str, name: str, sums: dict[str, np.ndarray]) -> dict[str,
     if kind == "categorical":
         figures["accuracy"] = float(sums["accuracy"]) / float(sums["count"])
     return figures if name == "loss" else {**figures, "loss": loss}
+
+
+def separation_sums(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Return sums over the examples that count: of the loss, and of that of the mixture itself in place of each source."""
+    real, targets = real_steps(batch), batch["label"]
+    mixture = jnp.broadcast_to(batch["input"], targets.shape)
+    losses = {"loss": separation_loss(outputs, targets, real), "mixture": -si_sdr(mixture, targets, real).mean(-1)}
+    return {**{name: jnp.where(batch["mask"], each, 0.0).sum() for name, each in losses.items()}, "count": batch["mask"].sum()}
+
+
+def separation_figures(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    """Turn those sums into the mean SI-SDR, by how much that is above the mixture's, both in dB, and the loss."""
+    loss, mixture = (float(sums[name]) / float(sums["count"]) for name in ("loss", "mixture"))
+    return {"si_sdr": -loss, "si_sdr_improvement": mixture - loss, "loss": loss}

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from dilax.losses import separation_loss
 from dilax.metrics import classification_sums, segmentation_sums
 from train import segmentation, sequences
 from train.data.augment import augment, one_hot, seen, to_float
@@ -149,6 +150,19 @@ def _waveform(config: ConfigDict, outputs: int, _: tuple[float, ...]) -> Task:
     return _per_step(config, outputs, "categorical", "bits_per_sample")
 
 
+def _separation(config: ConfigDict, sources: int, _: tuple[float, ...]) -> Task:
+    return Task(
+        inputs=lambda batch: sequences.inputs(config, batch),
+        augment=lambda key, batch, first: (sequences.inputs(config, batch), {"label": batch["label"], "real": sequences.real_steps(batch)}),
+        losses=lambda found, targets: separation_loss(found, targets["label"], targets["real"]),
+        measures=lambda found, targets: {},
+        sums=sequences.separation_sums,
+        figures=sequences.separation_figures,
+        best_by="si_sdr",
+        output_shapes=lambda shape: ((shape[0], sources),),
+    )
+
+
 # (config, number of outputs, weights of the classes or ()) -> Task.
 TASKS: dict[str, Callable[[ConfigDict, int, tuple[float, ...]], Task]] = {
     "classification": _classification,
@@ -157,4 +171,5 @@ TASKS: dict[str, Callable[[ConfigDict, int, tuple[float, ...]], Task]] = {
     "sequence_prediction": _sequence_prediction,
     "language_model": _language_model,
     "waveform": _waveform,
+    "separation": _separation,
 }

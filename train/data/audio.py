@@ -106,29 +106,6 @@ def write_wav(path: pathlib.Path, samples: np.ndarray, rate: int) -> None:
         file.writeframes(codes.tobytes())
 
 
-def wav_files(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
-    """Return (file, label) of the .wav files, sorted; the label is the name of the folder, directly below `folder`, that holds the file.
-
-    Folders whose names begin with "." or "_" are no labels, as "_background_noise_" of Speech Commands.
-
-    Raises:
-        UserError: if there is no such folder, it has fewer than two labels, or a label has no files.
-    """
-    if not folder.is_dir():
-        raise UserError(f'"{folder}" is not a folder; give one with a sub-folder of .wav files for each label.')
-    labels = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
-    if len(labels) < 2:
-        found = f"the one label {labels[0].name}" if labels else "no sub-folders"
-        raise UserError(f"{folder} holds {found}; put the .wav files of each of two or more labels into a sub-folder of its name.")
-    found = []
-    for label in labels:
-        files = sorted(path for path in label.iterdir() if path.suffix.lower() == ".wav" and not path.name.startswith("."))
-        if not files:
-            raise UserError(f"{label} holds no .wav files; add some, or remove the folder.")
-        found += [(file, label.name) for file in files]
-    return found
-
-
 def read_wavs(paths: list[pathlib.Path]) -> tuple[list[np.ndarray], int]:
     """Return what `read_wav` gives for each file, and the sample rate of all.
 

@@ -14,12 +14,15 @@ from dilax.audio import log_mel
 from dilax.errors import UserError, did_you_mean
 from dilax.models.wavenet import mu_law_encode
 from train.data import audio, piano, series, text
+from train.data.files import labelled_files
+from train.data.mixtures import pieces, read_mixtures
 from train.data.sequences import Table, padded, windows
 from train.data.sources import TEST_SPLIT, VALIDATION, Splits, held_out, stratified
 from train.data.synthetic import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 
-LABELLED = ("ucr", "wav")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
+LABELLED = ("ucr", "wav", "text")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
 _TRAIN, _TEST = 1, 2  # of the keys of what is made up
+Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
 _WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -73,50 +76,56 @@ def _ucr(config: Any) -> Splits:
     """Series of a set of the UCR archive, data.name="ucr:GunPoint", standardised by the mean and deviation of the training split."""
     name = config.data.name.partition(":")[2]
     files = series.ucr_files(name, config.data.dir)
-    (train, train_labels), (test, test_labels) = map(series.read_ts, files)
-    return _labelled(config, train, train_labels, test, test_labels, {})
+    train, test = map(series.read_ts, files)
+    return _standardised(config, train, test, {})
 
 
-def _labelled(
-    config: Any, train: list[np.ndarray], train_labels: list[str], test: list[np.ndarray], test_labels: list[str], facts: dict[str, Any]
-) -> Splits:
-    """Splits of series (time, channels) with their classes; a share of each class of the training split is held out."""
-    names = tuple(sorted({*train_labels, *test_labels}))
-    channels = {one.shape[1] for one in [*train, *test]}
+def _standardised(config: Any, train: Labelled, test: Labelled, facts: dict[str, Any]) -> Splits:
+    """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split."""
+    channels = {one.shape[1] for one in [*train[0], *test[0]]}
     if len(channels) > 1:
         raise UserError(
             f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give one number."
         )
-    together = np.concatenate(train)
+    together = np.concatenate(train[0])
     mean, std = together.mean(0), together.std(0) + 1e-8
-    length = config.sequence.length or max(map(len, [*train, *test]))
+    train, test = (([((one - mean) / std).astype(np.float32) for one in split], labels) for split, labels in (train, test))
+    return _classes(config, train, test, facts={**facts, "mean": mean.tolist(), "std": std.tolist()})
 
-    def table(sequences: list[np.ndarray], labels: list[str]) -> Table:
-        x, lengths = padded([((one - mean) / std).astype(np.float32) for one in sequences], length)
-        return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in labels], np.int32)})
 
-    whole = table(train, train_labels)
-    chosen = held_out(whole.arrays["label"], config.data.validation, config.seed)
-    train_table, validation = (whole, None) if chosen is None else (whole.where(~chosen), whole.where(chosen))
-    facts = {**facts, "mean": mean.tolist(), "std": std.tolist()}
-    return Splits(config.data.name, names, (length, *channels), train_table, validation, table(test, test_labels), facts=facts)
+def _classes(config: Any, train: Labelled, test: Labelled, symbols: tuple[str, ...] = (), facts: dict[str, Any] | None = None) -> Splits:
+    """Splits of sequences with their classes; a share of each class of the training split is held out."""
+    names = tuple(sorted({*train[1], *test[1]}))
+    length = config.sequence.length or max(map(len, [*train[0], *test[0]]))
+
+    def table(split: Labelled) -> Table:
+        x, lengths = padded(split[0], length)
+        return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in split[1]], np.int32)})
+
+    learned, tested = table(train), table(test)
+    held = learned.split(held_out(learned.arrays["label"], config.data.validation, config.seed))
+    return Splits(config.data.name, names, learned.arrays["input"].shape[1:], *held, tested, symbols, facts or {})
+
+
+def _files(config: Any, suffix: str) -> tuple[list[Any], list[Any]]:
+    """(file, label) of the training and the test split: of train/ and test/ where there are both, else every fifth file is for the test."""
+    folder = pathlib.Path(config.data.dir)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        return labelled_files(folder / "train", suffix), labelled_files(folder / "test", suffix)
+    files = labelled_files(folder, suffix)
+    labels = np.array([label for _, label in files])
+    chosen = stratified(np.unique(labels, return_inverse=True)[1], round(len(files) / 5), TEST_SPLIT)
+    train, test = ([file for file, here in zip(files, chosen == kept) if here] for kept in (False, True))
+    return train, test
 
 
 def _spoken(config: Any) -> Splits:
     """Sounds in folders of their labels, as log-mel frames."""
-    folder = pathlib.Path(config.data.dir)
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, test = audio.wav_files(folder / "train"), audio.wav_files(folder / "test")
-    else:
-        files = audio.wav_files(folder)
-        labels = np.array([label for _, label in files])
-        chosen = stratified(np.unique(labels, return_inverse=True)[1], round(len(files) / 5), TEST_SPLIT)
-        train, test = ([file for file, here in zip(files, chosen == kept) if here] for kept in (False, True))
+    train, test = _files(config, ".wav")
     sounds, rate = audio.read_wavs([path for path, _ in [*train, *test]])
-    frames = log_mel_frames(sounds, rate, config.sequence.bands)
-    labels = [label for _, label in [*train, *test]]
-    cut = len(train)
-    return _labelled(config, frames[:cut], labels[:cut], frames[cut:], labels[cut:], {"sample_rate": rate})
+    frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
+    parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
+    return _standardised(config, *parts, {"sample_rate": rate})
 
 
 def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
@@ -127,6 +136,48 @@ def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.n
     run = jax.jit(lambda sound: log_mel(sound[None], rate, window=window, hop=hop, bands=bands)[0])
     counts = [1 + max(0, len(sound) - window) // hop for sound in sounds]
     return [np.asarray(run(np.pad(sound, (0, length - len(sound)))))[:count] for sound, count in zip(sounds, counts)]
+
+
+def _labelled_texts(config: Any) -> Splits:
+    """Texts in folders of their labels; of a longer one the first config.sequence.length symbols."""
+    units, most = config.sequence.units, config.sequence.length or None
+    train, test = (([text.read_text(path) for path, _ in split], [label for _, label in split]) for split in _files(config, ".txt"))
+    symbols = text.symbols_of("".join(train[0]), units)
+    train, test = (([text.encode(one, symbols, units)[:most] for one in split], labels) for split, labels in (train, test))
+    return _classes(config, train, test, symbols)
+
+
+def _mixtures(config: Any) -> Splits:
+    """Mixtures of sounds in pieces, of which every step is to give the sources; whole files are held out."""
+    folder = pathlib.Path(config.data.dir)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        read = {name: read_mixtures(folder / name) for name in _WORDS if name != "validation" or (folder / name).is_dir()}
+    else:
+        read = {"train": read_mixtures(folder)}
+    names, rate = read["train"].names, read["train"].rate
+    for name, part in read.items():
+        if (part.names, part.rate) != (names, rate):
+            raise UserError(f"{folder / name} has other sources or another sample rate than {folder / 'train'}; give the same.")
+    sounds = {name: part.sounds for name, part in read.items()}
+    if "test" not in sounds:
+        sounds["train"], sounds["test"] = _shared_out(sounds["train"], config.sequence.test, TEST_SPLIT, "sequence.test")
+    if "validation" not in sounds and config.data.validation:
+        sounds["train"], sounds["validation"] = _shared_out(sounds["train"], config.data.validation, config.seed, "data.validation")
+    length = config.sequence.length or max(len(sound) for part in sounds.values() for sound in part)
+
+    def table(part: list[np.ndarray]) -> Table:
+        x, lengths = padded(pieces(part, length), length)
+        return Table({"input": x[..., :1], "label": x[..., 1:], "length": lengths})
+
+    tables = {name: table(part) for name, part in sounds.items()}
+    validation = tables["validation"] if config.data.validation else None
+    return Splits(config.data.name, names, (length, 1), tables["train"], validation, tables["test"], facts={"sample_rate": rate})
+
+
+def _shared_out(sounds: list[np.ndarray], share: float, seed: int, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    chosen = held_out(np.zeros(len(sounds), np.int32), share, seed, name)
+    assert chosen is not None
+    return [one for one, held in zip(sounds, chosen) if not held], [one for one, held in zip(sounds, chosen) if held]
 
 
 def _piano(config: Any) -> Splits:
@@ -233,8 +284,9 @@ def _cut(
 
 
 OPENERS: dict[str, dict[str, Callable[[Any], Splits]]] = {
-    "sequence_classification": {"ucr": _ucr, "wav": _spoken},
+    "sequence_classification": {"ucr": _ucr, "wav": _spoken, "text": _labelled_texts},
     "sequence_prediction": {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _csv},
     "language_model": {"text": _text, **dict.fromkeys(text.PACKAGES, _text)},
     "waveform": {"wav": _wave},
+    "separation": {"mixtures": _mixtures},
 }

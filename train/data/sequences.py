@@ -25,9 +25,11 @@ class Table:
         """Return the records at `indices` as one batch."""
         return {name: values[indices] for name, values in self.arrays.items()}
 
-    def where(self, chosen: np.ndarray) -> "Table":
-        """Return the table of the records that are chosen, bool (n,)."""
-        return Table(self.gather(np.flatnonzero(chosen)))
+    def split(self, held: np.ndarray | None) -> tuple["Table", "Table | None"]:
+        """Return the records that are not held out, bool (n,), and those that are; None holds out none."""
+        if held is None:
+            return self, None
+        return Table(self.gather(np.flatnonzero(~held))), Table(self.gather(np.flatnonzero(held)))
 
 
 def padded(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -209,17 +209,17 @@ def stratified(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
     return chosen
 
 
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray | None:
-    """Choose the validation split of records with these labels: bool (n,), or None for a share of 0.
+def held_out(labels: np.ndarray, share: float, seed: int, name: str = "data.validation") -> np.ndarray | None:
+    """Choose the records, with these labels, of the split whose share has that name: bool (n,), or None for a share of 0.
 
     Raises:
         UserError: if nothing is left on one side.
     """
     if not 0 <= share < 1:
-        raise UserError(f"data.validation={share} must be a share of the training records, from 0 to below 1.")
+        raise UserError(f"{name}={share} must be a share of the training records, from 0 to below 1.")
     count = round(len(labels) * share)
     if share and not 0 < count < len(labels):
-        raise UserError(f"data.validation={share} of {len(labels)} records leaves nothing on one side; change it, or set 0 for none.")
+        raise UserError(f"{name}={share} of {len(labels)} records leaves nothing on one side; change it, or set 0 for none.")
     return stratified(labels, count, VALIDATION, seed) if share else None
 
 
