@@ -53,10 +53,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map (batch, *space, channels) to the same shape; statistics leave out the places where mask, bool (batch, *space), is False.
-
-        Under pmap each device's batch statistics count alike, however many places its mask leaves.
-        """
+        """Map (batch, *space, channels) to the same shape; statistics leave out the places where mask, bool (batch, *space), is False."""
         if self.kind not in NORMS:
             raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
         if self.kind == "none":
@@ -80,11 +77,34 @@ class Norm(nn.Module):
                     f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
                     "use a larger batch, or norm='group' or 'frozen'."
                 )
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x, mask=mask)
+            over_devices = train and mask is not None and self.axis_name is not None
+            norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
+            return norm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="BatchNorm_0")(x, mask=mask)
         if self.kind in ("group", "global"):
             groups = 1 if self.kind == "global" else max(g for g in range(1, 9) if x.shape[-1] % g == 0)
             return nn.GroupNorm(num_groups=groups)(x, mask=mask)
         return nn.LayerNorm()(x)
+
+
+class _MaskedBatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm` in training under pmap, where each place counts alike; there each device does, whatever its mask leaves."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None) -> jax.Array:
+        channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        real = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
+        sums = [jnp.sum(part, axis=axes) for part in (real, x * real, jnp.square(x) * real)]
+        if not self.is_initializing():
+            sums = lax.psum(sums, self.axis_name)
+        mean = sums[1] / sums[0]
+        var = jnp.maximum(sums[2] / sums[0] - jnp.square(mean), 0)
+        for name, start, found in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
+            running = self.variable("batch_stats", name, start, channels, jnp.float32)
+            if not self.is_initializing():
+                running.value = self.momentum * running.value + (1 - self.momentum) * found
+        scale, bias = self.param("scale", self.scale_init, channels), self.param("bias", self.bias_init, channels)
+        mean, factor, bias = (each.reshape(*(1,) * len(axes), -1) for each in (mean, scale * lax.rsqrt(var + self.epsilon), bias))
+        return (x - mean) * factor + bias
 
 
 def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -53,6 +53,14 @@ CASES: dict[str, tuple[str, dict[str, Any], np.ndarray, np.ndarray, int, int]] =
         5,
         0,
     ),
+    "classes, statistics of the batch": (
+        "sequence_classification",
+        {"model": "separable_tcn", "fields": dict(features=4, dilations=(1, 2), causal=False), "sequence.pool": "mean"},
+        floats(8, TIME, 2),
+        codes(8),
+        5,
+        0,
+    ),
     "numbers": ("sequence_prediction", {}, floats(8, TIME, 2), floats(8, TIME, 3), 3, 0),
     "bits": ("sequence_prediction", {"sequence.loss": "binary"}, floats(8, TIME, 2), (floats(8, TIME, 3) > 0).astype(np.float32), 3, 0),
     "codes": ("sequence_prediction", {"sequence.loss": "categorical"}, codes(8, TIME), codes(8, TIME), 5, 5),
@@ -167,14 +175,15 @@ def test_figures_are_those_of_every_step_alone(name):
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
-@pytest.mark.parametrize("name", ["classes, mean", "codes"])
-def test_parts_and_devices_do_not_change_a_step(name, kind):
-    changes = {"batch_size": 16, "optim.accumulate": 2, "parallel": kind}
+@pytest.mark.parametrize(("name", "parts"), [("classes, mean", 2), ("codes", 2), ("classes, statistics of the batch", 1)])
+def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
+    changes = {"batch_size": 16, "optim.accumulate": parts, "parallel": kind}
     batch = {key: np.concatenate([values, values[::-1]]) for key, values in batch_of(name).items()}
     one, many = made_of(name, batch_size=16), made_of(name, **changes)
     alone, _ = jax.jit(one.steps.train)(one.steps.init(one.init()), batch, jax.random.key(0))
     state, _ = many.parallel.train(many.parallel.put(many.steps.init(many.init())), many.parallel.put_batch(batch), jax.random.key(0))
-    for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(many.parallel.get(state).params)):
+    spread = many.parallel.get(state)
+    for a, b in zip(jax.tree.leaves((alone.params, alone.batch_stats)), jax.tree.leaves((spread.params, spread.batch_stats))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
