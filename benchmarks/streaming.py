@@ -30,7 +30,7 @@ from train import cli
 
 CHANNELS, BLOCKS = 64, 5
 FIELDS = (128, 512, 2048, 8192)
-STEPS = 1000
+STEPS, CALLS = 1000, 50  # of a compiled loop, and one by one, in a turn
 HEAD = ("receptive field", "batch", "stream, µs", "call, µs", "window, µs", "pytorch-tcn, µs", "window / stream", "pytorch-tcn / call")
 WIDTHS = (15, 5, 10, 9, 11, 15, 15, 18)
 
@@ -63,11 +63,12 @@ def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
     single = jax.jit(functools.partial(model.apply, method="stream"), donate_argnums=2)
     window = jax.jit(lambda variables, x: model.apply(variables, x, train=False)[:, -1])
     past = jnp.asarray(rng.normal(size=(batch, field, CHANNELS)), jnp.float32)
-    held = {"state": jax.tree.map(jnp.copy, state)}
+    held, sample = {"state": jax.tree.map(jnp.copy, state)}, x[:, :1]
 
     def call() -> None:
-        y, held["state"] = single(variables, x[:, :1], held["state"])
-        jax.block_until_ready(y)
+        for _ in range(CALLS):
+            y, held["state"] = single(variables, sample, held["state"])
+            jax.block_until_ready(y)
 
     expected = np.asarray(model.apply(variables, x, train=False))
     _agree("stream", np.moveaxis(np.asarray(stream(variables, state, x)[1]), 0, 1), expected)
@@ -114,7 +115,8 @@ def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expecte
 
     def call() -> None:
         with torch.no_grad():
-            net(one, inference=True)
+            for _ in range(CALLS):
+                net(one, inference=True)
 
     return call
 
@@ -122,7 +124,8 @@ def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expecte
 def measure(field: int, batch: int, repeats: int) -> dict[str, float]:
     """Microseconds a step of each, the median."""
     times = common.in_turn(calls(field, batch), repeats=repeats, budget_s=3.0)
-    return {name: 1e6 * statistics.median(found) / (STEPS if name == "stream" else 1) for name, found in times.items()}
+    steps = {"stream": STEPS, "call": CALLS, "pytorch-tcn": CALLS, "window": 1}
+    return {name: 1e6 * statistics.median(found) / steps[name] for name, found in times.items()}
 
 
 def row(field: int, batch: int, found: dict[str, float]) -> list[str]:
