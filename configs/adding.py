@@ -1,8 +1,8 @@
 """The adding problem: add two marked numbers of 200, the memory test of Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.2).
 
 python -m train.main --config configs/adding.py
-Mean squared error on 1,000 test sequences 4.98e-4 (seed 0), 185 s on 2 CPU cores while other programs ran. To say 1 always costs 0.167; the
-paper has 5.8e-5 at 600 steps.
+Mean squared error on 1,000 test sequences (1.2 ± 0.6)e-4 (seeds 0, 1, 2: mean and standard deviation), 140 to 206 s on 2 CPU cores while
+other programs ran. To say 1 always costs 0.167; the paper has 5.8e-5 at 600 steps.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.sequence.loss = "mse"
     config.model = ConfigDict(model_config("tcn", kernel_size=6, features=(24,) * 6))
     config.batch_size = 32
-    config.total_epochs = 2.0
+    config.total_epochs = 3.0
     config.eval_every_epochs = 0.25
     config.optim.lr = 4e-3
     config.optim.warmup_epochs = 0.05
