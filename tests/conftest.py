@@ -7,6 +7,11 @@ import tempfile
 import jax
 import pytest
 
+# Most programs run once, and compiling them takes most of the time: LLVM is to hurry over what XLA has made of them. To test with all
+# optimisations: XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest
+if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -84,7 +84,7 @@ def maps_at(output_strides: tuple[int, ...], name: str) -> tuple[dict[int, list[
     def run(variables: Any, x: jax.Array) -> Any:
         return {s: model.apply(variables, x, train=False, output_stride=s, method="features") for s in output_strides}
 
-    maps = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(variables, x)
+    maps = jax.jit(run)(variables, x)
     return {s: list(map(np.asarray, maps[s])) for s in output_strides}, variables, x
 
 

@@ -48,19 +48,6 @@ SEQUENCES = {
 }
 SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
 RNG = np.random.default_rng(0)
-# Takes long to compile on a CPU; but for voc and cifar, the smoke variant compiles the same network.
-TRACED = [
-    ("voc", "full"),
-    ("cifar", "full"),
-    ("cells", "full"),
-    ("pretrain_camvid", "full"),
-    *(("camvid", v) for v in ("full", "scratch", "no_dilation")),
-    *(("timeseries", v) for v in ("full", "OSULeaf", "ACSF1", "GunPoint")),
-    ("text", "full"),
-    ("waveform", "full"),
-    ("separation", "full"),
-    ("separation", "cpu"),
-]
 
 
 def get(name: str, variant: str):
@@ -97,13 +84,11 @@ def test_builds_and_steps(name, variant):
     else:
         shape, classes = SHAPES[config.data.name], SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
         made, batch = run.setup(config, classes, shape, 1000), image_batch(config, shape, classes)
-    if (name, variant) in TRACED:
+    if variant != "smoke":  # which takes the same step on fewer or narrower layers, and compiles
         state, _ = jax.eval_shape(made.steps.train, jax.eval_shape(made.steps.init, made.shapes), batch, jax.random.key(0))
         assert jax.tree.map(lambda a: a.shape, state.params) == jax.tree.map(lambda a: a.shape, made.shapes["params"])
         return
-    # The step runs once: compile it fast.
-    step = jax.jit(made.steps.train, compiler_options={"xla_backend_optimization_level": 0})
-    state, sums = step(made.steps.init(made.init()), batch, jax.random.key(0))
+    state, sums = jax.jit(made.steps.train)(made.steps.init(made.init()), batch, jax.random.key(0))
     assert np.isfinite(float(sums["loss"]))
     assert int(state.step) == 1
     before, after = (dict(leaves_with_paths(params)) for params in (made.init()["params"], state.params))

@@ -13,8 +13,6 @@ from dilax import blocks, models
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 
-# The programs are long and run once: compile them fast.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 X = random_input((2, 8, 9, 4))
 CONV_NORM_ACT = blocks.ConvNormAct(5, dilation=2)
 DRN: dict[str, Any] = dict(widths=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 1, 1, 1))
@@ -60,11 +58,11 @@ def trained(model: Any, x: jax.Array = X) -> Any:
             return value
         return jnp.asarray(drawn, value.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, quick_jit(lambda: model.init(KEY, x, train=False))())
+    return jax.tree_util.tree_map_with_path(leaf, jax.jit(lambda: model.init(KEY, x, train=False))())
 
 
 def run(model: Any, variables: Any, x: jax.Array = X) -> Any:
-    return quick_jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
+    return jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
 
 
 def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:

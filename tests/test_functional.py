@@ -3,7 +3,6 @@
 All lowerings are held to the same oracle in value, tangent, gradients, second derivative and dtype, so they also agree among themselves.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,6 @@ import dilax
 
 BATCH = 2
 LOWERINGS = list(dilax.LOWERINGS)
-# The programs of the derivative laws are long and run once: compile them fast. The other tests keep XLA's optimisations.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
@@ -151,7 +148,7 @@ def bilinear_law(op, a, b, expected_op, expected_for_a, expected_for_b) -> None:
         for_a, for_b = jax.grad(lambda a, b: 0.5 * jnp.sum(w * op(a, b) ** 2), argnums=(0, 1))(a, b)
         return jnp.vdot(for_a, da) + jnp.vdot(for_b, db), (for_a, for_b)
 
-    @quick_jit
+    @jax.jit
     def derivatives(a, b):
         return jax.jvp(op, (a, b), (da, db)), jax.grad(slope, argnums=(0, 1), has_aux=True)(a, b)
 
@@ -250,7 +247,7 @@ def test_transforms_keep_values_and_gradients(case, transform, lowering):
         ys = transformed(lambda x, k: dilax.dilated_conv(x, k, **case.arguments(), lowering=lowering), xs, ks)
         return jnp.vdot(ys, gs), ys
 
-    (for_xs, for_ks), ys = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(xs, ks)
+    (for_xs, for_ks), ys = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(xs, ks)
     expected_xs, expected_ks = np.zeros(xs.shape), np.zeros(ks.shape)
     for y, g, i, j in zip(ys, gs, of_x, of_k, strict=True):
         close(y, reference.conv(xs[i], ks[j], **case.arguments()))
@@ -299,7 +296,7 @@ def test_separable_and_its_gradients_equal_the_oracle(case, lowering):
     x_shape, kernel_shape, (*middle_shape, c_middle) = case.shapes()
     x, kernel, pointwise, g = draw(x_shape, kernel_shape, (*(1 for _ in case.window), c_middle, 5), (*middle_shape, 5))
 
-    @quick_jit
+    @jax.jit
     def value_and_gradients(*arrays):
         y, pull_back = jax.vjp(lambda *arrays: dilax.separable_conv(*arrays, **sides(case), lowering=lowering), *arrays)
         return y, pull_back(g)

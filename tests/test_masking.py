@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, random_input
-from test_streaming import fast
 
 from dilax import models
 from dilax.blocks import NORMS, Norm, masked
@@ -63,7 +62,7 @@ def variables_of(model: Any, x: jax.Array) -> Any:
 def test_a_padded_sequence_is_the_sequence_alone(name):
     model, x, steps = CASES[name]
     variables = variables_of(model, x)
-    apply = fast(functools.partial(model.apply, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
     together = apply(variables, x, mask=MASK)
     for i, length in enumerate(LENGTHS):
         alone = apply(variables, x[i : i + 1, :length], mask=MASK[i : i + 1, :length])
@@ -77,7 +76,7 @@ def test_nothing_leaks_from_the_padding_in_training(name):
     model, x, steps = CASES[name]
     variables = variables_of(model, x)
 
-    @fast
+    @jax.jit
     def trained(x: jax.Array) -> Any:
         def loss(params: Any) -> Any:
             rngs = {"dropout": KEY}

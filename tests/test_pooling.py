@@ -19,7 +19,6 @@ from dilax.errors import UserError
 from dilax.pooling import avg_pool, max_pool
 
 BATCH, CHANNELS = 2, 3
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
@@ -126,7 +125,7 @@ def test_value_and_derivatives_equal_the_oracle(case, op):
     dx, w = draw(*x.shape, seed=5), draw(BATCH, *case.output(), CHANNELS, seed=6)
     pool = lambda x: OPS[op](x, case.window, **case.arguments())  # noqa: E731
 
-    @quick_jit
+    @jax.jit
     def run(x):
         gradient = jax.grad(lambda x: 0.5 * jnp.sum(w * pool(x) ** 2))
         return jax.jvp(pool, (x,), (dx,)), gradient(x), jax.grad(lambda x: jnp.vdot(gradient(x), dx))(x)
@@ -148,7 +147,7 @@ def test_max_equals_reduce_window(name):
     def theirs(x):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, *case.taps(), 1), (1, *case.steps(), 1), ((0, 0), *pads, (0, 0)))
 
-    @quick_jit
+    @jax.jit
     def run(x):
         return [
             (y, pull_back(g)[0])
@@ -177,7 +176,7 @@ def test_transforms_keep_values_and_gradients(name, op, transform):
     case = CASES[name]
     xs, g = draw(2, BATCH, *case.space, CHANNELS), draw(2, BATCH, *case.output(), CHANNELS, seed=6)
 
-    @quick_jit
+    @jax.jit
     def run(xs):
         y, pull_back = jax.vjp(lambda xs: TRANSFORMS[transform](lambda x: OPS[op](x, case.window, **case.arguments()), xs), xs)
         return y, pull_back(g)[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from contract import KEY, check_receptive_field, check_summary, check_training, positive, random_input
 from foreign import random_state
-from test_streaming import fast, fed
+from test_streaming import fed
 
 import dilax
 from dilax import losses, metrics, models
@@ -51,7 +51,7 @@ def variables_of(model: Any, x: jax.Array = MIXTURE) -> Any:
 
 
 def run(model: Any) -> Any:
-    return fast(functools.partial(model.apply, train=False))
+    return jax.jit(functools.partial(model.apply, train=False))
 
 
 def of_torchaudio(state: dict[str, np.ndarray]) -> Any:
@@ -112,7 +112,7 @@ def test_the_default_has_as_many_parameters_as_that_of_torchaudio():
 @pytest.mark.parametrize("name", ["three sources", "causal"])
 def test_contract(name):
     model = NETWORKS[name]
-    variables = fast(lambda: model.init(KEY, MIXTURE, train=False))()
+    variables = jax.jit(lambda: model.init(KEY, MIXTURE, train=False))()
     assert float(variables["params"]["prelu"]["negative_slope"]) == 0.25
     y = run(model)(variables, MIXTURE)
     assert (y.shape, y.dtype) == ((2, 48, model.sources), jnp.float32)
@@ -127,7 +127,7 @@ def test_contract(name):
 def test_in_chunks_it_equals_itself(name):
     model = NETWORKS[name]
     variables = variables_of(model)
-    found = fast(lambda v, x: fed(model, v, x, (8, 24, 16)))(variables, MIXTURE)
+    found = jax.jit(lambda v, x: fed(model, v, x, (8, 24, 16)))(variables, MIXTURE)
     chex.assert_trees_all_close(found, run(model)(variables, MIXTURE), rtol=1e-4, atol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_in_chunks_its_gradients_are_those_of_the_whole():
     variables, x = variables_of(model), MIXTURE[:, :24]
 
     def gradients(call: Any) -> Any:
-        return fast(jax.grad(lambda v, x: (call(v, x) * random_input((2, 24, 2), 1)).sum(), (0, 1)))(variables, x)
+        return jax.jit(jax.grad(lambda v, x: (call(v, x) * random_input((2, 24, 2), 1)).sum(), (0, 1)))(variables, x)
 
     found = gradients(lambda v, x: fed(model, v, x, (8, 16)))
     chex.assert_trees_all_close(found, gradients(functools.partial(model.apply, train=False)), rtol=1e-3, atol=1e-4)
@@ -184,7 +184,7 @@ def test_an_empty_mixture_spoils_no_gradient(name):
         y, _ = model.apply(v, MIXTURE, train=True, mask=mask, mutable=["batch_stats"])
         return losses.separation_loss(y, y[:, ::-1] + 1.0, mask).sum()
 
-    chex.assert_tree_all_finite(fast(jax.grad(loss))(variables))
+    chex.assert_tree_all_finite(jax.jit(jax.grad(loss))(variables))
 
 
 def test_what_does_not_stream_says_why():

@@ -108,11 +108,6 @@ def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> ja
 ALL = {**LAYERS, **AHEAD, **MODELS}
 
 
-def fast(fn: Any) -> Any:
-    """Compiled without optimisation: it runs once or twice."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_fed_in_chunks_it_equals_itself_in_values_and_gradients(name):
     model = ALL[name]
@@ -127,14 +122,14 @@ def test_fed_in_chunks_it_equals_itself_in_values_and_gradients(name):
             y = call(v, x)
             return (weights * y).sum(), y
 
-        return fast(jax.grad(total, of, has_aux=True))(variables, x)
+        return jax.jit(jax.grad(total, of, has_aux=True))(variables, x)
 
     gradients, whole = run(call_of(model))
     chunks = (2, 6, 4, 10, 2) if name == "conv with stride" else (1, 3, 7, 1, 12)
     found, y = run(functools.partial(fed, model, chunks=chunks))
     chex.assert_trees_all_close(y, whole, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(found, gradients, rtol=1e-3, atol=1e-4)
-    chex.assert_trees_all_close(fast(functools.partial(fed, model, chunks=(TIME,)))(variables, x), whole, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(jax.jit(functools.partial(fed, model, chunks=(TIME,)))(variables, x), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "transposed", "cumulative norm", *MODELS])
@@ -151,7 +146,7 @@ def test_it_runs_inside_jit_vmap_and_scan(name):
         outputs = jax.lax.scan(step, model.apply(variables, 1, method="init_stream"), x)[1]
         return outputs.reshape(-1, *outputs.shape[2:])
 
-    chex.assert_trees_all_close(fast(jax.vmap(one))(x), call_of(model)(variables, x), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(jax.jit(jax.vmap(one))(x), call_of(model)(variables, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *MODELS])
