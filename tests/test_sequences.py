@@ -289,6 +289,10 @@ MISTAKES = {
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),
         "config.sequence.pool='men' is unknown; use one of ('last', 'mean', 'max'). Did you mean \"mean\"?",
     ),
+    "a loss of other data": (
+        lambda: check(config_of("sequence_prediction", **{"data.name": "copy_memory"})),
+        "config.sequence.loss='mse' does not fit data.name='copy_memory'; set it to 'categorical'.",
+    ),
     "a model that sees the answer": (
         lambda: check(config_of("language_model", **{"model.causal": False, "data.name": "text"})),
         "config.model.causal=False shows the network what config.task='language_model' on data.name='text' asks it to tell; leave it True.",

@@ -210,6 +210,8 @@ class Leaky(streaming.Streamable):
             x = nn.GroupNorm(2)(x)
         elif self.what == "batch":
             x = nn.BatchNorm(use_running_average=False)(x)
+        elif self.what == "layer over time":
+            x = nn.LayerNorm(reduction_axes=(-2, -1))(x)
         elif self.what == "mean":
             x = x - x.mean(1, keepdims=True)
         elif self.what == "pool":
@@ -231,6 +233,7 @@ class Leaky(streaming.Streamable):
     [
         ("group", "Leaky.init_stream: GroupNorm_0 is a GroupNorm, which looks at the whole sequence"),
         ("batch", "Leaky.init_stream: BatchNorm_0 is a BatchNorm, which looks at the whole sequence"),
+        ("layer over time", "Leaky.init_stream: LayerNorm_0 is a LayerNorm, which looks at the whole sequence"),
         ("ahead after a stride", "DilatedConv_1 looks ahead, and strides or several dilations stand in the way"),
         ("wrap", "DilatedConv_1 pads with padding_mode='wrap', which needs the whole sequence"),
         ("valid", "DilatedConv_1 has padding='VALID', with which it cannot be fed in chunks"),

@@ -58,6 +58,8 @@ ONLY_SEGMENTATION = ("crop", "colour")
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice")
 TASK_NAMES = ("classification", "segmentation", *SEQUENCE_TASKS)
 BALANCES = ("", "median_frequency")
+# Of sequence_prediction: what a step of each kind of data is to give, and so its loss.
+LOSS_OF = {"adding": "mse", "csv": "mse", "copy_memory": "categorical", "piano": "binary"}
 POOLS, STEP_LOSSES, UNITS = ("last", "mean", "max"), ("mse", "binary", "categorical"), ("characters", "bytes")
 
 
@@ -220,6 +222,9 @@ def check(config: ConfigDict) -> None:
         if config.sequence[key] not in known:
             hint = did_you_mean(str(config.sequence[key]), known)
             raise UserError(f"config.sequence.{key}={config.sequence[key]!r} is unknown; use one of {known}.{hint}")
+    loss = LOSS_OF.get(config.data.name, config.sequence.loss)
+    if config.task == "sequence_prediction" and config.sequence.loss != loss:
+        raise UserError(f"config.sequence.loss={config.sequence.loss!r} does not fit data.name={config.data.name!r}; set it to {loss!r}.")
 
 
 def _check_segmentation(config: ConfigDict) -> None:

@@ -70,8 +70,8 @@ def check_streamable(model: Any, variables: Any, x: jax.Array, *, chunks: Sequen
         >>> check_streamable(layer, layer.init(jax.random.key(0), x), x)
     """
     train = {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
-    whole = np.asarray(model.apply(variables, x, **train))
     latency = model.apply(variables, method="latency")
+    whole = np.asarray(model.apply(variables, x, **train))
     state = model.apply(variables, x.shape[0], x.dtype, method="init_stream")
     run = jax.jit(lambda chunk, state: model.apply(variables, chunk, state, method="stream"))
     parts, at, turn = [], 0, 0

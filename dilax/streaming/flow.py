@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dilax.errors import UserError
 
@@ -42,7 +43,7 @@ class Flow:
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, nn.Module):
             return call(*args, **kwargs)
-        if isinstance(module, _OFFENDERS) or (isinstance(module, nn.BatchNorm) and not _frozen(module, kwargs)):
+        if isinstance(module, _OFFENDERS) or _looks_along_time(module, args, kwargs):
             raise UserError(
                 f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__}, which looks at the whole sequence; "
                 "use batch, layer or cumulative normalisation, and train=False."
@@ -105,8 +106,13 @@ def end_stream(state: State) -> State:
     return {**state, _CLOCK: {**state[_CLOCK], "end": state[_CLOCK]["time"]}}
 
 
-def _frozen(norm: nn.BatchNorm, kwargs: Any) -> bool:
-    return bool(kwargs.get("use_running_average", norm.use_running_average))
+def _looks_along_time(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a normalisation takes its statistics from the batch, or over time, the second axis."""
+    if isinstance(module, nn.BatchNorm):
+        return not kwargs.get("use_running_average", module.use_running_average)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return any(axis % args[0].ndim == 1 for axis in np.atleast_1d(np.asarray(module.reduction_axes)))
+    return False
 
 
 class Streamable(nn.Module):
