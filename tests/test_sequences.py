@@ -187,10 +187,10 @@ def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "context"), [(4, 0), (5, 2), (3, 2), (7, 6)])
+@pytest.mark.parametrize(("length", "context"), [(4, 0), (5, 2), (3, 2), (7, 6), (30, 8)])
 def test_windows_score_every_sample_but_the_first_once(length, context):
     long = [np.arange(100, 117), np.arange(200, 208), np.array([300]), np.arange(400, 402)]
-    cut = windows(long, length, context, "it")
+    cut = windows(long, length, context, "it", short=length > 17)
     seen: list[int] = []
     for i in range(len(cut)):
         record = cut[i]
@@ -280,6 +280,10 @@ MISTAKES = {
         lambda: windows([np.arange(9), np.arange(5)], 9, 0, "the training split of text"),
         "the training split of text has at most 9 samples in one piece, and a window needs config.sequence.length + 1 = 10; "
         "make it less, or give more data.",
+    ),
+    "nothing to foretell": (
+        lambda: windows([np.arange(1)], 9, 0, "the test split of csv", short=True),
+        "the test split of csv has at most 1 samples in one piece, and 2 are needed; give more data.",
     ),
     "context of a whole window": (
         lambda: windows([np.arange(50)], 9, 9, "it"),

@@ -272,14 +272,13 @@ def _wave(config: Any) -> Splits:
 def _cut(
     config: Any, parts: dict[str, list[np.ndarray]], outputs: tuple[str, ...], symbols: tuple[str, ...], facts: dict[str, Any]
 ) -> Splits:
-    """Splits of windows of long sequences."""
+    """Splits of windows of long sequences; those that are not learned from may be shorter than a window."""
     if not config.sequence.length:
         raise UserError(f"config.sequence.length=0 says no window for data.name={config.data.name!r}; set it, such as 256.")
-    cut = {
-        name: windows(part, config.sequence.length, config.sequence.context, f"the {_WORDS[name]} split of {config.data.name}")
-        for name, part in parts.items()
-    }
-    shape = (config.sequence.length, *parts["train"][0].shape[1:])
+    length, context, cut = config.sequence.length, config.sequence.context, {}
+    for name, part in parts.items():
+        cut[name] = windows(part, length, context, f"the {_WORDS[name]} split of {config.data.name}", short=name != "train")
+    shape = (length, *parts["train"][0].shape[1:])
     return Splits(config.data.name, outputs, shape, cut["train"], cut.get("validation"), cut["test"], symbols, facts)
 
 

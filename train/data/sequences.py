@@ -94,20 +94,29 @@ class Windows:
         }
 
 
-def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: str) -> Windows:
-    """Cut sequences (samples, ...) into windows.
+def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: str, *, short: bool = False) -> Windows:
+    """Cut sequences (samples, ...) into windows; a sequence that is shorter makes one, padded.
+
+    Args:
+        sequences: Of one kind.
+        length: As `Windows`; so is context.
+        context: Less than length.
+        name: Of the sequences, for errors.
+        short: Whether all of them may be shorter than a window.
 
     Raises:
         UserError: if a window is not longer than its context, or no sequence is as long as a window.
     """
     if not 0 <= context < length:
         raise UserError(f"config.sequence.context={context} leaves nothing of windows of config.sequence.length={length}; make it less.")
-    longest = max(len(sequence) for sequence in sequences)
-    if longest <= length:
-        raise UserError(
-            f"{name} has at most {longest} samples in one piece, and a window needs config.sequence.length + 1 = {length + 1}; "
-            "make it less, or give more data."
+    longest, least = max(len(sequence) for sequence in sequences), 2 if short else length + 1
+    if longest < least:
+        needed = (
+            "2 are needed; give more data"
+            if short
+            else f"a window needs config.sequence.length + 1 = {least}; make it less, or give more data"
         )
+        raise UserError(f"{name} has at most {longest} samples in one piece, and {needed}.")
     ends = np.cumsum([len(sequence) for sequence in sequences])
     starts: list[np.ndarray] = []
     for begin, end in zip(ends - [len(sequence) for sequence in sequences], ends):
