@@ -109,14 +109,14 @@ def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: st
     """
     if not 0 <= context < length:
         raise UserError(f"config.sequence.context={context} leaves nothing of windows of config.sequence.length={length}; make it less.")
-    longest, least = max(len(sequence) for sequence in sequences), 2 if short else length + 1
-    if longest < least:
-        needed = (
-            "2 are needed; give more data"
-            if short
-            else f"a window needs config.sequence.length + 1 = {least}; make it less, or give more data"
+    longest = max(len(sequence) for sequence in sequences)
+    if longest < 2:
+        raise UserError(f"{name} has at most {longest} samples in one piece, and 2 are needed; give more data.")
+    if longest <= length and not short:
+        raise UserError(
+            f"{name} has at most {longest} samples in one piece, and a window needs config.sequence.length + 1 = {length + 1}; "
+            "make it less, or give more data."
         )
-        raise UserError(f"{name} has at most {longest} samples in one piece, and {needed}.")
     ends = np.cumsum([len(sequence) for sequence in sequences])
     starts: list[np.ndarray] = []
     for begin, end in zip(ends - [len(sequence) for sequence in sequences], ends):
