@@ -250,7 +250,9 @@ def test_what_cannot_be_fed_is_named(what, words):
 def test_what_the_layers_do_not_know_of_is_found(what):
     model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=True)
-    with pytest.raises(UserError, match=r"check_streamable: output [01] differs by .* something besides the layers of dilax looks at other"):
+    with pytest.raises(
+        UserError, match=r"check_streamable: output [01] differs by .* something besides the layers of dilax looks at other"
+    ):
         dilax.check_streamable(model, variables, x)
     with pytest.raises(UserError, match="check_causal: output 0 changes"):
         dilax.check_causal(lambda x: call_of(model)(variables, x), x)
