@@ -102,13 +102,9 @@ def sample(
         >>> sample(model, variables, jax.random.key(1), prompt, 5).shape
         (2, 5)
     """
-    prompt, waves = jnp.asarray(prompt), getattr(model, "outputs", "") == "mixture"
+    prompt, waves = jnp.asarray(prompt), _draws_waves(model)
     _check_prompt(model, prompt, waves)
-    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise UserError(
-            f"sample: steps={steps}, temperature={temperature}, top_k={top_k}, top_p={top_p} must be at least 1, at least 0, at least 0 "
-            "and above 0 up to 1."
-        )
+    _check_options("sample", steps, temperature, top_k, top_p)
     count = prompt.shape[1]
     timed = {name: jnp.asarray(value) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
     fixed = {name: value for name, value in (conditions or {}).items() if name not in timed}
@@ -116,27 +112,79 @@ def sample(
         if value.shape[1] != count + steps:
             raise UserError(f"sample: {name} has {value.shape[1]} samples, and prompt and steps make {count + steps}; give one for each.")
 
-    def drawn(key: jax.Array, outputs: jax.Array) -> jax.Array:
-        if waves:
-            return draw_wave(key, outputs, temperature=temperature)
-        return choose(key, outputs, temperature=temperature, top_k=top_k, top_p=top_p)
+    _check_causal("sample", model, variables)
+    state = model.apply(variables, prompt.shape[0], method="init_stream")
+    before, after = ({name: value[:, part] for name, value in timed.items()} for part in (slice(count), slice(count, None)))
+    prompt = prompt.astype(jnp.float32 if waves else jnp.int32)
+    outputs, state = model.apply(variables, prompt, state, method="stream", **before, **fixed)
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    return go_on(model, variables, key, outputs[:, -1], state, steps, conditions={**after, **fixed}, **options)[0]
 
-    def fed(chunk: jax.Array, state: Any, timed: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        outputs, state = model.apply(variables, chunk, state, method="stream", **timed, **fixed)
-        return outputs[:, -1], state
+
+def go_on(
+    model: Any,
+    variables: Any,
+    key: jax.Array,
+    outputs: jax.Array,
+    state: Any,
+    steps: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    conditions: Mapping[str, Any] | None = None,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Draw further samples from where a stream stands, as `sample` does after its prompt.
+
+    Args:
+        model: As `sample`.
+        variables: Its variables.
+        key: Random key; another one for each call.
+        outputs: (batch, n), those of `stream` for the last sample fed.
+        state: That it left.
+        steps: Samples to draw.
+        temperature: As `sample`; so are top_k and top_p.
+        top_k: Codes to draw among; 0 is all.
+        top_p: Share of the probability to draw among.
+        conditions: As `sample`; those of rank 3 are (batch, steps, channels).
+
+    Returns:
+        The new samples, as `sample`; and the outputs and the state after them, to go on from.
+
+    Raises:
+        UserError: if an option is out of range.
+
+    Example:
+        >>> from dilax.models import WaveNet
+        >>> model, codes = WaveNet(vocabulary=8, dilations=(1, 2), features=4), jnp.zeros((2, 3), jnp.int32)
+        >>> variables = model.init(jax.random.key(0), codes, train=False)
+        >>> state = model.apply(variables, 2, method="init_stream")
+        >>> outputs, state = model.apply(variables, codes, state, method="stream")
+        >>> new, outputs, state = go_on(model, variables, jax.random.key(1), outputs[:, -1], state, 5)
+        >>> new.shape, outputs.shape
+        ((2, 5), (2, 8))
+    """
+    _check_options("go_on", steps, temperature, top_k, top_p)
+    waves = _draws_waves(model)
+    timed = {name: jnp.moveaxis(jnp.asarray(value), 1, 0) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
+    fixed = {name: value for name, value in (conditions or {}).items() if name not in timed}
 
     def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
         (outputs, state), (key, timed) = carry, inputs
-        new = drawn(key, outputs)
-        return fed(new[:, None], state, {name: value[:, None] for name, value in timed.items()}), new
+        if waves:
+            new = draw_wave(key, outputs, temperature=temperature)
+        else:
+            new = choose(key, outputs, temperature=temperature, top_k=top_k, top_p=top_p)
+        now = {name: value[:, None] for name, value in timed.items()}
+        outputs, state = model.apply(variables, new[:, None], state, method="stream", **now, **fixed)
+        return (outputs[:, -1], state), new
 
-    _check_causal("sample", model, variables)
-    state = model.apply(variables, prompt.shape[0], method="init_stream")
-    prompt = prompt.astype(jnp.float32 if waves else jnp.int32)
-    carry = fed(prompt, state, {name: value[:, :count] for name, value in timed.items()})
-    after = {name: jnp.moveaxis(value[:, count:], 1, 0) for name, value in timed.items()}
-    _, new = lax.scan(step, carry, (jax.random.split(key, steps), after))
-    return jnp.moveaxis(new, 0, 1)
+    (outputs, state), new = lax.scan(step, (outputs, state), (jax.random.split(key, steps), timed))
+    return jnp.moveaxis(new, 0, 1), outputs, state
+
+
+def _draws_waves(model: Any) -> bool:
+    return getattr(model, "outputs", "") == "mixture"
 
 
 def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
@@ -179,6 +227,14 @@ def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
 
     _, new = lax.scan(step, (outputs[:, -1], state), None, length=steps)
     return jnp.moveaxis(new, 0, 1)
+
+
+def _check_options(caller: str, steps: int, temperature: float, top_k: int, top_p: float) -> None:
+    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise UserError(
+            f"{caller}: steps={steps}, temperature={temperature}, top_k={top_k}, top_p={top_p} must be at least 1, at least 0, at least 0 "
+            "and above 0 up to 1."
+        )
 
 
 def _check_causal(caller: str, model: Any, variables: Any) -> None:

@@ -7,10 +7,13 @@ import tempfile
 import jax
 import pytest
 
-# Most programs run once, and compiling them takes most of the time: LLVM is to hurry over what XLA has made of them. To test with all
-# optimisations: XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest
+# Most programs run once, and compiling them takes most of the time: LLVM is to hurry over what XLA has made of them, and XLA to make it the
+# short way. To test with all optimisations: XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest
+HURRY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):  # XLA does not start with a flag that it does not know
+    HURRY += " --xla_cpu_use_fusion_emitters=false"
 if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {HURRY}"
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

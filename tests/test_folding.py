@@ -46,7 +46,7 @@ def trained(model: Any, x: jax.Array = X) -> Any:
     """Variables in which no leaf has the value it begins with; variances from 1e-6, where epsilon rules, to 4, means and biases large."""
     rng = np.random.default_rng(2)
 
-    def leaf(path: Any, value: jax.Array) -> jax.Array:
+    def leaf(path: Any, value: jax.ShapeDtypeStruct) -> jax.Array:
         name = path[-1].key
         if name == "var":
             drawn = 10 ** rng.uniform(-6, 0.6, value.shape)
@@ -55,10 +55,10 @@ def trained(model: Any, x: jax.Array = X) -> Any:
         elif name in ("mean", "bias"):
             drawn = rng.normal(0.3, 1.0, value.shape)
         else:
-            return value
+            drawn = rng.normal(0, np.prod(value.shape[:-1]) ** -0.5, value.shape)
         return jnp.asarray(drawn, value.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, jax.jit(lambda: model.init(KEY, x, train=False))())
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(lambda: model.init(KEY, x, train=False)))
 
 
 def run(model: Any, variables: Any, x: jax.Array = X) -> Any:

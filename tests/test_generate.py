@@ -12,7 +12,7 @@ import dilax
 from dilax import models
 from dilax.blocks import Dropout
 from dilax.errors import UserError
-from dilax.generate import choose, draw_wave
+from dilax.generate import choose, draw_wave, go_on
 from dilax.losses import logistic_mixture_loss
 from dilax.models.wavenet import mu_law_decode, mu_law_encode
 
@@ -52,16 +52,36 @@ def test_the_likeliest_are_those_of_the_slow_way(name):
     (model, conditions), variables, prompt = MODELS[name], variables_of(name), prompt_of(name)
     run = jax.jit(lambda v, prompt: dilax.sample(model, v, jax.random.key(1), prompt, 8, temperature=0, conditions=conditions))
     found = run(variables, prompt)
-    slow = prompt
-    for _ in range(8):
-        so_far = {key: value[:, : slow.shape[1]] if value.ndim == 3 else value for key, value in conditions.items()}
-        outputs = model.apply(variables, slow, train=False, **so_far)[:, -1]
+    # All of the sequence anew for every sample; what is not there yet is noise.
+    whole = jax.jit(lambda v, x: model.apply(v, x, train=False, **conditions))
+    slow = prompt_of(name, 12).at[:, :4].set(prompt)
+    for at in range(4, 12):
+        outputs = whole(variables, slow)[:, at - 1]
         new = draw_wave(jax.random.key(0), outputs, temperature=0) if name == "waves" else outputs.argmax(-1).astype(jnp.int32)
-        slow = jnp.concatenate([slow, new[:, None]], axis=1)
+        slow = slow.at[:, at].set(new)
     if name == "waves":
         np.testing.assert_allclose(found, slow[:, 4:], atol=1e-4)
     else:
         np.testing.assert_array_equal(found, slow[:, 4:])
+
+
+def test_it_goes_on_from_where_a_stream_stands():
+    """In two parts, with the conditions of each, it draws what `sample` draws at once."""
+    name = "wavenet, conditioned"
+    (model, conditions), variables, prompt = MODELS[name], variables_of(name), prompt_of(name)
+    local, fixed = conditions["local_condition"], {"global_condition": conditions["global_condition"]}
+    state = model.apply(variables, 2, method="init_stream")
+    outputs, state = model.apply(variables, prompt, state, method="stream", local_condition=local[:, :4], **fixed)
+    outputs, parts = outputs[:, -1], []
+    for start, steps in ((4, 5), (9, 3)):
+        now = {"local_condition": local[:, start : start + steps], **fixed}
+        run = jax.jit(functools.partial(go_on, model, steps=steps, temperature=0))
+        new, outputs, state = run(variables, jax.random.key(1), outputs, state, conditions=now)
+        parts.append(new)
+    whole = dilax.sample(model, variables, jax.random.key(1), prompt, 8, temperature=0, conditions=conditions)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    with pytest.raises(UserError, match=r"^go_on: steps=0, temperature=1\.0, top_k=0, top_p=1\.0 must be at least 1"):
+        go_on(model, variables, jax.random.key(1), outputs, state, 0)
 
 
 def shares(logits: list[float], **options: Any) -> np.ndarray:

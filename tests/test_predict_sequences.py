@@ -1,6 +1,9 @@
 """Runs on sequences from a file to a prediction: texts, tables, series and sounds; their reports; streams; mistakes."""
 
+import io
 import pathlib
+import subprocess
+import sys
 import wave
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,8 @@ from dilax.errors import UserError
 from train import loop, run
 from train.config import default_config, model_config
 from train.data import audio, series, text
-from train.predict_sequences import Options, predict, stream
+from train.predict_sequences import Options, predict
+from train.predict_stream import stream
 
 WORDS = "the rain in spain stays mainly in the plain\nand the grain\n"
 RATE = 8000
@@ -24,6 +28,10 @@ RATE = 8000
 
 def options(folder: pathlib.Path, **changes: Any) -> Options:
     return Options(**{**dict(steps=7, temperature=1.0, top_k=0, seed=0, folder=folder, replace=False), **changes})
+
+
+def answers(trained: run.Trained, lines: str, options: Options) -> list[str]:
+    return [piece.decode() for piece in stream(trained, io.BytesIO(lines.encode()), options)]
 
 
 def write_sounds(folder: pathlib.Path) -> None:
@@ -100,7 +108,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, da
         "separation",
         "mixtures",
         dict(features=24, bottleneck=12, hidden=16, skip=12, blocks=3, repeats=1),
-        {"sequence.length": 400, "sequence.test": 0.2, "total_epochs": 40.0},
+        {"sequence.length": 400, "sequence.test": 0.2, "total_epochs": 20.0},
     ),
     "reviews": ("sequence_classification", "text", dict(features=16, dilations=(1, 2), embedding=8), {"total_epochs": 20.0}),
 }
@@ -182,7 +190,7 @@ def test_a_text_is_gone_on_with_as_the_whole_network_would(runs):
 def test_a_stream_of_lines_remembers_what_came_before(runs):
     trained = runs.trained["text"]
     lines = ["the rain\n", "in spain\n"]
-    pieces = list(stream(trained, iter(lines), options(runs.folder, temperature=0.0, steps=9)))
+    pieces = answers(trained, "".join(lines), options(runs.folder, temperature=0.0, steps=9))
     assert all(piece.endswith("\n") and len(piece) <= 10 for piece in pieces)
     seen = ""
     for line, piece in zip(lines, pieces):
@@ -205,9 +213,8 @@ def test_a_table_is_forecast_row_by_row(runs):
         y = trained.setup.steps.model.apply(trained.variables, jnp.asarray(seen, jnp.float32)[None], train=False)
         seen = np.concatenate([seen, np.asarray(y)[0, -1:]])
         np.testing.assert_allclose([float(cell) for cell in row.split(",")], seen[-1] * std + mean, rtol=1e-3, atol=1e-3)
-    first = next(iter(stream(trained, iter([]), options(runs.folder))))
-    streamed = list(stream(trained, path.read_text().splitlines(keepends=True)[:40], options(runs.folder)))
-    assert (first, streamed[0], len(streamed)) == ("warm,wet\n", "warm,wet\n", 40)
+    streamed = answers(trained, "".join(path.read_text().splitlines(keepends=True)[:40]), options(runs.folder))
+    assert (answers(trained, "", options(runs.folder)), streamed[0], len(streamed)) == (["warm,wet\n"], "warm,wet\n", 40)
     whole = trained.setup.steps.model.apply(trained.variables, jnp.asarray((values[:39] - mean) / std, jnp.float32)[None], train=False)
     expected = np.asarray(whole)[0] * std + mean
     np.testing.assert_allclose([[float(cell) for cell in line.split(",")] for line in streamed[1:]], expected, rtol=1e-3, atol=1e-3)
@@ -274,7 +281,7 @@ def test_texts_are_classified_by_files_and_by_lines(runs, tmp_path):
     rows = [line.split("\t") for line in predict(runs.trained["reviews"], files, options(tmp_path))]
     assert [row[:2] for row in rows[:2]] == [[files[0], "good"], [files[1], "bad"]]
     assert len(rows) == 3
-    lines = stream(runs.trained["reviews"], iter(["fine rain\n", "the poor plain\n"]), options(tmp_path))
+    lines = answers(runs.trained["reviews"], "fine rain\nthe poor plain\n", options(tmp_path))
     assert [piece.split("\t") for piece in lines] == [["1", "good", rows[0][2] + "\n"], ["2", "bad", rows[1][2] + "\n"]]
 
 
@@ -324,12 +331,27 @@ def test_mistakes_get_one_line(runs, mistakes, case):
     assert not (mistakes / "out").exists()
 
 
-def test_mistakes_in_a_stream_get_one_line(runs):
-    with pytest.raises(UserError, match=r"^line 2: '1,x' is not a row of 2 numbers: warm, wet\.$"):
-        list(stream(runs.trained["table"], ["1,2\n", "1,x\n"], options(runs.folder)))
-    with pytest.raises(UserError, match=r"^--stream is for runs on texts and on tables, and this one is of waveform on 'wav'\.$"):
-        stream(runs.trained["waves"], [], options(runs.folder))
-    with pytest.raises(UserError, match="character '#' at position 0 is not in the vocabulary"):
-        list(stream(runs.trained["text"], ["#\n"], options(runs.folder)))
-    with pytest.raises(UserError, match=r"^the text is empty; give at least one character\.$"):
-        list(stream(runs.trained["reviews"], ["\n"], options(runs.folder)))
+@pytest.mark.parametrize(
+    ("name", "lines", "words"),
+    [
+        ("table", "1,2\n1,x\n", "line 2: '1,x' is not a row of 2 numbers: warm, wet."),
+        ("text", "#\n", "character '#' at position 0 is not in the vocabulary of "),
+        ("reviews", "\n", "the text is empty; give at least one character."),
+    ],
+)
+def test_mistakes_in_a_stream_get_one_line(runs, name, lines, words):
+    with pytest.raises(UserError) as caught:
+        answers(runs.trained[name], lines, options(runs.folder))
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_is_told_from_the_command_line(runs, root):
+    path = runs.folder / "sounds" / "low" / "3.wav"
+    command = [sys.executable, "-m", "train.predict", "--workdir", str(runs.folder / "words"), "--stream"]
+    done = subprocess.run(command, input=path.read_bytes(), capture_output=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (whole,) = predict(runs.trained["words"], [str(path)], options(runs.folder))
+    (_, found, share), (_, expected, other) = done.stdout.decode().splitlines()[-1].split("\t"), whole.split("\t")
+    assert found == expected
+    assert float(share) == pytest.approx(float(other), abs=2e-4)

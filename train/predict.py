@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 
 from dilax import plots
 from dilax.errors import UserError
-from train import cli, predict_sequences
+from train import cli, predict_sequences, predict_stream
 from train.config import SEQUENCE_TASKS
 from train.data.folder import naming
 from train.data.masks import nearest, resize, scaled_size
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the draw of symbols and samples; 0 takes the likeliest")
     parser.add_argument("--top_k", type=int, default=0, help="draw among so many of the likeliest symbols; 0 is all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--stream", action="store_true", help="texts and tables: read lines from standard input, and write as they come")
+    parser.add_argument("--stream", action="store_true", help="texts, tables, sounds: read standard input, write as it comes")
     parser.add_argument("inputs", nargs="*", metavar="input", help="files of images, sounds, series or tables, or the beginnings of texts")
     args = parser.parse_args()
     if bool(args.inputs) == args.stream:
@@ -156,12 +156,13 @@ def main() -> None:
             cli.fail("--steps must be at least 1, --temperature and --top_k at least 0.")
         options = Options(args.steps, args.temperature, args.top_k, args.seed, folder, replace=args.out is None)
         if args.stream:
-            predict_sequences.write(predict_sequences.stream(trained, sys.stdin, options))
+            predict_stream.write(predict_stream.stream(trained, cast(predict_stream.Bytes, sys.stdin.buffer), options))
         else:
-            predict_sequences.write(f"{line}\n" for line in predict_sequences.predict(trained, args.inputs, options))
+            for line in predict_sequences.predict(trained, args.inputs, options):
+                print(line, flush=True)
         return
     if args.stream:
-        cli.fail("--stream is for runs on texts and on tables; give files of images.")
+        cli.fail("--stream is for runs on texts, tables and sounds; give files of images.")
     if trained.config.task == "segmentation":
         trained = dataclasses.replace(trained, setup=at_scales(trained.setup, read_scales(args.scales), args.flip))
         for row in segment(trained, args.inputs, folder, replace=args.out is None):

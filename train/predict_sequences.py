@@ -1,11 +1,10 @@
-"""Prediction by a run on sequences: texts and sounds gone on with, tables forecast, series and sounds classified."""
+"""Prediction by a run on sequences, of files: texts and sounds gone on with, tables forecast, sounds separated, sequences classified."""
 
 import csv
 import dataclasses
 import io
 import itertools
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 
 import dilax
 from dilax.errors import UserError
-from dilax.generate import choose
 from dilax.models.wavenet import mu_law_encode
 from train.data import audio, series, text
 from train.data.open_sequences import log_mel_frames
@@ -68,13 +66,14 @@ def predict(trained: Trained, inputs: list[str], options: Options) -> Iterator[s
 
 def _texts(trained: Trained, prompts: list[str], options: Options) -> Iterator[str]:
     """Each prompt, and what the run writes after it."""
-    codes = [_encoded(trained, prompt) for prompt in prompts]
+    codes = [encoded(trained, prompt) for prompt in prompts]
     for prompt, one in zip(prompts, codes):
         drawn = _drawn(trained, one[None], options)
         yield prompt + text.decode(drawn[0], trained.symbols, trained.config.sequence.units)
 
 
-def _encoded(trained: Trained, prompt: str) -> np.ndarray:
+def encoded(trained: Trained, prompt: str) -> np.ndarray:
+    """Return the codes of a prompt."""
     if not prompt:
         raise UserError("the prompt is empty; give at least one character to begin with.")
     return text.encode(prompt, trained.symbols, trained.config.sequence.units)
@@ -120,36 +119,42 @@ def _targets(paths: list[str], words: tuple[str, ...], options: Options) -> list
 
 def _read_sound(trained: Trained, path: str) -> np.ndarray:
     sound, rate = audio.read_wav(pathlib.Path(path))
-    if rate != trained.facts["sample_rate"]:
-        raise UserError(f"{path} has {rate} samples a second, and the run was trained on {trained.facts['sample_rate']}; resample it.")
+    check_rate(trained, path, rate)
     return sound
+
+
+def check_rate(trained: Trained, name: str, rate: int) -> None:
+    """Refuse a sound of another sample rate than the run's."""
+    if rate != trained.facts["sample_rate"]:
+        raise UserError(f"{name} has {rate} samples a second, and the run was trained on {trained.facts['sample_rate']}; resample it.")
 
 
 def _spoken(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
     frames = log_mel_frames([_read_sound(trained, path) for path in paths], trained.facts["sample_rate"], trained.config.sequence.bands)
-    return _classified(trained, paths, frames)
+    return classified(trained, paths, frames)
 
 
 def _series(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
     """The series of .ts files, each named FILE:NUMBER; their labels, if they have some, are not read."""
     found = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(pathlib.Path(path))[0])]
-    return _classified(trained, [name for name, _ in found], [one for _, one in found])
+    return classified(trained, [name for name, _ in found], [one for _, one in found])
 
 
 def _read_texts(trained: Trained, paths: list[str], _: Options) -> Iterator[str]:
     """Text files; of a longer one what training would read."""
     texts = [text.read_text(pathlib.Path(path)) for path in paths]
-    return _classified(trained, paths, [_codes(trained, one) for one in texts])
+    return classified(trained, paths, [codes_of(trained, one) for one in texts])
 
 
-def _codes(trained: Trained, one: str) -> np.ndarray:
+def codes_of(trained: Trained, one: str) -> np.ndarray:
+    """Return the codes of a text, of a longer one what training would read."""
     if not one:
         raise UserError("the text is empty; give at least one character.")
     return text.encode(one, trained.symbols, trained.config.sequence.units)[: trained.input_shape[0]]
 
 
-def _classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) -> Iterator[str]:
-    """Name, class and probability of each."""
+def classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) -> Iterator[str]:
+    """Yield name, class and probability of each."""
     length, *channels = trained.input_shape
     for name, one in zip(names, sequences):
         if one.shape[1:] != tuple(channels):
@@ -158,10 +163,10 @@ def _classified(trained: Trained, names: list[str], sequences: list[np.ndarray])
             raise UserError(
                 f"{name} has {len(one)} steps, and the run takes {length}; cut it, or train with a longer config.sequence.length."
             )
-    scale = _Scale(trained)
+    scale = Scale(trained)
     x, lengths = padded(sequences if trained.symbols else [scale.to(one) for one in sequences], length)
-    for name, row, count in zip(names, x, lengths):
-        batch = {"input": row[None], "length": count[None]}
+    for name, values, count in zip(names, x, lengths):
+        batch = {"input": values[None], "length": count[None]}
         found = probabilities(trained.setup, trained.variables, batch)[0]
         yield f"{name}\t{trained.class_names[int(found.argmax())]}\t{found.max():.4f}"
 
@@ -172,112 +177,33 @@ def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[st
     for path, (names, _) in zip(paths, tables):
         if len(names) != len(trained.class_names):
             raise UserError(f"{path} has the columns {', '.join(names)}, and the run was trained on {', '.join(trained.class_names)}.")
-    scale = _Scale(trained)
+    scale = Scale(trained)
     run: Any = jax.jit(lambda variables, x: dilax.forecast(trained.setup.steps.model, variables, x, options.steps))
     for path, (_, values) in zip(paths, tables):
         if len(paths) > 1:
             yield f"# {path}"
-        yield _row(trained.class_names)
-        for row in scale.back(np.asarray(run(trained.variables, jnp.asarray(scale.to(values))[None]))[0]):
-            yield _row([f"{value:.6g}" for value in row])
+        yield row(trained.class_names)
+        for after in scale.back(np.asarray(run(trained.variables, jnp.asarray(scale.to(values))[None]))[0]):
+            yield row([f"{value:.6g}" for value in after])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scale:
+class Scale:
     """To the numbers that a run was trained on, and back."""
 
     trained: Trained
 
     def to(self, values: np.ndarray) -> np.ndarray:
+        """Map values of the data to what the model takes."""
         return ((values - np.asarray(self.trained.facts["mean"])) / np.asarray(self.trained.facts["std"])).astype(np.float32)
 
     def back(self, values: np.ndarray) -> np.ndarray:
+        """Map what the model gives to values of the data."""
         return values * np.asarray(self.trained.facts["std"]) + np.asarray(self.trained.facts["mean"])
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """Return a row of CSV."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(cells)
     return line.getvalue()
-
-
-def stream(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
-    """Yield pieces of text to write as the lines come in, each with its newline.
-
-    Of a text: after each line the run goes on to the end of a line of its own, of up to `steps` symbols; it remembers all that came
-    before. Of a table: the row that is to follow each row. Of texts to classify: the number, class and probability of each line.
-
-    Raises:
-        UserError: if a line does not fit the run, or the task is another.
-    """
-    if trained.config.task == "language_model":
-        return _stream_text(trained, lines, options)
-    if trained.config.data.name == "csv":
-        return _stream_rows(trained, lines)
-    if trained.config.data.name == "text":
-        return _stream_classes(trained, lines)
-    raise UserError(
-        f"--stream is for runs on texts and on tables, and this one is of {trained.config.task} on {trained.config.data.name!r}."
-    )
-
-
-class _Step:
-    """A model that is fed one sample after the other."""
-
-    def __init__(self, trained: Trained) -> None:
-        """Begin with nothing seen."""
-        model, self._variables = trained.setup.steps.model, trained.variables
-        self._state = model.apply(self._variables, 1, method="init_stream")
-        self._run: Any = jax.jit(lambda variables, x, state: model.apply(variables, x, state, method="stream"))
-
-    def __call__(self, x: np.ndarray) -> jax.Array:
-        """Map one sample (1, 1, ...) to the outputs (1, n) for the next."""
-        outputs, self._state = self._run(self._variables, jnp.asarray(x), self._state)
-        return outputs[:, -1]
-
-
-def _stream_text(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
-    step, key, units = _Step(trained), jax.random.key(options.seed), trained.config.sequence.units
-    draw_one = jax.jit(lambda key, logits: choose(key, logits, temperature=options.temperature, top_k=options.top_k))
-    for line in lines:
-        logits: Any = None
-        for code in _encoded(trained, line):
-            logits = step(np.array([[code]], np.int32))
-        drawn: list[int] = []
-        while len(drawn) < options.steps and (not drawn or trained.symbols[drawn[-1]] not in ("\n", "10")):
-            key, now = jax.random.split(key)
-            drawn.append(int(draw_one(now, logits)[0]))
-            logits = step(np.array([drawn[-1:]], np.int32))
-        written = text.decode(np.array(drawn), trained.symbols, units)
-        yield written if written.endswith("\n") else written + "\n"
-
-
-def _stream_classes(trained: Trained, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        (found,) = _classified(trained, [str(number)], [_codes(trained, line.rstrip("\n"))])
-        yield found + "\n"
-
-
-def _stream_rows(trained: Trained, lines: Iterable[str]) -> Iterator[str]:
-    step, scale = _Step(trained), _Scale(trained)
-    yield _row(trained.class_names) + "\n"
-    for number, line in enumerate(lines, 1):
-        cells = next(csv.reader([line]), [])
-        try:
-            values = np.array([float(cell) for cell in cells[-len(trained.class_names) :]])
-        except ValueError:
-            if number == 1:
-                continue  # the names of the columns
-            values = np.array([])
-        if len(values) != len(trained.class_names) or not np.isfinite(values).all():
-            raise UserError(
-                f"line {number}: {line.strip()!r} is not a row of {len(trained.class_names)} numbers: {', '.join(trained.class_names)}."
-            )
-        yield _row([f"{value:.6g}" for value in scale.back(np.asarray(step(scale.to(values)[None, None])))[0]]) + "\n"
-
-
-def write(pieces: Iterable[str]) -> None:
-    """Write each piece to standard output as soon as it is there."""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()

@@ -1,9 +1,12 @@
 """Sound in .wav files: one channel, samples in -1..1."""
 
 import collections
+import io
 import pathlib
 import struct
 import wave
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +14,7 @@ from dilax.errors import UserError
 from train.data.files import read_bytes
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_OPEN = 2**32 - 1  # the size of samples whose number was not known when the header was written
 
 
 def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
@@ -21,61 +25,110 @@ def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
     Raises:
         UserError: if the file is missing, torn or no such .wav, has several channels, no samples, or samples outside -1..1.
     """
-    chunks = _chunks(path, read_bytes(path, "a .wav file"))
-    if len(chunks.get(b"fmt ", b"")) < 16 or b"data" not in chunks:
-        raise UserError(f"{path} has no header or no samples; it is torn, or no .wav file.")
-    header = chunks[b"fmt "]
+    content = read_bytes(path, "a .wav file")
+    file = io.BytesIO(content)
+    form, size = _header(file, str(path))
+    data = file.read() if size == _OPEN else file.read(size)
+    if size != _OPEN and len(data) < size:
+        raise UserError(f"{path} is torn: {len(data)} of {size} bytes of 'data' are there; copy it again.")
+    if len(data) % form.width:
+        raise UserError(f"{path} is torn: {len(data)} bytes are no whole number of samples of {8 * form.width} bits; copy it again.")
+    if not data:
+        raise UserError(f"{path} holds no samples; remove it.")
+    return _samples(str(path), form, data, 0), form.rate
+
+
+def stream_wav(file: io.BufferedReader | io.BytesIO, name: str) -> tuple[int, Iterator[np.ndarray]]:
+    """Return the sample rate in Hz, and pieces of the samples, float32 (n,), as they come: of a pipe, a recorder, or a file.
+
+    What is read is as `read_wav` says; a size of the whole that says more than comes, as recorders write it, is no mistake.
+
+    Args:
+        file: Open for reading bytes.
+        name: Of it, in messages.
+
+    Raises:
+        UserError: as `read_wav`, of samples when they come.
+    """
+    form, size = _header(file, name)
+
+    def pieces() -> Iterator[np.ndarray]:
+        left, held, count = size if size != _OPEN else 1 << 62, b"", 0
+        while data := file.read1(min(left, 1 << 16)):  # what is there, without waiting for more
+            left, held = left - len(data), held + data
+            whole = len(held) // form.width * form.width
+            if whole:
+                yield _samples(name, form, held[:whole], count)
+            held, count = held[whole:], count + whole // form.width
+        if not count:
+            raise UserError(f"{name} holds no samples; give some.")
+
+    return form.rate, pieces()
+
+
+class _Form(NamedTuple):
+    """How samples are written: a code of PCM or floats, bytes of each, and samples a second."""
+
+    code: int
+    width: int
+    rate: int
+
+
+def _header(file: io.BufferedReader | io.BytesIO, name: str) -> tuple[_Form, int]:
+    """Read a RIFF file up to its samples, and return their form and size in bytes."""
+    head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        raise UserError(f"{name} is no .wav file: it does not begin with RIFF and WAVE; convert it to PCM of 16 bits.")
+    form = b""
+    while len(part := file.read(8)) == 8:
+        kind, size = struct.unpack("<4sI", part)
+        if kind == b"data":
+            if len(form) < 16:
+                break
+            return _form(name, form), size
+        content = file.read(size + size % 2)
+        if len(content) < size:
+            raise UserError(f"{name} is torn: {len(content)} of {size} bytes of {kind.decode('latin-1')!a} are there; copy it again.")
+        form = content if kind == b"fmt " else form
+    raise UserError(f"{name} has no header or no samples; it is torn, or no .wav file.")
+
+
+def _form(name: str, header: bytes) -> _Form:
     code, channels, rate, _, _, bits = struct.unpack("<HHIIHH", header[:16])
     if code == _EXTENSIBLE and len(header) >= 26:
         code = struct.unpack("<H", header[24:26])[0]
     if channels != 1:
-        raise UserError(f"{path} has {channels} channels; mix it down to one channel.")
+        raise UserError(f"{name} has {channels} channels; mix it down to one channel.")
     if rate == 0:
-        raise UserError(f"{path} gives a sample rate of 0; repair its header.")
-    samples = _samples(path, code, bits, chunks[b"data"])
-    if not len(samples):
-        raise UserError(f"{path} holds no samples; remove it.")
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path} holds a sample that is not a number at {_seconds(np.isfinite(samples), rate)} s; repair it.")
-    if np.abs(samples).max() > 1:
-        raise UserError(f"{path} holds samples up to {np.abs(samples).max():.4g}; scale them to -1..1.")
-    return samples, rate
-
-
-def _chunks(path: pathlib.Path, content: bytes) -> dict[bytes, bytes]:
-    """Return {name: content} of the parts of a RIFF file."""
-    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        raise UserError(f"{path} is no .wav file: it does not begin with RIFF and WAVE; convert it to PCM of 16 bits.")
-    chunks: dict[bytes, bytes] = {}
-    at = 12
-    while at + 8 <= len(content) and b"data" not in chunks:
-        name, size = struct.unpack("<4sI", content[at : at + 8])
-        chunks[name] = content[at + 8 : at + 8 + size]
-        if len(chunks[name]) < size:
-            raise UserError(f"{path} is torn: {len(chunks[name])} of {size} bytes of {name.decode('latin-1')!a} are there; copy it again.")
-        at += 8 + size + size % 2
-    return chunks
-
-
-def _samples(path: pathlib.Path, code: int, bits: int, data: bytes) -> np.ndarray:
+        raise UserError(f"{name} gives a sample rate of 0; repair its header.")
     if (code, bits) not in {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}:
-        raise UserError(f"{path} holds format {code} of {bits} bits; convert it to PCM of 16 bits.")
-    if len(data) % (bits // 8):
-        raise UserError(f"{path} is torn: {len(data)} bytes are no whole number of samples of {bits} bits; copy it again.")
-    if code == _FLOAT:
+        raise UserError(f"{name} holds format {code} of {bits} bits; convert it to PCM of 16 bits.")
+    return _Form(code, bits // 8, rate)
+
+
+def _samples(name: str, form: _Form, data: bytes, before: int) -> np.ndarray:
+    """Return the samples of whole bytes, float32 (n,), checked; so many come before them."""
+    samples = _decoded(form, data)
+    if not np.isfinite(samples).all():
+        at = (before + np.argmin(np.isfinite(samples))) / form.rate
+        raise UserError(f"{name} holds a sample that is not a number at {at:.3f} s; repair it.")
+    if np.abs(samples).max() > 1:
+        raise UserError(f"{name} holds samples up to {np.abs(samples).max():.4g}; scale them to -1..1.")
+    return samples
+
+
+def _decoded(form: _Form, data: bytes) -> np.ndarray:
+    width = form.width
+    if form.code == _FLOAT:
         with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
-            return np.frombuffer(data, f"<f{bits // 8}").astype(np.float32)
-    if bits == 8:
+            return np.frombuffer(data, f"<f{width}").astype(np.float32)
+    if width == 1:
         return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
-    if bits == 24:  # the upper three bytes of 32 bits
+    if width == 3:  # the upper three bytes of 32 bits
         wide = np.zeros((len(data) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        data, bits = wide.tobytes(), 32
-    return (np.frombuffer(data, f"<i{bits // 8}") / 2.0 ** (bits - 1)).astype(np.float32)
-
-
-def _seconds(good: np.ndarray, rate: int) -> str:
-    return f"{np.argmin(good) / rate:.3f}"
+        data, width = wide.tobytes(), 4
+    return (np.frombuffer(data, f"<i{width}") / 2.0 ** (8 * width - 1)).astype(np.float32)
 
 
 def write_wav(path: pathlib.Path, samples: np.ndarray, rate: int) -> None:
@@ -98,12 +151,22 @@ def write_wav(path: pathlib.Path, samples: np.ndarray, rate: int) -> None:
         raise UserError(f"{path}: a sample rate of {rate} cannot be written; give samples a second, such as 16000.")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
-    codes = np.clip(np.round(samples.astype(np.float64) * 2**15), -(2**15), 2**15 - 1).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(codes.tobytes())
+        file.writeframes(pcm(samples))
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    """Return samples in -1..1, (n,) or (n, channels), as PCM of 16 bits."""
+    return np.clip(np.round(samples.astype(np.float64) * 2**15), -(2**15), 2**15 - 1).astype("<i2").tobytes()
+
+
+def open_header(rate: int, channels: int) -> bytes:
+    """Return the header of a .wav file of PCM of 16 bits whose size is not known yet, to be written to a pipe before `pcm`."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, channels, rate, 2 * channels * rate, 2 * channels, 16)
+    return struct.pack("<4sI4s", b"RIFF", _OPEN, b"WAVE") + form + struct.pack("<4sI", b"data", _OPEN)
 
 
 def read_wavs(paths: list[pathlib.Path]) -> tuple[list[np.ndarray], int]:

@@ -128,9 +128,14 @@ def _spoken(config: Any) -> Splits:
     return _standardised(config, *parts, {"sample_rate": rate})
 
 
+def mel_frame(rate: int) -> tuple[int, int]:
+    """Return the samples in a log-mel frame, 32 ms, and from one to the next, 10 ms."""
+    return round(0.032 * rate), round(0.01 * rate)
+
+
 def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
-    """Return the log-mel energies (frames, bands) of each sound (samples,): frames of 32 ms, one every 10 ms."""
-    window, hop = round(0.032 * rate), round(0.01 * rate)
+    """Return the log-mel energies (frames, bands) of each sound (samples,), as `mel_frame` cuts them."""
+    window, hop = mel_frame(rate)
     # Silence behind a sound does not change its own frames, so that one program serves for all.
     length = max(window, *map(len, sounds))
     run = jax.jit(lambda sound: log_mel(sound[None], rate, window=window, hop=hop, bands=bands)[0])
