@@ -62,8 +62,8 @@ def options(**changes: Any) -> Options:
 
 WORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "causal, mean": ("separable_tcn", dict(features=6, kernel_size=3, dilations=(1, 2)), "mean"),
-    "causal, last": ("tcn", dict(kernel_size=2, features=(6, 6)), "last"),
-    "looks ahead": ("separable_tcn", dict(features=6, kernel_size=3, dilations=(1, 2), causal=False), "max"),
+    "causal, max": ("tcn", dict(kernel_size=2, features=(6, 6)), "max"),
+    "looks ahead": ("separable_tcn", dict(features=6, kernel_size=3, dilations=(1, 2), causal=False), "last"),
 }
 
 
