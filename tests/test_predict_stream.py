@@ -41,7 +41,7 @@ class Pipe(io.BytesIO):
 def trained(
     task: str, source: str, model: str, fields: dict[str, Any], shape: tuple[int, ...], symbols: int = 0, **changes: Any
 ) -> Trained:
-    """A run with parameters that nothing was learned by, large enough to matter."""
+    """A run that has learned nothing: its parameters are large enough to matter, and its head small enough for doubt."""
     config = default_config("stream")
     config.task = task
     config.data.name = source
@@ -50,8 +50,9 @@ def trained(
     names = ("one", "two", "three") if task == "sequence_classification" else ("s1", "s2")
     setup = run.setup(config, symbols or len(names), shape, 100, vocabulary=symbols)
     random = np.random.default_rng(1)
-    variables = jax.tree.map(lambda leaf: leaf + 0.3 * random.normal(size=leaf.shape).astype(np.float32), setup.init())
-    variables = {**variables, "batch_stats": jax.tree.map(abs, variables["batch_stats"])}
+    variables = jax.tree.map(lambda leaf: leaf + 0.6 * random.normal(size=leaf.shape).astype(np.float32), setup.init())
+    params = {name: jax.tree.map(lambda leaf: 0.1 * leaf, part) if name == "head" else part for name, part in variables["params"].items()}
+    variables = {"params": params, "batch_stats": jax.tree.map(abs, variables["batch_stats"])}
     facts = {"sample_rate": RATE, "mean": [-2.0], "std": [3.0]}
     return Trained(config.lock(), setup, variables, names, shape, 100, tuple(map(str, range(symbols))), facts)
 
@@ -61,9 +62,9 @@ def options(**changes: Any) -> Options:
 
 
 WORDS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "causal, mean": ("separable_tcn", dict(features=6, kernel_size=3, dilations=(1, 2)), "mean"),
+    "causal, mean": ("separable_tcn", dict(features=8, kernel_size=3, dilations=(1, 2), activation="silu"), "mean"),
     "causal, max": ("tcn", dict(kernel_size=2, features=(6, 6)), "max"),
-    "looks ahead": ("separable_tcn", dict(features=6, kernel_size=3, dilations=(1, 2), causal=False), "last"),
+    "looks ahead": ("separable_tcn", dict(features=8, kernel_size=3, dilations=(1, 2), activation="silu", causal=False), "last"),
 }
 
 
