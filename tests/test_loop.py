@@ -1,5 +1,6 @@
 """Whole runs: killed and resumed to the bit, damaged checkpoints, best and last, NaN, signals, transfer, the other jobs."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -316,6 +317,20 @@ def test_restart_moves_nothing_before_all_else_is_right(unbroken):
     text = refused(lambda: loop.run(tiny(init_from=str(unbroken)), unbroken, restart=True))
     assert f"--restart would move {unbroken} aside, which config.init_from names; give another --workdir." in text
     assert sorted(path.name for path in unbroken.parent.iterdir()) == before
+
+
+def test_checkpoints_that_tie_are_told_apart_by_their_loss(tmp_path):
+    """A validation split of so few examples that their accuracy says little, seen often."""
+    assert loop.run(tiny(**{"data.validation": 0.003, "eval_every_epochs": 0.1}), tmp_path / "run") == 0
+    lines = read_history(tmp_path / "run")
+    found = [(line["validation/accuracy"], -line["validation/loss"], line["step"]) for line in lines if "validation/loss" in line]
+    highest = [step for accuracy, _, step in found if accuracy == max(found)[0]]
+    assert len(highest) > 1
+    assert lines[-1]["best_step"] == max(found)[2] != highest[0]
+    lower, none = run.setup(tiny(), 10, (8, 8, 1), 99).steps.task, (-np.inf, -np.inf)
+    assert lower.rank({}) == none < lower.rank({"validation/accuracy": 0.1, "validation/loss": 9.0})
+    least = dataclasses.replace(lower, best_by="mse", lower_is_better=True)
+    assert least.rank({}) == none < least.rank({"validation/mse": 2.0, "validation/loss": 2.0}) < least.rank({"validation/mse": 1.0})
 
 
 def test_no_validation_keeps_the_last(tmp_path):

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     parallel, total, workers = made.parallel, made.total_steps, config.data.workers
     rate = schedule(config.optim, made.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
-    best_by, sign = f"validation/{made.steps.task.best_by}", -1 if made.steps.task.lower_is_better else 1
+    rank = made.steps.task.rank
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
             )
         state = parallel.put(state)
         newest = best.latest()
-        best_value = -math.inf if newest is None else sign * best.meta(newest).get(best_by, -sign * math.inf)
+        best_rank = (-math.inf, -math.inf) if newest is None else rank(best.meta(newest))
         seconds_before = read_status(workdir).get("train_seconds", 0.0) if found else 0.0
         about = dict(class_names=splits.class_names, input_shape=splits.input_shape, examples=len(splits.train), versions=versions())
         about |= {"symbols": splits.symbols, "facts": splits.facts}
@@ -123,8 +123,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                         return _diverged(step, store)
                     writer.scalars(step, named)
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
-                    if sign * named[best_by] > best_value:
-                        best_value = sign * named[best_by]
+                    if rank(named) > best_rank:
+                        best_rank = rank(named)
                         best.save(step, kept, named)
                         best.wait()  # before the state of this step, which says that its evaluation is done
                     tick += time.monotonic() - before

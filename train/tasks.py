@@ -1,7 +1,8 @@
 """What a run learns: for each task, its augmentation, loss and figures. `TASKS` maps the names that `config.task` may take."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +48,14 @@ class Task:
     best_by: str
     output_shapes: Callable[[Shape], tuple[Shape, ...]]
     lower_is_better: bool = False
+
+    def rank(self, logged: Mapping[str, float]) -> tuple[float, float]:
+        """Return the rank of a checkpoint by its figures as logged, the greater the better.
+
+        `best_by` decides, and the loss between those that tie, as many do in the accuracy on a small split.
+        """
+        sign = -1 if self.lower_is_better else 1
+        return sign * logged.get(f"validation/{self.best_by}", -sign * math.inf), -logged.get("validation/loss", math.inf)
 
 
 def _shares(sums: dict[str, np.ndarray]) -> dict[str, float]:
