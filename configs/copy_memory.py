@@ -1,8 +1,8 @@
 """Copy memory: say ten symbols again 500 steps later, the memory test of Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.2).
 
 python -m train.main --config configs/copy_memory.py
-Test loss 3.4e-5 nats a step, all ten symbols right (accuracy 1.0; seed 0), 236 s on 2 CPU cores while other programs ran. To say blanks and
-to guess costs 0.040.
+Test loss 3.4e-5, 7.4e-6 and 4.7e-6 nats a step, all ten symbols right (accuracy 1.0; seeds 0, 1, 2), 231 to 315 s on 2 CPU cores while
+other programs ran. To say blanks and to guess costs 0.040.
 """
 
 from ml_collections import ConfigDict

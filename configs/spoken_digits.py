@@ -2,7 +2,9 @@
 
 python -m train.main --config configs/spoken_digits.py --config.data.dir=FOLDER
 FOLDER holds zero/, one/, ... or train/ and test/ with those; of the former every fifth file is for the test. All files have one rate.
-Not measured: no package ships such recordings.
+Test accuracy 92.7, 88.9 and 90.4 % (seeds 0, 1, 2; mean 90.7 +- 1.9 %), 62 to 75 s on 2 CPU cores while other programs ran, on the 1,260
+and 560 digits of `python -m benchmarks.speech digits FOLDER`: a machine's speech, tested in voices not heard in training. No package ships
+recordings of people; on those it is not measured.
 """
 
 from ml_collections import ConfigDict

@@ -156,7 +156,8 @@ def test_metrics_file(unbroken):
     assert {"train/loss", "train/accuracy", "train/learning_rate", "train/examples_per_second"} <= lines[0].keys()
     validations = [line for line in lines if "validation/accuracy" in line]
     assert [line["step"] for line in validations] == [20, 40, 44]
-    assert lines[-1]["best_step"] == max(validations, key=lambda line: line["validation/accuracy"])["step"]
+    best = max(validations, key=lambda line: (line["validation/accuracy"], -line["validation/loss"]))
+    assert lines[-1]["best_step"] == best["step"]
     assert sum("test/accuracy" in line for line in lines) == 1
     assert run.read_status(unbroken)["finished"]
     assert any((unbroken / "tensorboard").iterdir())
