@@ -16,7 +16,8 @@ from PIL import Image
 
 import dilax
 from dilax.errors import UserError
-from train import loop, run
+from train import cli, loop, run
+from train import predict as command
 from train.config import default_config, model_config
 from train.data import audio, series, text
 from train.predict_sequences import Options, predict
@@ -27,7 +28,7 @@ RATE = 8000
 
 
 def options(folder: pathlib.Path, **changes: Any) -> Options:
-    return Options(**{**dict(steps=7, temperature=1.0, top_k=0, seed=0, folder=folder, replace=False), **changes})
+    return Options(**{**dict(steps=7, sampling={}, seed=0, folder=folder, replace=False), **changes})
 
 
 def answers(trained: run.Trained, lines: str, options: Options) -> list[str]:
@@ -177,7 +178,7 @@ def test_the_report_shows_what_was_made(runs, name, files):
 def test_a_text_is_gone_on_with_as_the_whole_network_would(runs):
     """Greedily, every symbol the likeliest after all that came before."""
     trained = runs.trained["text"]
-    (line,) = predict(trained, ["the r"], options(runs.folder, temperature=0.0))
+    (line,) = predict(trained, ["the r"], options(runs.folder, sampling={"temperature": 0.0}))
     assert (line[:5], len(line)) == ("the r", 12)
     codes = text.encode(line, trained.symbols, "characters")
     logits = trained.setup.steps.model.apply(trained.variables, jnp.asarray(codes)[None], train=False)
@@ -190,12 +191,12 @@ def test_a_text_is_gone_on_with_as_the_whole_network_would(runs):
 def test_a_stream_of_lines_remembers_what_came_before(runs):
     trained = runs.trained["text"]
     lines = ["the rain\n", "in spain\n"]
-    pieces = answers(trained, "".join(lines), options(runs.folder, temperature=0.0, steps=9))
+    pieces = answers(trained, "".join(lines), options(runs.folder, sampling={"temperature": 0.0}, steps=9))
     assert all(piece.endswith("\n") and len(piece) <= 10 for piece in pieces)
     seen = ""
     for line, piece in zip(lines, pieces):
         seen += line
-        (expected,) = predict(trained, [seen], options(runs.folder, temperature=0.0, steps=9))
+        (expected,) = predict(trained, [seen], options(runs.folder, sampling={"temperature": 0.0}, steps=9))
         expected = expected[len(seen) :]
         expected = expected[: expected.index("\n") + 1] if "\n" in expected else expected + "\n"
         assert piece == expected
@@ -355,3 +356,36 @@ def test_a_sound_is_told_from_the_command_line(runs, root):
     (_, found, share), (_, expected, other) = done.stdout.decode().splitlines()[-1].split("\t"), whole.split("\t")
     assert found == expected
     assert float(share) == pytest.approx(float(other), abs=2e-4)
+
+
+def printed(runs, monkeypatch, capsys, *words: str) -> tuple[str, str, int | str | None]:
+    """Standard output, standard error and exit code of train.predict on the run of a text."""
+    monkeypatch.setattr(command, "load_trained", lambda workdir: runs.trained["text"])
+    monkeypatch.setattr("sys.argv", ["predict", "--workdir", str(runs.folder / "text"), *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command.main)
+    return *capsys.readouterr(), ended.value.code
+
+
+def test_a_draw_among_the_likeliest_alone_is_greedy(runs, monkeypatch, capsys):
+    lines = {
+        word: printed(runs, monkeypatch, capsys, "the r", "--steps=20", word)
+        for word in ("--temperature=0", "--top_k=1", "--top_p=1e-6", "--seed=1")
+    }
+    assert lines["--temperature=0"] == lines["--top_k=1"] == lines["--top_p=1e-6"] != lines["--seed=1"]
+    assert all((err, code) == ("", 0) for _, err, code in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("--steps=0", "at least 1"),
+        ("--temperature=-1.0", "at least 0"),
+        ("--temperature=nan", "at least 0"),
+        ("--top_k=-2", "at least 0"),
+        ("--top_p=0.0", "above 0 and at most 1"),
+        ("--top_p=1.5", "above 0 and at most 1"),
+    ],
+)
+def test_options_out_of_bounds_get_one_line(runs, monkeypatch, capsys, word, rule):
+    assert printed(runs, monkeypatch, capsys, "the r", word) == ("", f"error: {word} must be {rule}.\n", 2)

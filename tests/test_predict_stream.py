@@ -58,7 +58,7 @@ def trained(
 
 
 def options(**changes: Any) -> Options:
-    return Options(**{**dict(steps=1850, temperature=1.0, top_k=0, seed=3, folder=pathlib.Path(), replace=False), **changes})
+    return Options(**{**dict(steps=1850, sampling={}, seed=3, folder=pathlib.Path(), replace=False), **changes})
 
 
 WORDS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -128,7 +128,7 @@ def test_a_sound_is_gone_on_with(outputs):
     codes = outputs == "softmax"
     fields = dict(dilations=(1, 2, 4), features=4, skip_features=4, outputs=outputs, **({} if codes else {"mixtures": 2}))
     made = trained("waveform", "wav", "wavenet", fields, (400,) if codes else (400, 1), symbols=256 if codes else 0)
-    head, *pieces = stream(made, Pipe(WAV), options(temperature=0.0, steps=1000))
+    head, *pieces = stream(made, Pipe(WAV), options(sampling={"temperature": 0.0}, steps=1000))
     assert head == audio.open_header(RATE, 1)
     sound = np.frombuffer(b"".join(pieces), "<i2") / 2**15
     np.testing.assert_array_equal(sound[: len(SOUND)], SOUND)

@@ -1,5 +1,6 @@
 """Predict with the best parameters of a run: `python -m train.predict --workdir runs/digits image.png ...`."""
 
+import argparse
 import dataclasses
 import pathlib
 import sys
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="sequences: symbols, samples or rows to add; default 200")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the draw of symbols and samples; 0 takes the likeliest")
     parser.add_argument("--top_k", type=int, default=0, help="draw among so many of the likeliest symbols; 0 is all")
+    parser.add_argument("--top_p", type=float, default=1.0, help="draw among the likeliest symbols that have this share together; 1 is all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--stream", action="store_true", help="texts, tables, sounds: read standard input, write as it comes")
     parser.add_argument("inputs", nargs="*", metavar="input", help="files of images, sounds, series or tables, or the beginnings of texts")
@@ -152,9 +154,7 @@ def main() -> None:
     if trained.config.task != "segmentation":
         at_scales(trained.setup, read_scales(args.scales), args.flip)  # refuses both
     if trained.config.task in SEQUENCE_TASKS:
-        if args.steps < 1 or args.temperature < 0 or args.top_k < 0:
-            cli.fail("--steps must be at least 1, --temperature and --top_k at least 0.")
-        options = Options(args.steps, args.temperature, args.top_k, args.seed, folder, replace=args.out is None)
+        options = _options(args, folder)
         if args.stream:
             predict_stream.write(predict_stream.stream(trained, cast(predict_stream.Bytes, sys.stdin.buffer), options))
         else:
@@ -170,6 +170,20 @@ def main() -> None:
         return
     for path, name, probability in predict(trained, args.inputs):
         print(f"{path}\t{name}\t{probability:.4f}")
+
+
+def _options(args: argparse.Namespace, folder: pathlib.Path) -> Options:
+    rules = {
+        "steps": (args.steps >= 1, "at least 1"),
+        "temperature": (args.temperature >= 0, "at least 0"),
+        "top_k": (args.top_k >= 0, "at least 0"),
+        "top_p": (0 < args.top_p <= 1, "above 0 and at most 1"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            cli.fail(f"--{name}={getattr(args, name)} must be {rule}.")
+    sampling = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    return Options(args.steps, sampling, args.seed, folder, replace=args.out is None)
 
 
 if __name__ == "__main__":

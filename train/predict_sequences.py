@@ -28,16 +28,14 @@ class Options:
 
     Attributes:
         steps: Symbols, samples or rows to add.
-        temperature: As `dilax.generate.choose`; so is top_k.
-        top_k: Of the likeliest symbols.
+        sampling: Options of `dilax.sample`: temperature, top_k and top_p, or some of them.
         seed: Of the draw.
         folder: Where sounds are written.
         replace: Whether those that are there already are replaced.
     """
 
     steps: int
-    temperature: float
-    top_k: int
+    sampling: dict[str, Any]
     seed: int
     folder: pathlib.Path
     replace: bool
@@ -80,7 +78,7 @@ def encoded(trained: Trained, prompt: str) -> np.ndarray:
 
 
 def _drawn(trained: Trained, prompt: np.ndarray, options: Options) -> np.ndarray:
-    return draw(trained.setup, trained.variables, prompt, options.steps, options.temperature, seed=options.seed, top_k=options.top_k)
+    return draw(trained.setup, trained.variables, prompt, options.steps, options.sampling, seed=options.seed)
 
 
 def _sounds(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:

@@ -114,7 +114,7 @@ def _lines(file: Bytes) -> Iterator[str]:
 
 def _text(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
     fed, key, units = _Fed(trained), jax.random.key(options.seed), trained.config.sequence.units
-    draw_one = jax.jit(lambda key, logits: choose(key, logits, temperature=options.temperature, top_k=options.top_k))
+    draw_one = jax.jit(lambda key, logits: choose(key, logits, **options.sampling))
     for line in lines:
         for code in encoded(trained, line):
             fed(np.array([code], np.int32))
@@ -228,11 +228,7 @@ def _sounded(trained: Trained, file: Bytes, options: Options) -> Iterator[bytes]
     for samples in _blocks(pieces, size):
         fed(np.asarray(mu_law_encode(jnp.asarray(samples), levels)) if trained.symbols else samples[:, None])
         yield audio.pcm(samples)
-    run: Any = jax.jit(
-        lambda variables, key, outputs, state: go_on(
-            fed.model, variables, key, outputs, state, size, temperature=options.temperature, top_k=options.top_k
-        )
-    )
+    run: Any = jax.jit(lambda variables, key, outputs, state: go_on(fed.model, variables, key, outputs, state, size, **options.sampling))
     outputs, state = fed.outputs, fed.state
     for start in range(0, options.steps, size):
         new, outputs, state = run(fed.variables, jax.random.fold_in(key, start), outputs, state)

@@ -93,7 +93,7 @@ def _written(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: 
     if not config.sample:
         return {}, []
     prompt = _prompts(splits, 1)
-    drawn = draw(made, variables, prompt, config.sample, config.temperature, seed=made.config.seed)
+    drawn = draw(made, variables, prompt, config.sample, {"temperature": config.temperature}, seed=made.config.seed)
     before, after = (text.decode(codes[0], splits.symbols, config.units) for codes in (prompt, drawn))
     (folder / "sample.txt").write_text(f"{before}{after}\n", encoding="utf-8")
     quoted = "\n".join("    " + line for line in f"{before}⟶{after}".splitlines())
@@ -106,7 +106,7 @@ def _sounded(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: 
     if not config.sample:
         return {}, []
     prompts = _prompts(splits, min(SAMPLES, len(splits.test)))
-    drawn = draw(made, variables, prompts, config.sample, config.temperature, seed=made.config.seed)
+    drawn = draw(made, variables, prompts, config.sample, {"temperature": config.temperature}, seed=made.config.seed)
     sounds, names = np.concatenate([to_sound(made, prompts), to_sound(made, drawn)], axis=1), []
     for i, sound in enumerate(sounds):
         names.append(f"sample_{i}.wav")
@@ -141,11 +141,9 @@ def separate(made: Setup, variables: Any, mixture: np.ndarray) -> np.ndarray:
     return scaled / max(1.0, float(np.abs(scaled).max()))
 
 
-def draw(made: Setup, variables: Any, prompt: np.ndarray, steps: int, temperature: float, *, seed: int, top_k: int = 0) -> np.ndarray:
-    """Go on with prompts (n, time) or (n, time, 1) for `steps` samples, as `dilax.sample`."""
-    run: Callable[..., Any] = jax.jit(
-        lambda variables, key, prompt: sample(made.steps.model, variables, key, prompt, steps, temperature=temperature, top_k=top_k)
-    )
+def draw(made: Setup, variables: Any, prompt: np.ndarray, steps: int, sampling: dict[str, Any], *, seed: int) -> np.ndarray:
+    """Go on with prompts (n, time) or (n, time, 1) for `steps` samples, as `dilax.sample` with those options."""
+    run: Callable[..., Any] = jax.jit(lambda variables, key, prompt: sample(made.steps.model, variables, key, prompt, steps, **sampling))
     return np.asarray(run(variables, jax.random.key(seed), jnp.asarray(prompt)))
 
 
