@@ -1,8 +1,10 @@
-"""Conv-TasNet (Luo & Mesgarani 2019, arXiv:1809.07454): the speakers of a mixture, told apart. For an accelerator.
+"""Conv-TasNet (Luo & Mesgarani 2019, arXiv:1809.07454): the speakers of a mixture, told apart. For an accelerator; :cpu is small.
 
 python -m train.main --config configs/separation.py --config.data.dir=FOLDER
 FOLDER holds mix/, s1/ and s2/ with .wav files of one name each, or train/, validation/ and test/ with those, as WSJ0-2mix and Libri2Mix
-lay them out. Not measured: no package ships such recordings. The paper has 15.3 dB SI-SDR improvement on WSJ0-2mix.
+lay them out. The paper has 15.3 dB SI-SDR improvement on WSJ0-2mix; no package ships such recordings, on which it is not measured.
+`configs/separation.py:cpu` on the 1,000 and 100 mixtures of `python -m benchmarks.speech mixtures FOLDER`: 6.0 dB SI-SDR improvement in
+voices not heard in training, 8.6 dB in those heard (seed 0), 33 minutes on 2 CPU cores shared with other programs.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +28,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "cpu":
         config.sequence.length = 8000
         config.model.update(features=128, bottleneck=64, hidden=128, skip=64, blocks=6, repeats=2)
+        config.total_epochs = 20.0
     if variant == "smoke":
         config.sequence.length = 400
         config.model.update(features=16, bottleneck=8, hidden=8, skip=8, blocks=2, repeats=1)
