@@ -19,6 +19,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.dir = "table.csv"
     config.sequence.length = 128
     config.sequence.context = 64
+    config.sequence.stride = 8
     config.sequence.loss = "mse"
     config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(32,) * 5, dropout=0.1))
     config.batch_size = 16
@@ -29,6 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.name = "forecast_smoke"
         config.sequence.length = 16
         config.sequence.context = 4
+        config.sequence.stride = 4
         config.model.features = (8, 8)
         config.total_epochs = 1.0
     return config

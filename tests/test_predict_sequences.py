@@ -170,6 +170,10 @@ def test_the_report_shows_what_was_made(runs, name, files):
         sample = (folder / "sample.txt").read_text()
         assert len(sample) == 12 + 20 + 1
         assert sample[-21:-1].splitlines()[0] in written
+    if name == "table":
+        rows = np.loadtxt(runs.folder / "table.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+        changes = np.diff(rows[-80:], axis=0) / rows[:280].std(0)
+        assert f"has a mean squared error of {np.square(changes).mean():.4f}." in written
     if name == "waves":
         with wave.open(str(folder / "sample_0.wav")) as sound:
             assert (sound.getframerate(), sound.getnframes()) == (RATE, 200 + 20)

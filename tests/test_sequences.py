@@ -187,10 +187,12 @@ def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "context"), [(4, 0), (5, 2), (3, 2), (7, 6), (30, 8)])
-def test_windows_score_every_sample_but_the_first_once(length, context):
+@pytest.mark.parametrize(
+    ("length", "context", "stride"), [(4, 0, 0), (5, 2, 0), (3, 2, 0), (7, 6, 0), (30, 8, 0), (5, 2, 3), (6, 1, 2), (7, 3, 1)]
+)
+def test_windows_score_every_sample_but_the_first_once_or_as_often_as_they_overlap(length, context, stride):
     long = [np.arange(100, 117), np.arange(200, 208), np.array([300]), np.arange(400, 402)]
-    cut = windows(long, length, context, "it", short=length > 17)
+    cut = windows(long, length, context, "it", stride=stride, short=length > 17)
     seen: list[int] = []
     for i in range(len(cut)):
         record = cut[i]
@@ -204,7 +206,12 @@ def test_windows_score_every_sample_but_the_first_once(length, context):
                 before = min(context, int(y) % 100 - 1)
                 assert step >= before
                 np.testing.assert_array_equal(record["input"][step - before : step + 1], np.arange(x - before, x + 1))
-    assert sorted(seen) == [n for one in long for n in one[1:]]
+    times = {n: seen.count(n) for one in long for n in one[1:]}
+    assert sum(times.values()) == len(seen)
+    assert min(times.values()) == 1
+    stride = stride or length - context
+    assert max(times.values()) == -(-(length - context) // stride)
+    assert set(np.diff(cut.starts[cut.starts < 17])) <= {stride}
     both = cut.gather(np.array([0, len(cut) - 1]))
     np.testing.assert_array_equal(both["label"][1], cut[len(cut) - 1]["label"])
 
@@ -288,6 +295,11 @@ MISTAKES = {
     "context of a whole window": (
         lambda: windows([np.arange(50)], 9, 9, "it"),
         "config.sequence.context=9 leaves nothing of windows of config.sequence.length=9; make it less.",
+    ),
+    "windows too far apart": (
+        lambda: windows([np.arange(50)], 9, 4, "it", stride=6),
+        "config.sequence.stride=6 leaves samples out between windows of config.sequence.length=9 of which config.sequence.context=4 are "
+        "not scored; make it at most 5.",
     ),
     "a misspelt pool": (
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),

@@ -37,6 +37,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "segmentation.aux_weight": (0, math.inf),
     "sequence.length": (0, math.inf),
     "sequence.context": (0, math.inf),
+    "sequence.stride": (0, math.inf),
     "sequence.bands": (1, math.inf),
     "sequence.levels": (2, 65536),
     "sequence.test": (1e-9, 0.5),
@@ -129,6 +130,7 @@ def default_config(name: str) -> ConfigDict:
             sequence=dict(
                 length=0,  # steps of "adding", "copy_memory", the windows of texts, sounds and tables; longest series or labelled text
                 context=0,  # steps at the start of a window that are read and not scored: the window before did; the first has none
+                stride=0,  # of the windows to train on, from start to start: less and they overlap more; 0 is length - context, the most
                 pool="last",  # what outputs at every step make of a whole sequence: those of the "last" step, their "mean" or "max"
                 permute=False,  # images as sequences: their pixels in one fixed random order
                 loss="mse",  # of sequence_prediction: "mse", "binary" (several may be true at a step) or "categorical" (one is)

@@ -85,7 +85,15 @@ def _predicted(_: pathlib.Path, made: Setup, splits: data.Splits, variables: Any
     few = counted[0].sum() < 3
     places = counted if few else counted & (np.arange(len(counted)) == 0)[:, None]
     title = f"the {places.sum()} scored steps of {f'the first {len(counted)} test sequences' if few else 'the first test sequence'}"
-    return {"Test steps": ("prediction", plots.step_outputs(truth[places], found[places], names, title=title))}, []
+    pictures: Pictures = {"Test steps": ("prediction", plots.step_outputs(truth[places], found[places], names, title=title))}
+    return pictures, [_row_again(splits)] if made.config.data.name == "csv" else []
+
+
+def _row_again(splits: data.Splits) -> str:
+    """What a forecast is to beat."""
+    batch = gather(splits.test, np.arange(len(splits.test)))
+    changes = (batch["label"] - batch["input"])[batch["counted"]]
+    return f"## For comparison\n\nTo give each row again as the next has a mean squared error of {np.square(changes).mean():.4f}."
 
 
 def _written(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: Any, _: Any) -> tuple[Pictures, list[str]]:

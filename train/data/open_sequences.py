@@ -282,7 +282,8 @@ def _cut(
         raise UserError(f"config.sequence.length=0 says no window for data.name={config.data.name!r}; set it, such as 256.")
     length, context, cut = config.sequence.length, config.sequence.context, {}
     for name, part in parts.items():
-        cut[name] = windows(part, length, context, f"the {_WORDS[name]} split of {config.data.name}", short=name != "train")
+        train, split = name == "train", f"the {_WORDS[name]} split of {config.data.name}"
+        cut[name] = windows(part, length, context, split, stride=config.sequence.stride if train else 0, short=not train)
     shape = (length, *parts["train"][0].shape[1:])
     return Splits(config.data.name, outputs, shape, cut["train"], cut.get("validation"), cut["test"], symbols, facts)
 

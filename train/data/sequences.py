@@ -53,7 +53,8 @@ class Windows:
     """Long sequences cut into windows, each step of which is to give the sample after it.
 
     A window begins `context` samples before the last one's end, so that its first scored step has seen as much; those samples are read and
-    not scored, but in the first window of a sequence. So every sample but the first of a sequence is scored once.
+    not scored, but in the first window of a sequence. So every sample but the first of a sequence is scored once, or at
+    least once where windows begin at shorter distances.
 
     Attributes:
         values: The sequences, one after the other, (samples, ...).
@@ -94,7 +95,7 @@ class Windows:
         }
 
 
-def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: str, *, short: bool = False) -> Windows:
+def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: str, *, stride: int = 0, short: bool = False) -> Windows:
     """Cut sequences (samples, ...) into windows; a sequence that is shorter makes one, padded.
 
     Args:
@@ -102,13 +103,20 @@ def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: st
         length: As `Windows`; so is context.
         context: Less than length.
         name: Of the sequences, for errors.
+        stride: From the start of a window to that of the next; 0 is length - context, so that no sample is scored twice.
         short: Whether all of them may be shorter than a window.
 
     Raises:
-        UserError: if a window is not longer than its context, or no sequence is as long as a window.
+        UserError: if a window is not longer than its context, the stride leaves samples out, or no sequence is as long as a window.
     """
     if not 0 <= context < length:
         raise UserError(f"config.sequence.context={context} leaves nothing of windows of config.sequence.length={length}; make it less.")
+    stride = stride or length - context
+    if stride > length - context:
+        raise UserError(
+            f"config.sequence.stride={stride} leaves samples out between windows of config.sequence.length={length} of which "
+            f"config.sequence.context={context} are not scored; make it at most {length - context}."
+        )
     longest = max(len(sequence) for sequence in sequences)
     if longest < 2:
         raise UserError(f"{name} has at most {longest} samples in one piece, and 2 are needed; give more data.")
@@ -121,7 +129,7 @@ def windows(sequences: Sequence[np.ndarray], length: int, context: int, name: st
     starts: list[np.ndarray] = []
     for begin, end in zip(ends - [len(sequence) for sequence in sequences], ends):
         # The last window is the one that scores the last sample.
-        more = max(0, -(-(end - begin - 1 - length) // (length - context)))
+        more = max(0, -(-(end - begin - 1 - length) // stride))
         if end - begin > 1:
-            starts.append(begin + np.arange(more + 1) * (length - context))
+            starts.append(begin + np.arange(more + 1) * stride)
     return Windows(np.concatenate(sequences), ends, length, context, np.concatenate(starts))
