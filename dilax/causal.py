@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 
 from dilax.functional import dilated_conv_transpose
 from dilax.geometry import effective_kernel_size
@@ -60,6 +61,7 @@ class CausalConvTranspose(Layer):
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
         """Return a ring of the inputs that still have outputs to come."""
+        flow.keeps_time(f"{flow.caller}: {'/'.join(self.path) or type(self).__name__}")
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], (self.kernel_size - 1) * self.dilation // self.stride, x.shape[2:], x.dtype)
 
@@ -68,7 +70,7 @@ class CausalConvTranspose(Layer):
         kernel, bias = (self.get_variable("params", name) if self.has_variable("params", name) else None for name in ("kernel", "bias"))
         chunk, kernel, bias, samples = promote_dtype(x, kernel, bias, state.samples, dtype=self.dtype)
         y, after = conv_transpose_step(chunk, kernel, Ring(samples, state.place), stride=self.stride, dilation=self.dilation)
-        return (y if bias is None else y + bias[None, None]), Ring(after.samples.astype(x.dtype), after.place)
+        return (y if bias is None else y + bias[None, None]), Ring(after.samples.astype(state.samples.dtype), after.place)
 
 
 class Delay(Layer):
@@ -90,8 +92,8 @@ class Delay(Layer):
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the samples before, and the ring after the chunk."""
-        (late,), after = turn(state, x, [self.samples])
-        return late, after
+        (late,), after = turn(state, x.astype(state.samples.dtype), [self.samples])
+        return late.astype(x.dtype), after
 
 
 class CumulativeNorm(Layer):
@@ -125,12 +127,17 @@ class CumulativeNorm(Layer):
         return self._normalised(x, state, flow.within(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
 
     def _zeros(self, x: jax.Array) -> dict[str, jax.Array]:
-        return {name: jnp.zeros((x.shape[0], 1, 1), jnp.float32) for name in ("count", "sum", "squares")}
+        return {name: jnp.zeros((x.shape[0], 1, 1), jnp.float32) for name in ("count", "origin", "sum", "squares")}
 
     @nn.compact
     def _normalised(self, x: jax.Array, state: dict[str, jax.Array], counts: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Normalise samples of which those count that `counts`, bool (time,), says."""
-        wide = jnp.where(counts[None, :, None], x.astype(jnp.float32), 0.0)
+        wide = x.astype(jnp.float32)
+        # Sums of what lies far from zero lose the digits of its spread: they are of the distance from the first sample that counts. The
+        # result does not depend on it, so neither does its gradient.
+        first = lax.stop_gradient(jnp.take(wide, counts.argmax(), axis=1, mode="clip").mean(-1)[:, None, None])
+        origin = jnp.where(state["count"] > 0, state["origin"], first)
+        wide = jnp.where(counts[None, :, None], wide - origin, 0.0)
         steps = jnp.broadcast_to(jnp.cumsum(counts.astype(jnp.float32))[None, :, None] * x.shape[-1], (x.shape[0], x.shape[1], 1))
         count = jnp.maximum(state["count"] + steps, 1.0)
         total = state["sum"] + jnp.cumsum(wide.sum(-1, keepdims=True), axis=1)
@@ -142,6 +149,7 @@ class CumulativeNorm(Layer):
         y = (wide - mean) / jnp.sqrt(variance + self.epsilon) * scale[None, None] + bias[None, None]
         return y.astype(self.dtype or x.dtype), {
             "count": (state["count"] + steps)[:, -1:],
+            "origin": origin,
             "sum": total[:, -1:],
             "squares": squares[:, -1:],
         }

@@ -19,7 +19,7 @@ def choose(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k
         key: Random key.
         logits: (batch, vocabulary).
         temperature: What the logits are divided by; 0 takes the likeliest code.
-        top_k: Draw among so many of the likeliest alone; 0 is all.
+        top_k: Draw among so many of the likeliest alone, of those that tie the lowest codes; 0 is all.
         top_p: Draw among the likeliest whose probabilities add up to at least this (Holtzman et al. 2020, arXiv:1904.09751).
 
     Returns:
@@ -29,16 +29,18 @@ def choose(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k
         return logits.argmax(-1).astype(jnp.int32)
     logits = logits / temperature
     if top_k and top_k < logits.shape[-1]:
-        least = lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        logits = _only(logits, lax.top_k(logits, top_k)[1], True)
     if top_p < 1:
-        ordered = -jnp.sort(-logits, axis=-1)
-        shares = jax.nn.softmax(ordered, axis=-1)
+        order = jnp.argsort(-logits, axis=-1, stable=True)
+        shares = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         # A code stays while those before it do not yet reach the share: the likeliest always does.
-        kept = jnp.cumsum(shares, axis=-1) - shares < top_p
-        least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        logits = _only(logits, order, jnp.cumsum(shares, axis=-1) - shares < top_p)
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+
+
+def _only(logits: jax.Array, codes: jax.Array, kept: Any) -> jax.Array:
+    """The logits of codes (batch, n) that are kept, the others' at minus infinity."""
+    return jnp.where(jnp.put_along_axis(jnp.zeros(logits.shape, bool), codes, kept, axis=-1, inplace=False), logits, -jnp.inf)
 
 
 def draw_wave(key: jax.Array, outputs: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -56,7 +58,7 @@ def draw_wave(key: jax.Array, outputs: jax.Array, *, temperature: float = 1.0) -
     which_key, place_key = jax.random.split(key)
     which = (jax.random.categorical(which_key, logits) if temperature else logits.argmax(-1))[:, None]
     mean, log_scale = (jnp.take_along_axis(values, which, axis=-1) for values in (means, log_scales))
-    u = jax.random.uniform(place_key, mean.shape, minval=1e-5, maxval=1 - 1e-5)
+    u = jax.random.uniform(place_key, mean.shape, jnp.float32, minval=1e-5, maxval=1 - 1e-5)
     return jnp.clip(mean + temperature * jnp.exp(log_scale) * (jnp.log(u) - jnp.log1p(-u)), -1, 1)
 
 
@@ -152,7 +154,7 @@ def go_on(
         The new samples, as `sample`; and the outputs and the state after them, to go on from.
 
     Raises:
-        UserError: if an option is out of range.
+        UserError: if an option is out of range, a condition has another length, or there are more logits than codes.
 
     Example:
         >>> from dilax.models import WaveNet
@@ -165,9 +167,14 @@ def go_on(
         ((2, 5), (2, 8))
     """
     _check_options("go_on", steps, temperature, top_k, top_p)
-    waves = _draws_waves(model)
+    waves, known = _draws_waves(model), getattr(model, "vocabulary", 0)
+    if not waves and known and outputs.shape[-1] > known:
+        raise UserError(f"go_on: the model gives logits for {outputs.shape[-1]} codes, and knows {known}, which it would be fed.")
     timed = {name: jnp.moveaxis(jnp.asarray(value), 1, 0) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
     fixed = {name: value for name, value in (conditions or {}).items() if name not in timed}
+    for name, value in timed.items():
+        if len(value) != steps:
+            raise UserError(f"go_on: {name} has {len(value)} samples for {steps} steps; give one for each.")
 
     def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
         (outputs, state), (key, timed) = carry, inputs
@@ -230,7 +237,7 @@ def forecast(model: Any, variables: Any, x: jax.Array, steps: int) -> jax.Array:
 
 
 def _check_options(caller: str, steps: int, temperature: float, top_k: int, top_p: float) -> None:
-    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if steps < 1 or not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise UserError(
             f"{caller}: steps={steps}, temperature={temperature}, top_k={top_k}, top_p={top_p} must be at least 1, at least 0, at least 0 "
             "and above 0 up to 1."

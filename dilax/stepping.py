@@ -40,6 +40,8 @@ class TimeConv(Layer):
             raise UserError(f"{name} looks ahead, and strides or several dilations stand in the way; use padding 'CAUSAL' along time.")
         if flow.old is not None and x.shape[1] % stride:
             raise UserError(f"{name} has stride {stride}, of which a chunk of {x.shape[1]} samples is no multiple; feed chunks that are.")
+        if stride > 1:
+            flow.keeps_time(name)
         flow.strided |= stride > 1
         flow.latency += late
         return new_ring(x.shape[0], max(lengths), x.shape[2:], x.dtype)
@@ -47,7 +49,9 @@ class TimeConv(Layer):
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the outputs for a chunk, and the ring after it."""
         window = window_of(self, x)
-        if flow.latency:  # then layers before, or this one, also give outputs for what is no part of the sequence
+        # Layers before that look ahead, or this one, also give outputs for what is no part of the sequence. One tap alone spreads none of
+        # it, and may stand in a branch that is less late, as a shortcut does.
+        if flow.latency and window[0] > 1:
             late = self._time_pads(window)[0][1]
             inside = flow.within(x, flow.latency - late).reshape(1, -1, *(1,) * (x.ndim - 2))
             x = jnp.where(jnp.broadcast_to(inside, x.shape), x, jnp.zeros_like(x))
@@ -103,7 +107,7 @@ def stepped(
     else:
         words = module.padding if isinstance(module.padding, (tuple, list)) else (module.padding,) * rank
         y, after = conv_step_nd(chunk, kernel, Ring(samples, ring.place), stride=stride, padding=words, dilation=gaps, **options)
-    after = Ring(after.samples.astype(x.dtype), after.place)
+    after = Ring(after.samples.astype(ring.samples.dtype), after.place)
     return with_stored_bias(module, y) if use_bias else y, after
 
 

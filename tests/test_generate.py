@@ -82,6 +82,15 @@ def test_it_goes_on_from_where_a_stream_stands():
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
     with pytest.raises(UserError, match=r"^go_on: steps=0, temperature=1\.0, top_k=0, top_p=1\.0 must be at least 1"):
         go_on(model, variables, jax.random.key(1), outputs, state, 0)
+    with pytest.raises(UserError, match=r"^go_on: local_condition has 3 samples for 5 steps; give one for each\."):
+        go_on(model, variables, jax.random.key(1), outputs, state, 5, conditions={"local_condition": local[:, :3], **fixed})
+
+
+def test_more_logits_than_codes_are_refused():
+    model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding=4), jnp.ones((1, 5), jnp.int32)
+    variables = model.init(jax.random.key(0), prompt, train=False)
+    with pytest.raises(UserError, match=r"^go_on: the model gives logits for 12 codes, and knows 8, which it would be fed\."):
+        dilax.sample(model, variables, jax.random.key(1), prompt, 3)
 
 
 def shares(logits: list[float], **options: Any) -> np.ndarray:
@@ -100,6 +109,9 @@ def test_draws_follow_the_probabilities():
     np.testing.assert_allclose(shares(logits, top_p=0.5), [1, 0, 0, 0])
     np.testing.assert_allclose(shares(logits, temperature=0), [1, 0, 0, 0])
     np.testing.assert_allclose(shares(logits, top_k=9), p, atol=0.015)
+    np.testing.assert_allclose(shares([0.0, 1.0, 1.0, 1.0, 0.0], top_k=1), [0, 1, 0, 0, 0])
+    np.testing.assert_allclose(shares([0.0, 1.0, 1.0, 1.0, 0.0], top_k=2), [0, 0.5, 0.5, 0, 0], atol=0.015)
+    np.testing.assert_allclose(shares([0.0] * 8, top_p=0.25), [0.5, 0.5, 0, 0, 0, 0, 0, 0], atol=0.015)
 
 
 def test_draws_of_a_wave_follow_its_likelihood():
@@ -150,6 +162,7 @@ def test_mu_law_is_its_own_inverse():
         ("tcn", np.ones((1, 2)), {}, r"sample: the prompt must be integer codes \(batch, time\), got float"),
         ("waves", np.ones((1, 2), int), {}, r"sample: the prompt must be floats \(batch, time, 1\), got int32 \(1, 2\)"),
         ("tcn", np.ones((1, 2), int), {"temperature": -1.0}, r"temperature=-1\.0, top_k=0, top_p=1\.0 must be at least 1,"),
+        ("tcn", np.ones((1, 2), int), {"temperature": np.nan}, r"temperature=nan, top_k=0, top_p=1\.0 must be at least 1,"),
         ("tcn", np.ones((1, 2), int), {"top_p": 0.0}, r"top_p=0\.0 must be"),
         (
             "wavenet, conditioned",

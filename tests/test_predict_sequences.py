@@ -220,6 +220,10 @@ def test_a_table_is_forecast_row_by_row(runs):
         np.testing.assert_allclose([float(cell) for cell in row.split(",")], seen[-1] * std + mean, rtol=1e-3, atol=1e-3)
     streamed = answers(trained, "".join(path.read_text().splitlines(keepends=True)[:40]), options(runs.folder))
     assert (answers(trained, "", options(runs.folder)), streamed[0], len(streamed)) == (["warm,wet\n"], "warm,wet\n", 40)
+    written = ["11,90\n", "12,80\n"]
+    assert answers(
+        trained, "\ufeff" + "\n".join(["day,warm,wet\n", *(f"2021-1-1,{one}" for one in written), ""]), options(runs.folder)
+    ) == (answers(trained, "".join(written), options(runs.folder)))
     whole = trained.setup.steps.model.apply(trained.variables, jnp.asarray((values[:39] - mean) / std, jnp.float32)[None], train=False)
     expected = np.asarray(whole)[0] * std + mean
     np.testing.assert_allclose([[float(cell) for cell in line.split(",")] for line in streamed[1:]], expected, rtol=1e-3, atol=1e-3)
@@ -300,6 +304,7 @@ def mistakes(runs):
         sound.setparams((2, 2, RATE, 4, "NONE", ""))
         sound.writeframes(bytes(16))
     (folder / "one.csv").write_text("warm\n1\n2\n")
+    (folder / "turned.csv").write_text("wet,warm\n1,2\n3,4\n")
     (folder / "odd.txt").write_text("thé"[1:], encoding="utf-8")
     (folder / "nan.csv").write_text("warm,wet\n1,2\n1,nan\n")
     (folder / "long.ts").write_text("@classLabel true up down\n@data\n" + ",".join("1" * 40) + ":up\n")
@@ -314,6 +319,7 @@ CASES = {
     "longer than the padded size": ("words", ["long.wav"], "long.wav has 110 steps, and the run takes 40; cut it, or train with a longer"),
     "a series that is too long": ("series", ["long.ts"], "long.ts:1 has 40 steps, and the run takes 16; cut it, or train with a longer"),
     "other columns": ("table", ["one.csv"], "one.csv has the columns warm, and the run was trained on warm, wet."),
+    "columns in another order": ("table", ["turned.csv"], "turned.csv has the columns wet, warm, and the run was trained on warm, wet."),
     "NaN in a series": ("table", ["nan.csv"], 'nan.csv, line 3: the cell of "wet" is missing ("nan"); fill it, or leave the series'),
     "a mixture of another rate": (
         "voices",
@@ -340,6 +346,11 @@ def test_mistakes_get_one_line(runs, mistakes, case):
     ("name", "lines", "words"),
     [
         ("table", "1,2\n1,x\n", "line 2: '1,x' is not a row of 2 numbers: warm, wet."),
+        ("table", "1,x\n", "line 1: '1,x' is not a row of 2 numbers: warm, wet."),
+        ("table", "1,\n", "line 1: '1,' is not a row of 2 numbers: warm, wet."),
+        ("table", "9,1,2\n", "line 1: '9,1,2' is not a row of 2 numbers: warm, wet."),
+        ("table", "1e39,2\n", "line 1: '1e39,2' is not a row of 2 numbers: warm, wet."),
+        ("table", "wet,warm\n1,2\n", "line 1 has the columns wet, warm, and the run was trained on warm, wet."),
         ("text", "#\n", "character '#' at position 0 is not in the vocabulary of "),
         ("reviews", "\n", "the text is empty; give at least one character."),
     ],

@@ -203,9 +203,9 @@ def pcm(data: bytes, width: int, channels: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def riff(code: int, bits: int, data: bytes, extra: bytes = b"", rate: int = 8000) -> bytes:
+def riff(code: int, bits: int, data: bytes, extra: bytes = b"", rate: int = 8000, align: int = 0) -> bytes:
     """A file whose header says `code`, followed by `extra`; a part of an odd length stands before the samples."""
-    header = struct.pack("<HHIIHH", code, 1, rate, rate * bits // 8, bits // 8, bits) + extra
+    header = struct.pack("<HHIIHH", code, 1, rate, rate * bits // 8, align or bits // 8, bits) + extra
     parts = b"".join(
         struct.pack("<4sI", name, len(part)) + part + b"\0" * (len(part) % 2)
         for name, part in ((b"fmt ", header), (b"LIST", b"odd"), (b"data", data))
@@ -409,6 +409,7 @@ MISTAKES: list[tuple[Callable[[pathlib.Path], Any], str, Any, str]] = [
     (read_wav, "a.wav", wav(np.r_[np.zeros(4000), 1e300]), "{path} holds a sample that is not a number at 0.500 s; repair it."),
     (read_wav, "a.wav", wav(np.array([0.5, -1.25])), "{path} holds samples up to 1.25; scale them to -1..1."),
     (read_wav, "a.wav", riff(7, 8, b"12"), "{path} holds format 7 of 8 bits; convert it to PCM of 16 bits."),
+    (read_wav, "a.wav", riff(1, 24, bytes(8), align=4), "{path} keeps each sample of 24 bits in 4 bytes; convert it to PCM of 16 bits."),
     (read_wav, "a.wav", riff(1, 16, b"12", rate=0), "{path} gives a sample rate of 0; repair its header."),
     (read_piano_rolls, "a.mat", None, "there is no file {path}; give a .mat or .npz file."),
     (read_piano_rolls, "a.pickle", b"x", "{path} is neither .mat nor .npz; save the piano rolls as one of them."),

@@ -313,6 +313,16 @@ MISTAKES = {
         lambda: check(config_of("language_model", **{"model.causal": False, "data.name": "text"})),
         "config.model.causal=False shows the network what config.task='language_model' on data.name='text' asks it to tell; leave it True.",
     ),
+    "a model that may look ahead": (
+        lambda: check(config_of("sequence_prediction", "unet_dilated", **{"data.name": "csv"})),
+        "config.model.name='unet_dilated' is no causal model of what config.task='sequence_prediction' on data.name='csv' asks it to tell; "
+        "use one of ('separable_tcn', 'tcn').",
+    ),
+    "a model of codes for rows": (
+        lambda: check(config_of("sequence_prediction", "bytenet", **{"data.name": "piano", "sequence.loss": "binary"})),
+        "config.model.name='bytenet' is no causal model of what config.task='sequence_prediction' on data.name='piano' asks it to tell; "
+        "use one of ('separable_tcn', 'tcn').",
+    ),
     "augmented codes": (
         lambda: check(config_of("language_model", **{"augment.flip": True})),
         "config.augment.flip=True has no meaning for config.task='language_model'; leave it out.",

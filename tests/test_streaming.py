@@ -54,8 +54,8 @@ AHEAD = {
     "SAME, even": dilax.SeparableConv(5, (4,), dilation=2, padding="SAME"),
     "TORCH": dilax.DepthwiseConv((5,), dilation=2, padding="TORCH"),
     "pairs": dilax.DilatedConv(5, (3,), dilation=2, padding=((1, 3),)),
-    "TCN": models.TCN(3, 3, (5, 6), causal=False),
-    "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="layer"),
+    "TCN that looks ahead": models.TCN(3, 3, (5, 6), causal=False),
+    "SeparableTCN that looks ahead": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="layer"),
     "SeparableTCN, cumulative": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="cumulative"),
     "SAME, then CAUSAL": Both(),
 }
@@ -106,6 +106,7 @@ def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> ja
 
 
 ALL = {**LAYERS, **AHEAD, **MODELS}
+assert len(ALL) == len(LAYERS) + len(AHEAD) + len(MODELS), "a name that stands twice hides a case"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -167,7 +168,7 @@ def test_what_looks_ahead_is_late_by_as_much(name):
     assert model.apply(variables, method="latency") == field.offset + field.size - 1
 
 
-@pytest.mark.parametrize("name", ["conv", "conv with stride", "transposed", "SAME", *MODELS])
+@pytest.mark.parametrize("name", ["conv", "conv with stride", "transposed", *AHEAD, *MODELS])
 def test_users_can_check_it(name):
     dilax.check_streamable(ALL[name], variables_of(ALL[name]), input_of(ALL[name]), chunks=(2, 4))
 
@@ -218,6 +219,14 @@ class Leaky(streaming.Streamable):
             x = dilax.max_pool(x, 3, stride=1, padding="SAME")
         elif self.what == "ahead after a stride":
             x = dilax.DilatedConv(4, (3,))(dilax.DilatedConv(4, (2,), stride=2, **CAUSAL)(x))
+        elif self.what == "a stride after what looks ahead":
+            x = dilax.DilatedConv(4, (2,), stride=2, **CAUSAL)(dilax.DilatedConv(4, (3,))(x))
+        elif self.what == "transposed after what looks ahead":
+            x = dilax.CausalConvTranspose(4, 3)(dilax.DilatedConv(4, (3,))(x))
+        elif self.what == "unequal":
+            x = dilax.DilatedConv(4, (3,))(x) + dilax.DilatedConv(4, (3,))(x)
+        elif self.what == "flax":
+            x = nn.Conv(4, (1,))(nn.Conv(4, (2,), padding="CAUSAL")(x))
         elif self.what == "wrap":
             x = dilax.DilatedConv(4, (3,), padding_mode="wrap", **CAUSAL)(x)
         elif self.what == "valid":
@@ -235,6 +244,9 @@ class Leaky(streaming.Streamable):
         ("batch", "Leaky.init_stream: BatchNorm_0 is a BatchNorm, which looks at the whole sequence"),
         ("layer over time", "Leaky.init_stream: LayerNorm_0 is a LayerNorm, which looks at the whole sequence"),
         ("ahead after a stride", "DilatedConv_1 looks ahead, and strides or several dilations stand in the way"),
+        ("a stride after what looks ahead", "DilatedConv_1 cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL'"),
+        ("transposed after what looks ahead", "CausalConvTranspose_0 cannot be fed in chunks behind layers that look ahead"),
+        ("flax", "Conv_1 is a Conv of Flax, which keeps nothing of the past; use `dilax.DilatedConv`"),
         ("wrap", "DilatedConv_1 pads with padding_mode='wrap', which needs the whole sequence"),
         ("valid", "DilatedConv_1 has padding='VALID', with which it cannot be fed in chunks"),
     ],
@@ -246,12 +258,13 @@ def test_what_cannot_be_fed_is_named(what, words):
         model.apply(variables, 2, method="init_stream", mutable=["batch_stats"])
 
 
-@pytest.mark.parametrize("what", ["mean", "pool"])
+@pytest.mark.parametrize("what", ["mean", "pool", "unequal"])
 def test_what_the_layers_do_not_know_of_is_found(what):
     model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=True)
     with pytest.raises(
-        UserError, match=r"check_streamable: output [01] differs by .* something besides the layers of dilax looks at other"
+        UserError,
+        match=r"check_streamable: output [01] differs by .* something besides the layers of dilax looks at other .* unequally far",
     ):
         dilax.check_streamable(model, variables, x)
     with pytest.raises(UserError, match="check_causal: output 0 changes"):
@@ -330,6 +343,52 @@ def test_cumulative_norm_is_what_it_says():
         seen = x[:, : t + 1].reshape(2, -1)
         expected = (x[:, t] - seen.mean(1, keepdims=True)) / seen.std(1, keepdims=True) * [1, 2, 3] + [0.5, 0, -1]
         np.testing.assert_allclose(y[:, t], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(300, 0.1), (1000, 1), (-13.8, 0.01)])
+def test_cumulative_norm_keeps_its_digits_far_from_zero(mean, deviation):
+    layer, x = dilax.CumulativeNorm(), np.asarray(RNG.normal(mean, deviation, (2, 800, 8)), np.float32)
+    y = np.asarray(layer.apply(variables := layer.init(jax.random.key(0), x), x))
+    seen = x[:, 1:].astype(np.float64)
+    count = 8 * np.arange(2, 801)[None, :, None]
+    average, square = (np.cumsum((x.astype(np.float64) ** power).sum(-1, keepdims=True), axis=1)[:, 1:] / count for power in (1, 2))
+    np.testing.assert_allclose(y[:, 1:], (seen - average) / np.sqrt(square - average**2 + 1e-8), rtol=0.01, atol=0.01)
+    dilax.check_streamable(layer, variables, jnp.asarray(x), chunks=(7, 200))
+
+
+@pytest.mark.parametrize(
+    "model", [AHEAD["TCN that looks ahead"], AHEAD["SeparableTCN, cumulative"], MODELS["ByteNet"], MODELS["WaveNet of waves"]]
+)
+def test_it_runs_with_64_bits_enabled(model):
+    x, variables = input_of(model), variables_of(model)
+    with jax.enable_x64(True):
+        dilax.check_streamable(model, variables, x, chunks=(1, 5, 2))
+        if model in MODELS.values():
+            drawn = dilax.sample(model, variables, jax.random.key(0), x, 3)
+            assert drawn.dtype == x.dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("groups", [1, 2, 64])
+def test_narrow_floats_are_summed_in_float32(dtype, groups):
+    """So a step is as exact as the whole: off the float32 result by a rounding of it."""
+    layer = dilax.DilatedConv(64, (63,), groups=groups, dtype=dtype, **CAUSAL)
+    x = jnp.asarray(RNG.normal(size=(1, 80, 64)), dtype)
+    variables = layer.init(jax.random.key(0), x)
+    rounded = jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), variables)
+    exact = np.asarray(layer.clone(dtype=jnp.float32).apply(rounded, x.astype(jnp.float32)))
+    found = np.asarray(fed(layer, variables, x, (1, 72, 7)).astype(jnp.float32))
+    assert np.abs(found - exact).max() <= 2 * float(jnp.finfo(dtype).eps) * np.abs(exact).max()
+
+
+def test_chunks_may_be_of_another_type_than_the_state():
+    model = models.TCN(2, kernel_size=3, features=(4, 4), causal=False)
+    x = jnp.asarray(RNG.normal(size=(1, 12, 4)), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        variables = model.init(jax.random.key(0), x, train=False)
+        state = model.apply(variables, 1, method="init_stream")
+        y, after = model.apply(variables, x[:, :2], state, method="stream")
+    assert (y.shape, jax.tree.map(lambda a: a.dtype, after)) == ((1, 2, 2), jax.tree.map(lambda a: a.dtype, state))
 
 
 def test_gates_are_those_of_the_paper():

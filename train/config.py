@@ -52,6 +52,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.accumulate": (1, math.inf),
     "optim.ema_decay": (0, 1),
 }
+# Those that never see what is to be told; the first two also take rows of numbers, the others codes or waveforms.
+CAUSAL_MODELS = ("separable_tcn", "tcn", "bytenet", "wavenet")
 SEQUENCE_TASKS = ("sequence_classification", "sequence_prediction", "language_model", "waveform", "separation")
 # Keys of the part `augment` that one task alone knows.
 ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoothing")
@@ -214,7 +216,14 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.augment.{key}={config.augment[key]} has no meaning for config.task={config.task!r}; leave it out.")
     if config.task == "segmentation":
         _check_segmentation(config)
-    tells_the_next = config.task in ("language_model", "waveform") or config.data.name in ("csv", "piano")
+    rows = config.data.name.partition(":")[0] in ("csv", "piano")
+    tells_the_next = rows or config.task in ("language_model", "waveform")
+    causal = CAUSAL_MODELS if not rows else CAUSAL_MODELS[:2]
+    if tells_the_next and config.model.name not in causal:
+        raise UserError(
+            f"config.model.name={config.model.name!r} is no causal model of what config.task={config.task!r} on "
+            f"data.name={config.data.name!r} asks it to tell; use one of {causal}.{did_you_mean(config.model.name, causal)}"
+        )
     if tells_the_next and config.model.get("causal", True) is False:
         raise UserError(
             f"config.model.causal=False shows the network what config.task={config.task!r} on data.name={config.data.name!r} asks it to "

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -173,8 +173,7 @@ def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[st
     """The rows that follow each table, as CSV with the names of the columns."""
     tables = [series.read_csv(pathlib.Path(path)) for path in paths]
     for path, (names, _) in zip(paths, tables):
-        if len(names) != len(trained.class_names):
-            raise UserError(f"{path} has the columns {', '.join(names)}, and the run was trained on {', '.join(trained.class_names)}.")
+        check_columns(trained, path, names)
     scale = Scale(trained)
     run: Any = jax.jit(lambda variables, x: dilax.forecast(trained.setup.steps.model, variables, x, options.steps))
     for path, (_, values) in zip(paths, tables):
@@ -183,6 +182,13 @@ def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[st
         yield row(trained.class_names)
         for after in scale.back(np.asarray(run(trained.variables, jnp.asarray(scale.to(values))[None]))[0]):
             yield row([f"{value:.6g}" for value in after])
+
+
+def check_columns(trained: Trained, source: str, names: Sequence[str]) -> None:
+    """Refuse columns other than those of the run, but for tables without names."""
+    unnamed = any(one[0].startswith("column ") for one in (names, trained.class_names))
+    if len(names) != len(trained.class_names) or (not unnamed and tuple(names) != tuple(trained.class_names)):
+        raise UserError(f"{source} has the columns {', '.join(names)}, and the run was trained on {', '.join(trained.class_names)}.")
 
 
 @dataclasses.dataclass(frozen=True)

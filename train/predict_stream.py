@@ -20,9 +20,9 @@ from dilax.errors import UserError
 from dilax.generate import choose, go_on
 from dilax.models.wavenet import mu_law_encode
 from dilax.streaming import Streamable, end_stream
-from train.data import audio, text
+from train.data import audio, series, text
 from train.data.open_sequences import mel_frame
-from train.predict_sequences import Options, Scale, check_rate, classified, codes_of, encoded, row
+from train.predict_sequences import Options, Scale, check_columns, check_rate, classified, codes_of, encoded, row
 from train.run import Trained
 from train.sequence_report import to_sound
 from train.sequences import pooled
@@ -107,7 +107,7 @@ class _Fed:
 
 def _lines(file: Bytes) -> Iterator[str]:
     try:
-        yield from io.TextIOWrapper(file, encoding="utf-8")
+        yield from io.TextIOWrapper(file, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{_INPUT} is not UTF-8; convert it.") from error
 
@@ -136,18 +136,23 @@ def _classes(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str
 def _rows(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str]:
     fed, scale = _Fed(trained), Scale(trained)
     yield row(trained.class_names) + "\n"
+    width, begun = len(trained.class_names), False
     for number, line in enumerate(lines, 1):
         cells = next(csv.reader([line]), [])
-        try:
-            values = np.array([float(cell) for cell in cells[-len(trained.class_names) :]])
-        except ValueError:
-            if number == 1:
-                continue  # the names of the columns
-            values = np.array([])
-        if len(values) != len(trained.class_names) or not np.isfinite(values).all():
-            raise UserError(
-                f"line {number}: {line.strip()!r} is not a row of {len(trained.class_names)} numbers: {', '.join(trained.class_names)}."
-            )
+        if not any(map(str.strip, cells)):
+            continue
+        if not begun and series.is_header(cells):
+            check_columns(trained, f"line {number}", cells[len(cells) - width :] if len(cells) == width + 1 else cells)
+            begun = True
+            continue
+        begun = True
+        if len(cells) == width + 1 and not series.is_number(cells[0]):
+            cells = cells[1:]  # such as a date
+        values = np.array([float(cell) if series.is_number(cell) else np.nan for cell in cells])
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32)).all()
+        if len(values) != width or not finite:
+            raise UserError(f"line {number}: {line.strip()!r} is not a row of {width} numbers: {', '.join(trained.class_names)}.")
         yield row([f"{value:.6g}" for value in scale.back(fed(scale.to(values)[None]))[0]]) + "\n"
 
 

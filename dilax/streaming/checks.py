@@ -69,6 +69,8 @@ def check_streamable(model: Any, variables: Any, x: jax.Array, *, chunks: Sequen
         >>> x, layer = jnp.arange(12.0).reshape(1, 12, 1), CumulativeNorm()
         >>> check_streamable(layer, layer.init(jax.random.key(0), x), x)
     """
+    if not chunks or min(chunks) < 1:
+        raise UserError(f"check_streamable: chunks={tuple(chunks)} must be sizes of at least 1.")
     train = {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
     latency = model.apply(variables, method="latency")
     whole = np.asarray(model.apply(variables, x, **train))
@@ -89,5 +91,6 @@ def check_streamable(model: Any, variables: Any, x: jax.Array, *, chunks: Sequen
     if len(wrong):
         raise UserError(
             f"check_streamable: output {wrong[0]} differs by {differences[wrong[0]]:.3g} from that of the whole sequence: something "
-            "besides the layers of dilax looks at other samples; write it as a `dilax.streaming.Layer`."
+            "besides the layers of dilax looks at other samples (write it as a `dilax.streaming.Layer`), or branches that look ahead "
+            "unequally far are joined (delay the shorter by `dilax.causal.Delay`)."
         )

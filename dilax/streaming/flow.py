@@ -48,6 +48,11 @@ class Flow:
                 f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__}, which looks at the whole sequence; "
                 "use batch, layer or cumulative normalisation, and train=False."
             )
+        if isinstance(module, nn.Conv | nn.ConvTranspose) and np.ravel(module.kernel_size)[0] != 1:
+            raise UserError(
+                f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__} of Flax, which keeps nothing of the past; "
+                "use `dilax.DilatedConv` or `dilax.CausalConvTranspose`."
+            )
         if not isinstance(module, Layer):
             return call(*args, **kwargs)
         key = "/".join(module.path) or type(module).__name__
@@ -63,10 +68,15 @@ class Flow:
         y, self.new[key] = module.step(x, self._held(key, start), self)
         return y
 
+    def keeps_time(self, name: str) -> None:
+        """Refuse a layer that changes the rate, or cannot leave samples out, behind layers that look ahead."""
+        if self.latency:
+            raise UserError(f"{name} cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL' along time in those.")
+
     def within(self, x: jax.Array, latency: int) -> jax.Array:
         """Return which samples (n,) of a chunk that is `latency` late lie in the sequence, neither before its start nor after its end."""
         now = self._held(_CLOCK, _clock())
-        places = now["time"] - latency + jnp.arange(x.shape[1])
+        places = now["time"] - latency + jnp.arange(x.shape[1], dtype=jnp.int32)
         return (places >= 0) & (places < now["end"])
 
     def _held(self, key: str, start: Any) -> Any:

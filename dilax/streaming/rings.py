@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dilax.functional import dilated_conv
@@ -47,7 +48,7 @@ def turn(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[list[jax.
     if chunk.shape[1] > 1:
         return [_before(ring, chunk, shift) for shift in shifts], after
     length = ring.samples.shape[1]
-    reads = [lax.rem(after.place + (length - 1 - shift), length) if shift else None for shift in shifts]
+    reads = [_wrapped(after.place + (length - 1 - shift), length) if shift else None for shift in shifts]
     return [chunk if at is None else lax.dynamic_slice_in_dim(after.samples, at, 1, axis=1) for at in reads], after
 
 
@@ -56,7 +57,7 @@ def _before(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
     old = min(shift, count)
     if old == 0:
         return chunk
-    past = jnp.take(ring.samples, lax.rem(ring.place + (length - shift) + jnp.arange(old), length), axis=1, mode="clip")
+    past = jnp.take(ring.samples, _wrapped(ring.place + (length - shift) + _count(old), length), axis=1, mode="clip")
     return past if old == count else jnp.concatenate([past, chunk[:, : count - shift]], axis=1)
 
 
@@ -69,8 +70,17 @@ def _pushed(ring: Ring, chunk: jax.Array) -> Ring:
     if count == 1:
         samples = lax.dynamic_update_slice_in_dim(ring.samples, chunk, ring.place, axis=1)
     else:
-        samples = ring.samples.at[:, lax.rem(ring.place + jnp.arange(count), length)].set(chunk)
-    return Ring(samples, lax.rem(ring.place + count, length))
+        samples = ring.samples.at[:, _wrapped(ring.place + _count(count), length)].set(chunk)
+    return Ring(samples, _wrapped(ring.place + count, length))
+
+
+def _wrapped(places: jax.Array, length: int) -> jax.Array:
+    """Places in a ring, int32 with 64 bits enabled, too."""
+    return lax.rem(places, np.int32(length))
+
+
+def _count(n: int) -> jax.Array:
+    return jnp.arange(n, dtype=jnp.int32)
 
 
 def conv_step(
@@ -88,12 +98,18 @@ def conv_step(
         precision: Of the products.
 
     Returns:
-        (batch, n // stride, c_out), and the ring after the chunk.
+        (batch, n // stride, c_out), float16 and bfloat16 summed in float32, and the ring after the chunk.
     """
-    taps = kernel.shape[0]
+    taps, wide = kernel.shape[0], _wide(chunk.dtype)
     reads, ring = turn(ring, chunk, [(taps - 1 - tap) * dilation for tap in range(taps)])
-    parts = [_product(x[:, ::stride], kernel[tap], groups, precision) for tap, x in enumerate(reads)]
-    return functools.reduce(jnp.add, parts), ring
+    kernel = kernel.astype(wide)
+    parts = [_product(x[:, ::stride].astype(wide), kernel[tap], groups, precision) for tap, x in enumerate(reads)]
+    return functools.reduce(jnp.add, parts).astype(chunk.dtype), ring
+
+
+def _wide(dtype: Any) -> Any:
+    """What products of a type are summed in."""
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
 def _product(x: jax.Array, matrix: jax.Array, groups: int, precision: Any) -> jax.Array:
@@ -144,12 +160,14 @@ def conv_transpose_step(
         precision: Of the products.
 
     Returns:
-        (batch, n * stride, c_out), and the ring after the chunk.
+        (batch, n * stride, c_out), float16 and bfloat16 summed in float32, and the ring after the chunk.
     """
     batch, count, _ = chunk.shape
+    wide = _wide(chunk.dtype)
+    kernel = kernel.astype(wide)
     places = [divmod(tap * dilation, stride) for tap in range(kernel.shape[0])]
     reads, ring = turn(ring, chunk, [shift for shift, _ in places])
-    phases: list[Any] = [jnp.zeros((batch, count, kernel.shape[1]), chunk.dtype)] * stride
+    phases: list[Any] = [jnp.zeros((batch, count, kernel.shape[1]), wide)] * stride
     for tap, (x, (_, phase)) in enumerate(zip(reads, places)):
-        phases[phase] = phases[phase] + jnp.einsum("bnc,oc->bno", x, kernel[tap], precision=precision)
-    return jnp.stack(phases, axis=2).reshape(batch, count * stride, -1), ring
+        phases[phase] = phases[phase] + jnp.einsum("bnc,oc->bno", x.astype(wide), kernel[tap], precision=precision)
+    return jnp.stack(phases, axis=2).reshape(batch, count * stride, -1).astype(chunk.dtype), ring

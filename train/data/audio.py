@@ -94,7 +94,7 @@ def _header(file: io.BufferedReader | io.BytesIO, name: str) -> tuple[_Form, int
 
 
 def _form(name: str, header: bytes) -> _Form:
-    code, channels, rate, _, _, bits = struct.unpack("<HHIIHH", header[:16])
+    code, channels, rate, _, align, bits = struct.unpack("<HHIIHH", header[:16])
     if code == _EXTENSIBLE and len(header) >= 26:
         code = struct.unpack("<H", header[24:26])[0]
     if channels != 1:
@@ -103,6 +103,8 @@ def _form(name: str, header: bytes) -> _Form:
         raise UserError(f"{name} gives a sample rate of 0; repair its header.")
     if (code, bits) not in {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}:
         raise UserError(f"{name} holds format {code} of {bits} bits; convert it to PCM of 16 bits.")
+    if align != bits // 8:
+        raise UserError(f"{name} keeps each sample of {bits} bits in {align} bytes; convert it to PCM of 16 bits.")
     return _Form(code, bits // 8, rate)
 
 

@@ -88,9 +88,14 @@ def _standardised(config: Any, train: Labelled, test: Labelled, facts: dict[str,
             f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give one number."
         )
     together = np.concatenate(train[0])
-    mean, std = together.mean(0), together.std(0) + 1e-8
+    mean, std = _moments(together)
     train, test = (([((one - mean) / std).astype(np.float32) for one in split], labels) for split, labels in (train, test))
     return _classes(config, train, test, facts={**facts, "mean": mean.tolist(), "std": std.tolist()})
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and deviation of each column, by sums that stay exact over many rows."""
+    return values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64) + 1e-8
 
 
 def _classes(config: Any, train: Labelled, test: Labelled, symbols: tuple[str, ...] = (), facts: dict[str, Any] | None = None) -> Splits:
@@ -246,7 +251,7 @@ def _csv(config: Any) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which is to give the next."""
     names, values = series.read_csv(pathlib.Path(config.data.dir))
     parts = _in_three(values, config)
-    mean, std = parts["train"].mean(0), parts["train"].std(0) + 1e-8
+    mean, std = _moments(parts["train"])
     scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
     return _cut(config, scaled, names, (), {"mean": mean.tolist(), "std": std.tolist()})
 

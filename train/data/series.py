@@ -134,7 +134,7 @@ def _wrong(cell: str) -> str:
     cell = _one_line(cell)
     if cell.lower() in _MISSING:
         return f'is missing ("{cell}"); fill it, or leave the series, row or column out'
-    if not _is_number(cell):
+    if not is_number(cell):
         return f'is "{cell[:_SHOWN]}", which is no number; correct it, or leave the series, row or column out'
     return "" if abs(float(cell)) < _TOO_LARGE else f'is "{cell}", which is no finite number of float32; correct it'
 
@@ -144,7 +144,8 @@ def _one_line(cell: str) -> str:
     return " ".join(cell.split())
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, if not a finite one."""
     try:
         float(cell)
     except ValueError:
@@ -167,12 +168,12 @@ def read_csv(path: pathlib.Path) -> tuple[tuple[str, ...], np.ndarray]:
         if len(row) != width:
             raise UserError(f"{path}, line {line} has {len(row)} cells and line {rows[0][0]} has {width}; make them agree.")
     names = tuple(f"column {i}" for i in range(1, width + 1))
-    if _is_header(rows[0][1]):
+    if is_header(rows[0][1]):
         names = tuple(_one_line(cell) or name for cell, name in zip(rows[0][1], names))
         rows = rows[1:]
     if not rows:
         raise UserError(f"{path} holds names and no values; add a row for each step.")
-    if all(not _is_number(row[0]) for _, row in rows) and width > 1:
+    if all(not is_number(row[0]) for _, row in rows) and width > 1:
         names, rows = names[1:], [(line, row[1:]) for line, row in rows]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
@@ -201,10 +202,10 @@ def _rows(path: pathlib.Path, content: bytes) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _is_header(row: list[str]) -> bool:
+def is_header(row: list[str]) -> bool:
     """Whether a row holds names: no numbers and nothing missing, or 0, 1, ... behind the empty corner that pandas leaves over dates."""
     if len(row) > 1 and row[0].strip() == "":
         row = row[1:]
         if row == [str(i) for i in range(len(row))]:
             return True
-    return not any(_is_number(cell) or cell.strip().lower() in _MISSING for cell in row)
+    return not any(is_number(cell) or cell.strip().lower() in _MISSING for cell in row)
