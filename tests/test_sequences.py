@@ -10,6 +10,7 @@ import pytest
 from dilax.errors import UserError
 from train import data, run, sequences
 from train.config import check, default_config, model_config
+from train.data.open_sequences import load_sequences
 from train.data.sequences import Table, padded, windows
 from train.data.synthetic import adding, copy_memory
 from train.evaluate import score
@@ -322,6 +323,11 @@ MISTAKES = {
         lambda: check(config_of("sequence_prediction", "bytenet", **{"data.name": "piano", "sequence.loss": "binary"})),
         "config.model.name='bytenet' is no causal model of what config.task='sequence_prediction' on data.name='piano' asks it to tell; "
         "use one of ('separable_tcn', 'tcn').",
+    ),
+    "a file beside the text of a package": (
+        lambda: load_sequences(config_of("language_model", **{"data.name": "bible", "data.dir": "mine.txt"})),
+        "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name to \"text\", "
+        "or leave the folder out.",
     ),
     "augmented codes": (
         lambda: check(config_of("language_model", **{"augment.flip": True})),

@@ -306,6 +306,23 @@ def test_checks_refuse_what_they_cannot_check():
         dilax.check_causal(lambda x: x[:, 1:], jnp.arange(4.0).reshape(1, 4, 1))
     with pytest.raises(UserError, match="check_causal: output 2 changes by up to"):
         dilax.check_causal(lambda x: x.at[:, 2].add(x[:, 3]), input_of(LAYERS["conv"]), cuts=range(TIME - 1))
+    for cuts in ((), (23,), (-1,)):
+        with pytest.raises(UserError, match=r"check_causal: cuts=\(.*\) must be one or more of 0 to 22"):
+            dilax.check_causal(lambda x: x[:, ::-1], input_of(LAYERS["conv"]), cuts=cuts)
+    layer, x = LAYERS["conv"], input_of(LAYERS["conv"])
+    with pytest.raises(UserError, match="check_causal: an output is NaN or infinite"):
+        dilax.check_causal(lambda x: x * np.nan, x)
+    with pytest.raises(UserError, match="check_streamable: an output for the whole sequence is NaN or infinite"):
+        dilax.check_streamable(layer, variables_of(layer), x.at[0, 3].set(np.nan))
+    with pytest.raises(UserError, match=r"check_streamable: chunks=\(\) must be sizes of at least 1"):
+        dilax.check_streamable(layer, variables_of(layer), x, chunks=())
+
+    class Unknown(streaming.Streamable):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x
+
+    with pytest.raises(UserError, match=r"Unknown: what it takes is not known; define Unknown\.stream_input\(batch_size, dtype\)"):
+        dilax.check_streamable(Unknown(), {}, x)
 
 
 def test_a_layer_that_runs_twice_has_two_states():

@@ -38,6 +38,10 @@ def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Se
     if bool((other == x).all()):
         raise UserError("check_causal: x is the same backwards, so nothing can be changed in it; give random samples.")
     places = sorted(set(np.linspace(0, count - 2, 8).astype(int).tolist())) if cuts is None else cuts
+    if not len(places) or min(places) < 0 or max(places) > count - 2:
+        raise UserError(f"check_causal: cuts={tuple(places)} must be one or more of 0 to {count - 2}, the samples but the last.")
+    if not np.isfinite(y).all():
+        raise UserError("check_causal: an output is NaN or infinite, which no change would show; give inputs that are well.")
     for cut in places:
         changed = jnp.concatenate([x[:, : cut + 1], other[:, cut + 1 :]], axis=1)
         known = (cut + 1) * y.shape[1] // count if y.shape[1] >= count else -(-(cut + 1) // (count // y.shape[1]))
@@ -74,6 +78,8 @@ def check_streamable(model: Any, variables: Any, x: jax.Array, *, chunks: Sequen
     train = {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
     latency = model.apply(variables, method="latency")
     whole = np.asarray(model.apply(variables, x, **train))
+    if not np.isfinite(whole.astype(np.float64)).all():
+        raise UserError("check_streamable: an output for the whole sequence is NaN or infinite; give inputs that are well.")
     state = model.apply(variables, x.shape[0], x.dtype, method="init_stream")
     run = jax.jit(lambda chunk, state: model.apply(variables, chunk, state, method="stream"))
     parts, at, turn = [], 0, 0

@@ -126,11 +126,25 @@ def _looks_along_time(module: nn.Module, args: Any, kwargs: Any) -> bool:
 
 
 class Streamable(nn.Module):
-    """A module that maps (batch, time, ...) to (batch, time_out, ...), and can be fed in chunks if what it is made of is causal."""
+    """A module that maps (batch, time, ...) to (batch, time_out, ...), and can be fed in chunks if what it is made of is causal.
+
+    Example:
+        >>> from dilax import DilatedConv, check_streamable
+        >>> class Network(Streamable):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return x + nn.relu(DilatedConv(4, (3,), dilation=2, padding="CAUSAL")(x))
+        ...
+        ...     def stream_input(self, batch_size, dtype):
+        ...         return jnp.zeros((batch_size, 1, 4), dtype)  # one sample, to begin with
+        >>> model, x = Network(), jax.random.normal(jax.random.key(0), (2, 9, 4))
+        >>> check_streamable(model, model.init(jax.random.key(0), x), x)
+    """
 
     def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
         """Return one sample (batch_size, 1, ...) of zeros, such as `stream` takes; the parameters are there to be read."""
-        raise NotImplementedError
+        name = type(self).__name__
+        raise UserError(f"{name}: what it takes is not known; define {name}.stream_input(batch_size, dtype), as `Streamable` does.")
 
     def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
         """Return what else `__call__` must be given, for that sample."""

@@ -220,6 +220,11 @@ def _text(config: Any) -> Splits:
 
 def _text_parts(config: Any) -> dict[str, str]:
     if config.data.name in text.PACKAGES:
+        if config.data.dir:
+            raise UserError(
+                f"config.data.dir={config.data.dir!r} is not read with config.data.name={config.data.name!r}, the text of a package; "
+                'set config.data.name to "text", or leave the folder out.'
+            )
         whole = text.package_text(config.data.name)
     else:
         path = pathlib.Path(config.data.dir)
