@@ -61,16 +61,16 @@ class CausalConvTranspose(Layer):
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
         """Return a ring of the inputs that still have outputs to come."""
-        flow.keeps_time(f"{flow.caller}: {'/'.join(self.path) or type(self).__name__}")
+        flow.keeps_time(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], (self.kernel_size - 1) * self.dilation // self.stride, x.shape[2:], x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the outputs for a chunk, and the ring after it."""
         kernel, bias = (self.get_variable("params", name) if self.has_variable("params", name) else None for name in ("kernel", "bias"))
-        chunk, kernel, bias, samples = promote_dtype(x, kernel, bias, state.samples, dtype=self.dtype)
-        y, after = conv_transpose_step(chunk, kernel, Ring(samples, state.place), stride=self.stride, dilation=self.dilation)
-        return (y if bias is None else y + bias[None, None]), Ring(after.samples.astype(state.samples.dtype), after.place)
+        chunk, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y, after = conv_transpose_step(chunk, kernel, state, stride=self.stride, dilation=self.dilation)
+        return (y if bias is None else y + bias[None, None]), after
 
 
 class Delay(Layer):
@@ -92,8 +92,8 @@ class Delay(Layer):
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the samples before, and the ring after the chunk."""
-        (late,), after = turn(state, x.astype(state.samples.dtype), [self.samples])
-        return late.astype(x.dtype), after
+        (late,), after = turn(state, x, [self.samples])
+        return late, after
 
 
 class CumulativeNorm(Layer):

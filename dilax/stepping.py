@@ -27,7 +27,7 @@ class TimeConv(Layer):
     def start(self, x: jax.Array, flow: Flow) -> Ring:
         """Return a ring as long as the kernel looks back."""
         module: Any = self
-        name, window = f"{flow.caller}: {'/'.join(self.path) or type(self).__name__}", window_of(self, x)
+        name, window = flow.name_of(self), window_of(self, x)
         stride = per_axis(module.stride, len(window), "stride", name)[0]
         lengths = [(window[0] - 1) * dilation for dilation in self._time_dilations(len(window))]
         pads = self._time_pads(window)
@@ -41,7 +41,7 @@ class TimeConv(Layer):
         if flow.old is not None and x.shape[1] % stride:
             raise UserError(f"{name} has stride {stride}, of which a chunk of {x.shape[1]} samples is no multiple; feed chunks that are.")
         if stride > 1:
-            flow.keeps_time(name)
+            flow.keeps_time(self)
         flow.strided |= stride > 1
         flow.latency += late
         return new_ring(x.shape[0], max(lengths), x.shape[2:], x.dtype)
@@ -100,14 +100,13 @@ def stepped(
 ) -> tuple[jax.Array, Ring]:
     """Convolve a chunk with a kernel of a module, along time by steps."""
     rank, options = kernel.ndim - 2, {"groups": groups, "precision": module.precision}
-    chunk, kernel, samples = promote_dtype(x, kernel, ring.samples, dtype=module.dtype)
+    chunk, kernel = promote_dtype(x, kernel, dtype=module.dtype)
     stride, gaps = (per_axis(value, rank, "", type(module).__name__) for value in (module.stride, dilation))
     if rank == 1:
-        y, after = conv_step(chunk, kernel, Ring(samples, ring.place), stride=stride[0], dilation=gaps[0], **options)
+        y, after = conv_step(chunk, kernel, ring, stride=stride[0], dilation=gaps[0], **options)
     else:
         words = module.padding if isinstance(module.padding, (tuple, list)) else (module.padding,) * rank
-        y, after = conv_step_nd(chunk, kernel, Ring(samples, ring.place), stride=stride, padding=words, dilation=gaps, **options)
-    after = Ring(after.samples.astype(ring.samples.dtype), after.place)
+        y, after = conv_step_nd(chunk, kernel, ring, stride=stride, padding=words, dilation=gaps, **options)
     return with_stored_bias(module, y) if use_bias else y, after
 
 

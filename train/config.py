@@ -52,8 +52,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.accumulate": (1, math.inf),
     "optim.ema_decay": (0, 1),
 }
-# Those that never see what is to be told; the first two also take rows of numbers, the others codes or waveforms.
-CAUSAL_MODELS = ("separable_tcn", "tcn", "bytenet", "wavenet")
+# Those that never see what is to be told: of rows of numbers, and of codes or waveforms.
+ROW_MODELS = ("separable_tcn", "tcn")
+CAUSAL_MODELS = (*ROW_MODELS, "bytenet", "wavenet")
 SEQUENCE_TASKS = ("sequence_classification", "sequence_prediction", "language_model", "waveform", "separation")
 # Keys of the part `augment` that one task alone knows.
 ONLY_CLASSIFICATION = ("crop_padding", "rotate", "cutout", "mixup", "label_smoothing")
@@ -218,7 +219,7 @@ def check(config: ConfigDict) -> None:
         _check_segmentation(config)
     rows = config.data.name.partition(":")[0] in ("csv", "piano")
     tells_the_next = rows or config.task in ("language_model", "waveform")
-    causal = CAUSAL_MODELS if not rows else CAUSAL_MODELS[:2]
+    causal = ROW_MODELS if rows else CAUSAL_MODELS
     if tells_the_next and config.model.name not in causal:
         raise UserError(
             f"config.model.name={config.model.name!r} is no causal model of what config.task={config.task!r} on "

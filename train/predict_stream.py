@@ -142,7 +142,7 @@ def _rows(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str]:
         if not any(map(str.strip, cells)):
             continue
         if not begun and series.is_header(cells):
-            check_columns(trained, f"line {number}", cells[len(cells) - width :] if len(cells) == width + 1 else cells)
+            check_columns(trained, f"line {number}", cells[1:] if len(cells) == width + 1 else cells)
             begun = True
             continue
         begun = True

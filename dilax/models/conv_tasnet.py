@@ -51,15 +51,14 @@ class Frames(Layer):
                 f"{flow.caller}: a chunk of {x.shape[1]} samples is no multiple of stride={self.stride}; "
                 "feed chunks that are, the last filled up with zeros."
             )
-        flow.keeps_time(f"{flow.caller}: {'/'.join(self.path) or type(self).__name__}")
+        flow.keeps_time(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], self.kernel_size // self.stride - 1, (self.stride,), x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the frames that a chunk ends, and the ring after it."""
-        pieces = pieces_of(x[..., 0], self.stride).astype(state.samples.dtype)
-        reads, after = turn(state, pieces, range(self.kernel_size // self.stride - 1, -1, -1))
-        return jnp.concatenate(reads, axis=-1).astype(x.dtype), after
+        reads, after = turn(state, pieces_of(x[..., 0], self.stride), range(self.kernel_size // self.stride - 1, -1, -1))
+        return jnp.concatenate(reads, axis=-1), after
 
 
 class OverlapAdd(Layer):
@@ -83,8 +82,8 @@ class OverlapAdd(Layer):
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the samples that no later frame covers, and the ring after the chunk."""
-        reads, after = turn(state, x.astype(state.samples.dtype), range(x.shape[-1] // self.stride))
-        return self._added(reads).astype(x.dtype), after
+        reads, after = turn(state, x, range(x.shape[-1] // self.stride))
+        return self._added(reads), after
 
     def _added(self, reads: list[jax.Array]) -> jax.Array:
         """Add the pieces: the first of the last frame, the second of the frame before it, and so on."""

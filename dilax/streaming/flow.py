@@ -45,12 +45,12 @@ class Flow:
             return call(*args, **kwargs)
         if isinstance(module, _OFFENDERS) or _looks_along_time(module, args, kwargs):
             raise UserError(
-                f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__}, which looks at the whole sequence; "
+                f"{self.name_of(module)} is a {type(module).__name__}, which looks at the whole sequence; "
                 "use batch, layer or cumulative normalisation, and train=False."
             )
         if isinstance(module, nn.Conv | nn.ConvTranspose) and np.ravel(module.kernel_size)[0] != 1:
             raise UserError(
-                f"{self.caller}: {'/'.join(module.path)} is a {type(module).__name__} of Flax, which keeps nothing of the past; "
+                f"{self.name_of(module)} is a {type(module).__name__} of Flax, which keeps nothing of the past; "
                 "use `dilax.DilatedConv` or `dilax.CausalConvTranspose`."
             )
         if not isinstance(module, Layer):
@@ -68,10 +68,16 @@ class Flow:
         y, self.new[key] = module.step(x, self._held(key, start), self)
         return y
 
-    def keeps_time(self, name: str) -> None:
+    def name_of(self, module: nn.Module) -> str:
+        """Who calls, and the place of a module, for errors."""
+        return f"{self.caller}: {'/'.join(module.path) or type(module).__name__}"
+
+    def keeps_time(self, module: nn.Module) -> None:
         """Refuse a layer that changes the rate, or cannot leave samples out, behind layers that look ahead."""
         if self.latency:
-            raise UserError(f"{name} cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL' along time in those.")
+            raise UserError(
+                f"{self.name_of(module)} cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL' along time in those."
+            )
 
     def within(self, x: jax.Array, latency: int) -> jax.Array:
         """Return which samples (n,) of a chunk that is `latency` late lie in the sequence, neither before its start nor after its end."""

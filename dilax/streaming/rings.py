@@ -37,8 +37,8 @@ def turn(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[list[jax.
     """Let a chunk enter, and return what lies `shift` samples before each of its samples, for every shift, and the ring after it.
 
     Args:
-        ring: Of the samples before.
-        chunk: (batch, n, *rest).
+        ring: Of the samples before; it keeps its type.
+        chunk: (batch, n, *rest), of the type that is returned.
         shifts: From 0 to the lookback of the ring.
 
     Returns:
@@ -47,9 +47,9 @@ def turn(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[list[jax.
     after = _pushed(ring, chunk)
     if chunk.shape[1] > 1:
         return [_before(ring, chunk, shift) for shift in shifts], after
-    length = ring.samples.shape[1]
+    length, dtype = ring.samples.shape[1], chunk.dtype
     reads = [_wrapped(after.place + (length - 1 - shift), length) if shift else None for shift in shifts]
-    return [chunk if at is None else lax.dynamic_slice_in_dim(after.samples, at, 1, axis=1) for at in reads], after
+    return [chunk if at is None else lax.dynamic_slice_in_dim(after.samples, at, 1, axis=1).astype(dtype) for at in reads], after
 
 
 def _before(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
@@ -57,12 +57,12 @@ def _before(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
     old = min(shift, count)
     if old == 0:
         return chunk
-    past = jnp.take(ring.samples, _wrapped(ring.place + (length - shift) + _count(old), length), axis=1, mode="clip")
+    past = jnp.take(ring.samples, _wrapped(ring.place + (length - shift) + _count(old), length), axis=1, mode="clip").astype(chunk.dtype)
     return past if old == count else jnp.concatenate([past, chunk[:, : count - shift]], axis=1)
 
 
 def _pushed(ring: Ring, chunk: jax.Array) -> Ring:
-    count, length = chunk.shape[1], ring.samples.shape[1]
+    count, length, chunk = chunk.shape[1], ring.samples.shape[1], chunk.astype(ring.samples.dtype)
     if length == 0:
         return ring
     if count >= length:
