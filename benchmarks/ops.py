@@ -41,7 +41,7 @@ from benchmarks.cases import CASES, KINDS, Case
 from benchmarks.chart import chart
 from dilax import lowerings, plots
 from dilax.errors import UserError, did_you_mean
-from train import cli, process
+from train import cli, runtime
 
 MEASURES = ("forward", "gradients")
 TORCH_LAYOUTS = ("torch contiguous", "torch channels_last")
@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what is asked for."""
     args = parse(argv)
     cases, found = chosen_cases(args.cases), common.environment()
-    process.keep_freed_memory()
+    runtime.keep_freed_memory()
     print(common.heading(found))
     print(f"medians in ms; torch with {found['cores']} threads{f' ({reason})' if (reason := common.without_torch()) else ''}\n")
     print(common.line(HEAD, WIDTHS), flush=True)

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from scipy.signal import resample_poly
 
-from train.data.audio import write_wav
+from train.data.readers.sound import write_wav
 
 RATE = 8000  # Hz; espeak-ng speaks at 22050
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

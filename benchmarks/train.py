@@ -37,7 +37,7 @@ from benchmarks import common
 from benchmarks.networks import FlaxNetwork, Network, Step, initial_values, jax_step, networks, torch_step
 from benchmarks.trace import trace
 from dilax.errors import UserError
-from train import cli, process
+from train import cli, runtime
 
 LOSS_TOLERANCE = 1e-4
 BUSY = 0.5
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--trace", type=pathlib.Path, metavar="FOLDER", help="do not time: print what takes dilax's time; keeps the trace")
     args = parser.parse_args()
     chosen = selected(args)
-    process.keep_freed_memory()
+    runtime.keep_freed_memory()
     found = {**common.environment(), "flax": importlib.metadata.version("flax")}
     print(f"{common.heading(found)}, flax {found['flax']}")
     if args.trace:

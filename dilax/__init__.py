@@ -1,7 +1,7 @@
 """Dilated (atrous) convolution for JAX: pure functions, Flax modules and models."""
 
 from dilax import audio, blocks, geometry, losses, lowerings, metrics, models, plots, streaming
-from dilax.autotune import autotune
+from dilax.autotuning import autotune
 from dilax.causal import CausalConvTranspose, CumulativeNorm
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
@@ -12,8 +12,8 @@ from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, ou
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.pooling import avg_pool, max_pool
-from dilax.receptive_field import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
-from dilax.resize import resize
+from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
+from dilax.resizing import resize
 from dilax.streaming import check_causal, check_streamable, end_stream
 from dilax.tiling import tiled
 from dilax.weights import load_weights

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from dilax.modules import DilatedConvTranspose, MultiDilationConv
-from dilax.receptive_field import ReceptiveField, receptive_fields
+from dilax.receptive_fields import ReceptiveField, receptive_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from dilax.geometry import is_integer
-from dilax.receptive_field import ReceptiveField, receptive_fields
+from dilax.receptive_fields import ReceptiveField, receptive_fields
 
 CALLER = "tiled"
 # Axes of twice this length and more are analysed at a shorter one, by a multiple of it: resizes are matrices to the analysis. One of the

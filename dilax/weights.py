@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax import models
-from dilax.convert import Rules, convert, read_state_dict, target
 from dilax.errors import UserError, did_you_mean
 from dilax.models import DRNS, deeplab, drn, fcn, resnet
+from dilax.state_dicts import Rules, convert, read_state_dict, target
 
 SOURCES: dict[str, dict[str, Rules]] = {
     "torchvision": {
@@ -37,7 +37,7 @@ def load_weights(source: str, path: str | pathlib.Path, fields: Mapping[str, Any
     Args:
         source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; all are in `SOURCES`. Those of "drn"
             are the authors' own (fyu/drn).
-        path: As `dilax.convert.read_state_dict`.
+        path: As `dilax.state_dicts.read_state_dict`.
         fields: Attributes of the model by name. The number of classes, and whether there is an auxiliary head, are read from the file.
 
     Returns:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
-from dilax.receptive_field import reaches, receptive_fields
+from dilax.receptive_fields import reaches, receptive_fields
 from dilax.summary import layers, summary
 
 KEY = jax.random.key(0)

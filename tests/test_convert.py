@@ -14,8 +14,8 @@ from foreign import random_state
 
 import dilax
 from dilax import models, weights
-from dilax.convert import beneath, convert, read_state_dict
 from dilax.errors import UserError
+from dilax.state_dicts import beneath, convert, read_state_dict
 
 with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
     ARRAYS: dict[str, Any] = dict(file)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dilax.errors import UserError
 from train import data
-from train.data import sources
+from train.data import source as sources
 
 KEYS = dict(name="digits", dir="", download=False, validation=0.1, classes=(), per_class=0, image_size=0, memory_mb=64, workers=0)
 

@@ -16,7 +16,8 @@ from PIL import Image
 from dilax.errors import UserError
 from train import data
 from train.config import default_config
-from train.data import cells, joint, masks
+from train.data import joint
+from train.data.readers import cells, masks
 
 KEY = jax.random.key(0)
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"

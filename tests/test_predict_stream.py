@@ -15,8 +15,8 @@ from dilax.errors import UserError
 from dilax.models.wavenet import mu_law_decode, mu_law_encode
 from train import run
 from train.config import default_config, model_config
-from train.data import audio
 from train.data.open_sequences import log_mel_frames
+from train.data.readers import sound as sounds_
 from train.predict_sequences import Options
 from train.predict_stream import stream
 from train.run import Trained
@@ -26,8 +26,8 @@ RATE, RNG = 8000, np.random.default_rng(5)
 TIME = np.arange(5237) / RATE
 # Rising tones in noise: nothing in it repeats itself, and no block is like another.
 SOUND = (0.4 * np.sin(400 * TIME * (1 + 5 * TIME)) + 0.05 * RNG.normal(size=len(TIME))).clip(-1, 1).astype(np.float32)
-SOUND = np.frombuffer(audio.pcm(SOUND), "<i2").astype(np.float32) / 2**15
-WAV = audio.open_header(RATE, 1) + audio.pcm(SOUND)
+SOUND = np.frombuffer(sounds_.pcm(SOUND), "<i2").astype(np.float32) / 2**15
+WAV = sounds_.open_header(RATE, 1) + sounds_.pcm(SOUND)
 
 
 class Pipe(io.BytesIO):
@@ -96,7 +96,7 @@ def test_only_the_last_frames_are_told_of():
 
 def test_a_sound_shorter_than_a_frame():
     made = trained("sequence_classification", "wav", *WORDS["causal, mean"][:2], (7, 8), pool="mean", bands=8)
-    (line,) = stream(made, Pipe(audio.open_header(RATE, 1) + audio.pcm(SOUND[:90])), options())
+    (line,) = stream(made, Pipe(sounds_.open_header(RATE, 1) + sounds_.pcm(SOUND[:90])), options())
     frames = log_mel_frames([SOUND[:90]], RATE, 8)[0]
     whole = probabilities(made.setup, made.variables, {"input": (frames[None] + 2) / 3, "length": np.array([1])})[0]
     assert float(line.split(b"\t")[2]) == pytest.approx(whole.max(), abs=2e-4)
@@ -108,7 +108,7 @@ TASNET = dict(features=12, bottleneck=6, hidden=8, skip=6, blocks=2, repeats=1, 
 def test_what_is_separated_is_what_the_whole_gives():
     made = trained("separation", "mixtures", "conv_tasnet", TASNET, (len(SOUND), 1))
     head, *pieces = stream(made, Pipe(WAV), options())
-    assert head == audio.open_header(RATE, 2)
+    assert head == sounds_.open_header(RATE, 2)
     assert len(pieces) > 5
     assert all(len(piece) % 4 == 0 for piece in pieces)
     found = np.frombuffer(b"".join(pieces), "<i2").reshape(-1, 2) / 2**15
@@ -129,7 +129,7 @@ def test_a_sound_is_gone_on_with(outputs):
     fields = dict(dilations=(1, 2, 4), features=4, skip_features=4, outputs=outputs, **({} if codes else {"mixtures": 2}))
     made = trained("waveform", "wav", "wavenet", fields, (400,) if codes else (400, 1), symbols=256 if codes else 0)
     head, *pieces = stream(made, Pipe(WAV), options(sampling={"temperature": 0.0}, steps=1000))
-    assert head == audio.open_header(RATE, 1)
+    assert head == sounds_.open_header(RATE, 1)
     sound = np.frombuffer(b"".join(pieces), "<i2") / 2**15
     np.testing.assert_array_equal(sound[: len(SOUND)], SOUND)
     assert len(sound) == len(SOUND) + 1000
@@ -165,7 +165,7 @@ def test_what_comes_in_is_answered_before_more_comes():
 
 
 def header(rate: int = RATE, channels: int = 1) -> bytes:
-    return audio.open_header(rate, channels)
+    return sounds_.open_header(rate, channels)
 
 
 MISTAKES: dict[str, tuple[str, bytes, str]] = {

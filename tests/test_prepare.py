@@ -24,7 +24,9 @@ from test_data import load, random_images
 from dilax.errors import UserError
 from train import cli, data
 from train import prepare as command
-from train.data import prepare, sources, tfds_source
+from train.data import source as sources
+from train.data.readers import downloads as prepare
+from train.data.readers import tfds as tfds_source
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
 

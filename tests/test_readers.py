@@ -13,12 +13,12 @@ import pytest
 from scipy.io import savemat, wavfile
 
 from dilax.errors import UserError
-from train.data.audio import read_wav, read_wavs, write_wav
-from train.data.files import labelled_files
-from train.data.mixtures import pieces, read_mixtures
-from train.data.piano import read_piano_rolls
-from train.data.series import read_csv, read_ts, ucr_files
-from train.data.text import decode, encode, package_text, read_text, symbols_of
+from train.data.readers.files import labelled_files
+from train.data.readers.mixtures import pieces, read_mixtures
+from train.data.readers.piano import read_piano_rolls
+from train.data.readers.series import read_csv, read_ts, ucr_files
+from train.data.readers.sound import read_wav, read_wavs, write_wav
+from train.data.readers.text import decode, encode, package_text, read_text, symbols_of
 
 RNG = np.random.default_rng(5)
 

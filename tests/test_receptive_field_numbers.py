@@ -14,8 +14,8 @@ from networks import aligned_matrix, conv, field_of, lax_conv, resized, transpos
 
 import dilax
 from dilax import ReceptiveField
-from dilax.receptive_field import Reach, receptive_fields
-from dilax.receptive_field.bands import banded
+from dilax.receptive_fields import Reach, receptive_fields
+from dilax.receptive_fields.bands import banded
 from dilax.summary import summary
 
 

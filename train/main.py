@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dilax.errors import UserError
-from train import cli, loop, process, run
+from train import cli, loop, run, runtime
 from train.config import workdir_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon: configs/digits.py:smoke.")
@@ -19,8 +19,8 @@ def main(config: ConfigDict, argv: list[str]) -> int:
     """Run the job that the flags ask for; return the exit code."""
     if argv:
         raise UserError(f"{argv[0]!r} is no flag; write --config={argv[0]} or --workdir={argv[0]}.")
-    process.keep_freed_memory()
-    process.keep_compiled_programs(config.compilation_cache_dir)
+    runtime.keep_freed_memory()
+    runtime.keep_compiled_programs(config.compilation_cache_dir)
     if SUMMARY.value:
         print(run.summary(config))
         return 0

@@ -15,9 +15,9 @@ from dilax import plots
 from dilax.errors import UserError
 from train import cli, predict_sequences, predict_stream
 from train.config import SEQUENCE_TASKS
-from train.data.folder import naming
-from train.data.masks import nearest, resize, scaled_size
-from train.data.sources import decode
+from train.data.readers.images import naming
+from train.data.readers.masks import nearest, resize, scaled_size
+from train.data.source import decode
 from train.evaluate import at_scales, read_scales
 from train.predict_sequences import Options
 from train.run import Trained, load_trained

@@ -15,9 +15,10 @@ import numpy as np
 import dilax
 from dilax.errors import UserError
 from dilax.models.wavenet import mu_law_encode
-from train.data import audio, series, text
 from train.data.open_sequences import log_mel_frames
-from train.data.sequences import padded
+from train.data.readers import series, text
+from train.data.readers import sound as sounds_
+from train.data.windows import padded
 from train.run import Trained
 from train.sequence_report import draw, probabilities, separate, to_sound
 
@@ -89,7 +90,7 @@ def _sounds(trained: Trained, paths: list[str], options: Options) -> Iterator[st
     for path, sound, target in zip(paths, sounds, targets):
         prompt = np.asarray(mu_law_encode(jnp.asarray(sound), levels)) if trained.symbols else sound[:, None]
         drawn = to_sound(trained.setup, _drawn(trained, prompt[None], options))[0]
-        audio.write_wav(target, np.concatenate([sound, drawn]), rate)
+        sounds_.write_wav(target, np.concatenate([sound, drawn]), rate)
         yield f"{path}\t{target}\t{(len(sound) + len(drawn)) / rate:.3f} s"
 
 
@@ -99,7 +100,7 @@ def _mixtures(trained: Trained, paths: list[str], options: Options) -> Iterator[
     targets = _targets(paths, trained.class_names, options)
     for path, sound, files in zip(paths, sounds, targets):
         for file, source in zip(files, separate(trained.setup, trained.variables, sound).T):
-            audio.write_wav(file, source, trained.facts["sample_rate"])
+            sounds_.write_wav(file, source, trained.facts["sample_rate"])
         yield "\t".join([path, *map(str, files)])
 
 
@@ -116,7 +117,7 @@ def _targets(paths: list[str], words: tuple[str, ...], options: Options) -> list
 
 
 def _read_sound(trained: Trained, path: str) -> np.ndarray:
-    sound, rate = audio.read_wav(pathlib.Path(path))
+    sound, rate = sounds_.read_wav(pathlib.Path(path))
     check_rate(trained, path, rate)
     return sound
 

@@ -20,8 +20,9 @@ from dilax.errors import UserError
 from dilax.generate import choose, go_on
 from dilax.models.wavenet import mu_law_encode
 from dilax.streaming import Streamable, end_stream
-from train.data import audio, series, text
 from train.data.open_sequences import mel_frame
+from train.data.readers import series, text
+from train.data.readers import sound as sounds_
 from train.predict_sequences import Options, Scale, check_columns, check_rate, classified, codes_of, encoded, row
 from train.run import Trained
 from train.sequence_report import to_sound
@@ -158,7 +159,7 @@ def _rows(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str]:
 
 def _sound(trained: Trained, file: Bytes) -> Iterator[np.ndarray]:
     """The pieces of a sound of the run's sample rate, as they come."""
-    rate, pieces = audio.stream_wav(file, _INPUT)
+    rate, pieces = sounds_.stream_wav(file, _INPUT)
     check_rate(trained, _INPUT, rate)
     return pieces
 
@@ -215,29 +216,29 @@ def _separated(trained: Trained, file: Bytes, _: Options) -> Iterator[bytes]:
             heard = np.concatenate([heard, samples])
             yield np.pad(samples, (0, -len(samples) % stride))[:, None]
 
-    yield audio.open_header(rate, count)
+    yield sounds_.open_header(rate, count)
     # The loss does not see the size of a source: it is made that with which all together come closest to the mixture so far.
     products, towards = np.zeros((count, count)), np.zeros(count)
     for outputs in fed.whole(chunks()):
         found = outputs[: len(heard)].astype(np.float64)  # what is padded to a whole stride brings more
         mixture, heard = heard[: len(found)], heard[len(found) :]
         products, towards = products + found.T @ found, towards + found.T @ mixture
-        yield audio.pcm(np.clip(found * np.linalg.lstsq(products, towards, rcond=None)[0], -1, 1))
+        yield sounds_.pcm(np.clip(found * np.linalg.lstsq(products, towards, rcond=None)[0], -1, 1))
 
 
 def _sounded(trained: Trained, file: Bytes, options: Options) -> Iterator[bytes]:
     fed, rate, levels = _Fed(trained), trained.facts["sample_rate"], trained.config.sequence.levels
     size, key = max(1, rate // _BLOCKS), jax.random.key(options.seed)
     pieces = _sound(trained, file)
-    yield audio.open_header(rate, 1)
+    yield sounds_.open_header(rate, 1)
     for samples in _blocks(pieces, size):
         fed(np.asarray(mu_law_encode(jnp.asarray(samples), levels)) if trained.symbols else samples[:, None])
-        yield audio.pcm(samples)
+        yield sounds_.pcm(samples)
     run: Any = jax.jit(lambda variables, key, outputs, state: go_on(fed.model, variables, key, outputs, state, size, **options.sampling))
     outputs, state = fed.outputs, fed.state
     for start in range(0, options.steps, size):
         new, outputs, state = run(fed.variables, jax.random.fold_in(key, start), outputs, state)
-        yield audio.pcm(to_sound(trained.setup, np.asarray(new))[0, : options.steps - start])
+        yield sounds_.pcm(to_sound(trained.setup, np.asarray(new))[0, : options.steps - start])
 
 
 def write(pieces: Iterable[bytes]) -> None:

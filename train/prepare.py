@@ -6,7 +6,7 @@ cifar10, cifar100, mnist and fashion_mnist need no TensorFlow; the other image s
 import sys
 
 from train import cli
-from train.data.prepare import prepare
+from train.data.readers.downloads import prepare
 
 
 def main() -> None:

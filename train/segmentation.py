@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from dilax import losses, metrics
 from dilax.errors import UserError
-from dilax.resize import resize
+from dilax.resizing import resize
 from train.config import loss_names
-from train.data.masks import class_pixels
-from train.data.sources import Source
+from train.data.readers.masks import class_pixels
+from train.data.source import Source
 
 
 def make_losses(config: ConfigDict, class_weights: tuple[float, ...]) -> Callable[[Any, jax.Array], jax.Array]:

@@ -12,8 +12,9 @@ from dilax import plots, sample
 from dilax.losses import si_sdr
 from dilax.models.wavenet import mu_law_decode
 from train import data, sequences
-from train.data import audio, text
-from train.data.sources import gather
+from train.data.readers import sound as sounds_
+from train.data.readers import text
+from train.data.source import gather
 from train.report import most_telling
 from train.run import Setup
 
@@ -118,7 +119,7 @@ def _sounded(folder: pathlib.Path, made: Setup, splits: data.Splits, variables: 
     sounds, names = np.concatenate([to_sound(made, prompts), to_sound(made, drawn)], axis=1), []
     for i, sound in enumerate(sounds):
         names.append(f"sample_{i}.wav")
-        audio.write_wav(folder / names[-1], sound, rate)
+        sounds_.write_wav(folder / names[-1], sound, rate)
     figure = plots.waveforms(sounds, rate, names)
     begins = f"The first {prompts.shape[1] / rate:.3g} s of each are of the test split, the rest is drawn."
     return {"Drawn sounds": ("samples", figure)}, [f"## Files\n\n{begins}\n\n" + "\n".join(f"- [{name}]({name})" for name in names)]
@@ -135,7 +136,7 @@ def _separated(folder: pathlib.Path, made: Setup, splits: data.Splits, variables
     for i, name in enumerate(splits.class_names):
         sounds |= {name: truth[:, i], f"{name}_found": found[:, nearest[i]]}
     for name, sound in sounds.items():
-        audio.write_wav(folder / f"{name}.wav", np.clip(sound, -1, 1), rate)
+        sounds_.write_wav(folder / f"{name}.wav", np.clip(sound, -1, 1), rate)
     figure = plots.waveforms(np.stack(list(sounds.values())), rate, list(sounds))
     files = "\n".join(f"- [{name}.wav]({name}.wav)" for name in sounds)
     return {"The first test mixture": ("separation", figure)}, [f"## Files\n\n{files}"]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct
 from dilax.context import ASPP
-from dilax.convert import Rules, beneath, conv_norm
 from dilax.models import resnet
 from dilax.models.segmenter import HEAD_RULES, Maps, Segmenter, logits
-from dilax.resize import resize
+from dilax.resizing import resize
+from dilax.state_dicts import Rules, beneath, conv_norm
 
 _ASPP: Rules = (
     *conv_norm(r"convs\.0\.0", r"convs\.0\.1", "dense"),

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
-from dilax.convert import IGNORED, Rules, beneath, conv_norm
 from dilax.errors import UserError, did_you_mean
 from dilax.models.backbone import check_image, check_lengths, check_multi_grid, classify, output_stride_or
+from dilax.state_dicts import IGNORED, Rules, beneath, conv_norm
 
 ARCHITECTURES = ("C", "D")
 STRIDES = (1, 2, 2, 2, 1, 1, 1, 1)

@@ -7,11 +7,11 @@ import jax
 
 from dilax.blocks import ConvNormAct
 from dilax.context import space_mean
-from dilax.convert import Rules, beneath
 from dilax.models import resnet
 from dilax.models.segmenter import HEAD_RULES, FCNHead, Maps, Segmenter, logits
 from dilax.modules import DilatedConv
-from dilax.resize import resize
+from dilax.resizing import resize
+from dilax.state_dicts import Rules, beneath
 
 # Of torchvision's state dicts, on a ResNet.
 RULES: Rules = (

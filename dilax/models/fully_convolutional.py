@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dilax.blocks import ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.models.segmenter import logits
-from dilax.resize import resize
+from dilax.resizing import resize
 
 HEADS = ("pixels", "global")
 

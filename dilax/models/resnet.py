@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
-from dilax.convert import Rules, conv_norm
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, classify, output_stride_or, stages
 from dilax.pooling import max_pool
+from dilax.state_dicts import Rules, conv_norm
 
 # Of torchvision's state dicts.
 RULES: Rules = (

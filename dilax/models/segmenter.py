@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from dilax.blocks import ConvNormAct, Dropout
-from dilax.convert import Rules, conv_norm
 from dilax.errors import UserError
 from dilax.models.resnet import ResNet
 from dilax.modules import DilatedConv
-from dilax.resize import resize
+from dilax.resizing import resize
+from dilax.state_dicts import Rules, conv_norm
 
 Maps = tuple[jax.Array, ...]
 

@@ -14,7 +14,7 @@ from dilax.geometry import is_integer
 from dilax.models.backbone import check_multi_grid, stages
 from dilax.models.segmenter import Maps, Segmenter, logits
 from dilax.pooling import max_pool
-from dilax.resize import resize
+from dilax.resizing import resize
 
 
 class UNetEncoder(nn.Module):

@@ -10,8 +10,8 @@ import numpy as np
 from dilax.errors import UserError
 from dilax.geometry import is_integer
 from dilax.plots.canvas import BLUE, INK, ORANGE, RED, as_float, displayable, new_figure, short, times
-from dilax.receptive_field import reaches
-from dilax.receptive_field.reach import members
+from dilax.receptive_fields import reaches
+from dilax.receptive_fields.reach import members
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,14 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from train.config import SEQUENCE_TASKS
-from train.data import cells, digits, folder, mask_folder, masks, open_sequences, sources, tfds_source
+from train.data import open_sequences
+from train.data import source as sources
 from train.data.batches import eval_batches, train_batches
-from train.data.sources import ArraySource, Source, Splits
+from train.data.readers import cells, mask_folders, masks
+from train.data.readers import images as folder
+from train.data.readers import packaged as digits
+from train.data.readers import tfds as tfds_source
+from train.data.source import ArraySource, Source, Splits
 
 __all__ = ["ArraySource", "Source", "Splits", "eval_batches", "load", "load_masks", "open_splits", "train_batches"]
 
@@ -115,7 +120,7 @@ def _open_masks(data: Any, ignored: int) -> tuple[Any, tuple[str, ...]]:
     if data.name == "cells":
         return cells.cells(data.image_size, ignored), cells.CLASS_NAMES
     if data.name == "folder":
-        return mask_folder.open_mask_folder(data, ignored)
+        return mask_folders.open_mask_folder(data, ignored)
     if data.name in ("digits", "digits8x8"):
         raise UserError(f'data.name="{data.name}" has no masks to segment; use "cells", "folder", or a set of TFDS with masks.')
     return tfds_source.open_tfds_masks(data, ignored)

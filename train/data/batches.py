@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data import sources
+from train.data import source as sources
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = 2**40

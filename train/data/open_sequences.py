@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from dilax.audio import log_mel
 from dilax.errors import UserError, did_you_mean
 from dilax.models.wavenet import mu_law_encode
-from train.data import audio, piano, series, text
-from train.data.files import labelled_files
-from train.data.mixtures import pieces, read_mixtures
-from train.data.sequences import Table, padded, windows
-from train.data.sources import TEST_SPLIT, VALIDATION, Splits, held_out, stratified
-from train.data.synthetic import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+from train.data.readers import piano, series, text
+from train.data.readers import sound as sounds_
+from train.data.readers.files import labelled_files
+from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+from train.data.readers.mixtures import pieces, read_mixtures
+from train.data.source import TEST_SPLIT, VALIDATION, Splits, held_out, stratified
+from train.data.windows import Table, padded, windows
 
 LABELLED = ("ucr", "wav", "text")  # of sequence_classification; all other names are sets of images, to be read as sequences of pixels
 _TRAIN, _TEST = 1, 2  # of the keys of what is made up
@@ -127,7 +128,7 @@ def _files(config: Any, suffix: str) -> tuple[list[Any], list[Any]]:
 def _spoken(config: Any) -> Splits:
     """Sounds in folders of their labels, as log-mel frames."""
     train, test = _files(config, ".wav")
-    sounds, rate = audio.read_wavs([path for path, _ in [*train, *test]])
+    sounds, rate = sounds_.read_wavs([path for path, _ in [*train, *test]])
     frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
     parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
     return _standardised(config, *parts, {"sample_rate": rate})
@@ -267,7 +268,7 @@ def _wave(config: Any) -> Splits:
     paths = sorted(folder.rglob("*.wav"))
     if not paths:
         raise UserError(f"config.data.dir={config.data.dir!r} holds no .wav files; give the folder of them.")
-    sounds, rate = audio.read_wavs(paths)
+    sounds, rate = sounds_.read_wavs(paths)
     mixture, levels = config.model.get("outputs") == "mixture", config.sequence.levels
     values = [sound[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(sound), levels)) for sound in sounds]
     # Whole files, spread over the folder: of one speaker or piece there is something in every split.

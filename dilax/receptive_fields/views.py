@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 
-from dilax.receptive_field.constants import Constant
-from dilax.receptive_field.reach import GLOBAL, IDENTITY, Reach, ReceptiveField, both, chain
+from dilax.receptive_fields.constants import Constant
+from dilax.receptive_fields.reach import GLOBAL, IDENTITY, Reach, ReceptiveField, both, chain
 
 
 @dataclasses.dataclass(frozen=True)

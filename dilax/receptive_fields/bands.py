@@ -7,7 +7,7 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 
-from dilax.receptive_field.reach import MOST_PHASES, Reach, places
+from dilax.receptive_fields.reach import MOST_PHASES, Reach, places
 
 # Periods tried, in rows, besides the one that follows from the shape.
 MOST_ROWS = 64

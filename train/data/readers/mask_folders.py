@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.folder import SUFFIXES, image_channels, naming
-from train.data.masks import MaskReader, decode_mask
-from train.data.sources import TEST_SPLIT, Record, Source, decode, stratified
+from train.data.readers.images import SUFFIXES, image_channels, naming
+from train.data.readers.masks import MaskReader, decode_mask
+from train.data.source import TEST_SPLIT, Record, Source, decode, stratified
 
 _SPLITS = {"train": ("train", "training"), "validation": ("validation", "val"), "test": ("test", "testing")}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.sources import TEST_SPLIT, ArraySource, fit, stratified
+from train.data.source import TEST_SPLIT, ArraySource, fit, stratified
 
 CLASS_NAMES = tuple("0123456789")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.sources import TEST_SPLIT, Record, check_depth, check_sizes, decode, stratified
+from train.data.source import TEST_SPLIT, Record, check_depth, check_sizes, decode, stratified
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _TEST_FOLDERS = ("test", "val", "validation")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dilax.errors import UserError
-from dilax.receptive_field import products
-from dilax.receptive_field.constants import ELEMENTWISE, Constant
-from dilax.receptive_field.reach import repeat, window
-from dilax.receptive_field.views import Axis, Operand, View, either, joined, laid_along, most, through, whole
-from dilax.receptive_field.windows import windows
+from dilax.receptive_fields import contractions
+from dilax.receptive_fields.constants import ELEMENTWISE, Constant
+from dilax.receptive_fields.reach import repeat, window
+from dilax.receptive_fields.views import Axis, Operand, View, either, joined, laid_along, most, through, whole
+from dilax.receptive_fields.windows import windows
 
 Shape = tuple[int, ...]
 
@@ -245,8 +245,8 @@ RULES: dict[str, Callable[[Any, list[Operand]], View | list[View]]] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "reshape": _reshape,
-    "dot_general": products.dot,
-    "gather": products.gather,
+    "dot_general": contractions.dot,
+    "gather": contractions.gather,
     "rev": _rev,
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window"), _reduce_window),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"), _reduce),

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, jax, jax.numpy as jnp
-from train import process
+from train import runtime
 {setting}
 # Two blocks of 48 MB of working memory.
 hold = jax.lax.optimization_barrier
@@ -24,8 +24,8 @@ print(min([faults() for _ in range(30)]))
 
 CACHE = """
 import sys, jax
-from train import process
-process.keep_compiled_programs(sys.argv[1])
+from train import runtime
+runtime.keep_compiled_programs(sys.argv[1])
 print(jax.config.jax_compilation_cache_dir)
 jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: jax.numpy.linalg.inv(x), x))(jax.numpy.eye(3)).block_until_ready()
 """
@@ -40,7 +40,7 @@ def run(code, *args, root, **environment):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the setting is glibc's")
 def test_freed_memory_is_kept(root):
-    before, after = (int(run(FAULTS.format(setting=setting), root=root)) for setting in ("", "process.keep_freed_memory()"))
+    before, after = (int(run(FAULTS.format(setting=setting), root=root)) for setting in ("", "runtime.keep_freed_memory()"))
     assert before > 5000
     assert after < before / 10
 

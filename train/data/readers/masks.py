@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.sources import Record, Source, read
+from train.data.source import Record, Source, read
 
 GREY = 128  # what pads an image; `to_float` maps it nearly to 0
 _VALUES = 256

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.audio import read_wavs
+from train.data.readers.sound import read_wavs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.files import read_bytes
+from train.data.readers.files import read_bytes
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _OPEN = 2**32 - 1  # the size of samples whose number was not known when the header was written

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-from dilax.receptive_field.reach import Reach, window
-from dilax.receptive_field.views import Axis, Operand, View
+from dilax.receptive_fields.reach import Reach, window
+from dilax.receptive_fields.views import Axis, Operand, View
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from dilax.receptive_field import rules
-from dilax.receptive_field.constants import given, made
-from dilax.receptive_field.reach import Reach, ReceptiveField
-from dilax.receptive_field.views import Axis, Operand, View, either, whole
-from dilax.receptive_field.windows import idle_taps
+from dilax.receptive_fields import rules
+from dilax.receptive_fields.constants import given, made
+from dilax.receptive_fields.reach import Reach, ReceptiveField
+from dilax.receptive_fields.views import Axis, Operand, View, either, whole
+from dilax.receptive_fields.windows import idle_taps
 
 # Turns of a loop that are followed; axes that still see more after them are seen as a whole.
 MOST_TURNS = 256

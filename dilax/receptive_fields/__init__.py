@@ -12,10 +12,10 @@ effective.py   `effective_receptive_field`: what is seen, weighted by gradients
 dilations.py   `suggest_dilations`: stacks without holes
 """
 
-from dilax.receptive_field.analysis import reaches, receptive_field, receptive_fields
-from dilax.receptive_field.dilations import suggest_dilations
-from dilax.receptive_field.effective import effective_receptive_field
-from dilax.receptive_field.reach import Reach, ReceptiveField
+from dilax.receptive_fields.analysis import reaches, receptive_field, receptive_fields
+from dilax.receptive_fields.dilations import suggest_dilations
+from dilax.receptive_fields.effective import effective_receptive_field
+from dilax.receptive_fields.reach import Reach, ReceptiveField
 
 __all__ = [
     "Reach",

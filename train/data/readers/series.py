@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data.digits import package_folder
-from train.data.files import read_bytes
+from train.data.readers.files import read_bytes
+from train.data.readers.packaged import package_folder
 
 _INSTALL = "pip install --no-deps aeon==1.6.0"
 _MISSING = {"", "?", "-", "na", "n/a", "nan", "null", "none"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.sources import Record
+from train.data.source import Record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dilax.receptive_field.bands import LARGEST, banded, picked
-from dilax.receptive_field.constants import Constant
-from dilax.receptive_field.views import Axis, Operand, View, either, through, whole
+from dilax.receptive_fields.bands import LARGEST, banded, picked
+from dilax.receptive_fields.constants import Constant
+from dilax.receptive_fields.views import Axis, Operand, View, either, through, whole
 
 
 def dot(eqn: Any, operands: list[Operand]) -> View:
