@@ -1,0 +1,38 @@
+"""A config key: its default, what it means, which values it takes, and whether it may change when a run is resumed."""
+
+import dataclasses
+import math
+from typing import Any
+
+from dilax.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        default: Its default value; its type is the type of the key.
+        meaning: What it does, in one line, for the documentation.
+        limits: The smallest and the largest number it takes.
+        choices: The values it takes, if they are few.
+        may_change: Whether a run may be resumed with another value.
+    """
+
+    default: Any
+    meaning: str
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    choices: tuple[str, ...] = ()
+    may_change: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise UserError unless `value` is one that the key called `name` takes."""
+        if self.choices and value not in self.choices:
+            raise UserError(f"config.{name}={value!r} is unknown; use one of {self.choices}.{did_you_mean(str(value), self.choices)}")
+        lowest, highest = self.limits
+        if isinstance(value, int | float) and not lowest <= value <= highest:  # false for NaN, too
+            raise UserError(f"config.{name}={value} is out of range; give a number from {lowest:g} to {highest:g}.")
+
+
+Keys = dict[str, Key]
+UNLIMITED = math.inf
