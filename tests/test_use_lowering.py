@@ -129,11 +129,16 @@ def test_an_argument_wins_and_scopes_nest():
 
 def test_a_scope_ends_with_an_error_and_holds_in_its_thread_alone():
     seen = []
-    with pytest.raises(RuntimeError), dilax.use_lowering("lax"):
-        other = threading.Thread(target=lambda: seen.append(convolutions(jax.make_jaxpr(dilax.dilated_conv)(X, K))))
-        other.start()
-        other.join()
-        raise RuntimeError
+
+    def fail():
+        with dilax.use_lowering("lax"):
+            other = threading.Thread(target=lambda: seen.append(convolutions(jax.make_jaxpr(dilax.dilated_conv)(X, K))))
+            other.start()
+            other.join()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert seen == [["dilated_conv"]] == [convolutions(jax.make_jaxpr(dilax.dilated_conv)(X, K))]
 
 
