@@ -11,7 +11,7 @@ from dilax.generate import forecast, sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
-from dilax.pooling import avg_pool, max_pool
+from dilax.pooling import avg_pool, max_pool, pool_sequence
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
 from dilax.streaming import check_causal, check_streamable, end_stream
@@ -61,6 +61,7 @@ __all__ = [
     "models",
     "output_size",
     "plots",
+    "pool_sequence",
     "receptive_field",
     "resize",
     "sample",

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
+from dilax.audio import mu_law_encode
 from dilax.errors import UserError
-from dilax.models.wavenet import mu_law_encode
 from train.data.open_sequences import log_mel_frames
 from train.data.readers import series, text
 from train.data.readers import sound as sounds_
@@ -88,7 +88,7 @@ def _sounds(trained: Trained, paths: list[str], options: Options) -> Iterator[st
     targets = [target for (target,) in _targets(paths, ("continued",), options)]
     rate, levels = trained.facts["sample_rate"], trained.config.sequence.levels
     for path, sound, target in zip(paths, sounds, targets):
-        prompt = np.asarray(mu_law_encode(jnp.asarray(sound), levels)) if trained.symbols else sound[:, None]
+        prompt = np.asarray(mu_law_encode(jnp.asarray(sound), levels=levels)) if trained.symbols else sound[:, None]
         drawn = to_sound(trained.setup, _drawn(trained, prompt[None], options))[0]
         sounds_.write_wav(target, np.concatenate([sound, drawn]), rate)
         yield f"{path}\t{target}\t{(len(sound) + len(drawn)) / rate:.3f} s"

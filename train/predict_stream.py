@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dilax.audio import log_mel
+from dilax.audio import log_mel, mu_law_encode
 from dilax.errors import UserError
-from dilax.generate import choose, go_on
-from dilax.models.wavenet import mu_law_encode
+from dilax.generate import continue_sequence, sample_codes
 from dilax.streaming import Streamable, end_stream
 from train.data.open_sequences import mel_frame
 from train.data.readers import series, text
@@ -115,7 +114,7 @@ def _lines(file: Bytes) -> Iterator[str]:
 
 def _text(trained: Trained, lines: Iterable[str], options: Options) -> Iterator[str]:
     fed, key, units = _Fed(trained), jax.random.key(options.seed), trained.config.sequence.units
-    draw_one = jax.jit(lambda key, logits: choose(key, logits, **options.sampling))
+    draw_one = jax.jit(lambda key, logits: sample_codes(key, logits, **options.sampling))
     for line in lines:
         for code in encoded(trained, line):
             fed(np.array([code], np.int32))
@@ -232,9 +231,11 @@ def _sounded(trained: Trained, file: Bytes, options: Options) -> Iterator[bytes]
     pieces = _sound(trained, file)
     yield sounds_.open_header(rate, 1)
     for samples in _blocks(pieces, size):
-        fed(np.asarray(mu_law_encode(jnp.asarray(samples), levels)) if trained.symbols else samples[:, None])
+        fed(np.asarray(mu_law_encode(jnp.asarray(samples), levels=levels)) if trained.symbols else samples[:, None])
         yield sounds_.pcm(samples)
-    run: Any = jax.jit(lambda variables, key, outputs, state: go_on(fed.model, variables, key, outputs, state, size, **options.sampling))
+    run: Any = jax.jit(
+        lambda variables, key, outputs, state: continue_sequence(fed.model, variables, key, outputs, state, size, **options.sampling)
+    )
     outputs, state = fed.outputs, fed.state
     for start in range(0, options.steps, size):
         new, outputs, state = run(fed.variables, jax.random.fold_in(key, start), outputs, state)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax import plots, sample
+from dilax.audio import mu_law_decode
 from dilax.losses import si_sdr
-from dilax.models.wavenet import mu_law_decode
 from train import data, sequences
 from train.data.readers import sound as sounds_
 from train.data.readers import text
@@ -158,7 +158,7 @@ def draw(made: Setup, variables: Any, prompt: np.ndarray, steps: int, sampling: 
 
 def to_sound(made: Setup, values: np.ndarray) -> np.ndarray:
     """Map codes (n, time), or samples (n, time, 1), to waveforms (n, time) in -1..1."""
-    return np.asarray(mu_law_decode(jnp.asarray(values), made.config.sequence.levels)) if values.ndim == 2 else values[..., 0]
+    return np.asarray(mu_law_decode(jnp.asarray(values), levels=made.config.sequence.levels)) if values.ndim == 2 else values[..., 0]
 
 
 def _prompts(splits: data.Splits, count: int) -> np.ndarray:

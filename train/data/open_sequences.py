@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax.audio import log_mel
+from dilax.audio import log_mel, mu_law_encode
 from dilax.errors import UserError, did_you_mean
-from dilax.models.wavenet import mu_law_encode
 from train.data.readers import piano, series, text
 from train.data.readers import sound as sounds_
 from train.data.readers.files import labelled_files
@@ -270,7 +269,7 @@ def _wave(config: Any) -> Splits:
         raise UserError(f"config.data.dir={config.data.dir!r} holds no .wav files; give the folder of them.")
     sounds, rate = sounds_.read_wavs(paths)
     mixture, levels = config.model.get("outputs") == "mixture", config.sequence.levels
-    values = [sound[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(sound), levels)) for sound in sounds]
+    values = [sound[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(sound), levels=levels)) for sound in sounds]
     # Whole files, spread over the folder: of one speaker or piece there is something in every split.
     held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
     tested = max(1, round(len(values) * config.sequence.test))
