@@ -13,7 +13,7 @@ from dilax.inference import Inference
 from dilax.loading import load
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
-from dilax.pooling import avg_pool, max_pool
+from dilax.pooling import avg_pool, max_pool, pool_sequence
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -67,6 +67,7 @@ __all__ = [
     "models",
     "output_size",
     "plots",
+    "pool_sequence",
     "receptive_field",
     "resize",
     "sample",
