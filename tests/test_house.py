@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up: a file may import those before it.
 DILAX = [
     "dilax.errors",
+    "dilax.spec",
     "dilax.geometry",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
@@ -45,7 +46,7 @@ DILAX = [
     "dilax.streaming.flow",
     "dilax.streaming.checks",
     "dilax.streaming",
-    "dilax.stepping",
+    "dilax.convolution",
     "dilax.modules",
     "dilax.causal",
     "dilax.blocks",
