@@ -155,7 +155,8 @@ def _check_fields(fields: Fields, axis: int, length: int, tile: int | None) -> l
         if field[axis].size is None:
             raise UserError(
                 f"{CALLER}: {name} depends on all {length} samples of spatial axis {axis}, more than tile={tile} (a global mean, "
-                f'attention, a dense layer); pass the mean from a first pass with reduce="mean" to {name}, or use None for that axis of tile.'
+                f'attention, a dense layer); pass the mean from a first pass with reduce="mean" to {name}, or use None for that axis of '
+                "tile."
             )
         if field[axis].period is None:
             raise UserError(
