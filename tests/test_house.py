@@ -40,6 +40,7 @@ DILAX = [
     "dilax.receptive_fields",
     "dilax.resizing",
     "dilax.audio",
+    "dilax.tile_plans",
     "dilax.tiling",
     "dilax.state_dicts",
     "dilax.streaming.rings",
