@@ -16,7 +16,7 @@ import dilax
 from dilax.errors import UserError
 from dilax.models.wavenet import mu_law_encode
 from train.data.open_sequences import log_mel_frames
-from train.data.readers import series, text
+from train.data.readers import series, tables, text
 from train.data.readers import sound as sounds_
 from train.data.windows import padded
 from train.run import Trained
@@ -117,7 +117,7 @@ def _targets(paths: list[str], words: tuple[str, ...], options: Options) -> list
 
 
 def _read_sound(trained: Trained, path: str) -> np.ndarray:
-    sound, rate = sounds_.read_wav(pathlib.Path(path))
+    sound, rate = sounds_.read_sound(pathlib.Path(path))
     check_rate(trained, path, rate)
     return sound
 
@@ -172,7 +172,7 @@ def classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) 
 
 def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
     """The rows that follow each table, as CSV with the names of the columns."""
-    tables = [series.read_csv(pathlib.Path(path)) for path in paths]
+    tables = [tables.read_table(pathlib.Path(path)) for path in paths]
     for path, (names, _) in zip(paths, tables):
         check_columns(trained, path, names)
     scale = Scale(trained)

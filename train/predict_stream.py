@@ -5,7 +5,6 @@ Sounds are .wav on standard input, and on standard output where they are made:
 """
 
 import contextlib
-import csv
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +20,9 @@ from dilax.generate import choose, go_on
 from dilax.models.wavenet import mu_law_encode
 from dilax.streaming import Streamable, end_stream
 from train.data.open_sequences import mel_frame
-from train.data.readers import series, text
 from train.data.readers import sound as sounds_
-from train.predict_sequences import Options, Scale, check_columns, check_rate, classified, codes_of, encoded, row
+from train.data.readers import tables, text
+from train.predict_sequences import Options, Scale, check_rate, classified, codes_of, encoded, row
 from train.run import Trained
 from train.sequence_report import to_sound
 from train.sequences import pooled
@@ -135,26 +134,11 @@ def _classes(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str
 
 
 def _rows(trained: Trained, lines: Iterable[str], _: Options) -> Iterator[str]:
-    fed, scale = _Fed(trained), Scale(trained)
+    fed, scale, reader = _Fed(trained), Scale(trained), tables.RowReader(trained.class_names)
     yield row(trained.class_names) + "\n"
-    width, begun = len(trained.class_names), False
-    for number, line in enumerate(lines, 1):
-        cells = next(csv.reader([line]), [])
-        if not any(map(str.strip, cells)):
-            continue
-        if not begun and series.is_header(cells):
-            check_columns(trained, f"line {number}", cells[1:] if len(cells) == width + 1 else cells)
-            begun = True
-            continue
-        begun = True
-        if len(cells) == width + 1 and not series.is_number(cells[0]):
-            cells = cells[1:]  # such as a date
-        values = np.array([float(cell) if series.is_number(cell) else np.nan for cell in cells])
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(values.astype(np.float32)).all()
-        if len(values) != width or not finite:
-            raise UserError(f"line {number}: {line.strip()!r} is not a row of {width} numbers: {', '.join(trained.class_names)}.")
-        yield row([f"{value:.6g}" for value in scale.back(fed(scale.to(values)[None]))[0]]) + "\n"
+    for values in map(reader.read, lines):
+        if values is not None:
+            yield row([f"{value:.6g}" for value in scale.back(fed(scale.to(values)[None]))[0]]) + "\n"
 
 
 def _sound(trained: Trained, file: Bytes) -> Iterator[np.ndarray]:

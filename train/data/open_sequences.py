@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dilax.audio import log_mel
 from dilax.errors import UserError, did_you_mean
 from dilax.models.wavenet import mu_law_encode
-from train.data.readers import piano, series, text
+from train.data.readers import piano, series, tables, text
 from train.data.readers import sound as sounds_
 from train.data.readers.files import labelled_files
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
@@ -128,7 +128,7 @@ def _files(config: Any, suffix: str) -> tuple[list[Any], list[Any]]:
 def _spoken(config: Any) -> Splits:
     """Sounds in folders of their labels, as log-mel frames."""
     train, test = _files(config, ".wav")
-    sounds, rate = sounds_.read_wavs([path for path, _ in [*train, *test]])
+    sounds, rate = sounds_.read_sounds([path for path, _ in [*train, *test]])
     frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
     parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
     return _standardised(config, *parts, {"sample_rate": rate})
@@ -255,7 +255,7 @@ def _in_three(whole: Any, config: Any) -> dict[str, Any]:
 
 def _csv(config: Any) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which is to give the next."""
-    names, values = series.read_csv(pathlib.Path(config.data.dir))
+    names, values = tables.read_table(pathlib.Path(config.data.dir))
     parts = _in_three(values, config)
     mean, std = _moments(parts["train"])
     scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
@@ -268,7 +268,7 @@ def _wave(config: Any) -> Splits:
     paths = sorted(folder.rglob("*.wav"))
     if not paths:
         raise UserError(f"config.data.dir={config.data.dir!r} holds no .wav files; give the folder of them.")
-    sounds, rate = sounds_.read_wavs(paths)
+    sounds, rate = sounds_.read_sounds(paths)
     mixture, levels = config.model.get("outputs") == "mixture", config.sequence.levels
     values = [sound[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(sound), levels)) for sound in sounds]
     # Whole files, spread over the folder: of one speaker or piece there is something in every split.
