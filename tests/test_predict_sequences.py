@@ -91,7 +91,12 @@ def write_series(folder: pathlib.Path) -> None:
 
 TCN = dict(kernel_size=2, features=(12, 12, 12))
 RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, data, model, changes
-    "text": ("language_model", "text", dict(TCN, embedding=8), {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0}),
+    "text": (
+        "language_model",
+        "text",
+        dict(TCN, embedding_features=8),
+        {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0},
+    ),
     "table": (
         "sequence_prediction",
         "csv",
@@ -109,10 +114,10 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, da
     "voices": (
         "separation",
         "mixtures",
-        dict(features=24, bottleneck=12, hidden=16, skip=12, blocks=3, repeats=1),
+        dict(features=24, bottleneck_features=12, hidden_features=16, skip_features=12, blocks=3, repeats=1),
         {"sequence.length": 400, "sequence.test": 0.2, "total_epochs": 20.0},
     ),
-    "reviews": ("sequence_classification", "text", dict(features=16, dilations=(1, 2), embedding=8), {"total_epochs": 20.0}),
+    "reviews": ("sequence_classification", "text", dict(features=16, dilations=(1, 2), embedding_features=8), {"total_epochs": 20.0}),
 }
 MODELS = {"waves": "wavenet", "voices": "conv_tasnet", "reviews": "gated_dilated_cnn"}
 
