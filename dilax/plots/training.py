@@ -172,24 +172,24 @@ def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
             f"kernels: a kernel of shape {kernel.shape} with max_kernels={max_kernels} cannot be drawn; give (*window, c_in, c_out)."
         )
     *window, c_in, c_out = kernel.shape
-    kernel = np.moveaxis(kernel[..., :max_kernels], -1, 0)
+    tiles: np.ndarray = np.moveaxis(kernel[..., :max_kernels], -1, 0)
     if c_in != 3 and not (len(window) == 1 and c_in < 3):
-        kernel = kernel.mean(-1, keepdims=True)
-    scale = float(np.abs(kernel[np.isfinite(kernel)]).max(initial=0)) or 1.0
-    title = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {format_size((*window, c_in))}"
-    title += "\nmean over input channels" * (c_in > kernel.shape[-1]) + _kernel_note(len(window), kernel.shape[-1], scale)
+        tiles = tiles.mean(-1, keepdims=True)
+    scale = float(np.abs(tiles[np.isfinite(tiles)]).max(initial=0)) or 1.0
+    title = "first " * (len(tiles) < c_out) + f"{len(tiles)} of {c_out} kernels, {format_size((*window, c_in))}"
+    title += "\nmean over input channels" * (c_in > tiles.shape[-1]) + _kernel_note(len(window), tiles.shape[-1], scale)
     aspect = 0.7 if len(window) == 1 else window[-2] / math.prod(window[:-2] + window[-1:])
-    columns = min(len(kernel), 8 if aspect > 0.4 else 3)
-    rows = math.ceil(len(kernel) / columns)
+    columns = min(len(tiles), 8 if aspect > 0.4 else 3)
+    rows = math.ceil(len(tiles) / columns)
     cell = 0.8 if aspect > 0.4 else 2
-    bar = 0.8 if len(window) > 1 and kernel.shape[-1] == 1 else 0
+    bar = 0.8 if len(window) > 1 and tiles.shape[-1] == 1 else 0
     height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * title.count("\n") + bar
     figure = new_figure(max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, size=10, color=INK)
-    corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(kernel))]
-    (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, kernel, corners, aspect, scale)
+    corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(tiles))]
+    (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, tiles, corners, aspect, scale)
     axes.set(xlim=(-0.06, 1.12 * columns - 0.06), ylim=((aspect + 0.12) * rows - 0.06, -0.06))
     return figure
 
