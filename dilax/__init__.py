@@ -9,7 +9,7 @@ from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.generate import forecast, sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
-from dilax.lowerings import LOWERINGS, Lowering, select_lowering
+from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.pooling import avg_pool, max_pool
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
@@ -69,4 +69,5 @@ __all__ = [
     "streaming",
     "suggest_dilations",
     "tiled",
+    "use_lowering",
 ]

@@ -71,7 +71,6 @@ class ASPP(nn.Module):
         dropout: Rate after the last convolution.
         norm: As `dilax.blocks.Norm`. "batch" cannot train on a single example with `image_pooling`: its mean is one value per channel.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
@@ -91,7 +90,6 @@ class ASPP(nn.Module):
     dropout: float = 0.5
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -111,7 +109,7 @@ class ASPP(nn.Module):
         """
         scaled = scaled_dilations(self.dilations, output_stride)
         ones, threes = _windows(x)
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         branches = [ConvNormAct(self.features, ones, name="dense", **shared)(x, train=train)]
         for i, dilation in enumerate(scaled):
             branch = ConvNormAct(self.features, threes, dilation=dilation, separable=self.separable, name=f"dilated_{i}", **shared)
@@ -120,7 +118,7 @@ class ASPP(nn.Module):
             pooled = ConvNormAct(self.features, ones, name="pooled", **shared)(space_mean("ASPP", x, image_mean), train=train)
             branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         y = ConvNormAct(self.features, ones, name="project", **shared)(jnp.concatenate(branches, axis=-1), train=train)
-        return Dropout(self.dropout, self.axis_name)(y, train=train)
+        return Dropout(self.dropout)(y, train=train)
 
 
 def _windows(x: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -150,7 +148,6 @@ class DenseASPP(nn.Module):
         dropout: Rate after each 3x3 convolution.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
@@ -169,7 +166,6 @@ class DenseASPP(nn.Module):
     dropout: float = 0.1
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -179,11 +175,11 @@ class DenseASPP(nn.Module):
         ones, threes = _windows(x)
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
-            y = act(Norm(self.norm, self.axis_name, self.dtype, name=f"norm_{i}")(x, train=train))
+            y = act(Norm(self.norm, self.dtype, name=f"norm_{i}")(x, train=train))
             y = DilatedConv(self.hidden, ones, use_bias=biased, dtype=self.dtype, name=f"reduce_{i}")(y)
-            y = act(Norm(self.norm, self.axis_name, self.dtype, name=f"reduced_norm_{i}")(y, train=train))
+            y = act(Norm(self.norm, self.dtype, name=f"reduced_norm_{i}")(y, train=train))
             y = DilatedConv(self.growth, threes, dilation=dilation, dtype=self.dtype, name=f"dilated_{i}")(y)
-            y = Dropout(self.dropout, self.axis_name, name=f"dropout_{i}")(y, train=train)
+            y = Dropout(self.dropout, name=f"dropout_{i}")(y, train=train)
             x = jnp.concatenate([x, y.astype(x.dtype)], axis=-1)
         return x
 
@@ -274,7 +270,6 @@ class HybridDilatedBlock(nn.Module):
             (2, 2, 2).
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
@@ -291,7 +286,6 @@ class HybridDilatedBlock(nn.Module):
     dilations: tuple[int, ...] = (1, 2, 5)
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -305,7 +299,7 @@ class HybridDilatedBlock(nn.Module):
                 "that they span; use dilations without such holes, as (1, 2, 5)."
             )
         ones, threes = _windows(x)
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         y = x
         for i, dilation in enumerate(self.dilations):
             act = "none" if i == len(self.dilations) - 1 else self.activation

@@ -166,8 +166,7 @@ CASES = {
     ),
     "unknown field": (
         model("dilated_cnn_rgb", clases=3),
-        "models.create: 'dilated_cnn_rgb' has no field 'clases'; it has num_classes, dropout, norm, axis_name, dtype. "
-        'Did you mean "num_classes"?',
+        "models.create: 'dilated_cnn_rgb' has no field 'clases'; it has num_classes, dropout, norm, dtype. Did you mean \"num_classes\"?",
     ),
     "layers of several lengths": (
         model("dilated_cnn", features=(8, 8)),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +109,36 @@ def test_dropout_of_an_example_depends_on_its_place_alone():
     np.testing.assert_allclose(float(whole.max()), 1 / 0.6, rtol=1e-6)
     assert not np.array_equal(whole[0], whole[1])
     np.testing.assert_array_equal(drop.apply({}, x, train=False), x)
+
+
+class Statistics(nn.Module):
+    """Everything of the blocks that depends on the whole batch."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        y = blocks.Norm("batch")(x, train=True, mask=mask)
+        return blocks.Dropout(0.4)(y, train=True)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_batch_split_over_devices_is_one_batch_inside_batch_axis(masks):
+    x = random_input((8, 6, 3)) * 3 + 2
+    mask = jnp.asarray(np.random.default_rng(1).random((8, 6)) < 0.7) if masks else None
+    module = Statistics()
+    variables = module.init({"params": KEY, "dropout": KEY}, x)
+
+    def run(x, mask):
+        return module.apply(variables, x, mask, rngs={"dropout": KEY}, mutable=["batch_stats"])
+
+    def inside(x, mask):
+        with blocks.batch_axis("devices"):
+            return run(x, mask)
+
+    whole, statistics = run(x, mask)
+    spread = jax.tree.map(lambda leaf: leaf.reshape(8, 1, *leaf.shape[1:]), (x, mask))
+    apart, alone = jax.pmap(run, axis_name="devices")(*spread)
+    together, shared = jax.pmap(inside, axis_name="devices")(*spread)
+    chex.assert_trees_all_close(together.reshape(x.shape), whole, atol=1e-5)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[3], shared), statistics, atol=1e-5)
+    assert np.abs(apart.reshape(x.shape) - whole).max() > 0.1
+    assert max(np.abs(leaf[3] - leaf[4]).max() for leaf in jax.tree.leaves(alone)) > 0.01

@@ -47,7 +47,6 @@ class Tiny(nn.Module):
 
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact

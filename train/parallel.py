@@ -1,6 +1,7 @@
 """Many devices: where state and batches lie, and how the steps are compiled. "jit" shards the batch over a mesh, "pmap" splits it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dilax.blocks import batch_axis
 from dilax.errors import UserError
 from train.step import Steps
 
@@ -36,7 +38,7 @@ class Parallel:
 
 
 def axis_name(kind: str) -> str | None:
-    """The name that models and steps need for their device axis."""
+    """Return the name that the steps need for their device axis; blocks read it from `dilax.blocks.batch_axis`."""
     return AXIS if kind == "pmap" else None
 
 
@@ -89,7 +91,18 @@ def _pmap(steps: Steps) -> Parallel:
         put=put,
         get=get,
         put_batch=lambda batch: jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch),
-        train=jax.pmap(steps.train, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
-        evaluate=jax.pmap(steps.evaluate, axis_name=AXIS),
+        train=jax.pmap(_over_devices(steps.train), axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
+        evaluate=jax.pmap(_over_devices(steps.evaluate), axis_name=AXIS),
         replicated=replicated,
     )
+
+
+def _over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step with the device axis bound for the blocks of the model while it is traced."""
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with batch_axis(AXIS):
+            return step(*args)
+
+    return run

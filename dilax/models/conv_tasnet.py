@@ -103,7 +103,6 @@ class SeparableBlock(nn.Module):
         residual: Whether there is a residual output; the last block of a network has none.
         causal: Whether no output sees a later input; else the padding is "SAME".
         norm: As `dilax.blocks.Norm`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -114,7 +113,6 @@ class SeparableBlock(nn.Module):
     residual: bool = True
     causal: bool = False
     norm: str = "global"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -130,7 +128,7 @@ class SeparableBlock(nn.Module):
 
     def _normalised(self, y: jax.Array, place: int, train: bool, mask: jax.Array | None) -> jax.Array:
         y = prelu(f"prelu{place}")(y)
-        return Norm(self.norm, self.axis_name, self.dtype, name=f"norm{place}")(y, train=train, mask=mask)
+        return Norm(self.norm, self.dtype, name=f"norm{place}")(y, train=train, mask=mask)
 
 
 def prelu(name: str) -> nn.PReLU:
@@ -164,7 +162,6 @@ class ConvTasNet(Streamable):
         causal: Whether no frame sees a later one.
         norm: As `dilax.blocks.Norm`; None is "cumulative" in a causal network, else "global".
         mask_activation: "sigmoid" or "relu".
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -186,7 +183,6 @@ class ConvTasNet(Streamable):
     causal: bool = False
     norm: str | None = None
     mask_activation: str = "sigmoid"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -221,8 +217,8 @@ class ConvTasNet(Streamable):
     def _masks(self, encoded: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         """Map (batch, frames, features) to what the activation makes masks, (batch, frames, sources, features)."""
         norm = self.norm or ("cumulative" if self.causal else "global")
-        shared: dict[str, Any] = dict(causal=self.causal, norm=norm, axis_name=self.axis_name, dtype=self.dtype)
-        y = Norm(norm, self.axis_name, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
+        shared: dict[str, Any] = dict(causal=self.causal, norm=norm, dtype=self.dtype)
+        y = Norm(norm, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
         y = nn.Dense(self.bottleneck, dtype=self.dtype, name="input")(y)
         skips: Any = None
         for i in range(self.repeats * self.blocks):

@@ -60,7 +60,6 @@ class DRN(nn.Module):
         multi_grid: Factors of the dilations of level 6's blocks, the last residual ones, in turn.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -72,7 +71,6 @@ class DRN(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
@@ -101,7 +99,7 @@ class DRN(nn.Module):
         """
         self._check(x)
         reached, target = 1, output_stride_or(8, output_stride, "DRN")
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         x = ConvNormAct(self.widths[0], (7, 7), padding="TORCH", name="stem", **shared)(x, train=train)
         maps = []
         for level, (stride, dilation) in enumerate(zip(STRIDES, DILATIONS), start=1):

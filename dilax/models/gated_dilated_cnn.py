@@ -26,7 +26,6 @@ class GatedBlock(nn.Module):
         dilation: Of the convolution.
         norm: As `dilax.blocks.Norm`.
         dropout: Rate, whole channels at a time.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -34,15 +33,14 @@ class GatedBlock(nn.Module):
     dilation: int
     norm: str = "layer"
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map (batch, time, channels) to the same shape; mask as `GatedDilatedCNN`."""
-        y = masked(Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train, mask=mask), mask)
+        y = masked(Norm(self.norm, self.dtype, name="norm")(x, train=train, mask=mask), mask)
         conv = DilatedConv(2 * x.shape[-1], (self.kernel_size,), dilation=self.dilation, dtype=self.dtype, name="conv")
-        return x + Dropout(self.dropout, self.axis_name, spatial=True)(nn.glu(conv(y)), train=train)
+        return x + Dropout(self.dropout, spatial=True)(nn.glu(conv(y)), train=train)
 
 
 class GatedDilatedCNN(nn.Module):
@@ -61,7 +59,6 @@ class GatedDilatedCNN(nn.Module):
         dropout: Rate in the blocks, and before the linear layer.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
         embedding: Channels of a symbol.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
 
     Example:
@@ -79,7 +76,6 @@ class GatedDilatedCNN(nn.Module):
     dropout: float = 0.0
     vocabulary: int = 0
     embedding: int = 128
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -103,12 +99,12 @@ class GatedDilatedCNN(nn.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         for i, dilation in enumerate(self.dilations):
             block = GatedBlock(self.kernel_size, dilation, dropout=self.dropout, name=f"block{i}", **shared)
             x = block(x, train=train, mask=mask)
-        x = Norm(self.norm, self.axis_name, self.dtype, name="last_norm")(x, train=train, mask=mask)
-        pooled = Dropout(self.dropout, self.axis_name)(pool(x.astype(jnp.float32), self.pooling, mask), train=train)
+        x = Norm(self.norm, self.dtype, name="last_norm")(x, train=train, mask=mask)
+        pooled = Dropout(self.dropout)(pool(x.astype(jnp.float32), self.pooling, mask), train=train)
         return nn.Dense(self.num_classes, name="head")(pooled)
 
 

@@ -25,7 +25,6 @@ class InvertedResidual(nn.Module):
         residual: Whether to add x. It is told, not read from the shapes, so that it is the same where a stride has become a dilation.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -36,13 +35,12 @@ class InvertedResidual(nn.Module):
     residual: bool = False
     norm: str = "batch"
     activation: str = "relu6"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
-        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
         inner: dict[str, Any] = dict(activation=self.activation, **shared)
         y, wide = x, self.expansion * x.shape[-1]
         if self.expansion != 1:
@@ -71,7 +69,6 @@ class MobileNetV2(nn.Module):
         multi_grid: Factors of the dilations of the blocks at stride 32, the last two groups', in turn.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -86,14 +83,13 @@ class MobileNetV2(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu6"
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
         """Make what follows the features."""
         wide = _scaled(self.last_width, max(1.0, self.width_factor))
-        self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
-        self.drop = Dropout(self.dropout, self.axis_name)
+        self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, dtype=self.dtype)
+        self.drop = Dropout(self.dropout)
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
@@ -115,7 +111,7 @@ class MobileNetV2(nn.Module):
         """
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         x = ConvNormAct(_scaled(self.stem_width, self.width_factor), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
         maps, number, grid = [], 0, itertools.cycle(self.multi_grid)
         for group, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):

@@ -33,7 +33,6 @@ class ResNet(nn.Module):
         multi_grid: Factors of the dilations of the last stage's blocks, in turn (Chen et al. 2017, arXiv:1706.05587, section 3.2).
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -44,7 +43,6 @@ class ResNet(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
@@ -73,7 +71,7 @@ class ResNet(nn.Module):
         check_lengths("ResNet", 4, self.widths, self.blocks)
         check_multi_grid("ResNet", self.multi_grid)
         plan = stages((1, 2, 2, 2), 4, output_stride_or(32, output_stride, "ResNet"))
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         x = ConvNormAct(self.widths[0], (7, 7), 2, padding="TORCH", name="stem", **shared)(x, train=train)
         x = max_pool(x, 3, stride=2, padding=1)
         block = Bottleneck if self.bottleneck else BasicBlock

@@ -24,7 +24,6 @@ class TemporalBlock(nn.Module):
         dropout: Rate after each convolution.
         causal: Whether no output sees a later input; else the padding is "SAME".
         weight_norm: As `dilax.DilatedConv`.
-        axis_name: As `dilax.blocks.Dropout`.
         dtype: Of the computation.
     """
 
@@ -34,7 +33,6 @@ class TemporalBlock(nn.Module):
     dropout: float = 0.0
     causal: bool = True
     weight_norm: bool = True
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -54,7 +52,7 @@ class TemporalBlock(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            y = Dropout(self.dropout, self.axis_name, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
+            y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
         if x.shape[-1] != self.features:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
         ahead = 2 * explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
@@ -77,7 +75,6 @@ class TCN(Streamable):
         weight_norm: As `dilax.DilatedConv`.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
         embedding: Channels of a symbol.
-        axis_name: Device axis under pmap, as `dilax.blocks.Dropout`.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -95,7 +92,6 @@ class TCN(Streamable):
     weight_norm: bool = True
     vocabulary: int = 0
     embedding: int = 100
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -116,9 +112,7 @@ class TCN(Streamable):
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):
             raise UserError(f"TCN: features={self.features} and dilations={self.dilations} must have as many entries, at least one.")
-        shared: dict[str, Any] = dict(
-            dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, axis_name=self.axis_name, dtype=self.dtype
-        )
+        shared: dict[str, Any] = dict(dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, dtype=self.dtype)
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
             x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))

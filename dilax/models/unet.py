@@ -25,14 +25,12 @@ class UNetEncoder(nn.Module):
         multi_grid: Dilations of the last level's convolutions, one each, added to the map that the first of them reads (Zhou et al. 2018,
             "D-LinkNet", CVPR Workshops).
         norm: As `dilax.blocks.Norm`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256)
     multi_grid: tuple[int, ...] = (1, 2, 4, 8)
     norm: str = "batch"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -52,7 +50,7 @@ class UNetEncoder(nn.Module):
         rank = x.ndim - 2
         natural = 2 ** (len(self.widths) - 1)
         plan = stages((1,) + (2,) * (len(self.widths) - 1), 1, natural if output_stride is None else output_stride)
-        shared: dict[str, Any] = dict(kernel_size=(3,) * rank, norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(kernel_size=(3,) * rank, norm=self.norm, dtype=self.dtype)
         maps = []
         for level, (width, stage) in enumerate(zip(self.widths, plan)):
             if level:
@@ -97,8 +95,8 @@ class UNet(Segmenter):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the levels to logits of the size of the first."""
-        y = Dropout(self.dropout, self.axis_name)(maps[-1], train=train)
-        shared: dict[str, Any] = dict(kernel_size=(3,) * (y.ndim - 2), norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        y = Dropout(self.dropout)(maps[-1], train=train)
+        shared: dict[str, Any] = dict(kernel_size=(3,) * (y.ndim - 2), norm=self.norm, dtype=self.dtype)
         for level in reversed(range(len(maps) - 1)):
             dilation = 1 if output_stride is None else max(1, 2**level // output_stride)
             y = jnp.concatenate([maps[level], enlarged(y, maps[level].shape)], axis=-1)

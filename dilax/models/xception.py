@@ -23,7 +23,6 @@ class XceptionBlock(nn.Module):
             before each separable convolution, the last after each half of it.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -33,14 +32,13 @@ class XceptionBlock(nn.Module):
     short_cut: str = "identity"
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features[-1])."""
         act = activation(self.activation)
-        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
         after: dict[str, Any] = dict(activation=self.activation if self.short_cut == "none" else "none", **shared)
         y = x
         for i, (features, dilation) in enumerate(zip(self.features, self.dilation), start=1):
@@ -72,7 +70,6 @@ class Xception(nn.Module):
         multi_grid: Factors of the dilations of the last three separable convolutions, in turn.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -84,7 +81,6 @@ class Xception(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
@@ -111,7 +107,7 @@ class Xception(nn.Module):
         """
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "Xception"))
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         for i, (width, stride) in enumerate(zip(self.stem, (2, 1)), start=1):
             x = ConvNormAct(width, (3, 3), stride, "TORCH", name=f"stem{i}", **shared)(x, train=train)
         entry = []
