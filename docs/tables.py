@@ -118,7 +118,7 @@ def strides(name: str) -> str:
     known: tuple[int, ...] = (8, 16, 32)
     default = getattr(model, "output_stride", None) or (8 if class_name(name) == "DRN" else 32)
     if class_name(name) == "UNet":
-        known = tuple(2**level for level in range(len(model.widths)))
+        known = tuple(2**level for level in range(len(dilax.models.UNetEncoder().widths)))
         default = known[-1]
     return ", ".join(f"**{stride}**" if stride == default else str(stride) for stride in known)
 
