@@ -148,6 +148,32 @@ def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(jnp.broadcast_to(mask[..., None], x.shape), x, jnp.zeros_like(x))
 
 
+def embed_sequence(caller: str, x: jax.Array, *, vocabulary: int, features: int) -> jax.Array:
+    """Embed integer codes by a learned table named `embedding`, or pass on a sequence of floats.
+
+    Call it inside a compact method, to which the table then belongs.
+
+    Args:
+        caller: Name that errors begin with.
+        x: Codes (batch, time), or without a vocabulary floats (batch, time, channels).
+        vocabulary: Number of symbols; 0 for floats.
+        features: Channels of an embedded symbol.
+
+    Returns:
+        (batch, time, features), or x itself without a vocabulary.
+
+    Raises:
+        UserError: if x is not of the kind that `vocabulary` says.
+    """
+    if vocabulary:
+        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+            raise UserError(f"{caller}: with vocabulary={vocabulary} x must be integer codes (batch, time), got {x.dtype} {x.shape}.")
+        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(1.0), name="embedding")(x)
+    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"{caller}: x must be floats (batch, time, channels), got {x.dtype} {x.shape}; set `vocabulary` for integer codes.")
+    return x
+
+
 class Dropout(nn.Module):
     """Dropout whose mask for example i of a batch depends on the key and i alone.
 

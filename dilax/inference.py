@@ -13,7 +13,7 @@ import numpy as np
 
 from dilax import generate
 from dilax.audio import mu_law_decode
-from dilax.errors import UserError
+from dilax.pooling import pool_sequence
 from dilax.resizing import resize
 from dilax.spec import DataSpec
 
@@ -148,21 +148,9 @@ def pool_steps(outputs: jax.Array, length: jax.Array, pool: str) -> jax.Array:
     Args:
         outputs: Outputs of a model.
         length: Number of valid steps of each sequence, (batch,).
-        pool: "last" takes the last valid step, "mean" and "max" pool over the valid steps.
-
-    Raises:
-        UserError: if `pool` is unknown.
+        pool: "last", "mean" or "max", as `dilax.pooling.pool_sequence`.
     """
-    if outputs.ndim == 2:
-        return outputs
-    if pool not in POOLS:
-        raise UserError(f"pool_steps: pool={pool!r} is unknown; use one of {POOLS}.")
-    if pool == "last":
-        return jnp.take_along_axis(outputs, (length - 1)[:, None, None], axis=1)[:, 0]
-    valid = valid_steps(outputs.shape[1], length)[..., None]
-    if pool == "max":
-        return jnp.where(valid, outputs, -jnp.inf).max(1)
-    return jnp.where(valid, outputs, 0.0).sum(1) / length[:, None].astype(outputs.dtype)
+    return outputs if outputs.ndim == 2 else pool_sequence(outputs, kind=pool, mask=valid_steps(outputs.shape[1], length))
 
 
 def average_views(logits: Callable[[jax.Array], jax.Array], images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding, is_integer, per_axis
+from dilax.geometry import is_integer, per_axis, time_padding
 from dilax.streaming import Flow, Layer, Ring, conv_step, conv_step_nd, new_ring
 
 
@@ -62,7 +62,7 @@ class TimeConv(Layer):
         module: Any = self
         options: Any = dict(stride=module.stride, padding=module.padding, caller=type(self).__name__)
         gaps = [(dilation, *window[1:]) for dilation in self._time_dilations(len(window))]
-        return [explicit_padding((2**24,) * len(window), window, dilation=gap, **options)[0] for gap in gaps]
+        return [time_padding(window, dilation=gap, **options) for gap in gaps]
 
     def _time_dilations(self, rank: int) -> list[int]:
         raise NotImplementedError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import dilax
+from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
-from dilax.models.wavenet import mu_law_decode, mu_law_encode
 from train import run
 from train.config import default_config, model_config
 from train.data.open_sequences import log_mel_frames

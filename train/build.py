@@ -82,7 +82,7 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     outputs, shapes = jax.eval_shape(init_with_output, key)
     _check_outputs(config, outputs, task)
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
-    steps = Steps(model, task, tx, config, parallel.axis_name(config.parallel))
+    steps = Steps(model, task, tx, config)
     compiled = parallel.make(config.parallel, steps, config.batch_size)
     init = jax.jit(lambda key: init_with_output(key)[1])
     return Setup(config, spec, task, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +44,21 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+    """How a step that runs on a share of the batch combines what the devices have; by default the step sees the whole batch.
+
+    Attributes:
+        sum: Tree -> its sum over the devices.
+        mean: Tree -> its mean over the devices.
+        first: Size of a share -> position of its first example in the whole batch.
+    """
+
+    sum: Callable[[Any], Any] = lambda tree: tree
+    mean: Callable[[Any], Any] = lambda tree: tree
+    first: Callable[[int], Any] = lambda size: 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Steps:
     """The pure functions of a run.
 
@@ -52,14 +67,14 @@ class Steps:
         task: Its loss and metrics.
         tx: Its optimiser.
         config: The whole config.
-        axis_name: The device axis under pmap, else None.
+        devices: How shares of a batch are combined.
     """
 
     model: nn.Module
     task: Task
     tx: optax.GradientTransformation
     config: ConfigDict
-    axis_name: str | None = None
+    devices: Devices = Devices()
 
     def init(self, variables: Any) -> TrainState:
         """Return the state of step 0."""
@@ -74,7 +89,7 @@ class Steps:
 
         Args:
             state: The state before.
-            batch: What the task learns from, arrays by name; under pmap this device's share.
+            batch: What the task learns from, arrays by name; perhaps the share of this device.
             key: Random key of the run; what is random in step s depends on it and on s alone.
 
         Returns:
@@ -83,10 +98,11 @@ class Steps:
         """
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         size = len(jax.tree.leaves(batch)[0])
-        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * size
-        augmented = self.task.augment(augment_key, batch, first)
+        augmented = self.task.augment(augment_key, batch, self.devices.first(size))
         parts = self.config.optim.accumulate
-        collections, grads, total = state.collections, None, None
+        collections = state.collections
+        grads: Any = None
+        total: Any = None
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(loss_key, parts)):
             # Interleaved, so that every part spans all devices.
@@ -94,10 +110,8 @@ class Steps:
             gradient, result = self._gradient(state, collections, part, part_key, size // parts)
             collections, sums = result.collections, {**result.sums, "count": result.count}
             grads, total = (gradient, sums) if grads is None else jax.tree.map(jnp.add, (grads, total), (gradient, sums))
-        if self.axis_name is not None:
-            grads, total = lax.psum((grads, total), self.axis_name)
-            collections = lax.pmean(collections, self.axis_name)
-        assert total is not None
+        grads, total = self.devices.sum((grads, total))
+        collections = self.devices.mean(collections)
         # The gradients are of sums over fixed numbers of examples: here they are divided, once, by what the task counts.
         scale = (size // parts) / jnp.maximum(total["count"], 1e-12)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
@@ -110,7 +124,7 @@ class Steps:
         """Return the sums over the examples that batch["mask"] counts, and what the task keeps of each example."""
         with dilax.use_lowering(self.config.lowering):
             sums, kept = self.task.evaluate(self.model, variables, batch)
-        return (sums if self.axis_name is None else lax.psum(sums, self.axis_name)), kept
+        return self.devices.sum(sums), kept
 
     def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
         """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""

@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, masked
+from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
-from dilax.models.tcn import embedded
+from dilax.geometry import time_padding
 from dilax.modules import DilatedConv
 from dilax.streaming import Streamable
 
@@ -42,7 +41,7 @@ class ByteNetBlock(nn.Module):
         y = masked(self._act(y, 1), None if self.causal else mask)
         y = DilatedConv(half, (self.kernel_size,), padding=padding, dilation=self.dilation, dtype=self.dtype, name="conv")(y)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(self._act(y, 2))
-        ahead = explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return Delay(ahead, name="delay")(x) + Dropout(self.dropout, spatial=True)(y, train=train)
 
     def _act(self, x: jax.Array, number: int) -> jax.Array:
@@ -63,7 +62,7 @@ class ByteNetStack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map codes (batch, time), with a condition (batch, time, features) to add to their embeddings, to (batch, time, features)."""
-        x = embedded("ByteNet", x, self.vocabulary, self.features)
+        x = embed_sequence("ByteNet", x, vocabulary=self.vocabulary, features=self.features)
         x = x if self.dtype is None else x.astype(self.dtype)
         x = x if condition is None else x + condition.astype(x.dtype)
         shared: dict[str, Any] = dict(causal=self.causal, dropout=self.dropout, dtype=self.dtype)

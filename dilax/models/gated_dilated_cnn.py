@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, masked
+from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.errors import UserError, did_you_mean
-from dilax.models.tcn import embedded
 from dilax.modules import DilatedConv
+from dilax.pooling import pool_sequence
 
 POOLINGS = ("max", "mean", "both")
 
@@ -95,7 +95,7 @@ class GatedDilatedCNN(nn.Module):
             raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
         if not self.dilations:
             raise UserError("GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
-        x = embedded("GatedDilatedCNN", x, self.vocabulary, self.embedding)
+        x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding)
         x = x if self.dtype is None else x.astype(self.dtype)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)
@@ -104,25 +104,9 @@ class GatedDilatedCNN(nn.Module):
             block = GatedBlock(self.kernel_size, dilation, dropout=self.dropout, name=f"block{i}", **shared)
             x = block(x, train=train, mask=mask)
         x = Norm(self.norm, self.dtype, name="last_norm")(x, train=train, mask=mask)
-        pooled = Dropout(self.dropout)(pool(x.astype(jnp.float32), self.pooling, mask), train=train)
+        pooled = Dropout(self.dropout)(self._pooled(x.astype(jnp.float32), mask), train=train)
         return nn.Dense(self.num_classes, name="head")(pooled)
 
-
-def pool(x: jax.Array, pooling: str, mask: jax.Array | None = None) -> jax.Array:
-    """Pool (batch, time, channels) over the steps where mask is True, to (batch, channels), or twice as many with "both".
-
-    Example:
-        >>> pool(jnp.array([[[1.0], [3.0], [9.0]]]), "both", jnp.array([[True, True, False]])).tolist()
-        [[3.0, 2.0]]
-    """
-    real = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
-    where = jnp.broadcast_to(real, x.shape)
-    found = []
-    if pooling in ("max", "both"):
-        # By its place: the gradient of jnp.max looks for what equals it, which a compiler that computes x twice may not find.
-        place = jnp.argmax(jnp.where(where, x, -jnp.inf), axis=1, keepdims=True)
-        found.append(jnp.take_along_axis(jnp.where(where, x, 0.0), place, axis=1)[:, 0])
-    if pooling in ("mean", "both"):
-        count = jnp.maximum(real.sum(1), 1).astype(x.dtype)
-        found.append(jnp.where(where, x, 0.0).sum(1) / count)
-    return jnp.concatenate(found, axis=-1)
+    def _pooled(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        kinds = ("max", "mean") if self.pooling == "both" else (self.pooling,)
+        return jnp.concatenate([pool_sequence(x, kind=kind, mask=mask) for kind in kinds], axis=-1)

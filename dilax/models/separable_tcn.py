@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, activation, masked
+from dilax.blocks import Dropout, Norm, activation, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
-from dilax.models.tcn import embedded
+from dilax.geometry import time_padding
 from dilax.modules import DepthwiseConv
 from dilax.streaming import Streamable
 
@@ -50,7 +49,7 @@ class SeparableTemporalBlock(nn.Module):
         y = act(Norm(self.norm, self.dtype, name="norm1")(y, train=train, mask=mask))
         y = nn.Dense(x.shape[-1], name="pointwise", **shared)(Dropout(self.dropout, spatial=True)(y, train=train))
         y = act(Norm(self.norm, self.dtype, name="norm2")(y, train=train, mask=mask))
-        ahead = explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return Delay(ahead, name="delay")(x) + y
 
 
@@ -106,7 +105,7 @@ class SeparableTCN(Streamable):
                 f"SeparableTCN: norm={self.norm!r} takes statistics over all of time, which a causal network must not see; "
                 "use 'batch', 'layer' or 'cumulative', or causal=False."
             )
-        x = embedded("SeparableTCN", x, 0, 0)
+        x = embed_sequence("SeparableTCN", x, vocabulary=0, features=0)
         x = nn.Dense(self.features, use_bias=self.norm == "none", dtype=self.dtype, name="input")(x)
         x = activation(self.activation)(Norm(self.norm, self.dtype, name="input_norm")(x, train=train, mask=mask))
         shared: dict[str, Any] = dict(

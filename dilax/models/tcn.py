@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, masked
+from dilax.blocks import Dropout, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
+from dilax.geometry import time_padding
 from dilax.modules import DilatedConv
 from dilax.streaming import Streamable
 
@@ -55,7 +55,7 @@ class TemporalBlock(nn.Module):
             y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
         if x.shape[-1] != self.features:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
-        ahead = 2 * explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        ahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return nn.relu(Delay(ahead, name="delay")(x) + y)
 
 
@@ -107,7 +107,7 @@ class TCN(Streamable):
         Raises:
             UserError: if x is neither, or there is not one dilation for each block.
         """
-        x = embedded("TCN", x, self.vocabulary, self.embedding)
+        x = embed_sequence("TCN", x, vocabulary=self.vocabulary, features=self.embedding)
         x = x if self.dtype is None else x.astype(self.dtype)
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):
@@ -122,18 +122,3 @@ class TCN(Streamable):
         if self.vocabulary:
             return jnp.zeros((batch_size, 1), jnp.int32)
         return jnp.zeros((batch_size, 1, self.variables["params"]["block0"]["conv1"]["kernel"].shape[-2]), dtype)
-
-
-def embedded(caller: str, x: jax.Array, vocabulary: int, features: int) -> jax.Array:
-    """Map codes (batch, time) to (batch, time, features) by a table named `embedding`; without a vocabulary return (batch, time, channels).
-
-    Raises:
-        UserError: if x is not what the vocabulary says.
-    """
-    if vocabulary:
-        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
-            raise UserError(f"{caller}: with vocabulary={vocabulary} x must be integer codes (batch, time), got {x.dtype} {x.shape}.")
-        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(1.0), name="embedding")(x)
-    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"{caller}: x must be floats (batch, time, channels), got {x.dtype} {x.shape}; set `vocabulary` for integer codes.")
-    return x

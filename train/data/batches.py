@@ -11,6 +11,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from train.data import source as sources
+from train.data.splits import EPOCH, permutation
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = 2**40
@@ -90,7 +91,7 @@ def _train_batch(source: sources.Source, batch_size: int, span: range, seed: int
 
 @functools.lru_cache(maxsize=4)
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return sources.permutation(n, sources.EPOCH, seed, epoch)
+    return permutation(n, EPOCH, seed, epoch)
 
 
 def _eval_batch(source: sources.Source, batch_size: int, span: range, step: int) -> Batch:

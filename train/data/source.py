@@ -1,30 +1,24 @@
-"""Random-access sources of labelled images, and the choice of records from them. A label is a class, or a mask of classes.
-
-Small sets are held decoded in an `ArraySource`; the others decode a record each time it is asked for.
-"""
+"""Random-access sources of records, over any fields: a table in memory, records that are decoded when they are read, and parts of both."""
 
 import dataclasses
-import io
-import pathlib
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from dilax.errors import UserError
 
-# What a permutation is for: the first word of its key, so that no two choices are correlated.
-TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-_CHUNK = 1024
-
 Record = dict[str, Any]
+Batch = dict[str, np.ndarray]
+_CHUNK = 1024  # records decoded at once
 
 
 class Source(Protocol):
-    """Records by index: {"image": uint8 (h, w, c), "label": int, or uint8 (h, w) to segment}.
+    """Records by index.
 
-    One with `__getitems__(indices)` is read many records at a time.
+    A record holds arrays and scalars by field, such as {"image": uint8 (height, width, channels), "label": int32}. All records have the
+    same fields, shapes and dtypes. A source may have two more methods: `__getitems__(indices)` returns several records at once, and
+    `gather(indices)` returns them as one batch, which sources in memory do.
     """
 
     def __len__(self) -> int: ...
@@ -33,56 +27,64 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Splits:
-    """The splits of a dataset.
+class Table:
+    """Records in memory.
 
     Attributes:
-        name: Of the dataset.
-        class_names: Of the classes, or of the outputs at every step.
-        input_shape: Of an example: (height, width, channels), (time, channels), or (time,) of codes.
-        train: The records to learn from.
-        validation: Those that decide between checkpoints, or None.
-        test: Those that are scored once.
-        symbols: What the codes stand for, where the input is codes.
-        facts: What prediction must know besides, such as the sample rate of sounds.
+        arrays: Each field as one array, with a row for each record.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    train: Source
-    validation: Source | None
-    test: Source
-    symbols: tuple[str, ...] = ()
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int) -> Record:
+        return {name: values[index] for name, values in self.arrays.items()}
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        """Return the records at `indices` as one batch."""
+        return {name: values[indices] for name, values in self.arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraySource:
-    """Decoded images in memory: `images` uint8 (n, h, w, c), `labels` int32 (n,) or uint8 (n, h, w)."""
+class Lazy:
+    """Records that are decoded each time they are read.
 
-    images: np.ndarray
-    labels: np.ndarray
+    Attributes:
+        count: Number of records.
+        read: Returns the records at a list of indices. Worker processes call it, so it must be picklable.
+        fields: Fields that are known without decoding the records, such as labels: arrays with a row for each record, or functions
+            without arguments that read such an array.
+    """
+
+    count: int
+    read: Callable[[list[int]], list[Record]]
+    fields: Mapping[str, np.ndarray | Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.count
 
     def __getitem__(self, index: int) -> Record:
-        label = self.labels[index]
-        return {"image": self.images[index], "label": label if label.ndim else int(label)}
+        return self.__getitems__([index])[0]
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the records at `indices` as one batch."""
-        return {"image": self.images[indices], "label": self.labels[indices]}
+    def __getitems__(self, indices: list[int]) -> list[Record]:
+        return self.read(indices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """The records of `source` at `indices`; `labels` int32 (n,), where given, replace their own."""
+    """Some records of a source.
+
+    Attributes:
+        source: The source, which is not in memory; `subset` makes a `Table` of one that is.
+        indices: Where the records are in it, (n,).
+        replaced: Fields whose values differ from those in the source, with a row for each record of the subset.
+    """
 
     source: Source
     indices: np.ndarray
-    labels: np.ndarray | None
+    replaced: dict[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -92,16 +94,39 @@ class Subset:
 
     def __getitems__(self, indices: list[int]) -> list[Record]:
         records = read(self.source, self.indices[indices])
-        if self.labels is None:
-            return records
-        return [{"image": record["image"], "label": int(label)} for record, label in zip(records, self.labels[indices], strict=True)]
+        return [
+            {**record, **{name: values[index] for name, values in self.replaced.items()}}
+            for index, record in zip(indices, records, strict=True)
+        ]
 
 
-def subset(source: Source, indices: np.ndarray, labels: np.ndarray | None) -> Source:
-    """Return the records of `source` at `indices`, with `labels` int32 (n,), or their own where None."""
-    if isinstance(source, ArraySource):
-        return ArraySource(source.images[indices], source.labels[indices] if labels is None else labels)
-    return Subset(source, indices, labels)
+def subset(source: Source, indices: np.ndarray, replaced: Mapping[str, np.ndarray] | None = None) -> Source:
+    """Return some records of a source.
+
+    Args:
+        source: The source; of a `Table`, the result is a `Table` too.
+        indices: Where the records are in it, (n,).
+        replaced: New values of some fields, each with a row for each record that is returned.
+    """
+    new = dict(replaced or {})
+    if isinstance(source, Table):
+        return Table({name: new[name] if name in new else values[indices] for name, values in source.arrays.items()})
+    if isinstance(source, Subset):
+        new = {**{name: values[indices] for name, values in source.replaced.items()}, **new}
+        return Subset(source.source, source.indices[indices], new)
+    return Subset(source, indices, new)
+
+
+def field(source: Source, name: str) -> np.ndarray:
+    """Return one field of all records, with a row for each; it is read without decoding the records, if the source knows how."""
+    if isinstance(source, Table):
+        return source.arrays[name]
+    if isinstance(source, Subset):
+        return source.replaced[name] if name in source.replaced else field(source.source, name)[source.indices]
+    if isinstance(source, Lazy) and name in source.fields:
+        known = source.fields[name]
+        return known() if callable(known) else known
+    return np.stack([record[name] for start in range(0, len(source), _CHUNK) for record in read(source, _chunk(source, start))])
 
 
 def read(source: Source, indices: np.ndarray) -> list[Record]:
@@ -110,123 +135,62 @@ def read(source: Source, indices: np.ndarray) -> list[Record]:
     return many(indices.tolist()) if many else [source[index] for index in indices.tolist()]
 
 
-def in_memory(source: Any) -> bool:
-    """Return whether a source gathers whole batches itself."""
+def in_memory(source: Source) -> bool:
+    """Return whether a source holds its records in memory, and so gathers whole batches itself."""
     return hasattr(source, "gather")
 
 
-def gather(source: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the batch of the records at `indices`: of images "image" uint8 (n, h, w, c), "label" int32 (n,) or uint8 (n, h, w)."""
+def gather(source: Source, indices: np.ndarray) -> Batch:
+    """Return the records at `indices` as one batch: each field stacked, (n, ...).
+
+    Raises:
+        UserError: if records differ in shape.
+    """
+    own: Any = getattr(source, "gather", None)
+    return own(indices) if own else _stack(read(source, indices))
+
+
+def hold(source: Source) -> Source:
+    """Return a source in memory with the same records.
+
+    Raises:
+        UserError: if records differ in shape.
+    """
     if in_memory(source):
-        return source.gather(indices)
-    records = read(source, indices)
-    check_sizes({record["image"].shape for record in records})
-    return {
-        "image": np.stack([record["image"] for record in records]),
-        "label": np.array([record["label"] for record in records], _label_dtype(records[0])),
-    }
-
-
-def hold(source: Source) -> ArraySource:
-    """Decode all of `source` into memory."""
-    if isinstance(source, ArraySource):
         return source
     first = source[0]
-    shape, labels = first["image"].shape, np.empty((len(source), *np.shape(first["label"])), _label_dtype(first))
-    held = ArraySource(np.empty((len(source), *shape), np.uint8), labels)
+    arrays = {name: np.empty((len(source), *np.shape(value)), np.asarray(value).dtype) for name, value in first.items()}
     for start in range(0, len(source), _CHUNK):
-        indices = np.arange(start, min(start + _CHUNK, len(source)))
-        batch = gather(source, indices)
-        check_sizes({shape, batch["image"].shape[1:]})
-        held.images[indices], held.labels[indices] = batch["image"], batch["label"]
-    return held
+        indices = _chunk(source, start)
+        # The first record is stacked with each chunk, so that chunks of different shapes are noticed.
+        batch = _stack([first, *read(source, indices)])
+        for name, values in arrays.items():
+            values[indices] = batch[name][1:]
+    return Table(arrays)
 
 
-def _label_dtype(record: Record) -> Any:
-    return np.uint8 if np.ndim(record["label"]) else np.int32
+def fits(sources: Sequence[Source], memory_mb: float) -> bool:
+    """Return whether the decoded records of all sources, as large as the first of each, together fit into `memory_mb` MiB."""
+    size = sum(len(source) * sum(np.asarray(value).nbytes for value in source[0].values()) for source in sources)
+    return size <= memory_mb * 2**20
 
 
-def check_sizes(shapes: set[tuple[int, ...]]) -> None:
-    """Raise UserError where images differ in size."""
+def check_shapes(name: str, shapes: set[tuple[int, ...]]) -> None:
+    """Raise UserError if the field `name` does not have one shape in all records."""
     if len(shapes) > 1:
         first, second = sorted(shapes)[:2]
-        raise UserError(f"data.image_size=0 needs images of one size, but there are some of {first} and of {second}; set data.image_size.")
+        if name == "image":
+            raise UserError(
+                f"data.image_size=0 needs images of one size, but some are {first} and some are {second}; set config.data.image_size."
+            )
+        raise UserError(f"data: the field {name!r} has shape {first} in some records and {second} in others; make them one shape.")
 
 
-def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image file, or its bytes, to uint8 (h, w, channels), fitted to `image_size` unless that is 0.
-
-    Raises:
-        UserError: if it has more than 8 bits a channel.
-    """
-    from PIL import Image
-
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as opened:
-        check_depth(opened, file if isinstance(file, pathlib.Path) else "an image")
-        image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
-        pixels = np.asarray(image)
-    return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+def _stack(records: list[Record]) -> Batch:
+    for name in records[0]:
+        check_shapes(name, {np.shape(record[name]) for record in records})
+    return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 
-def check_depth(image: Any, name: object) -> None:
-    """Refuse an open image that would be cut off at 8 bits."""
-    if image.mode in _DEEP:
-        raise UserError(f"{name} has more than 8 bits a channel, which would be cut off; save it with 8.")
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the shorter side of uint8 (h, w, c) to `size` and crop the centre to (size, size, c); 0 leaves it as it is."""
-    from PIL import Image
-
-    height, width, channels = image.shape
-    if size == 0 or height == width == size:
-        return image
-    scale = size / min(height, width)
-    height, width = max(size, round(height * scale)), max(size, round(width * scale))
-    resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.asarray(resized).reshape(height, width, channels)[top : top + size, left : left + size]
-
-
-def permutation(n: int, *key: int) -> np.ndarray:
-    """Return a permutation of range(n), a pure function of (n, key).
-
-    It sorts raw bits, whose stream numpy promises to keep; that of `Generator.permutation` may change between versions.
-    """
-    return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
-
-
-def stratified(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
-    """Choose `count` of the records, every class within one record of its share.
-
-    Returns: bool (n,), True where chosen; a pure function of (labels, count, key).
-    """
-    shuffled = permutation(len(labels), *key)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    chosen = np.zeros(len(labels), bool)
-    chosen[by_class[(2 * np.arange(count) + 1) * len(labels) // (2 * max(count, 1))]] = True
-    return chosen
-
-
-def held_out(labels: np.ndarray, share: float, seed: int, name: str = "data.validation") -> np.ndarray | None:
-    """Choose the records, with these labels, of the split whose share has that name: bool (n,), or None for a share of 0.
-
-    Raises:
-        UserError: if nothing is left on one side.
-    """
-    if not 0 <= share < 1:
-        raise UserError(f"{name}={share} must be a share of the training records, from 0 to below 1.")
-    count = round(len(labels) * share)
-    if share and not 0 < count < len(labels):
-        raise UserError(f"{name}={share} of {len(labels)} records leaves nothing on one side; change it, or set 0 for none.")
-    return stratified(labels, count, VALIDATION, seed) if share else None
-
-
-def first_of_each(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
-    """Choose `count` records of every class, or all of a smaller one; returns bool (n,), a pure function of the arguments."""
-    shuffled = permutation(len(labels), *key)
-    chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        chosen[shuffled[labels[shuffled] == label][:count]] = True
-    return chosen
+def _chunk(source: Source, start: int) -> np.ndarray:
+    return np.arange(start, min(start + _CHUNK, len(source)))

@@ -1,4 +1,4 @@
-"""Sources of sequences: tables of them, padded to one length, and windows of a long one."""
+"""Sequences of different lengths as one array, and windows of long sequences."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,29 +7,6 @@ import numpy as np
 
 from dilax.errors import UserError
 from train.data.source import Record
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Records in memory: arrays by name, a row of each for every record."""
-
-    arrays: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def __getitem__(self, index: int) -> Record:
-        return {name: values[index] for name, values in self.arrays.items()}
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the records at `indices` as one batch."""
-        return {name: values[indices] for name, values in self.arrays.items()}
-
-    def split(self, held: np.ndarray | None) -> tuple["Table", "Table | None"]:
-        """Return the records that are not held out, bool (n,), and those that are; None holds out none."""
-        if held is None:
-            return self, None
-        return Table(self.gather(np.flatnonzero(~held))), Table(self.gather(np.flatnonzero(held)))
 
 
 def padded(sequences: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:

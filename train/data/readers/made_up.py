@@ -3,7 +3,7 @@
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.windows import Table
+from train.data.source import Table
 
 ADDING_EXAMPLES, COPY_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000, 1_000
 COPIED, SYMBOLS, BLANK, GO = 10, 10, 0, 9
