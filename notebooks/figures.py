@@ -59,7 +59,7 @@ def receptive_fields() -> None:
 
 
 def scene(folders: list[pathlib.Path]) -> None:
-    """Draw what every run makes of one scene: over the image and, for the documentation, without it, since its licence may not allow that."""
+    """Draw what every run makes of one scene, over the image and without it: its licence may not allow the former to be published."""
     from train.build import load_trained
 
     runs = {folder.name: load_trained(folder.absolute()) for folder in folders}
