@@ -142,7 +142,7 @@ def time_padding(
         >>> time_padding(3, dilation=4), time_padding(3, padding="CAUSAL", dilation=4)
         ((4, 4), (8, 0))
     """
-    length: Any = 2**24 if is_integer(kernel_size) else (2**24,) * len(kernel_size)
+    length = (2**24,) * len(kernel_size) if isinstance(kernel_size, Sequence) else 2**24
     return explicit_padding(length, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)[0]
 
 

@@ -150,35 +150,35 @@ GIVEN = trained(CONV_NORM_ACT)
 ERRORS = {
     "no norm": (
         lambda: fold_batch_norm(blocks.SqueezeExcite(), {}),
-        "fold_batch_norm: SqueezeExcite has no field norm; give a model or a block of dilax with norm='batch'.",
+        "fold_batch_norm: SqueezeExcite has no field `norm`; give a model or a block of dilax with norm='batch'.",
     ),
     "group": (
         lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="group"), GIVEN),
-        "fold_batch_norm: norm='group' is no constant scale and shift of each channel; only norm='batch' and norm='frozen' can be folded.",
+        "fold_batch_norm: norm='group' is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded.",
     ),
     "none": (
         lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="none"), GIVEN),
-        "fold_batch_norm: norm='none' is no constant scale and shift of each channel; only norm='batch' and norm='frozen' can be folded.",
+        "fold_batch_norm: norm='none' is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded.",
     ),
     "no statistics": (
         lambda: fold_batch_norm(CONV_NORM_ACT, {"params": GIVEN["params"]}),
-        "fold_batch_norm: variables have no batch_stats for 'Norm_0'; give all that the training kept, not params alone.",
+        "fold_batch_norm: variables have no batch_stats for 'Norm_0'; give all collections of the trained model, not only params.",
     ),
     "no statistics of one": (
         lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"A": GIVEN["params"]}, "batch_stats": {}}),
-        "fold_batch_norm: variables have no batch_stats for 'A/Norm_0'; give all that the training kept, not params alone.",
+        "fold_batch_norm: variables have no batch_stats for 'A/Norm_0'; give all collections of the trained model, not only params.",
     ),
     "no convolution": (
         lambda: fold_batch_norm(CONV_NORM_ACT, nested(without_conv(GIVEN), "A")),
-        "fold_batch_norm: 'A/Norm_0' has nothing beside it; it can be folded into one convolution alone, as in ConvNormAct.",
+        "fold_batch_norm: the scope of 'A/Norm_0' holds no convolution; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
     ),
     "another layer": (
         lambda: fold_batch_norm(CONV_NORM_ACT, with_dense(GIVEN)),
-        "fold_batch_norm: 'Norm_0' has Dense_0, DilatedConv_0 beside it; it can be folded into one convolution alone, as in ConvNormAct.",
+        "fold_batch_norm: the scope of 'Norm_0' also holds Dense_0, DilatedConv_0; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
     ),
     "statistics elsewhere": (
         lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"BatchNorm_0": {}}, "batch_stats": {"BatchNorm_0": {"mean": jnp.ones(2)}}}),
-        "fold_batch_norm: 'BatchNorm_0/mean' are statistics of no Norm_0 that follows a convolution; they cannot be folded.",
+        "fold_batch_norm: the statistics 'BatchNorm_0/mean' do not belong to a Norm_0 after a convolution; they cannot be folded.",
     ),
 }
 

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up: a file may import those before it.
 DILAX = [
     "dilax.errors",
+    "dilax.spec",
     "dilax.geometry",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
@@ -39,13 +40,14 @@ DILAX = [
     "dilax.receptive_fields",
     "dilax.resizing",
     "dilax.audio",
+    "dilax.tile_plans",
     "dilax.tiling",
     "dilax.state_dicts",
     "dilax.streaming.rings",
     "dilax.streaming.flow",
     "dilax.streaming.checks",
     "dilax.streaming",
-    "dilax.stepping",
+    "dilax.convolution",
     "dilax.modules",
     "dilax.causal",
     "dilax.blocks",

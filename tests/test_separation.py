@@ -194,7 +194,7 @@ def test_what_does_not_stream_says_why():
     ):
         model.apply(variables_of(model), 2, method="init_stream")
     model = model.clone(norm="cumulative")
-    with pytest.raises(UserError, match="block0/conv looks ahead, and strides or several dilations stand in the way"):
+    with pytest.raises(UserError, match="block0/conv looks ahead, which cannot be combined with strides or with several dilations"):
         model.apply(variables_of(model), 2, method="init_stream")
     model = NETWORKS["causal"]
     variables = variables_of(model)

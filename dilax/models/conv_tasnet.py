@@ -51,7 +51,7 @@ class Frames(Layer):
                 f"{flow.caller}: a chunk of {x.shape[1]} samples is no multiple of stride={self.stride}; "
                 "feed chunks that are, the last filled up with zeros."
             )
-        flow.keeps_time(self)
+        flow.require_no_latency(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], self.kernel_size // self.stride - 1, (self.stride,), x.dtype)
 

@@ -1,53 +1,99 @@
-"""Download image sets and write them where TFDS looks, without TensorFlow.
+"""Image sets of TensorFlow Datasets (TFDS) on disk: found, or downloaded and prepared without TensorFlow.
 
-TFDS's own builders need TensorFlow to unpack and encode what they download. Those of the sets below are used for all the rest (version,
-features, label names, download, checksums, order of the records), so a set prepared here is the one that TFDS would have prepared, as
-array_record.
+TFDS's own builders need TensorFlow to unpack and encode what they download. For the four sets below, the files are downloaded and unpacked
+here, and the rest (version, features, order and layout of the records) is left to those builders, so a set prepared here is the one that
+TFDS would have prepared, as array_record.
 """
 
-import contextlib
-import functools
-import gzip
+import dataclasses
+import fnmatch
+import hashlib
 import importlib.util
+import os
 import pathlib
 import queue
+import re
 import sys
-import tarfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
-
-import numpy as np
 
 from dilax.errors import UserError, did_you_mean
+from train.data.readers.archives import EXAMPLES
 
-_TIMEOUT_S = 10
+_TIMEOUT_S = 10  # without a byte, after which a download fails
+_BLOCK = 1 << 20  # bytes read at once
+_NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>(\d+|\*)\.(\d+|\*)\.(\d+|\*)))?")  # as TFDS writes it
 _BUILT_IN = ("cells", "digits", "digits8x8", "folder")
-_IDX = {"train": "train", "test": "t10k"}
-_CIFAR10 = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-_CIFAR100 = {"train": ["train.bin"], "test": ["test.bin"]}
 
-Examples = Iterator[tuple[int, dict[str, Any]]]
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A file to download.
+
+    Attributes:
+        url: Where it is.
+        name: Its file name.
+        sha256: Its checksum, in hexadecimal digits.
+    """
+
+    url: str
+    name: str
+    sha256: str
 
 
 def root(data_dir: str) -> pathlib.Path:
-    """Return the directory of TFDS: `data_dir`, else the environment variable TFDS_DATA_DIR, else TFDS's default."""
+    """Return the directory of TFDS: `data_dir`, else the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+        UserError: if TFDS is not installed.
+    """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError('this dataset is read through tensorflow_datasets, which is missing; run: pip install -e ".[train]"')
-    from tensorflow_datasets.core import constants
-
-    return pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
+    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find(name: str, directory: pathlib.Path) -> Any:
-    """Return the TFDS builder of a set prepared in `directory`, or None. Nothing is downloaded."""
-    from tensorflow_datasets.core import read_only_builder
+    """Return the TFDS builder of a set prepared in `directory`, or None if it is not there. Nothing is downloaded.
 
-    try:
-        return read_only_builder.builder_from_files(name, data_dir=directory)
-    except ValueError:  # not there, or not a name that TFDS could give a directory
+    Args:
+        name: As TFDS writes it: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION. Without a config, it is the default one; without a
+            version, the highest one that is there.
+        directory: As `root`.
+    """
+    import tensorflow_datasets as tfds
+
+    match = _NAME.fullmatch(name)
+    if match is None:
         return None
+    folder, version = directory / match["name"], match["version"] or "*.*.*"
+    configs = [match["config"]] if match["config"] else ["", _default_config(match["name"], folder)]
+    for config in configs:
+        versions = [path for path in _folders(folder / config) if fnmatch.fnmatchcase(path.name, version) and _version(path)]
+        if versions:
+            return tfds.builder_from_directory(max(versions, key=_version))
+    return None
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the sub-folders with a dataset of TFDS."""
+    return [path.parent for path in folder.glob("*/features.json")]
+
+
+def _version(folder: pathlib.Path) -> tuple[int, ...]:
+    """Return the version that a folder is named after, or () if it is not."""
+    return tuple(map(int, folder.name.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) else ()
+
+
+def _default_config(name: str, folder: pathlib.Path) -> str:
+    """Return the name of the default config of a set, or of the only one that is prepared; "" if there is none."""
+    import tensorflow_datasets as tfds
+
+    prepared = sorted({path.parent.parent.name for path in folder.glob("*/*/features.json")})
+    if len(prepared) > 1 and name in tfds.list_builders(with_community_datasets=False):
+        default: Any = tfds.builder_cls(name).default_builder_config
+        return default.name if default else ""
+    return prepared[0] if len(prepared) == 1 else ""
 
 
 def check_known(name: str, directory: pathlib.Path) -> None:
@@ -55,110 +101,121 @@ def check_known(name: str, directory: pathlib.Path) -> None:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    if _plain(name) not in known:
-        near = did_you_mean(name, [*known, *_BUILT_IN])
-        raise UserError(f'there is no dataset "{name}": TFDS knows none of that name, and none is prepared in {directory}.{near}')
+    if re.split("[:/]", name)[0] not in known:
+        hint = did_you_mean(name, [*known, *_BUILT_IN])
+        raise UserError(f'there is no dataset "{name}": TFDS does not know the name, and no such set is prepared in {directory}.{hint}')
 
 
-def _plain(name: str) -> str:
-    """Return the name without config and version."""
-    return name.replace(":", "/").split("/")[0]
-
-
-def prepare(name: str, data_dir: str = "", downloads: Mapping[str, Any] | None = None) -> pathlib.Path:
+def prepare(name: str, data_dir: str = "", downloads: Sequence[Download] | None = None) -> pathlib.Path:
     """Download a set and write it as array_record, unless it is there already.
 
     Args:
         name: cifar10, cifar100, mnist or fashion_mnist; other names of TFDS need TensorFlow to be installed.
-        data_dir: As `root`. TFDS keeps the files in its folder downloads/, and uses those put by hand into downloads/manual/.
-        downloads: Where the files of one of these four are, {URL: TFDS's UrlInfo}; default is what TFDS knows.
+        data_dir: As `root`. Downloaded files are kept in its folder downloads/NAME/; files put by hand into downloads/manual/ are used.
+        downloads: The files of one of these four; the default is what TFDS knows.
 
     Returns: the directory of the prepared set, such as DIR/cifar10/3.0.2.
-    Raises: UserError: unknown name, network, checksum, or nowhere to write. Nothing half-written then counts as prepared.
+    Raises: UserError: if the name is unknown, a download fails, a checksum is wrong or the set cannot be written. What is incomplete then
+        does not count as prepared.
     """
-    directory = root(data_dir)  # first: it says what to install
+    directory = root(data_dir)  # first, since it says what to install
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
 
-    if (found := find(name, directory)) is not None:
-        return pathlib.Path(found.data_path)
+    if (prepared := find(name, directory)) is not None:
+        return pathlib.Path(prepared.data_path)
     check_known(name, directory)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    manual = directory / "downloads" / "manual"
     try:
-        builder = _own_builder(name, directory, downloads) if name in _EXAMPLES else _tfds_builder(name, directory)
-        for url in _missing(builder, directory / "downloads")[:1]:
-            _knock(url)
-        with _impatient():
-            builder.download_and_prepare()
-    except (OSError, AssertionError, DownloadError, NonMatchingChecksumError) as error:  # AssertionError: a file to be fetched by hand
+        builder = _own_builder(name, directory, downloads) if name in EXAMPLES else _tfds_builder(name, directory)
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:  # TFDS has exceptions of its own, which it does not export
         raise UserError(
-            f"{name} cannot be prepared in {directory}: {_one_line(error).rstrip('.')}; try again, "
-            f"or put what you downloaded yourself into {directory / 'downloads' / 'manual'}."
+            f"{name} cannot be prepared in {directory}: {_one_line(error).rstrip('.')}; try again, or put files that you downloaded "
+            f"yourself into {manual}."
         ) from error
     return pathlib.Path(builder.data_path)
 
 
-def _missing(builder: Any, folder: pathlib.Path) -> list[str]:
-    """Return the URLs of the files that TFDS will not find in its folder of downloads."""
-    from tensorflow_datasets.core.download import resource
-
-    def places(url: str, info: Any) -> list[pathlib.Path]:
-        cached = resource.get_dl_fname(url, info.checksum)
-        return [folder / builder.name / cached, folder / cached, folder / "manual" / (info.filename or cached)]
-
-    return [url for url, info in (builder.url_infos or {}).items() if not any(path.exists() for path in places(url, info))]
-
-
-def _knock(url: str) -> None:
-    """Raise UserError unless `url` answers within 12 s; in a thread of its own, since no timeout bounds the look-up of a host's name."""
+def check_reachable(url: str) -> None:
+    """Raise UserError unless `url` answers within 12 s; a thread asks, since no timeout bounds the look-up of a host name."""
     import requests
 
-    troubles: queue.Queue[str] = queue.Queue()
+    answers: queue.Queue[str] = queue.Queue()
 
     def ask() -> None:
         try:
             with requests.get(url, stream=True, timeout=_TIMEOUT_S) as answer:
-                troubles.put("" if answer.ok else f"answered HTTP {answer.status_code} ({answer.reason})")
+                answers.put("" if answer.ok else f"answered HTTP {answer.status_code} ({answer.reason})")
         except OSError as error:
-            troubles.put(f"cannot be reached ({_one_line(_root_cause(error))})")
+            answers.put(f"cannot be reached ({_one_line(_root_cause(error))})")
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        trouble = troubles.get(timeout=1.2 * _TIMEOUT_S)
+        trouble = answers.get(timeout=1.2 * _TIMEOUT_S)
     except queue.Empty:
         trouble = "cannot be reached (timed out)"
     if trouble:
         raise UserError(f"{url} {trouble}.")
 
 
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Let TFDS's downloader give up on a file at once when nothing has come for 10 s; it would wait for ever, and try eleven times."""
+def _fetch_all(downloads: Sequence[Download], folder: pathlib.Path, manual: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return {file name: path}; what is neither in `folder` nor in `manual` is downloaded into `folder`."""
+    paths = {one.name: next((path for path in (folder / one.name, manual / one.name) if path.is_file()), None) for one in downloads}
+    missing = [one for one in downloads if paths[one.name] is None]
+    for one in missing[:1]:
+        check_reachable(one.url)
+    for one in missing:
+        paths[one.name] = _fetch(one, folder)
+    present = {name: path for name, path in paths.items() if path is not None}
+    for one in downloads:
+        path = present[one.name]
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != one.sha256:
+            raise OSError(f"{path} has the wrong checksum: its SHA-256 is {digest} instead of {one.sha256}; remove it")
+    return present
+
+
+def _fetch(download: Download, folder: pathlib.Path) -> pathlib.Path:
+    """Download a file, and move it into `folder` once it is complete."""
     import requests
-    from tensorflow_datasets.core.download import downloader
+    from tqdm import tqdm
 
-    get = functools.partialmethod(requests.Session.get, timeout=_TIMEOUT_S)
-    with mock.patch.object(requests.Session, "get", get), mock.patch.object(downloader, "MAX_RETRIES", 0):
-        yield
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part, digest = folder / download.name, folder / f"{download.name}.part", hashlib.sha256()
+    with requests.get(download.url, stream=True, timeout=_TIMEOUT_S) as answer, part.open("wb") as file:
+        if not answer.ok:
+            raise OSError(f"{download.url} answered HTTP {answer.status_code} ({answer.reason})")
+        size = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=size, desc=download.name, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            for block in answer.iter_content(_BLOCK):
+                file.write(block)
+                digest.update(block)
+                bar.update(len(block))
+    if digest.hexdigest() != download.sha256:
+        raise OSError(f"{download.url} has the wrong checksum: its SHA-256 is {digest.hexdigest()} instead of {download.sha256}")
+    part.replace(path)
+    return path
 
 
-def _own_builder(name: str, directory: pathlib.Path, downloads: Mapping[str, Any] | None) -> Any:
-    """Return TFDS's builder of `name`, reading what it downloads by the code below instead of by TensorFlow."""
+def _own_builder(name: str, directory: pathlib.Path, downloads: Sequence[Download] | None) -> Any:
+    """Return TFDS's builder of `name` with the examples that are read from the downloaded files here, instead of by TensorFlow."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
 
-    def split_generators(self: Any, dl_manager: Any) -> dict[str, Examples]:
-        return _EXAMPLES[name](self.info, dl_manager.download({url.rsplit("/", 1)[-1]: url for url in self.url_infos}))
+    official: Any = tfds.builder_cls(name)
+    known = downloads or [Download(url, info.filename, info.checksum) for url, info in official.url_infos.items()]
+    files = _fetch_all(known, directory / "downloads" / name, directory / "downloads" / "manual")
 
-    official = tfds.builder_cls(name)
-    methods = {"__module__": official.__module__, "_split_generators": split_generators}
-    if downloads is not None:
-        methods["url_infos"] = downloads
-    with registered.skip_registration():
-        own: Any = type(official.__name__, (official,), methods)
-        return own(data_dir=directory, file_format="array_record")
+    def split_generators(self: Any, _: Any) -> Any:
+        return EXAMPLES[name](self.info, files)
+
+    # TFDS names the dataset after the class, and must not register a second class of that name.
+    members = {"__module__": official.__module__, "_split_generators": split_generators}
+    own: Any = type(official.__name__, (official,), members, skip_registration=True)
+    return own(data_dir=directory, file_format="array_record")
 
 
 def _tfds_builder(name: str, directory: pathlib.Path) -> Any:
@@ -170,64 +227,11 @@ def _tfds_builder(name: str, directory: pathlib.Path) -> Any:
             f"only TensorFlow can prepare {name}; run `pip install tensorflow`, "
             f"or prepare it elsewhere with file_format=array_record and copy it to {directory}."
         )
-    return tfds.builder(name, data_dir=directory, file_format="array_record")
-
-
-def _mnist(_: Any, paths: dict[str, pathlib.Path]) -> dict[str, Examples]:
-    def examples(prefix: str) -> Examples:
-        images = _read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])
-        labels = _read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"])
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {"image": _png(image), "label": int(label)}
-
-    return {split: examples(prefix) for split, prefix in _IDX.items()}
-
-
-def _read_idx(path: pathlib.Path) -> np.ndarray:
-    """Read an idx file: two zero bytes, 8 for uint8, the number of axes, their sizes in big-endian int32, the values."""
-    with gzip.open(path) as file:
-        data = file.read()
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(np.frombuffer(data, ">i4", data[3], 4))
-
-
-def _cifar10(info: Any, paths: dict[str, pathlib.Path]) -> dict[str, Examples]:
-    return _cifar(info, paths["cifar-10-binary.tar.gz"], "cifar-10-batches-bin/", {"label": "batches.meta.txt"}, _CIFAR10)
-
-
-def _cifar100(info: Any, paths: dict[str, pathlib.Path]) -> dict[str, Examples]:
-    names = {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"}
-    return _cifar(info, paths["cifar-100-binary.tar.gz"], "cifar-100-binary/", names, _CIFAR100)
-
-
-def _cifar(info: Any, path: pathlib.Path, prefix: str, names: dict[str, str], files: dict[str, list[str]]) -> dict[str, Examples]:
-    """Return the splits of a CIFAR archive; a record is a byte for each label in `names`, then 3 x 32 x 32 bytes."""
-    with tarfile.open(path) as tar:
-        for label, file in names.items():
-            info.features[label].names = _member(tar, prefix + file).decode().split()
-
-    def examples(split: str) -> Examples:
-        with tarfile.open(path) as tar:
-            data = b"".join(_member(tar, prefix + file) for file in files[split])
-        for index, row in enumerate(np.frombuffer(data, np.uint8).reshape(-1, len(names) + 3072)):
-            labels = {label: int(row[i]) for i, label in enumerate(names)}
-            image = row[len(names) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            yield index, {"id": f"{split}_{index:05d}", "image": _png(image), **labels}
-
-    return {split: examples(split) for split in files}
-
-
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise UserError(f"{tar.name} holds no file {name}.")
-    return file.read()
-
-
-def _png(image: np.ndarray) -> Any:
-    """Return the image as PIL's: TFDS encodes an array with TensorFlow."""
-    from PIL import Image
-
-    return Image.fromarray(np.ascontiguousarray(image))
+    builder: Any = tfds.builder(name, data_dir=directory, file_format="array_record")
+    downloads = [directory / "downloads" / folder for folder in (builder.name, "manual")]
+    if builder.url_infos and not any(path.is_file() for folder in downloads for path in folder.rglob("*")):
+        check_reachable(next(iter(builder.url_infos)))  # TFDS waits for minutes without a network
+    return builder
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -236,11 +240,3 @@ def _root_cause(error: BaseException) -> BaseException:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-_EXAMPLES: dict[str, Callable[[Any, dict[str, pathlib.Path]], dict[str, Examples]]] = {
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "fashion_mnist": _mnist,
-    "mnist": _mnist,
-}

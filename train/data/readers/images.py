@@ -1,105 +1,119 @@
-"""A folder of image files, one sub-folder a class."""
+"""Image files, and folders of them with a sub-folder for each class."""
 
 import contextlib
-import dataclasses
+import functools
+import io
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.source import TEST_SPLIT, Record, check_depth, check_sizes, decode, stratified
+from train.data.readers.files import Labelled, labelled_splits
+from train.data.source import Lazy, Record, check_shapes
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_TEST_FOLDERS = ("test", "val", "validation")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = {"1", "L", "LA"}
+_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderSource:
-    """Image files with `labels`, int32 (n,); `channels` and `image_size` are as for `decode`."""
+def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
+    """Return training split, test split and class names of a folder of images.
 
-    files: tuple[pathlib.Path, ...]
-    labels: np.ndarray
-    channels: int
-    image_size: int
+    `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; classes are sorted.
+    Images are grey if all of them are, else RGB. Records are {"image": uint8 (height, width, channels), "label": int32}.
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Record:
-        with naming(self.files[index]):
-            image = decode(self.files[index], self.channels, self.image_size)
-        return {"image": image, "label": int(self.labels[index])}
-
-
-def open_folder(data_dir: str, image_size: int) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
-    """Return train, test and the class names of a folder of images.
-
-    `data_dir` holds train/ and one of test/, val/, validation/ (the first that is there is the test split), or else the
-    classes themselves, of which a fixed fifth is the test split. A class is a sub-folder; its name is the class name, in sorted order.
-    Images are grey if all of them are, else RGB.
-
-    Raises: UserError: if a folder is missing or empty, the classes of the splits differ, or a file is no image.
+    Raises: UserError: if a folder is missing or empty, the classes of the splits differ, or a file is not an image.
     """
     directory = pathlib.Path(data_dir).expanduser()
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
-    folders = [directory / "train", *(directory / name for name in _TEST_FOLDERS if (directory / name).is_dir())][:2]
-    if not folders[0].is_dir():
-        return _fixed_split(directory, image_size)
-    if len(folders) == 1:
-        raise UserError(f"{directory} has train/ but none of test/, val/, validation/; add one, or set data.dir to {folders[0]}.")
-    classes = [_class_names(folder) for folder in folders]
-    if classes[0] != classes[1]:
-        odd = sorted(set(classes[0]) ^ set(classes[1]))
-        raise UserError(f"{folders[0]} and {folders[1]} must hold the same classes; only one of them has: {', '.join(odd[:5])}.")
-    (files, labels), (test_files, test_labels) = (_files(folder, classes[0]) for folder in folders)
-    channels = image_channels(files + test_files, image_size)
-    train = FolderSource(files, labels, channels, image_size)
-    return train, FolderSource(test_files, test_labels, channels, image_size), classes[0]
+    train, test = labelled_splits(directory, SUFFIXES)
+    class_names = tuple(sorted({label for _, label in [*train, *test]}))
+    channels = image_channels([path for path, _ in [*train, *test]], image_size)
+    return _source(train, class_names, channels, image_size), _source(test, class_names, channels, image_size), class_names
 
 
-def _fixed_split(directory: pathlib.Path, image_size: int) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
-    class_names = _class_names(directory)
-    files, labels = _files(directory, class_names)
-    test = stratified(labels, round(len(files) / 5), TEST_SPLIT)
-    if not test.any():
-        raise UserError(f"{directory} holds {len(files)} images, too few to keep a fifth for the test; add images, or a folder test/.")
-    channels = image_channels(files, image_size)
-    train, held = (
-        FolderSource(tuple(files[i] for i in np.flatnonzero(chosen)), labels[chosen], channels, image_size) for chosen in (~test, test)
-    )
-    return train, held, class_names
+def _source(labelled: Labelled, class_names: tuple[str, ...], channels: int, image_size: int) -> Lazy:
+    codes = {name: code for code, name in enumerate(class_names)}
+    labels = np.array([codes[name] for _, name in labelled], np.int32)
+    files = tuple(path for path, _ in labelled)
+    return Lazy(len(files), functools.partial(_read, files, labels, channels, image_size), {"label": labels})
 
 
-def _class_names(directory: pathlib.Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if not names:
-        raise UserError(f"{directory} holds no sub-folders; put the images of each class into a sub-folder that bears its name.")
-    return names
+def _read(files: tuple[pathlib.Path, ...], labels: np.ndarray, channels: int, image_size: int, indices: list[int]) -> list[Record]:
+    return [{"image": read_image(files[index], channels, image_size), "label": labels[index]} for index in indices]
 
 
-def _files(directory: pathlib.Path, class_names: tuple[str, ...]) -> tuple[tuple[pathlib.Path, ...], np.ndarray]:
-    """Return the image files below each class, and their labels, int32 (n,)."""
-    by_class = [
-        sorted(path for path in (directory / name).rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-        for name in class_names
-    ]
-    for name, files in zip(class_names, by_class, strict=True):
-        if not files:
-            raise UserError(f"{directory / name} holds no images ({', '.join(sorted(SUFFIXES))}); add some, or remove the folder.")
-    labels = np.repeat(np.arange(len(by_class), dtype=np.int32), [len(files) for files in by_class])
-    return tuple(path for files in by_class for path in files), labels
+def read_image(file: pathlib.Path, channels: int, image_size: int) -> np.ndarray:
+    """Decode an image file as `decode`; a UserError names a file that is not an image."""
+    with naming(file):
+        return decode(file, channels, image_size)
 
 
-def image_channels(files: tuple[pathlib.Path, ...], image_size: int) -> int:
-    """Return 1 if every image is grey, else 3; raises UserError where they differ in size and `image_size` is 0."""
+def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
+    """Decode an image.
+
+    Args:
+        file: An image file, or its bytes.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; the image is converted.
+        image_size: Side of the square that `fit` fits the image to; 0 leaves it as it is.
+
+    Returns: uint8 (height, width, channels).
+    Raises: UserError: if the image has more than 8 bits per channel.
+    """
+    from PIL import Image
+
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream) as opened:
+        _check_depth(opened, file if isinstance(file, pathlib.Path) else "an image")
+        image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
+        pixels = np.asarray(image)
+    return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale the shorter side of an image to `size` and crop the centre.
+
+    Args:
+        image: uint8 (height, width, channels).
+        size: Side of the result; 0 returns the image as it is.
+
+    Returns: uint8 (size, size, channels), scaled bilinearly.
+    """
+    height, width, _ = image.shape
+    if size == 0 or height == width == size:
+        return image
+    scale = size / min(height, width)
+    height, width = max(size, round(height * scale)), max(size, round(width * scale))
+    top, left = (height - size) // 2, (width - size) // 2
+    return resize(image, height, width)[top : top + size, left : left + size]
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image, uint8 (old height, old width, channels), bilinearly to uint8 (height, width, channels)."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    channels = image.shape[-1]
+    resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(height, width, channels)
+
+
+def image_channels(files: Sequence[pathlib.Path], image_size: int) -> int:
+    """Return 1 if all image files are grey, else 3.
+
+    Raises:
+        UserError: if a file is not an image, or images differ in size and `image_size` is 0.
+    """
     headers = map(_header, files)
     if image_size:
         return 1 if all(grey for grey, _ in headers) else 3  # stops at the first colour image
     grey, sizes = zip(*headers, strict=True)
-    check_sizes(set(sizes))
+    check_shapes("image", set(sizes))
     return 1 if all(grey) else 3
 
 
@@ -108,16 +122,23 @@ def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
     from PIL import Image
 
     with naming(file), Image.open(file) as image:
-        check_depth(image, file)
+        _check_depth(image, file)
         return image.mode in _GREY, (image.height, image.width)
+
+
+def _check_depth(image: Any, name: object) -> None:
+    """Refuse an open image whose values would be cut off at 8 bits."""
+    if image.mode in _DEEP:
+        raise UserError(f"{name} has more than 8 bits per channel, which would be cut off; save it with 8.")
 
 
 @contextlib.contextmanager
 def naming(file: pathlib.Path) -> Iterator[None]:
-    """Turn what PIL raises for a torn or foreign file into an error that names it."""
+    """Turn what PIL raises for a truncated or foreign file into a UserError that names it."""
     from PIL import Image
 
     try:
         yield
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as an image ({str(error).splitlines()[0]}); repair or remove it.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} cannot be read as an image ({reason}); repair or remove it.") from error

@@ -1,56 +1,36 @@
-"""A folder of images and a folder of masks, matched by the stems of their names."""
+"""A folder of images and a folder of masks, matched by their file names without suffixes."""
 
-import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.images import SUFFIXES, image_channels, naming
+from train.data.readers.files import list_files
+from train.data.readers.images import SUFFIXES, image_channels, naming, read_image
 from train.data.readers.masks import MaskReader, decode_mask
-from train.data.source import TEST_SPLIT, Record, Source, decode, stratified
+from train.data.source import Lazy, Record, Source
+from train.data.splits import fixed_test, split_paths
 
-_SPLITS = {"train": ("train", "training"), "validation": ("validation", "val"), "test": ("test", "testing")}
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskFolderSource:
-    """Pairs of files (image, mask); `channels` is as for `decode`."""
-
-    files: tuple[tuple[pathlib.Path, pathlib.Path], ...]
-    channels: int
-    reader: MaskReader
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Record:
-        image_file, mask_file = self.files[index]
-        with naming(image_file):
-            image = decode(image_file, self.channels, 0)
-        with naming(mask_file):
-            mask = decode_mask(mask_file)
-        return self.reader.record(image, mask, str(mask_file))
-
-
-Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]
+Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
 
 
 def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[str, ...]]:
-    """Return the splits and the class names of a folder of images and masks.
+    """Return {split: source} and the class names of a folder of images and masks.
 
-    `data.dir` is one of these; `images` and `masks` stand for data.image_field and data.mask_field:
-        train/images, train/masks, and the same below validation/ (or val/) and test/;
-        images, masks, and with data.lists a folder of train.txt, val.txt and test.txt, which name a stem a line;
-        images, masks alone: a fixed fifth is the test split.
-    Where there is no test split, the validation split is the test. A mask is a grey or palette image of numbers of classes.
+    `data.dir` has one of these layouts, in which `images` and `masks` stand for data.image_field and data.mask_field:
+        train/images and train/masks, and the same below validation/ and test/;
+        images and masks, and with data.lists a folder of train.txt, validation.txt and test.txt, with a file name without suffix per line;
+        images and masks alone, of which a fixed fifth is the test split.
+    `train.data.splits.WORDS` lists the names of such folders and files. If there is no test split, the validation split is the test split.
+    A mask is a grey or palette image of class numbers. Records are as those of `MaskReader.record`.
 
     Args:
         data: The part `data` of a config.
-        ignored: Label of pixels that count nowhere.
+        ignored: Label of pixels that count neither in the loss nor in the metrics.
 
-    Raises: UserError: if a folder, a file or a mask is missing, or the number of classes is given nowhere and cannot be counted.
+    Raises: UserError: if a folder, a file or a mask is missing, or the number of classes is not given and cannot be counted.
     """
     directory = pathlib.Path(data.dir).expanduser()
     if not data.dir or not directory.is_dir():
@@ -61,93 +41,97 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
         pairs["test"] = pairs.pop("validation")
     if "train" not in pairs or "test" not in pairs:
         raise UserError(f"{directory} has the splits {sorted(pairs)}; training needs train, and test or validation.")
-    class_names = tuple(data.class_names) or _counted_names(pairs["train"], data.mask_values, ignored)
+    class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
-    channels = image_channels(tuple(image for split in pairs.values() for image, _ in split), data.image_size)
-    return {split: MaskFolderSource(found, channels, reader) for split, found in pairs.items()}, class_names
+    channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
+    return {split: Lazy(len(files), functools.partial(_read, files, channels, reader)) for split, files in pairs.items()}, class_names
+
+
+def _read(files: Pairs, channels: int, reader: MaskReader, indices: list[int]) -> list[Record]:
+    return [_record(*files[index], channels, reader) for index in indices]
+
+
+def _record(image_file: pathlib.Path, mask_file: pathlib.Path, channels: int, reader: MaskReader) -> Record:
+    image = read_image(image_file, channels, 0)
+    with naming(mask_file):
+        mask = decode_mask(mask_file)
+    return reader.record(image, mask, str(mask_file))
 
 
 def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str) -> dict[str, Pairs]:
     """Return {split: pairs of files}."""
     if lists:
-        return _listed(directory, names, directory / lists)
-    folders = {split: _first(directory, words) for split, words in _SPLITS.items()}
-    if folders["train"] is not None:
-        return {split: _pairs(folder, names) for split, folder in folders.items() if folder is not None}
+        return _listed_pairs(directory, names, directory / lists)
+    folders = split_paths(directory)
+    if folders:
+        return {split: _pairs(folder, names) for split, folder in folders.items()}
     pairs = _pairs(directory, names)
-    test = stratified(np.zeros(len(pairs), np.int32), round(len(pairs) / 5), TEST_SPLIT)
-    if not test.any():
-        raise UserError(f"{directory} holds {len(pairs)} images, too few to keep a fifth for the test; add images, or folders train, test.")
+    test = fixed_test(np.zeros(len(pairs), np.int32), directory, "images")
     return {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
-
-
-def _first(directory: pathlib.Path, words: tuple[str, ...]) -> pathlib.Path | None:
-    return next((directory / word for word in words if (directory / word).is_dir()), None)
 
 
 def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
     """Return (image, mask) of every stem, which both folders must have."""
     images, masks = (_by_stem(directory / name) for name in names)
-    for have, lack, what in ((images, names[1], "mask"), (masks, names[0], "image")):
-        missing = sorted(have.keys() - (masks if what == "mask" else images).keys())
+    for present, other, folder, what in ((images, masks, names[1], "mask"), (masks, images, names[0], "image")):
+        missing = sorted(present.keys() - other.keys())
         if missing:
             raise UserError(
-                f"{have[missing[0]]} has no {what} of that name in {directory / lack} ({len(missing)} such files); add or remove it."
+                f"{present[missing[0]]} has no {what} of the same name in {directory / folder} ({len(missing)} such files); "
+                "add or remove it."
             )
     return tuple((images[stem], masks[stem]) for stem in sorted(images))
 
 
-def _listed(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path) -> dict[str, Pairs]:
-    """Return the pairs that the files train.txt, val.txt and test.txt name."""
-    files = {split: next((p for word in words if (p := lists / f"{word}.txt").is_file()), None) for split, words in _SPLITS.items()}
-    if files["train"] is None:
+def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path) -> dict[str, Pairs]:
+    """Return the pairs that the files train.txt, validation.txt and test.txt name."""
+    files = split_paths(lists, suffix=".txt")
+    if not files:
         raise UserError(
-            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and val.txt."
+            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
         )
     images, masks = (_by_stem(directory / name) for name in names)
-    found = {}
+    pairs: dict[str, Pairs] = {}
     for split, file in files.items():
-        stems = [] if file is None else file.read_text().split()
+        stems = file.read_text().split()
         for stem in stems:
             if stem not in images or stem not in masks:
-                raise UserError(
-                    f"{file} names {stem}, which {directory / names[stem in images]} does not hold; add it, or correct the list."
-                )
+                folder = directory / names[stem in images]
+                raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
         if stems:
-            found[split] = tuple((images[stem], masks[stem]) for stem in stems)
-    return found
+            pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
+    return pairs
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return {path below the folder without its ending: file}."""
+    """Return {path relative to the folder without suffix: file}."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the two folders in config.data.image_field and config.data.mask_field.")
-    found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            stem = str(path.relative_to(folder).with_suffix(""))
-            if stem in found:
-                raise UserError(f"{found[stem]} and {path} have one stem, so their mask is not certain; rename one.")
-            found[stem] = path
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
-    return found
+    files: dict[str, pathlib.Path] = {}
+    for path in list_files(folder, SUFFIXES):
+        stem = str(path.relative_to(folder).with_suffix(""))
+        if stem in files:
+            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their mask is ambiguous; rename one.")
+        files[stem] = path
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}); add some.")
+    return files
 
 
-def _counted_names(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
-    """Return "class 0", "class 1", ...: one for each of the values or, without, up to the highest that the training masks hold."""
+def _count_classes(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
+    """Return "class 0", "class 1", ...: one for each of `values`, or up to the highest number in the masks of the training split."""
     if values:
         return tuple(f"class {value}" for value in values)
-    held = np.zeros(256, bool)
+    present = np.zeros(256, bool)
     for _, file in pairs:
         with naming(file):
-            held[decode_mask(file)] = True
-    found = np.flatnonzero(held).tolist()
-    classes = [value for value in found if value != ignored]
-    # Black and white masks, and classes as shades of grey: their numbers are no labels.
+            present[decode_mask(file)] = True
+    numbers = np.flatnonzero(present).tolist()
+    classes = [number for number in numbers if number != ignored]
+    # The numbers of black and white masks, and of classes drawn as shades of grey, are not labels.
     if len(classes) < 2 or (len(classes) < 8 and classes[-1] >= 4 * len(classes)):
         raise UserError(
-            f"the masks hold {', '.join(map(str, found[:8]))}, of which {ignored} is ignored: those are not the numbers of two or more "
-            f"classes; say which values are classes in config.data.mask_values, such as {tuple(found[:8])}."
+            f"the masks hold {', '.join(map(str, numbers[:8]))}, of which {ignored} is ignored: these are not the numbers of two or more "
+            f"classes; list the values that are classes in config.data.mask_values, such as {tuple(numbers[:8])}."
         )
     return tuple(f"class {i}" for i in range(classes[-1] + 1))

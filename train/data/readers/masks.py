@@ -8,21 +8,22 @@ from typing import IO, Any
 import numpy as np
 
 from dilax.errors import UserError
+from train.data.readers.images import resize
 from train.data.source import Record, Source, read
 
-GREY = 128  # what pads an image; `to_float` maps it nearly to 0
+GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
 _VALUES = 256
-_CHUNK = 64
+_CHUNK = 64  # records read at once
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskReader:
-    """How the masks of a set become labels.
+    """How the masks of a dataset become labels.
 
     Attributes:
         classes: Number of classes.
-        values: Value in the mask of each class, in order, all else being ignored; () is 0, 1, 2, ...
-        ignored: Label of pixels that count nowhere.
+        values: Value of each class in the masks, in order, all other values being ignored; () is 0, 1, 2, ...
+        ignored: Label of pixels that count neither in the loss nor in the metrics.
         image_size: Longer side that image and mask are scaled to, then padded to a square; 0 leaves them as they are.
     """
 
@@ -32,18 +33,18 @@ class MaskReader:
     image_size: int
 
     def record(self, image: np.ndarray, mask: np.ndarray, where: str) -> Record:
-        """Return {"image": uint8 (h, w, c), "label": uint8 (h, w)}.
+        """Return {"image": uint8 (height, width, channels), "label": uint8 (height, width)}.
 
         Args:
-            image: uint8 (h, w, c).
-            mask: uint8 (h, w).
-            where: What the two are called in an error.
+            image: uint8 (height, width, channels).
+            mask: uint8 (height, width).
+            where: Name of the mask, for errors.
 
         Raises:
-            UserError: if their sizes differ, or the mask holds what is no class.
+            UserError: if their sizes differ, or the mask holds a value that is not a class.
         """
         if mask.shape != image.shape[:2]:
-            raise UserError(f"{where}: the mask has {_size(mask)} pixels, its image {_size(image)}; make them of one size.")
+            raise UserError(f"{where}: the mask has {_size(mask)} pixels, its image {_size(image)}; make them the same size.")
         image, label = fit_inside(image, self._labels(mask, where), self.image_size, self.ignored)
         return {"image": image, "label": label}
 
@@ -53,21 +54,21 @@ class MaskReader:
             table[list(self.values)] = np.arange(self.classes)
             return table[mask]
         table[: self.classes] = np.arange(self.classes)
-        held = np.flatnonzero(np.bincount(mask.ravel(), minlength=_VALUES))
-        wrong = held[(held >= self.classes) & (held != self.ignored)]
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=_VALUES))
+        wrong = present[(present >= self.classes) & (present != self.ignored)]
         if len(wrong):
             raise UserError(
                 f"{where}: the mask holds {', '.join(map(str, wrong[:5]))}, but the classes are 0 to {self.classes - 1} and "
-                f"{self.ignored} is ignored; correct it, or list the values of the classes in config.data.mask_values."
+                f"{self.ignored} is ignored; correct the mask, or list the values of the classes in config.data.mask_values."
             )
         return table[mask]
 
 
 def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
-    """Decode a mask file, or its bytes, to uint8 (h, w): grey values, or the indices of a palette, never its colours.
+    """Decode a mask file, or its bytes.
 
-    Raises:
-        UserError: if it is a colour picture, or holds a number above 255.
+    Returns: uint8 (height, width): grey values, or the indices of a palette, never its colours.
+    Raises: UserError: if it is a colour image, or holds a number above 255.
     """
     from PIL import Image
 
@@ -75,22 +76,22 @@ def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
     with Image.open(stream) as image:
         name = str(file) if isinstance(file, pathlib.Path) else "a mask"
         if image.format == "JPEG":
-            raise UserError(f"{name} is a JPEG, which blurs the numbers of classes; save the masks as PNG, from their source.")
+            raise UserError(f"{name} is a JPEG, which blurs class numbers; save the masks as PNG, from their source.")
         mask = np.asarray(image)
         if mask.ndim != 2 or image.mode in ("F", "LA"):
-            raise UserError(f"{name} is a picture of mode {image.mode}; save the numbers of the classes as a grey or palette image.")
+            raise UserError(f"{name} is an image of mode {image.mode}; save the class numbers as a grey or palette image.")
     if mask.dtype != np.uint8 and mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() < _VALUES:
-        raise UserError(f"{name} holds the number {mask.max()}; a mask holds the numbers of classes, up to 255.")
+        raise UserError(f"{name} holds the number {mask.max()}; a mask holds class numbers, up to 255.")
     return mask.astype(np.uint8)
 
 
 def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale the longer side to `size` and pad below and right to a square; 0 leaves both as they are.
+    """Scale the longer side of an image and its mask to `size`, and pad them below and on the right to a square.
 
     Args:
-        image: uint8 (h, w, c), scaled bilinearly and padded with grey.
-        mask: uint8 (h, w), scaled to the nearest pixel and padded with `ignored`.
-        size: Side of the square.
+        image: uint8 (height, width, channels); scaled bilinearly and padded with grey.
+        mask: uint8 (height, width); scaled to the nearest pixel and padded with `ignored`.
+        size: Side of the square; 0 returns both as they are.
         ignored: Label of the padding.
     """
     if size == 0:
@@ -102,54 +103,48 @@ def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> 
 
 
 def scaled_size(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """Return (height, width), scaled so that the longer is `size`."""
+    """Return (height, width), scaled so that the longer of them is `size`."""
     height, width = (max(1, round(n * size / max(shape))) for n in shape)
     return height, width
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (h, w, c) bilinearly."""
-    from PIL import Image
-
-    if image.shape[:2] == (height, width):
-        return image
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, -1)
-
-
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w), each new pixel taking the value of the old one that holds its centre."""
+    """Resize a mask (old height, old width) to (height, width); a new pixel takes the value of the old one that its centre is in."""
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, (height, width)))
     return mask[rows][:, columns]
 
 
 def check_labelled(source: Source, split: str, ignored: int) -> None:
-    """Refuse a split whose masks hold nothing but ignored pixels; reading stops after the first records that hold one that counts.
+    """Raise UserError if the masks of a split hold nothing but ignored pixels; stop reading at the first pixel that counts.
 
-    Raises:
-        UserError: if there is none.
+    Args:
+        source: Records with masks as "label".
+        split: Name of the split, for the error.
+        ignored: Label of ignored pixels.
     """
     for start in range(0, len(source), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(source)))
         if any((record["label"] != ignored).any() for record in read(source, indices)):
             return
-    raise UserError(f"data: all pixels of the {split} split are ignored (label {ignored}); check its masks, or config.data.mask_values.")
+    raise UserError(
+        f"data: all pixels of the {split} split are ignored (label {ignored}); check its masks, or set config.data.mask_values."
+    )
 
 
 def class_pixels(source: Source, classes: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count pixels over a whole split, for `dilax.losses.median_frequency_weights`.
+    """Count the pixels of a whole split, for `dilax.losses.median_frequency_weights`.
 
     Returns:
-        (classes,) int64 pixels of each class, and (classes,) int64 labelled pixels of the images that have it.
+        int64 (classes,), the pixels of each class, and int64 (classes,), the labelled pixels of the images that contain it.
     """
-    pixels, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    pixels, totals = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     for start in range(0, len(source), _CHUNK):
         for record in read(source, np.arange(start, min(start + _CHUNK, len(source)))):
             label: Any = record["label"]
             counts = np.bincount(label[label != ignored], minlength=classes)
             pixels += counts
-            seen += np.where(counts > 0, counts.sum(), 0)
-    return pixels, seen
+            totals += np.where(counts > 0, counts.sum(), 0)
+    return pixels, totals
 
 
 def _size(array: np.ndarray) -> str:

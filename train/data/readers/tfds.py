@@ -1,101 +1,70 @@
-"""Any image set of TFDS with a class label or a mask, read without TensorFlow."""
+"""Any image set of TensorFlow Datasets (TFDS) with class labels or masks, read without TensorFlow."""
 
-import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data.readers import downloads as prepare
+from train.data.readers import downloads
+from train.data.readers.images import decode
 from train.data.readers.masks import MaskReader, decode_mask
-from train.data.source import Record, decode
+from train.data.source import Lazy, Record
+from train.data.splits import split_names
 
-_CHUNK = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsSource:
-    """A split: `records` is TFDS's data source, its images left encoded; `channels` and `image_size` are as for `decode`."""
-
-    records: Any
-    channels: int
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Record]:
-        records = self.records.__getitems__(indices)
-        return [{"image": decode(record["image"], self.channels, self.image_size), "label": int(record["label"])} for record in records]
-
-    def read_labels(self) -> np.ndarray:
-        """Return all the labels, int32 (n,); reads the whole file, but decodes no image."""
-        chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
-        return np.array([record["label"] for chunk in chunks for record in self.records.__getitems__(list(chunk))], np.int32)
+_CHUNK = 4096  # records whose labels are read at once
 
 
-def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[TfdsSource, TfdsSource, tuple[str, ...]]:
-    """Return train, test (the split test if it has labels, else validation) and the class names of a set of TFDS.
+def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
+    """Return training split, test split and class names of a set of labelled images.
+
+    The test split is "test" if it has labels, else "validation". Records are {"image": uint8 (height, width, channels), "label": int32}.
 
     Args:
         name: As TFDS writes it: cifar10, or name/config:version.
-        data_dir: As `prepare.root`.
-        download: Prepare it when it is missing.
+        data_dir: As `downloads.root`.
+        download: Prepare the set if it is missing.
         image_size: As `decode`.
 
     Raises: UserError: if it is missing, or is not a set of labelled images in array_record files.
     """
     builder = _prepared(name, data_dir, download)
-    features, splits = builder.info.features, builder.info.splits
-    channels, class_names = _image_and_label(name, features)
-    found = {
-        split: TfdsSource(_records(builder, split, ("image",)), channels, image_size)
-        for split in ("train", "test", "validation")
-        if split in splits
-    }
-    # Some sets, ImageNet among them, keep the labels of the test split back: all are -1.
+    channels, class_names = _image_and_label(name, builder.info.features)
+    found = {}
+    for split, own in split_names(builder.info.splits, name).items():
+        records = _records(builder, own, ("image",))
+        read = functools.partial(_read_labelled, records, channels, image_size)
+        found[split] = Lazy(len(records), read, {"label": functools.partial(_read_labels, records)})
+    # Some sets, ImageNet among them, do not publish the labels of the test split: all are -1.
     tests = [found[split] for split in ("test", "validation") if split in found and found[split][0]["label"] >= 0]
-    if "train" not in found or not tests:
+    if not tests:
         raise UserError(
-            f'data.name="{name}" has the splits {sorted(splits)}; training needs "train", and "test" or "validation" with labels.'
+            f'data.name="{name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation" '
+            "with labels."
         )
     return found["train"], tests[0], class_names
 
 
-@dataclasses.dataclass(frozen=True)
-class TfdsMaskSource:
-    """A split of images and masks, both left encoded in `records`, in the fields of these names; `channels` is as for `decode`."""
-
-    records: Any
-    image_field: str
-    mask_field: str
-    channels: int
-    reader: MaskReader
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Record]:
-        records = self.records.__getitems__(indices)
-        pairs = [(decode(r[self.image_field], self.channels, 0), decode_mask(r[self.mask_field])) for r in records]
-        return [self.reader.record(*pair, f"{self.name}[{index}]") for index, pair in zip(indices, pairs, strict=True)]
+def _read_labelled(records: Any, channels: int, image_size: int, indices: list[int]) -> list[Record]:
+    read = records.__getitems__(indices)
+    return [{"image": decode(record["image"], channels, image_size), "label": np.int32(record["label"])} for record in read]
 
 
-def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, TfdsMaskSource], tuple[str, ...]]:
-    """Return the splits train, validation and test, as far as they are there and have masks, and the class names of a set of TFDS.
+def _read_labels(records: Any) -> np.ndarray:
+    """Return all labels, int32 (n,); reads the whole file, but decodes no image."""
+    chunks = [range(start, min(start + _CHUNK, len(records))) for start in range(0, len(records), _CHUNK)]
+    return np.array([record["label"] for chunk in chunks for record in records.__getitems__(list(chunk))], np.int32)
 
-    Where no test split has masks, as in sets that keep them back, the validation split is the test.
+
+def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str, ...]]:
+    """Return {split: source} and the class names of a set of images and masks.
+
+    The splits are train, validation and test, as far as they are there. If there is no test split with masks, the validation split is the
+    test split. Records are as those of `MaskReader.record`.
 
     Args:
         data: The part `data` of a config.
-        ignored: Label of pixels that count nowhere.
+        ignored: Label of pixels that count neither in the loss nor in the metrics.
 
     Raises: UserError: if it is missing, has no such fields, names no classes, or is not in array_record files.
     """
@@ -105,20 +74,26 @@ def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, TfdsMaskSource],
     channels = _image_channels(data.name, features, fields)
     class_names = tuple(data.class_names) or _mask_names(data, features[fields[1]])
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
-    found = {
-        split: TfdsMaskSource(_records(builder, split, fields), *fields, channels, reader, f"{data.name}/{split}")
-        for split in ("train", "validation", "test")
-        if split in builder.info.splits
-    }
+    found = {}
+    for split, own in split_names(builder.info.splits, data.name).items():
+        records = _records(builder, own, fields)
+        found[split] = Lazy(len(records), functools.partial(_read_masked, records, fields, channels, reader, f"{data.name}/{own}"))
+    # Some sets do not publish the masks of the test split.
     if "test" in found and "validation" in found and (found["test"][0]["label"] == ignored).all():
         del found["test"]
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
-    if "train" not in found or "test" not in found:
+    if "test" not in found:
         raise UserError(
             f'data.name="{data.name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation".'
         )
     return found, class_names
+
+
+def _read_masked(records: Any, fields: tuple[str, str], channels: int, reader: MaskReader, where: str, indices: list[int]) -> list[Record]:
+    image, mask = fields
+    pairs = [(decode(record[image], channels, 0), decode_mask(record[mask])) for record in records.__getitems__(indices)]
+    return [reader.record(*pair, f"{where}[{index}]") for index, pair in zip(indices, pairs, strict=True)]
 
 
 def _image_channels(name: str, features: Any, fields: tuple[str, str]) -> int:
@@ -129,9 +104,8 @@ def _image_channels(name: str, features: Any, fields: tuple[str, str]) -> int:
     images = sorted(key for key, feature in known.items() if isinstance(feature, tfds.features.Image))
     for key, field in zip(("image_field", "mask_field"), fields):
         if field not in images:
-            raise UserError(
-                f'data.name="{name}" has no image feature "{field}"; it has {images}: set config.data.{key}.{did_you_mean(field, images)}'
-            )
+            hint = did_you_mean(field, images)
+            raise UserError(f'data.name="{name}" has no image feature "{field}"; it has {images}: set config.data.{key}.{hint}')
         if known[field].np_dtype != np.uint8:
             raise UserError(f'data.name="{name}" has {np.dtype(known[field].np_dtype)} in "{field}"; only uint8 can be read.')
     return known[fields[0]].shape[-1] or 3
@@ -141,23 +115,22 @@ def _mask_names(data: Any, feature: Any) -> tuple[str, ...]:
     """Return the class names that the mask's feature or data.mask_values give."""
     if data.mask_values:
         return tuple(f"class {value}" for value in data.mask_values)
-    count = getattr(feature, "num_classes", None)
-    if not count:
-        raise UserError(f'data.name="{data.name}" does not say which classes its masks have; list them in config.data.class_names.')
+    if not getattr(feature, "num_classes", None):
+        raise UserError(f'data.name="{data.name}" does not name the classes of its masks; list them in config.data.class_names.')
     return tuple(feature.names)
 
 
 def _prepared(name: str, data_dir: str, download: bool) -> Any:
-    """Return the builder of a prepared set, prepared here where allowed."""
-    directory = prepare.root(data_dir)
-    if (builder := prepare.find(name, directory)) is not None:
+    """Return the builder of a prepared set; a missing set is prepared if `download` is set."""
+    directory = downloads.root(data_dir)
+    if (builder := downloads.find(name, directory)) is not None:
         return builder
-    prepare.check_known(name, directory)
+    downloads.check_known(name, directory)
     reason = "data.download is off"
     if download:
         try:
-            prepare.prepare(name, data_dir)
-            return prepare.find(name, directory)
+            downloads.prepare(name, data_dir)
+            return downloads.find(name, directory)
         except UserError as error:
             reason = str(error).rstrip(".")
     raise UserError(
@@ -183,12 +156,13 @@ def _image_and_label(name: str, features: Any) -> tuple[int, tuple[str, ...]]:
 
 
 def _records(builder: Any, split: str, images: tuple[str, ...]) -> Any:
+    """Return TFDS's data source of a split, with the fields `images` left encoded: TFDS takes twice as long to decode them."""
     import tensorflow_datasets as tfds
 
-    try:  # TFDS's own decoding takes twice as long
+    try:
         return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images}, file_format="array_record")
     except (NotImplementedError, ValueError) as error:
         raise UserError(
-            f"{builder.data_path} is not in array_record files, and others have no random access; "
-            f"prepare it into another directory: python -m train.prepare {builder.name} --data_dir=DIR"
+            f"{builder.data_path} is not in array_record files, and other formats have no random access; "
+            f"prepare it in another directory: python -m train.prepare {builder.name} --data_dir=DIR"
         ) from error
