@@ -121,6 +121,6 @@ def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, ima
 
 
 def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the order in which to show examples: mistakes first, the most confident first; then right answers, the least confident first."""
+    """Return the order to show examples in: mistakes, the most confident first, then right answers, the least confident first."""
     confidence, wrong = probabilities.max(1), probabilities.argmax(1) != labels
     return np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))
