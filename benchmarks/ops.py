@@ -201,8 +201,8 @@ def result_of(case: Case, measure: str, found: dict[str, dict[str, Any]]) -> dic
 def choice(plan: dilax.ConvPlan, measure: str) -> str:
     """Return what "auto" takes: one name, or, where they differ, those of the output, of dx and of dkernel."""
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    faces = lowerings.FACES if measure == "gradients" else ("output",)
-    names = [lowerings.select_lowering(plan, platform, face) for face in faces]
+    operations = lowerings.OPERATIONS if measure == "gradients" else ("output",)
+    names = [lowerings.select_lowering(plan, platform=platform, operation=operation) for operation in operations]
     return names[0] if len(set(names)) == 1 else "/".join(names)
 
 

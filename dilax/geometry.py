@@ -25,7 +25,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, minimum: int = 1) -> tuple[int, ...]:
+def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, *, minimum: int = 1) -> tuple[int, ...]:
     """Return `value` as one integer per spatial axis.
 
     Args:

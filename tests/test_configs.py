@@ -129,6 +129,15 @@ def test_the_list_names_every_config(root):
     assert lines[0].split() == ["config", "task", "data", "measured", "time"]
     for name in NAMES:
         assert any(f"configs/{name}.py" in line for line in lines), name
-    (digits,) = (line for line in lines if "digits.py" in line and "seq" not in line and "tune" not in line and "train" not in line.split()[0] and "permuted" not in line and "spoken" not in line)
+    (digits,) = (
+        line
+        for line in lines
+        if "digits.py" in line
+        and "seq" not in line
+        and "tune" not in line
+        and "train" not in line.split()[0]
+        and "permuted" not in line
+        and "spoken" not in line
+    )
     assert "98.8 % test accuracy (seed 0)" in digits
     assert "classification" in digits

@@ -88,7 +88,9 @@ def test_eight_devices_equal_one(kind, reference):
     state, sums = train(config_of(parallel=kind, **AUGMENT))
     assert_same(sums, reference[1], 1e-4)
     assert_same(
-        (state.params, state.average, state.collections["batch_stats"]), (reference[0].params, reference[0].average, reference[0].collections["batch_stats"]), 1e-3
+        (state.params, state.average, state.collections["batch_stats"]),
+        (reference[0].params, reference[0].average, reference[0].collections["batch_stats"]),
+        1e-3,
     )
 
 

@@ -226,7 +226,9 @@ def steps_of(name: str) -> list[str]:
 def test_predict_gives_its_lines(name):
     workdir, run = trained(name)
     lines = list(run.setup.task.predict(run.inference, flags(name, workdir, *steps_of(name), *inputs_of(name))))
-    assert len("\n".join(lines).splitlines()) == CASES[name].lines + (1 if name == "text" and "\n" in "".join(lines) else 0) or name == "text"
+    assert (
+        len("\n".join(lines).splitlines()) == CASES[name].lines + (1 if name == "text" and "\n" in "".join(lines) else 0) or name == "text"
+    )
     for line in lines:
         for cell in line.split("\t")[1:]:
             if cell.endswith((".png", ".wav")):

@@ -31,7 +31,9 @@ def check_channels(config: Any, channels: int) -> None:
     """Refuse data.mean and data.std that do not fit the channels of the images."""
     for key in ("mean", "std"):
         if len(config.data[key]) not in (0, 1, channels):
-            raise UserError(f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels.")
+            raise UserError(
+                f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels."
+            )
 
 
 def read_image(path: str, channels: int, image_size: int) -> np.ndarray:

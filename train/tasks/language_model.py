@@ -15,7 +15,18 @@ from train.data.splits import Splits, split_paths
 from train.keys import Key
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores
-from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, prompts, window_splits
+from train.tasks.steps import (
+    CODE_MODELS,
+    SAMPLE_KEYS,
+    TEST_KEYS,
+    WINDOW_KEYS,
+    StepTask,
+    check_causal,
+    check_name,
+    cut_along_time,
+    prompts,
+    window_splits,
+)
 
 
 class LanguageModel(StepTask):

@@ -63,7 +63,9 @@ class Segmentation(Task):
                     f"{did_you_mean(name, LOSSES)}"
                 )
         if options.balance and options.class_weights:
-            raise UserError("config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one.")
+            raise UserError(
+                "config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one."
+            )
         if any(not 0 <= weight < math.inf for weight in options.class_weights):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} must be numbers of 0 or more.")
         if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):

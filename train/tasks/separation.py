@@ -42,7 +42,11 @@ class Separation(Task):
         check_name(config, ("mixtures",))
         folder = pathlib.Path(config.data.dir).expanduser()
         found = split_paths(folder)
-        read = {name: read_mixtures(path) for name, path in found.items()} if {"train", "test"} <= {*found} else {"train": read_mixtures(folder)}
+        read = (
+            {name: read_mixtures(path) for name, path in found.items()}
+            if {"train", "test"} <= {*found}
+            else {"train": read_mixtures(folder)}
+        )
         names, rate = read["train"].names, read["train"].rate
         for name, part in read.items():
             if (part.names, part.rate) != (names, rate):

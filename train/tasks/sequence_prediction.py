@@ -19,7 +19,17 @@ from train.data.windows import padded
 from train.keys import UNLIMITED, Key
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, add_inputs
-from train.tasks.steps import ROW_MODELS, SPLIT_NAMES, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, window_splits
+from train.tasks.steps import (
+    ROW_MODELS,
+    SPLIT_NAMES,
+    TEST_KEYS,
+    WINDOW_KEYS,
+    StepTask,
+    check_causal,
+    check_name,
+    cut_along_time,
+    window_splits,
+)
 
 # What a step of each kind of data asks for, and so the loss.
 LOSS_OF = {"adding": "mse", "csv": "mse", "copy_memory": "categorical", "piano": "binary"}

@@ -38,7 +38,9 @@ WINDOW_KEYS = {
 }
 TEST_KEYS = {
     "sequence.test": Key(
-        0.05, "share of the test split: the end of a text or a table, some of the sound files; data.validation is taken before it", (1e-9, 0.5)
+        0.05,
+        "share of the test split: the end of a text or a table, some of the sound files; data.validation is taken before it",
+        (1e-9, 0.5),
     )
 }
 SAMPLE_KEYS = {
