@@ -271,10 +271,6 @@ class ConvPlan:
         """Outputs per axis."""
         return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
-    def replace(self, **fields: Any) -> "ConvPlan":
-        """The same plan with some fields changed."""
-        return dataclasses.replace(self, **fields)
-
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of the whole batch, taps that lie in the padding counted, as papers do."""

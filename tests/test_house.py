@@ -75,6 +75,8 @@ DILAX = [
     "dilax.models",
     "dilax.weights",
     "dilax.generate",
+    "dilax.inference",
+    "dilax.loading",
     "dilax.folding",
     "dilax.summary",
     "dilax.plots.canvas",

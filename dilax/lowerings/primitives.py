@@ -6,6 +6,7 @@ of every order, vmap, remat, scan and export all work (a `custom_vjp` would forb
 settled per platform when the program is lowered.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -71,15 +72,15 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
     }
     mapped = {made} | {name for name, dim in zip((first, second), dims) if dim is not None}
     if mapped == {"x", "y"}:
-        axes, plan = {"x": 0, "y": 0}, plan.replace(batch=plan.batch * size)
+        axes, plan = {"x": 0, "y": 0}, dataclasses.replace(plan, batch=plan.batch * size)
     elif mapped == {"x", "kernel"} and plan.groups == 1:
-        axes, plan = {"x": -1, "kernel": -2}, plan.replace(c_in=plan.c_in * size)
+        axes, plan = {"x": -1, "kernel": -2}, dataclasses.replace(plan, c_in=plan.c_in * size)
     elif mapped == {"y", "kernel"} and plan.groups == 1:
-        axes, plan = {"y": -1, "kernel": -1}, plan.replace(c_out=plan.c_out * size)
+        axes, plan = {"y": -1, "kernel": -1}, dataclasses.replace(plan, c_out=plan.c_out * size)
     else:
         arrays = {name: array if name in mapped else jnp.broadcast_to(array, (size, *array.shape)) for name, array in arrays.items()}
         axes = {"x": -1, "y": -1, "kernel": -1}
-        plan = plan.replace(c_in=plan.c_in * size, c_out=plan.c_out * size, groups=plan.groups * size)
+        plan = dataclasses.replace(plan, c_in=plan.c_in * size, c_out=plan.c_out * size, groups=plan.groups * size)
     folded = {name: _folded(array, axes[name]) if name in axes else array for name, array in arrays.items()}
     if lowering != "auto" and not registry.supports(lowering, plan):
         lowering = "auto"

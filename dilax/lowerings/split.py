@@ -3,6 +3,7 @@
 XLA's CPU backend runs a dense convolution at 70 to 150 GFLOP/s and a grouped one in a naive loop.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -37,7 +38,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
 
 
 def _part(plan: ConvPlan) -> ConvPlan:
-    return plan.replace(c_in=plan.c_in // plan.groups, c_out=plan.c_out // plan.groups, groups=1)
+    return dataclasses.replace(plan, c_in=plan.c_in // plan.groups, c_out=plan.c_out // plan.groups, groups=1)
 
 
 def _parts(x: jax.Array, plan: ConvPlan) -> list[jax.Array]:
