@@ -53,7 +53,7 @@ def log_mel(
     highest = sample_rate / 2 if highest is None else highest
     _check(x, sample_rate, window, hop, bands, lowest, highest, floor)
     size = 1 << (window - 1).bit_length()
-    filters = mel_filters(sample_rate, size, bands, lowest, highest)
+    filters = mel_filters(sample_rate, size=size, bands=bands, lowest=lowest, highest=highest)
     empty = np.flatnonzero(filters.max(0) == 0)
     if len(empty):
         raise UserError(
@@ -69,11 +69,11 @@ def log_mel(
     return jnp.log(jnp.maximum(energies, floor))
 
 
-def mel_filters(sample_rate: float, size: int, bands: int, lowest: float, highest: float) -> np.ndarray:
+def mel_filters(sample_rate: float, *, size: int, bands: int, lowest: float, highest: float) -> np.ndarray:
     """Return the weights of the frequencies of a transform of `size` samples in each band, (size // 2 + 1, bands), as `log_mel` says.
 
     Example:
-        >>> mel_filters(16000, 512, 40, 20.0, 8000.0).shape
+        >>> mel_filters(16000, size=512, bands=40, lowest=20.0, highest=8000.0).shape
         (257, 40)
     """
     mels = _mel(np.arange(size // 2 + 1) * (sample_rate / size))[:, None]

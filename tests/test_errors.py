@@ -122,7 +122,7 @@ CASES = {
         "dilated_conv_transpose: padding=2 leaves an output of size (-1,); use less padding or give output_size.",
     ),
     "unknown platform": (
-        lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), "gpu"),
+        lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), platform="gpu"),
         "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
     ),
     "an int on an image": (

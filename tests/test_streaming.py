@@ -194,7 +194,7 @@ def test_two_axes_of_which_the_first_is_time():
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_ring_holds_just_what_a_kernel_looks_back(kernel):
     layer: Any = dilax.DilatedConv(2, (kernel,), dilation=4, dtype=jnp.bfloat16, **CAUSAL)
-    state = layer.apply(variables_of(layer), 3, jnp.bfloat16, method="init_stream")
+    state = layer.apply(variables_of(layer), 3, dtype=jnp.bfloat16, method="init_stream")
     assert jax.tree.map(jnp.shape, state) == {"DilatedConv": ((3, (kernel - 1) * 4 + 1, 4), ())}
     assert state["DilatedConv"].samples.dtype == jnp.bfloat16
 

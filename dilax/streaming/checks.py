@@ -80,7 +80,7 @@ def check_streamable(model: Any, variables: Any, x: jax.Array, *, chunks: Sequen
     whole = np.asarray(model.apply(variables, x, **train))
     if not np.isfinite(whole.astype(np.float64)).all():
         raise UserError("check_streamable: an output for the whole sequence is NaN or infinite; give inputs that are well.")
-    state = model.apply(variables, x.shape[0], x.dtype, method="init_stream")
+    state = model.apply(variables, x.shape[0], dtype=x.dtype, method="init_stream")
     run = jax.jit(lambda chunk, state: model.apply(variables, chunk, state, method="stream"))
     parts, at, turn = [], 0, 0
     while at < x.shape[1]:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dilax.errors import UserError
 
@@ -156,7 +157,7 @@ class Streamable(nn.Module):
         """Return what else `__call__` must be given, for that sample."""
         return {}
 
-    def init_stream(self, batch_size: int, dtype: Any = jnp.float32) -> State:
+    def init_stream(self, batch_size: int, *, dtype: DTypeLike = jnp.float32) -> State:
         """Return the state before the first sample: `model.apply(variables, batch_size, method="init_stream")`.
 
         Args:
