@@ -1,10 +1,9 @@
 """Cells and nuclei in a scratch assay: ten microscopy frames that the package ndev-sampledata ships, split by columns.
 
-pip install --no-deps ndev-sampledata==0.0.3 && python -m train.main --config configs/cells.py
-Mean IoU on the test columns: 0.632 (seed 0), 117 s on 2 CPU cores while other programs ran.
+    pip install --no-deps ndev-sampledata==0.0.3 && python -m train.main --config configs/cells.py
 
-python -m train.main --config configs/cells.py:smoke
-50 steps: 0.514 (seed 0), 55 s from the command to the end on 2 CPU cores while other programs ran, nothing compiled before.
+Measured: 0.632 mean IoU on the test columns (seed 0); 117 s on 2 busy CPU cores.
+Measured, :smoke: 0.514 mean IoU after 50 steps (seed 0); 55 s on 2 busy CPU cores, compilation included.
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +13,7 @@ from train.config import check_variant, default_config, model_config
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("cells")
-    config.task = "segmentation"
+    config = default_config("cells", task="segmentation")
     config.data.name = "cells"
     config.model = ConfigDict(
         model_config(

@@ -1,8 +1,10 @@
-"""Copy memory: say ten symbols again 500 steps later, the memory test of Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.2).
+"""Copy memory: repeat ten symbols 500 steps later, a test of memory (Bai, Kolter & Koltun 2018, arXiv:1803.01271, section 5.2).
 
-python -m train.main --config configs/copy_memory.py
-Test loss 3.4e-5, 7.4e-6 and 4.7e-6 nats a step, all ten symbols right (accuracy 1.0; seeds 0, 1, 2), 231 to 315 s on 2 CPU cores while
-other programs ran. To say blanks and to guess costs 0.040.
+    python -m train.main --config configs/copy_memory.py
+
+Measured: (1.5 ± 1.6)e-5 nats per step, all ten symbols right (seeds 0, 1, 2); 231 to 315 s on 2 busy CPU cores.
+
+Predicting blanks and guessing the symbols costs 0.040 nats per step.
 """
 
 from ml_collections import ConfigDict
@@ -12,12 +14,11 @@ from train.config import check_variant, default_config, model_config
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("copy_memory")
-    config.task = "sequence_prediction"
+    config = default_config("copy_memory", task="sequence_prediction")
     config.data.name = "copy_memory"
     config.sequence.length = 500
     config.sequence.loss = "categorical"
-    config.model = ConfigDict(model_config("tcn", kernel_size=8, features=(10,) * 7, embedding=10))
+    config.model = ConfigDict(model_config("tcn", kernel_size=8, features=(10,) * 7, embedding_features=10))
     config.batch_size = 32
     config.total_epochs = 10.0
     config.eval_every_epochs = 1.0

@@ -1,8 +1,10 @@
-"""5,000 real handwritten digits (MNIST), 4,000 to train on and 1,000 to test.
+"""5,000 real handwritten digits (MNIST): 4,000 to train on and 1,000 to test.
 
-python -m train.main --config configs/digits.py
-Test accuracy 98.8 % (seed 0), 73 s on 2 CPU cores from the command to the end, nothing compiled before. With XLA's own convolutions
-98.90 % (seeds 0, 1, 2: 98.9, 98.8, 99.0), 78 s each.
+    python -m train.main --config configs/digits.py
+
+Measured: 98.8 % test accuracy (seed 0); 73 s on 2 CPU cores, compilation included.
+
+With XLA's own convolutions the mean is 98.90 % (seeds 0, 1, 2: 98.9, 98.8, 99.0), 78 s each.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""Classes of texts, by gated dilated convolutions over their bytes: .txt files in folders of their labels.
+"""Classes of texts, by gated dilated convolutions over their bytes: .txt files in folders named after their classes. Not measured.
 
-python -m train.main --config configs/labelled_text.py --config.data.dir=FOLDER
-FOLDER holds a folder for each label, or train/ and test/ with those, as the reviews of IMDB come; of the former every fifth file is for
-the test. Of a longer text the first config.sequence.length bytes are read. Not measured: no package ships such texts.
+    python -m train.main --config configs/labelled_text.py --config.data.dir=FOLDER
+
+FOLDER holds one folder per class, or train/ and test/ with such folders, as the IMDB reviews do; without test/, every fifth file is held
+out for the test. The first config.sequence.length bytes of longer texts are read.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +13,7 @@ from train.config import check_variant, default_config, model_config
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("labelled_text")
-    config.task = "sequence_classification"
+    config = default_config("labelled_text", task="sequence_classification")
     config.data.name = "text"
     config.data.dir = "labelled_text"
     config.sequence.units = "bytes"

@@ -1,8 +1,10 @@
-"""Digits pixel by pixel, in one random order for all: `configs/seq_digits.py`, where neighbours in time are none in the image.
+"""The digits of configs/seq_digits.py with their pixels in one fixed random order, so that neighbours in the image are far apart.
 
-python -m train.main --config configs/permuted_digits.py
-Test accuracy 94.0 and 93.4 % (seeds 0, 1) after training on 4,000 digits, 12 and 8 minutes on 2 CPU cores shared with other programs. The
-paper has 97.2 % after 60,000.
+    python -m train.main --config configs/permuted_digits.py
+
+Measured: 93.7 ± 0.4 % test accuracy after training on 4,000 digits (seeds 0, 1); 8 to 12 min on 2 busy CPU cores.
+
+Bai, Kolter & Koltun 2018 (arXiv:1803.01271) report 97.2 % after 60,000 digits.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
-"""Polyphonic music: at each step of a piano roll tell the keys of the next, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5.3).
+"""Polyphonic music: predict the keys of the next step of a piano roll (Bai, Kolter & Koltun 2018, arXiv:1803.01271, section 5.3).
 
-python -m train.main --config configs/piano.py --config.data.dir=JSB_Chorales.mat
-The file holds the JSB chorales in three splits (229, 76 and 77 sequences): the .mat of the TCN paper's code, or an .npz with train,
-validation and test (n, time, 88) and train_lengths, validation_lengths and test_lengths. The paper's figure is 8.10 nats a step ("nll").
-Not measured: the data is not in any package.
+    python -m train.main --config configs/piano.py --config.data.dir=JSB_Chorales.mat
+
+Not measured: no package ships the data.
+
+The file holds the JSB chorales in three splits (229, 76 and 77 sequences): the .mat file of the authors' code, or an .npz file with train,
+validation and test (n, time, 88) and train_lengths, validation_lengths and test_lengths. The paper reports 8.10 nats per step ("nll").
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +15,7 @@ from train.config import check_variant, default_config, model_config
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("piano")
-    config.task = "sequence_prediction"
+    config = default_config("piano", task="sequence_prediction")
     config.data.name = "piano"
     config.data.dir = "JSB_Chorales.mat"
     config.sequence.loss = "binary"

@@ -1,6 +1,8 @@
-"""CIFAR-10 (through TFDS) with the layers of configs/camvid.py, for it to start from.
+"""CIFAR-10 (through TFDS) with the layers of configs/camvid.py, which starts from it.
 
-python -m train.main --config configs/pretrain_camvid.py    83.6 % test accuracy (seed 0), 22 minutes on 2 busy CPU cores
+    python -m train.main --config configs/pretrain_camvid.py
+
+Measured: 83.6 % test accuracy (seed 0); 22 min on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict

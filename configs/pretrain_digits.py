@@ -1,7 +1,8 @@
-"""The digits 0 to 4 of the embedded MNIST digits, for configs/finetune_digits.py to start from.
+"""The digits 0 to 4 of the embedded MNIST digits, from which configs/finetune_digits.py starts.
 
-python -m train.main --config configs/pretrain_digits.py
-Test accuracy 99.6 % on the five classes (seed 0), 36 s on 2 CPU cores.
+    python -m train.main --config configs/pretrain_digits.py
+
+Measured: 99.6 % test accuracy on the five classes (seed 0); 36 s on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
 """PASCAL VOC 2012 (20 classes and background) with DeepLabV3+ on ResNet-50: a recipe for accelerators. Not measured.
 
-python -m train.main --config configs/voc.py --config.data.dir=VOCdevkit/VOC2012
+    python -m train.main --config configs/voc.py --config.data.dir=VOCdevkit/VOC2012
 
-TFDS's own `voc` holds boxes and no masks, so this reads the folder of the official archive: ImageSets/Segmentation names 1,464 images to
-train on and 1,449 that are the test here. Weights of ImageNet, from a run that train.convert made: --config.init_from=RUN
---config.init_into=backbone, with --config.data.mean=0.485,0.456,0.406 --config.data.std=0.229,0.224,0.225.
+The set `voc` of TFDS holds boxes but no masks, so this reads the folder of the official archive: ImageSets/Segmentation names 1,464 images
+to train on and 1,449 that serve as the test split. For weights of ImageNet, from a run that train.convert made, give
+--config.init_from=RUN --config.init_into=backbone with --config.data.mean=0.485,0.456,0.406 --config.data.std=0.229,0.224,0.225.
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +19,7 @@ CLASS_NAMES = (
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("voc")
-    config.task = "segmentation"
+    config = default_config("voc", task="segmentation")
     config.data.name = "folder"
     config.data.dir = "VOCdevkit/VOC2012"
     config.data.image_field = "JPEGImages"

@@ -1,7 +1,8 @@
-"""A WaveNet of raw sound: a folder of .wav files of one channel and one rate; the report holds drawn samples as .wav files.
+"""A WaveNet of raw sound: a folder of sound files; the report holds drawn samples as .wav files. Not measured.
 
-python -m train.main --config configs/waveform.py --config.data.dir=FOLDER
-Not measured: no package ships such recordings.
+    python -m train.main --config configs/waveform.py --config.data.dir=FOLDER
+
+No package ships such recordings.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +12,7 @@ from train.config import check_variant, default_config, model_config
 
 def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "smoke"))
-    config = default_config("waveform")
-    config.task = "waveform"
+    config = default_config("waveform", task="waveform")
     config.data.name = "wav"
     config.data.dir = "sounds"
     config.sequence.length = 8000

@@ -9,11 +9,14 @@ from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.generate import forecast, sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
-from dilax.lowerings import LOWERINGS, Lowering, select_lowering
+from dilax.inference import Inference
+from dilax.loading import load
+from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
-from dilax.pooling import avg_pool, max_pool
+from dilax.pooling import avg_pool, max_pool, pool_sequence
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
+from dilax.spec import DataSpec
 from dilax.streaming import check_causal, check_streamable, end_stream
 from dilax.tiling import tiled
 from dilax.weights import load_weights
@@ -27,11 +30,13 @@ __all__ = [
     "ContextModule",
     "ConvPlan",
     "CumulativeNorm",
+    "DataSpec",
     "DenseASPP",
     "DepthwiseConv",
     "DilatedConv",
     "DilatedConvTranspose",
     "HybridDilatedBlock",
+    "Inference",
     "Lowering",
     "MultiDilationConv",
     "ReceptiveField",
@@ -53,6 +58,7 @@ __all__ = [
     "fold_batch_norm",
     "forecast",
     "geometry",
+    "load",
     "load_weights",
     "losses",
     "lowerings",
@@ -61,6 +67,7 @@ __all__ = [
     "models",
     "output_size",
     "plots",
+    "pool_sequence",
     "receptive_field",
     "resize",
     "sample",
@@ -69,4 +76,5 @@ __all__ = [
     "streaming",
     "suggest_dilations",
     "tiled",
+    "use_lowering",
 ]

@@ -1,4 +1,4 @@
-"""Sound as spectra: the energies of overlapping frames in bands of the mel scale."""
+"""Features of sound: log-mel spectrograms, and mu-law codes of waveforms."""
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,48 @@ def mel_filters(sample_rate: float, size: int, bands: int, lowest: float, highes
     rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mels) / (edges[2:] - edges[1:-1])
     return np.maximum(np.minimum(rising, falling), 0)
+
+
+def mu_law_encode(x: jax.Array, *, levels: int = 256) -> jax.Array:
+    """Quantise a waveform by the mu-law, which is finer near 0.
+
+    Args:
+        x: Samples in -1..1, of any shape; values outside that range are clipped.
+        levels: Number of codes; mu is levels - 1.
+
+    Returns:
+        int32 codes 0..levels - 1, in the shape of x.
+
+    Example:
+        >>> mu_law_encode(jnp.array([-1.0, 0.01, 1.0])).tolist()
+        [0, 157, 255]
+
+    Reference:
+        ITU-T Recommendation G.711.
+    """
+    mu = levels - 1
+    x = jnp.clip(x, -1, 1)
+    y = jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / jnp.log1p(float(mu))
+    return jnp.round((y + 1) / 2 * mu).astype(jnp.int32)
+
+
+def mu_law_decode(codes: jax.Array, *, levels: int = 256) -> jax.Array:
+    """Return the waveform of mu-law codes, the inverse of `mu_law_encode`.
+
+    Args:
+        codes: Integers 0..levels - 1, of any shape.
+        levels: Number of codes.
+
+    Returns:
+        float32 samples in -1..1, in the shape of codes.
+
+    Example:
+        >>> mu_law_decode(mu_law_encode(jnp.array([-1.0, 1.0]))).tolist()
+        [-1.0, 1.0]
+    """
+    mu = levels - 1
+    y = 2 * codes.astype(jnp.float32) / mu - 1
+    return jnp.sign(y) * jnp.expm1(jnp.abs(y) * jnp.log1p(float(mu))) / mu
 
 
 def _mel(hertz: np.ndarray | float) -> np.ndarray:

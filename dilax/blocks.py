@@ -1,10 +1,12 @@
 """Building blocks of the models: normalisation, dropout, conv-norm-act, squeeze-excite, residual blocks.
 
-Blocks that act differently in training take `train` as a keyword. `axis_name` names the device axis under `jax.pmap` or `shard_map`
-(None under `jit`, where a sharded batch needs no name): with it, batch statistics and dropout masks are those of the whole batch.
+Blocks that behave differently in training take `train` as a keyword argument. Where a batch is split over devices by `jax.pmap` or
+`jax.shard_map`, `batch_axis` tells normalisation and dropout the name of the device axis.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +29,33 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
 
+_BATCH_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("dilax_batch_axis", default=None)
+
+
+@contextlib.contextmanager
+def batch_axis(name: str | None) -> Iterator[None]:
+    """Name the device axis over which the batch is split, for every block traced inside the scope.
+
+    Under `jax.pmap` and `jax.shard_map` each device traces its own share of the batch. Inside the scope, batch statistics and dropout masks
+    are those of the whole batch. Under `jax.jit` a sharded batch needs no name. The scope is read while a function is traced, so enter it
+    inside the function that is mapped.
+
+    Args:
+        name: The `axis_name` of `jax.pmap`, or the mesh axis of `jax.shard_map`; None for a batch that is not split.
+
+    Example:
+        >>> def normalise(x):
+        ...     with batch_axis("data"):
+        ...         return Norm("batch").init_with_output(jax.random.key(0), x, train=True)[0]
+        >>> jax.pmap(normalise, axis_name="data")(jnp.ones((1, 4, 3))).shape
+        (1, 4, 3)
+    """
+    token = _BATCH_AXIS.set(name)
+    try:
+        yield
+    finally:
+        _BATCH_AXIS.reset(token)
+
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """Return the activation function of that name: a key of `ACTIVATIONS`."""
@@ -43,12 +72,10 @@ class Norm(nn.Module):
             channels of each sample), "global" (over all of an example; Luo & Mesgarani 2019), "cumulative" (its causal form, as
             `dilax.CumulativeNorm`), "none", or "frozen": "batch" with its running statistics even in training, so that they stay what they
             are while scale and bias are learnt; for fine-tuning on small batches, with the variables of "batch".
-        axis_name: Device axis over which batch statistics are taken, under pmap.
         dtype: Of the result; statistics are always taken in float32.
     """
 
     kind: str = "batch"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -71,15 +98,15 @@ class Norm(nn.Module):
         if self.kind == "frozen":
             return nn.BatchNorm(use_running_average=True)(x)
         if self.kind == "batch":
-            values_per_channel = x.size // x.shape[-1]
-            if train and values_per_channel == 1 and self.axis_name is None and not self.is_initializing():
+            axis, values_per_channel = _BATCH_AXIS.get(), x.size // x.shape[-1]
+            if train and values_per_channel == 1 and axis is None and not self.is_initializing():
                 raise UserError(
                     f"Norm: an input of shape {x.shape} has one value per channel, whose batch statistics are void; "
                     "use a larger batch, or norm='group' or 'frozen'."
                 )
-            over_devices = train and mask is not None and self.axis_name is not None
+            over_devices = train and mask is not None and axis is not None
             norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
-            return norm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="BatchNorm_0")(x, mask=mask)
+            return norm(use_running_average=not train, momentum=0.9, axis_name=axis, name="BatchNorm_0")(x, mask=mask)
         if self.kind in ("group", "global"):
             groups = 1 if self.kind == "global" else max(g for g in range(1, 9) if x.shape[-1] % g == 0)
             return nn.GroupNorm(num_groups=groups)(x, mask=mask)
@@ -121,6 +148,32 @@ def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(jnp.broadcast_to(mask[..., None], x.shape), x, jnp.zeros_like(x))
 
 
+def embed_sequence(caller: str, x: jax.Array, *, vocabulary: int, features: int) -> jax.Array:
+    """Embed integer codes by a learned table named `embedding`, or pass on a sequence of floats.
+
+    Call it inside a compact method, to which the table then belongs.
+
+    Args:
+        caller: Name that errors begin with.
+        x: Codes (batch, time), or without a vocabulary floats (batch, time, channels).
+        vocabulary: Number of symbols; 0 for floats.
+        features: Channels of an embedded symbol.
+
+    Returns:
+        (batch, time, features), or x itself without a vocabulary.
+
+    Raises:
+        UserError: if x is not of the kind that `vocabulary` says.
+    """
+    if vocabulary:
+        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+            raise UserError(f"{caller}: with vocabulary={vocabulary} x must be integer codes (batch, time), got {x.dtype} {x.shape}.")
+        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(1.0), name="embedding")(x)
+    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"{caller}: x must be floats (batch, time, channels), got {x.dtype} {x.shape}; set `vocabulary` for integer codes.")
+    return x
+
+
 class Dropout(nn.Module):
     """Dropout whose mask for example i of a batch depends on the key and i alone.
 
@@ -129,12 +182,10 @@ class Dropout(nn.Module):
 
     Attributes:
         rate: Probability that a value is dropped.
-        axis_name: Device axis over which the batch is spread, under pmap.
         spatial: Whether a channel is dropped at all places at once (Tompson et al. 2015, arXiv:1411.4280).
     """
 
     rate: float
-    axis_name: str | None = None
     spatial: bool = False
 
     @nn.compact
@@ -144,7 +195,8 @@ class Dropout(nn.Module):
             raise UserError(f"Dropout: rate={self.rate} is not a probability; use 0 <= rate < 1.")
         if not train or self.rate == 0:
             return x
-        first = 0 if self.axis_name is None or self.is_initializing() else lax.axis_index(self.axis_name) * x.shape[0]
+        axis = _BATCH_AXIS.get()
+        first = 0 if axis is None or self.is_initializing() else lax.axis_index(axis) * x.shape[0]
         key = self.make_rng("dropout")
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
         shape = (*(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else x.shape[1:]
@@ -165,7 +217,6 @@ class ConvNormAct(nn.Module):
         separable: Whether to use a `SeparableConv` (without groups).
         norm: As `Norm`.
         activation: A key of `ACTIVATIONS`, or "none".
-        axis_name: As `Norm`.
         dtype: Of the computation.
     """
 
@@ -178,7 +229,6 @@ class ConvNormAct(nn.Module):
     separable: bool = False
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -191,7 +241,7 @@ class ConvNormAct(nn.Module):
             x = SeparableConv(self.features, self.kernel_size, **shared)(x)
         else:
             x = DilatedConv(self.features, self.kernel_size, groups=self.groups, **shared)(x)
-        x = Norm(self.norm, self.axis_name, self.dtype)(x, train=train)
+        x = Norm(self.norm, self.dtype)(x, train=train)
         return x if self.activation == "none" else activation(self.activation)(x)
 
 
@@ -225,7 +275,6 @@ class SeparableResidual(nn.Module):
         squeeze_excite: Whether a `SqueezeExcite` ends the branch.
         norm: As `Norm`.
         activation: A key of `ACTIVATIONS`.
-        axis_name: As `Norm`.
         dtype: Of the computation.
     """
 
@@ -235,13 +284,12 @@ class SeparableResidual(nn.Module):
     squeeze_excite: bool = False
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         separable: dict[str, Any] = dict(dilation=self.dilation, separable=True, **shared)
         y = ConvNormAct(self.features, stride=self.stride, activation=self.activation, **separable)(x, train=train)
         y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
@@ -264,7 +312,6 @@ class BasicBlock(nn.Module):
         residual: Whether x is added at all.
         norm: As `Norm`.
         activation: A key of `ACTIVATIONS`.
-        axis_name: As `Norm`.
         dtype: Of the computation.
     """
 
@@ -275,13 +322,12 @@ class BasicBlock(nn.Module):
     residual: bool = True
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
-        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
         first, second = self.dilation
         y = ConvNormAct(self.features, (3, 3), self.stride, dilation=first, activation=self.activation, name="conv1", **shared)(
             x, train=train
@@ -304,7 +350,6 @@ class Bottleneck(nn.Module):
         project: As `BasicBlock`.
         norm: As `Norm`.
         activation: A key of `ACTIVATIONS`.
-        axis_name: As `Norm`.
         dtype: Of the computation.
     """
 
@@ -314,13 +359,12 @@ class Bottleneck(nn.Module):
     project: bool = False
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, 4 * features)."""
-        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
         inner: dict[str, Any] = dict(activation=self.activation, **shared)
         y = ConvNormAct(self.features, (1, 1), name="conv1", **inner)(x, train=train)
         y = ConvNormAct(self.features, (3, 3), self.stride, dilation=self.dilation[0], name="conv2", **inner)(y, train=train)

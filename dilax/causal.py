@@ -61,7 +61,7 @@ class CausalConvTranspose(Layer):
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
         """Return a ring of the inputs that still have outputs to come."""
-        flow.keeps_time(self)
+        flow.require_no_latency(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], (self.kernel_size - 1) * self.dilation // self.stride, x.shape[2:], x.dtype)
 
@@ -124,7 +124,7 @@ class CumulativeNorm(Layer):
 
     def step(self, x: jax.Array, state: dict[str, jax.Array], flow: Flow) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the normalised chunk, and the sums after it."""
-        return self._normalised(x, state, flow.within(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
+        return self._normalised(x, state, flow.valid_samples(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
 
     def _zeros(self, x: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.zeros((x.shape[0], 1, 1), jnp.float32) for name in ("count", "origin", "sum", "squares")}

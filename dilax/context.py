@@ -71,7 +71,6 @@ class ASPP(nn.Module):
         dropout: Rate after the last convolution.
         norm: As `dilax.blocks.Norm`. "batch" cannot train on a single example with `image_pooling`: its mean is one value per channel.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
@@ -91,7 +90,6 @@ class ASPP(nn.Module):
     dropout: float = 0.5
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -111,7 +109,7 @@ class ASPP(nn.Module):
         """
         scaled = scaled_dilations(self.dilations, output_stride)
         ones, threes = _windows(x)
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         branches = [ConvNormAct(self.features, ones, name="dense", **shared)(x, train=train)]
         for i, dilation in enumerate(scaled):
             branch = ConvNormAct(self.features, threes, dilation=dilation, separable=self.separable, name=f"dilated_{i}", **shared)
@@ -120,7 +118,7 @@ class ASPP(nn.Module):
             pooled = ConvNormAct(self.features, ones, name="pooled", **shared)(space_mean("ASPP", x, image_mean), train=train)
             branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         y = ConvNormAct(self.features, ones, name="project", **shared)(jnp.concatenate(branches, axis=-1), train=train)
-        return Dropout(self.dropout, self.axis_name)(y, train=train)
+        return Dropout(self.dropout)(y, train=train)
 
 
 def _windows(x: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -141,21 +139,20 @@ def space_mean(caller: str, x: jax.Array, given: jax.Array | None) -> jax.Array:
 class DenseASPP(nn.Module):
     """Dilated convolutions one after the other, each fed with the input and all results before: many scales, densely sampled.
 
-    Each is norm, activation, 1x1 to `hidden`, norm, activation, 3x3 dilated to `growth`, dropout.
+    Each is norm, activation, 1x1 to `hidden_features`, norm, activation, 3x3 dilated to `growth`, dropout.
 
     Attributes:
         growth: Channels that each convolution adds.
-        hidden: Channels of the 1x1 convolutions.
+        hidden_features: Channels of the 1x1 convolutions.
         dilations: In samples of the map, as they are; the paper's are for output stride 8.
         dropout: Rate after each 3x3 convolution.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
         >>> x = jnp.ones((2, 16, 16, 8))
-        >>> layer = DenseASPP(growth=4, hidden=8, dilations=(1, 2))
+        >>> layer = DenseASPP(growth=4, hidden_features=8, dilations=(1, 2))
         >>> jax.eval_shape(lambda key: layer.init_with_output(key, x, train=False)[0], jax.random.key(0)).shape
         (2, 16, 16, 16)
 
@@ -164,12 +161,11 @@ class DenseASPP(nn.Module):
     """
 
     growth: int = 64
-    hidden: int = 256
+    hidden_features: int = 256
     dilations: tuple[int, ...] = (3, 6, 12, 18, 24)
     dropout: float = 0.1
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -179,11 +175,11 @@ class DenseASPP(nn.Module):
         ones, threes = _windows(x)
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
-            y = act(Norm(self.norm, self.axis_name, self.dtype, name=f"norm_{i}")(x, train=train))
-            y = DilatedConv(self.hidden, ones, use_bias=biased, dtype=self.dtype, name=f"reduce_{i}")(y)
-            y = act(Norm(self.norm, self.axis_name, self.dtype, name=f"reduced_norm_{i}")(y, train=train))
+            y = act(Norm(self.norm, self.dtype, name=f"norm_{i}")(x, train=train))
+            y = DilatedConv(self.hidden_features, ones, use_bias=biased, dtype=self.dtype, name=f"reduce_{i}")(y)
+            y = act(Norm(self.norm, self.dtype, name=f"reduced_norm_{i}")(y, train=train))
             y = DilatedConv(self.growth, threes, dilation=dilation, dtype=self.dtype, name=f"dilated_{i}")(y)
-            y = Dropout(self.dropout, self.axis_name, name=f"dropout_{i}")(y, train=train)
+            y = Dropout(self.dropout, name=f"dropout_{i}")(y, train=train)
             x = jnp.concatenate([x, y.astype(x.dtype)], axis=-1)
         return x
 
@@ -196,9 +192,9 @@ class ContextModule(nn.Module):
 
     Attributes:
         dilations: Of the 3x3 convolutions.
-        widths: Channels of those, in multiples of the input's; the default is the basic module, `ContextModule.large()` the large one.
+        multipliers: Channels of those, in multiples of the input's; the default is the basic module, `ContextModule.large()` the large one.
         noise: Standard deviation of the initial weights that are not those of the identity, in multiples of the latter. It tells the
-            copies of a channel apart, which would otherwise stay equal in training: more than 0 where a width is above 1.
+            copies of a channel apart, which would otherwise stay equal in training: more than 0 where a multiplier is above 1.
         dtype: Of the computation.
 
     Example:
@@ -212,26 +208,30 @@ class ContextModule(nn.Module):
     """
 
     dilations: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1)
-    widths: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1)
+    multipliers: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1)
     noise: float = 0.0
     dtype: Any = None
 
     @classmethod
     def large(cls, noise: float = 0.01, dtype: Any = None) -> "ContextModule":
         """The large module of the paper: 2, 2, 4, 8, 16, 32 and 32 times the channels of the input."""
-        return cls(widths=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
+        return cls(multipliers=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, *space, channels) to the same shape."""
         _check_dilations("ContextModule", self.dilations)
-        if len(self.widths) != len(self.dilations) or not all(is_integer(width) and width >= 1 for width in self.widths):
-            raise UserError(f"ContextModule: widths={self.widths} must be ints of at least 1, one for each of dilations={self.dilations}.")
+        if len(self.multipliers) != len(self.dilations) or not all(
+            is_integer(multiplier) and multiplier >= 1 for multiplier in self.multipliers
+        ):
+            raise UserError(
+                f"ContextModule: multipliers={self.multipliers} must be ints of at least 1, one for each of dilations={self.dilations}."
+            )
         channels = x.shape[-1]
         ones, threes = _windows(x)
         init = identity_init(channels, self.noise)
-        for i, (dilation, width) in enumerate(zip(self.dilations, self.widths)):
-            conv = DilatedConv(channels * width, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
+        for i, (dilation, multiplier) in enumerate(zip(self.dilations, self.multipliers)):
+            conv = DilatedConv(channels * multiplier, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
             x = nn.relu(conv(x))
         return DilatedConv(channels, ones, dtype=self.dtype, kernel_init=init, name="last")(x)
 
@@ -274,7 +274,6 @@ class HybridDilatedBlock(nn.Module):
             (2, 2, 2).
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
 
     Example:
@@ -291,7 +290,6 @@ class HybridDilatedBlock(nn.Module):
     dilations: tuple[int, ...] = (1, 2, 5)
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -305,7 +303,7 @@ class HybridDilatedBlock(nn.Module):
                 "that they span; use dilations without such holes, as (1, 2, 5)."
             )
         ones, threes = _windows(x)
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         y = x
         for i, dilation in enumerate(self.dilations):
             act = "none" if i == len(self.dilations) - 1 else self.activation

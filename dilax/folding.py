@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it, for inference."""
+"""Fold batch normalisation into the convolution that precedes it, for inference."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,25 +13,29 @@ from dilax.errors import UserError
 
 CALLER = "fold_batch_norm"
 NORM = "Norm_0"
-# The kernel whose last axis is the output's channels, by the module that holds it. A transposed convolution's last axis is the input's.
+# Submodule name -> the kernel whose last axis is the output channels. Transposed convolutions are absent: their last axis is the input's.
 KERNELS = {"DilatedConv_0": "kernel", "DepthwiseConv_0": "kernel", "SeparableConv_0": "pointwise_kernel"}
 
 
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the same function without its batch normalisation, for inference: y = a * (k * x) + b is a convolution with kernel a * k.
+    """Return an equivalent model without batch normalisation, for inference.
 
-    Folds every scope that holds one convolution and, after it, one `dilax.blocks.Norm`, as `ConvNormAct` does.
+    In inference, batch normalisation is a constant scale and shift per channel, and `scale * (kernel * x) + shift` is a convolution with
+    the kernel `scale * kernel`. Every scope that holds exactly one convolution followed by one `dilax.blocks.Norm`, as in `ConvNormAct`,
+    is folded.
 
     Args:
-        model: A model or block of dilax with norm="batch" or "frozen".
-        variables: Its "params" and "batch_stats".
+        model: A model or block of dilax with norm="batch" or norm="frozen".
+        variables: Its variables, with the collections "params" and "batch_stats".
 
     Returns:
-        The model with norm="none", and its variables: those of `init`, and what other collections were given. Folded in float32 and kept in
-        the dtype of each kernel; the outputs are those of `train=False`, to 1e-5 in float32.
+        The model with norm="none", and its variables: the "params" that its `init` would create, and any other collections unchanged. The
+        arithmetic is done in float32 and the result keeps the dtype of each kernel. Outputs equal those of `train=False` to 1e-5 in
+        float32.
 
     Raises:
-        UserError: if the model has another norm or none, statistics are missing, or a norm has not one convolution beside it.
+        UserError: if the model has no norm or one of another kind, statistics are missing, or a norm does not follow exactly one
+            convolution.
 
     Example:
         >>> from dilax.blocks import ConvNormAct
@@ -46,48 +50,55 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.
     """
     norm = getattr(model, "norm", None)
     if not isinstance(norm, str):
-        raise UserError(f"{CALLER}: {type(model).__name__} has no field norm; give a model or a block of dilax with norm='batch'.")
+        raise UserError(f"{CALLER}: {type(model).__name__} has no field `norm`; give a model or a block of dilax with norm='batch'.")
     if norm not in ("batch", "frozen"):
         raise UserError(
-            f"{CALLER}: norm={norm!r} is no constant scale and shift of each channel; only norm='batch' and norm='frozen' can be folded."
+            f"{CALLER}: norm={norm!r} is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded."
         )
-    # New dictionaries throughout: those of the caller stay as they are.
-    rest = unfreeze(dict(variables))
-    params, stats = rest.pop("params", {}), rest.pop("batch_stats", {})
-    # One program for the model: layer by layer it would be dozens of small ones to compile.
-    return model.clone(norm="none"), {"params": jax.jit(lambda params, stats: _fold(params, stats, ()))(params, stats), **rest}
+    # New dictionaries throughout, so that the caller's are not modified.
+    collections = unfreeze(dict(variables))
+    params, stats = collections.pop("params", {}), collections.pop("batch_stats", {})
+    # Jitted as a whole: layer by layer, dozens of small programs would be compiled.
+    folded = jax.jit(lambda params, stats: _fold(params, stats, ()))(params, stats)
+    return model.clone(norm="none"), {"params": folded, **collections}
 
 
 def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Fold a scope and all within; its statistics must have been used up."""
-    folded = {name: inner for name, inner in params.items() if name != NORM}
+    """Fold a scope and all scopes within it; raise if any statistics remain unused."""
+    folded = {name: value for name, value in params.items() if name != NORM}
     if NORM in params:
-        convolution = _convolution(params, path)
+        convolution = _find_convolution(params, path)
         folded[convolution] = _fold_convolution(convolution, params, stats.get(NORM, {}), path)
-    for name, inner in folded.items():
-        if isinstance(inner, Mapping) and name not in KERNELS:
-            folded[name] = _fold(inner, stats.get(name, {}), (*path, name))
-    alone = [name for name, inner in stats.items() if name not in params or not isinstance(inner, Mapping)]
-    if alone:
-        raise UserError(f"{CALLER}: {_at(path, alone[0])} are statistics of no {NORM} that follows a convolution; they cannot be folded.")
+    for name, value in folded.items():
+        if isinstance(value, Mapping) and name not in KERNELS:
+            folded[name] = _fold(value, stats.get(name, {}), (*path, name))
+    unused = [name for name, value in stats.items() if name not in params or not isinstance(value, Mapping)]
+    if unused:
+        raise UserError(
+            f"{CALLER}: the statistics {_join(path, unused[0])} do not belong to a {NORM} after a convolution; they cannot be folded."
+        )
     return folded
 
 
-def _convolution(params: Mapping[str, Any], path: tuple[str, ...]) -> str:
-    found = [name for name in params if name in KERNELS]
+def _find_convolution(params: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    """Return the name of the only convolution in a scope that also holds a norm."""
+    convolutions = [name for name in params if name in KERNELS]
     others = [name for name in params if name != NORM and name not in KERNELS]
-    if len(found) != 1 or others:
-        beside = ", ".join(sorted([*found, *others])) or "nothing"
+    if len(convolutions) != 1 or others:
+        siblings = sorted([*convolutions, *others])
+        contents = f"also holds {', '.join(siblings)}" if siblings else "holds no convolution"
         raise UserError(
-            f"{CALLER}: {_at(path, NORM)} has {beside} beside it; it can be folded into one convolution alone, as in ConvNormAct."
+            f"{CALLER}: the scope of {_join(path, NORM)} {contents}; a norm can be folded only where its scope holds exactly one "
+            "convolution, as in ConvNormAct."
         )
-    return found[0]
+    return convolutions[0]
 
 
 def _fold_convolution(name: str, params: Mapping[str, Any], stats: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """Return the parameters of one convolution with the norm beside it multiplied in."""
     if not stats:
         raise UserError(
-            f"{CALLER}: variables have no batch_stats for {_at(path, NORM)}; give all that the training kept, not params alone."
+            f"{CALLER}: variables have no batch_stats for {_join(path, NORM)}; give all collections of the trained model, not only params."
         )
     kernel = params[name][KERNELS[name]]
     wide = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
@@ -102,9 +113,9 @@ def _fold_convolution(name: str, params: Mapping[str, Any], stats: Mapping[str, 
 
 
 def _scale_and_shift(params: Any, stats: Any, zeros: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `Norm` does to a channel in inference, asked of itself, so that its epsilon is the one used.
+    """Return the scale and shift per channel that `Norm` applies in inference, by running it, so that its own epsilon is used.
 
-    The scale is what it makes of 1 with mean and bias 0; a difference of two of its outputs would lose digits to a large shift.
+    The scale is its output for 1 with mean and bias set to 0: the difference of two outputs would lose digits to a large shift.
     """
     rows = zeros[None]
     norm = Norm("batch")
@@ -113,13 +124,13 @@ def _scale_and_shift(params: Any, stats: Any, zeros: jax.Array) -> tuple[jax.Arr
         y: Any = norm.apply({"params": params, "batch_stats": stats}, x, train=False)
         return y[0]
 
-    centred = [_zeroed(params, "bias"), _zeroed(stats, "mean")]
-    return apply(rows + 1, *centred), apply(rows, params, stats)
+    return apply(rows + 1, _with_zeros(params, "bias"), _with_zeros(stats, "mean")), apply(rows, params, stats)
 
 
-def _zeroed(tree: Any, leaf: str) -> Any:
+def _with_zeros(tree: Any, leaf: str) -> Any:
+    """Return the tree with every leaf of that name set to 0."""
     return jax.tree_util.tree_map_with_path(lambda path, value: jnp.zeros_like(value) if path[-1].key == leaf else value, tree)
 
 
-def _at(path: tuple[str, ...], name: str) -> str:
+def _join(path: tuple[str, ...], name: str) -> str:
     return repr("/".join((*path, name)))

@@ -50,7 +50,7 @@ def dilated_conv(
             samples.
         groups: Number of independent channel groups; outputs of group g are the g-th share of c_out.
         precision: As in `jax.lax.conv_general_dilated`.
-        lowering: "auto" (see `select_lowering`) or a key of `LOWERINGS`: how it is computed, never what.
+        lowering: "auto" (see `select_lowering` and `use_lowering`) or a key of `LOWERINGS`: how the result is computed, never what it is.
 
     Returns:
         (batch, *space_out, c_out), in the promoted dtype of x and kernel. float16 and bfloat16 are summed in float32.

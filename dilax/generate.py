@@ -12,7 +12,7 @@ from jax.core import Tracer
 from dilax.errors import UserError
 
 
-def choose(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def sample_codes(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
     """Draw one code for each row of logits.
 
     Args:
@@ -29,21 +29,21 @@ def choose(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k
         return logits.argmax(-1).astype(jnp.int32)
     logits = logits / temperature
     if top_k and top_k < logits.shape[-1]:
-        logits = _only(logits, lax.top_k(logits, top_k)[1], True)
+        logits = _keep(logits, lax.top_k(logits, top_k)[1], True)
     if top_p < 1:
         order = jnp.argsort(-logits, axis=-1, stable=True)
         shares = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         # A code stays while those before it do not yet reach the share: the likeliest always does.
-        logits = _only(logits, order, jnp.cumsum(shares, axis=-1) - shares < top_p)
+        logits = _keep(logits, order, jnp.cumsum(shares, axis=-1) - shares < top_p)
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
 
 
-def _only(logits: jax.Array, codes: jax.Array, kept: Any) -> jax.Array:
+def _keep(logits: jax.Array, codes: jax.Array, kept: Any) -> jax.Array:
     """The logits of codes (batch, n) that are kept, the others' at minus infinity."""
     return jnp.where(jnp.put_along_axis(jnp.zeros(logits.shape, bool), codes, kept, axis=-1, inplace=False), logits, -jnp.inf)
 
 
-def draw_wave(key: jax.Array, outputs: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+def sample_waveform(key: jax.Array, outputs: jax.Array, *, temperature: float = 1.0) -> jax.Array:
     """Draw one sample of a waveform for each mixture of logistics.
 
     Args:
@@ -80,12 +80,12 @@ def sample(
 
     Args:
         model: A causal model of codes, such as `dilax.models.WaveNet`: (batch, time) -> logits (batch, time, vocabulary) for the next code.
-            One with outputs="mixture" goes on with waveforms (batch, time, 1), drawn by `draw_wave`.
+            One with outputs="mixture" goes on with waveforms (batch, time, 1), drawn by `sample_waveform`.
         variables: Its variables.
         key: Random key.
         prompt: Integer codes (batch, n), or floats (batch, n, 1); n from 1.
         steps: Samples to add.
-        temperature: As `choose`, or `draw_wave`; top_k and top_p, of codes alone, as `choose`.
+        temperature: As `sample_codes`, or `sample_waveform`; top_k and top_p, of codes alone, as `sample_codes`.
         top_k: Codes to draw among; 0 is all.
         top_p: Share of the probability to draw among.
         conditions: Further arguments of the model by name: of rank 3, (batch, n + steps, channels), one for each sample; others for all.
@@ -120,10 +120,10 @@ def sample(
     prompt = prompt.astype(jnp.float32 if waves else jnp.int32)
     outputs, state = model.apply(variables, prompt, state, method="stream", **before, **fixed)
     options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    return go_on(model, variables, key, outputs[:, -1], state, steps, conditions={**after, **fixed}, **options)[0]
+    return continue_sequence(model, variables, key, outputs[:, -1], state, steps, conditions={**after, **fixed}, **options)[0]
 
 
-def go_on(
+def continue_sequence(
     model: Any,
     variables: Any,
     key: jax.Array,
@@ -162,26 +162,28 @@ def go_on(
         >>> variables = model.init(jax.random.key(0), codes, train=False)
         >>> state = model.apply(variables, 2, method="init_stream")
         >>> outputs, state = model.apply(variables, codes, state, method="stream")
-        >>> new, outputs, state = go_on(model, variables, jax.random.key(1), outputs[:, -1], state, 5)
+        >>> new, outputs, state = continue_sequence(model, variables, jax.random.key(1), outputs[:, -1], state, 5)
         >>> new.shape, outputs.shape
         ((2, 5), (2, 8))
     """
-    _check_options("go_on", steps, temperature, top_k, top_p)
+    _check_options("continue_sequence", steps, temperature, top_k, top_p)
     waves, known = _draws_waves(model), getattr(model, "vocabulary", 0)
     if not waves and known and outputs.shape[-1] > known:
-        raise UserError(f"go_on: the model gives logits for {outputs.shape[-1]} codes, and knows {known}, which it would be fed.")
+        raise UserError(
+            f"continue_sequence: the model gives logits for {outputs.shape[-1]} codes, and knows {known}, which it would be fed."
+        )
     timed = {name: jnp.moveaxis(jnp.asarray(value), 1, 0) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
     fixed = {name: value for name, value in (conditions or {}).items() if name not in timed}
     for name, value in timed.items():
         if len(value) != steps:
-            raise UserError(f"go_on: {name} has {len(value)} samples for {steps} steps; give one for each.")
+            raise UserError(f"continue_sequence: {name} has {len(value)} samples for {steps} steps; give one for each.")
 
     def step(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
         (outputs, state), (key, timed) = carry, inputs
         if waves:
-            new = draw_wave(key, outputs, temperature=temperature)
+            new = sample_waveform(key, outputs, temperature=temperature)
         else:
-            new = choose(key, outputs, temperature=temperature, top_k=top_k, top_p=top_p)
+            new = sample_codes(key, outputs, temperature=temperature, top_k=top_k, top_p=top_p)
         now = {name: value[:, None] for name, value in timed.items()}
         outputs, state = model.apply(variables, new[:, None], state, method="stream", **now, **fixed)
         return (outputs[:, -1], state), new

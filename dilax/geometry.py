@@ -118,6 +118,34 @@ def explicit_padding(
     return tuple(_axis_padding(*axis, padding, caller) for axis in zip(words, sizes, taps, steps, gaps))
 
 
+def time_padding(
+    kernel_size: IntOrTuple,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = "SAME",
+    dilation: IntOrTuple = 1,
+    caller: str = "time_padding",
+) -> tuple[int, int]:
+    """Return the samples that `padding` puts before and after time, the first axis, of a sequence that is longer than the kernel.
+
+    The second number is how many samples a convolution looks ahead. With padding="SAME" and a stride the padding depends on the length;
+    here it is that of 2**24 samples.
+
+    Args:
+        kernel_size: As `explicit_padding`; so are stride, padding, dilation and caller.
+        stride: Samples between neighbouring outputs, an int or one per axis.
+        padding: For all axes, or one per axis.
+        dilation: Samples between neighbouring taps, an int or one per axis.
+        caller: Name that errors begin with.
+
+    Example:
+        >>> time_padding(3, dilation=4), time_padding(3, padding="CAUSAL", dilation=4)
+        ((4, 4), (8, 0))
+    """
+    length = (2**24,) * len(kernel_size) if isinstance(kernel_size, Sequence) else 2**24
+    return explicit_padding(length, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)[0]
+
+
 def output_size(
     input_size: IntOrTuple,
     kernel_size: IntOrTuple,

@@ -1,8 +1,8 @@
-"""Losses that optax lacks, as pure functions: of dense prediction, and of waveforms.
+"""Losses that optax lacks, as pure functions: for dense prediction and for waveforms.
 
-Those of dense prediction take logits (batch, *space, classes) and labels (batch, *space), integers, and give one value per example. A
-pixel whose label is `ignored_label` counts nowhere; an example of such pixels alone has the loss 0, and the gradient 0. Any other label
-that is no class makes the loss NaN.
+The losses for dense prediction take logits (batch, *space, classes) and integer labels (batch, *space), and return one value per example.
+Pixels labelled `ignored_label` do not contribute; an example of such pixels alone has loss 0 and gradient 0. Other labels that are not a
+class make the loss NaN.
 """
 
 import itertools
@@ -15,33 +15,35 @@ import numpy as np
 from dilax.errors import UserError
 
 IGNORED = 255
-_FLOOR = 1e-8  # share of the energy below which a part of a waveform counts as nothing: 80 dB
+_FLOOR = 1e-8  # the share of the energy below which part of a waveform counts as zero: 80 dB
 
 
 def pixel_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, class_weights: Sequence[float] | jax.Array | None = None, ignored_label: int = IGNORED
 ) -> jax.Array:
-    """Cross-entropy in nats, the weighted mean over the pixels of each example: sum of w[label] * loss over sum of w[label].
+    """Return the cross-entropy per example, averaged over its pixels, in nats.
+
+    With class weights w, the average is sum(w[label] * loss) / sum(w[label]) over the pixels.
 
     Args:
         logits: (batch, *space, classes).
         labels: (batch, *space), integers.
-        class_weights: (classes,), one weight for each; None weighs all alike.
-        ignored_label: Label of pixels that do not count.
+        class_weights: (classes,), one weight per class; None weights all classes equally.
+        ignored_label: Label of the pixels that do not contribute.
 
     Returns:
         (batch,), float32.
 
     Raises:
-        UserError: if the shapes do not fit.
+        UserError: if the shapes do not match.
 
     Example:
         >>> logits = jnp.array([[[0.0, 0.0], [5.0, 0.0]]])
         >>> pixel_cross_entropy(logits, jnp.array([[1, 255]])).tolist()
         [0.6931471824645996]
     """
-    log_p, truth, weights = _pixels("pixel_cross_entropy", logits, labels, class_weights, ignored_label)
-    return _mean(-_of_label(log_p, truth), weights)
+    log_p, one_hot, weights = _prepare_pixels("pixel_cross_entropy", logits, labels, class_weights, ignored_label)
+    return _weighted_mean(-_log_p_of_label(log_p, one_hot), weights)
 
 
 def focal_loss(
@@ -52,78 +54,81 @@ def focal_loss(
     class_weights: Sequence[float] | jax.Array | None = None,
     ignored_label: int = IGNORED,
 ) -> jax.Array:
-    """Cross-entropy in which sure pixels count less: -(1 - p)^gamma log p, p the probability of the right class.
+    """Return the focal loss per example, -(1 - p)^gamma log(p): the cross-entropy with confident pixels weighted down.
+
+    Here p is the predicted probability of the true class.
 
     Args:
-        logits: As `pixel_cross_entropy`; so are labels, class_weights (the paper's alpha) and ignored_label.
+        logits: (batch, *space, classes).
         labels: (batch, *space), integers.
-        gamma: How fast sure pixels fade; 0 is the cross-entropy.
-        class_weights: (classes,) or None.
-        ignored_label: Label of pixels that do not count.
+        gamma: Focusing parameter: how strongly confident pixels are weighted down; 0 gives the cross-entropy.
+        class_weights: (classes,), one weight per class (the paper's alpha); None weights all classes equally.
+        ignored_label: Label of the pixels that do not contribute.
 
     Returns:
-        (batch,), float32: weighted means as `pixel_cross_entropy`.
+        (batch,), float32, the weighted mean over the pixels as in `pixel_cross_entropy`.
 
     Raises:
-        UserError: if the shapes do not fit, or gamma is negative.
+        UserError: if the shapes do not match, or gamma is negative.
 
     Example:
         >>> focal_loss(jnp.zeros((1, 1, 2)), jnp.array([[1]]), gamma=2.0).tolist()  # a quarter of log 2
         [0.1732867956161499]
 
     Reference:
-        Lin et al. 2017, "Focal loss for dense object detection", section 3.2, arXiv:1708.02002; with a softmax over the classes.
+        Lin et al. 2017, "Focal loss for dense object detection", section 3.2, arXiv:1708.02002; here with a softmax over the classes.
     """
     if not gamma >= 0:
-        raise UserError(f"focal_loss: gamma={gamma} must be 0 or more.")
-    log_p, truth, weights = _pixels("focal_loss", logits, labels, class_weights, ignored_label)
-    log_p = _of_label(log_p, truth)
-    # Kept off 0, where a power below 1 has no derivative.
-    unsure = jnp.maximum(-jnp.expm1(log_p), 1e-7)
-    return _mean(-(unsure**gamma) * log_p, weights)
+        raise UserError(f"focal_loss: gamma={gamma} is negative; use 0 or more.")
+    log_p, one_hot, weights = _prepare_pixels("focal_loss", logits, labels, class_weights, ignored_label)
+    log_p = _log_p_of_label(log_p, one_hot)
+    # Bounded away from 0, where powers below 1 have no derivative.
+    error = jnp.maximum(-jnp.expm1(log_p), 1e-7)
+    return _weighted_mean(-(error**gamma) * log_p, weights)
 
 
 def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNORED) -> jax.Array:
-    """1 - 2 sum(p g) / (sum(p) + sum(g)) of each class, p its probability and g 1 at its pixels; the mean over the classes of the example.
+    """Return the soft Dice loss per example: 1 - 2 sum(p g) / (sum(p) + sum(g)), averaged over the classes of the example.
 
-    It weighs a class of few pixels like one of many. A class without pixels in an example is left out there: the pixels predicted as
-    that class lower the overlap of those they belong to.
+    Here p is the predicted probability of a class and g is 1 at its pixels. Rare classes weigh as much as frequent ones. A class without
+    pixels in an example is left out of its average; pixels wrongly predicted as that class still lower the overlap of their true class.
 
     Args:
-        logits: As `pixel_cross_entropy`; so are labels and ignored_label.
+        logits: (batch, *space, classes).
         labels: (batch, *space), integers.
-        ignored_label: Label of pixels that do not count.
+        ignored_label: Label of the pixels that do not contribute.
 
     Returns:
         (batch,), float32, from 0 to 1.
 
     Raises:
-        UserError: if the shapes do not fit.
+        UserError: if the shapes do not match.
 
     Example:
         >>> dice_loss(jnp.zeros((1, 2, 2)), jnp.array([[1, 1]])).tolist()  # 1 - 2 * 1 / (1 + 2)
         [0.3333333134651184]
 
     Reference:
-        Milletari et al. 2016, arXiv:1606.04797, section 3, for each class, and with sums where they have sums of squares.
+        Milletari et al. 2016, arXiv:1606.04797, section 3, applied to each class, with plain sums in place of sums of squares.
     """
-    log_p, truth, weights = _pixels("dice_loss", logits, labels, None, ignored_label)
+    log_p, one_hot, weights = _prepare_pixels("dice_loss", logits, labels, None, ignored_label)
     space = tuple(range(1, labels.ndim))
     p = jnp.where(weights[..., None] == 0, 0.0, jnp.exp(log_p) * weights[..., None])
-    overlap, predicted, true = jnp.sum(p * truth, space), jnp.sum(p, space), jnp.sum(truth, space)
+    overlap, predicted, true = jnp.sum(p * one_hot, space), jnp.sum(p, space), jnp.sum(one_hot, space)
     present = true > 0
     dice = 2 * overlap / jnp.where(present, predicted + true, 1.0)
     return jnp.sum(jnp.where(present, 1 - dice, 0.0), -1) / jnp.maximum(jnp.sum(present.astype(jnp.float32), -1), 1.0)
 
 
-def median_frequency_weights(pixels: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Weights that balance rare classes: the median of the frequencies over the frequency of each class.
+def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np.ndarray:
+    """Return class weights that balance rare classes: the median class frequency divided by the frequency of each class.
 
-    The frequency of a class is its number of pixels over the number of (not ignored) pixels of the images that have it.
+    The frequency of a class is the number of its pixels divided by the number of labelled (not ignored) pixels in the images that contain
+    the class.
 
     Args:
-        pixels: (classes,), pixels of each class over all images.
-        seen: (classes,), pixels of the images that have the class.
+        pixels: (classes,), the number of pixels of each class over all images.
+        image_pixels: (classes,), the number of labelled pixels in the images that contain the class.
 
     Returns:
         (classes,), float32; 1 for a class without pixels.
@@ -135,90 +140,94 @@ def median_frequency_weights(pixels: np.ndarray, seen: np.ndarray) -> np.ndarray
     Reference:
         Eigen & Fergus 2015, section 6.3.2, arXiv:1411.4734; Badrinarayanan et al. 2015 (SegNet) use it for CamVid.
     """
-    found = pixels > 0
-    frequency = pixels[found] / seen[found]
+    present = pixels > 0
     weights = np.ones(len(pixels), np.float32)
-    weights[found] = np.median(frequency) / frequency if found.any() else 1
+    if present.any():
+        frequency = pixels[present] / image_pixels[present]
+        weights[present] = np.median(frequency) / frequency
     return weights
 
 
-def _pixels(
+def _prepare_pixels(
     caller: str, logits: jax.Array, labels: jax.Array, class_weights: Sequence[float] | jax.Array | None, ignored_label: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return log-probabilities and one-hot labels (batch, *space, classes), and the weight (batch, *space) of each pixel, 0 if ignored."""
+    """Return log-probabilities and one-hot labels (batch, *space, classes), and the pixel weights (batch, *space), 0 where ignored."""
     if logits.shape[:-1] != labels.shape or labels.ndim < 2:
         raise UserError(
-            f"{caller}: logits of shape {logits.shape} and labels of shape {labels.shape} do not fit; "
+            f"{caller}: logits of shape {logits.shape} do not match labels of shape {labels.shape}; "
             "give (batch, *space, classes) and (batch, *space)."
         )
     classes = logits.shape[-1]
     counts = labels != ignored_label
-    truth = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
+    one_hot = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
     weights = counts.astype(jnp.float32)
     if class_weights is not None:
-        each = jnp.asarray(class_weights, jnp.float32)
-        if each.shape != (classes,):
-            raise UserError(f"{caller}: class_weights of shape {each.shape} do not fit {classes} classes; give one weight for each.")
-        weights = jnp.einsum("...c,c->...", truth, each)
-    wrong = counts & ((labels < 0) | (labels >= classes))
-    return jax.nn.log_softmax(logits.astype(jnp.float32)), truth, jnp.where(wrong, jnp.nan, weights)
+        per_class = jnp.asarray(class_weights, jnp.float32)
+        if per_class.shape != (classes,):
+            raise UserError(f"{caller}: class_weights has shape {per_class.shape} for {classes} classes; give one weight per class.")
+        weights = jnp.einsum("...c,c->...", one_hot, per_class)
+    invalid = counts & ((labels < 0) | (labels >= classes))
+    return jax.nn.log_softmax(logits.astype(jnp.float32)), one_hot, jnp.where(invalid, jnp.nan, weights)
 
 
-def _of_label(log_p: jax.Array, truth: jax.Array) -> jax.Array:
-    """The log-probability of each pixel's own class; 0 where it is ignored, whatever stands there."""
-    return jnp.sum(jnp.where(truth > 0, log_p, 0.0), -1)
+def _log_p_of_label(log_p: jax.Array, one_hot: jax.Array) -> jax.Array:
+    """Return the log-probability of the true class of each pixel; 0 at ignored pixels, even if their logits are not finite."""
+    return jnp.sum(jnp.where(one_hot > 0, log_p, 0.0), -1)
 
 
-def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted mean over all axes but the first; 0 where the weights are."""
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the weighted mean over all axes but the first; 0 where all weights are 0."""
     space = tuple(range(1, values.ndim))
     total = weights.sum(space)
     return jnp.sum(values * weights, space) / jnp.where(total > 0, total, 1.0)
 
 
 def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 65536) -> jax.Array:
-    """Negative log-likelihood of the samples of a waveform under mixtures of logistics, each over the width of one level.
+    """Return the negative log-likelihood of waveform samples under mixtures of logistics, each integrated over the width of one level.
 
     Args:
-        outputs: (*batch, 3 * mixtures): logits of the mixture, means, and logarithms of the scales, one after the other.
-        x: (*batch,) in -1..1, of which the outermost levels hold what is beyond.
-        levels: Of the waveform: 65536 for 16 bits.
+        outputs: (*batch, 3 * mixtures): the logits of the mixture, the means, and the logarithms of the scales, concatenated.
+        x: (*batch,), samples in -1..1. The outermost levels include all values beyond them.
+        levels: Quantisation levels of the waveform; 65536 for 16 bits.
 
     Returns:
-        (*batch,) in nats.
+        (*batch,), float32, in nats.
+
+    Example:
+        >>> round(float(logistic_mixture_loss(jnp.array([0.0, 0.5, -7.0]), jnp.array(0.5))), 2)  # one logistic, centred on the sample
+        4.78
 
     Reference:
-        Salimans et al. 2017, arXiv:1701.05517, section 2.1; for audio van den Oord et al. 2018, arXiv:1711.10433, section 3.1.
+        Salimans et al. 2017, arXiv:1701.05517, section 2.1; for audio, van den Oord et al. 2018, arXiv:1711.10433, section 3.1.
     """
     logits, means, log_scales = jnp.split(outputs.astype(jnp.float32), 3, axis=-1)
-    log_scales = jnp.maximum(log_scales, -14.0)  # far below a level of 16 bits
+    log_scales = jnp.maximum(log_scales, -14.0)  # far narrower than one level of 16 bits
     x = jnp.broadcast_to(x.astype(jnp.float32)[..., None], means.shape)
     half, inverse = 1 / (levels - 1), jnp.exp(-log_scales)
     above, below = (x + half - means) * inverse, (x - half - means) * inverse
-    # log(sigmoid(a) - sigmoid(b)), with no difference of numbers that are nearly the same.
+    # log(sigmoid(above) - sigmoid(below)), rearranged to avoid cancellation.
     middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
-    inside = jnp.where(x <= -1 + half, jax.nn.log_sigmoid(above), jnp.where(x >= 1 - half, jax.nn.log_sigmoid(-below), middle))
-    return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + inside, axis=-1)
+    log_p = jnp.where(x <= -1 + half, jax.nn.log_sigmoid(above), jnp.where(x >= 1 - half, jax.nn.log_sigmoid(-below), middle))
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + log_p, axis=-1)
 
 
 def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Scale-invariant signal-to-distortion ratio: the energy of the part of an estimate along its target over that of the rest, in dB.
+    """Return the scale-invariant signal-to-distortion ratio of each source, in dB.
 
-    10 log10(|a t|^2 / |e - a t|^2), a = <e, t> / <t, t>, of waveforms less their means
-
-    It lies between -80 and 80: parts with less than 1e-8 of the energy count as so much. Where either waveform is silent it is -80,
-    without a gradient.
+    For an estimate e and a target t, both with their means removed, it is 10 log10(|a t|^2 / |e - a t|^2) with a = <e, t> / <t, t>: the
+    energy of the component of e along t, over the energy of the rest. It is limited to -80 ... 80 dB, because a component with less than
+    1e-8 of the energy counts as 1e-8; it is -80, with gradient 0, where either waveform is silent.
 
     Args:
         estimate: (batch, time, sources), floats.
-        target: Of the same shape.
-        mask: bool (batch, time), False behind the end of a shorter waveform; what stands there counts nowhere.
+        target: (batch, time, sources), floats.
+        mask: bool (batch, time), False beyond the end of a shorter waveform; samples there are ignored.
 
     Returns:
         (batch, sources), float32.
 
     Raises:
-        UserError: if the shapes do not fit.
+        UserError: if the shapes do not match.
 
     Example:
         >>> target = jnp.array([1.0, -1.0, 1.0, -1.0]).reshape(1, 4, 1)
@@ -228,8 +237,8 @@ def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None
     Reference:
         Le Roux et al. 2019, arXiv:1811.02508, equation 3.
     """
-    real = _real("si_sdr", estimate, target, mask)
-    e, t = _unit(estimate, real), _unit(target, real)
+    valid = _valid_samples("si_sdr", estimate, target, mask)
+    e, t = _normalise(estimate, valid), _normalise(target, valid)
     along = jnp.sum(e * t, axis=1, keepdims=True)
     rest = jnp.sum(jnp.square(e - along * t), axis=1)
     silent = jnp.sum(jnp.square(e), axis=1) == 0
@@ -238,20 +247,20 @@ def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None
 
 
 def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The mean of -`si_sdr` over the sources, in the order of the estimates that fits best.
+    """Return the permutation-invariant separation loss: the mean of -`si_sdr` over the sources, under the best assignment.
 
-    All orders are tried: for a handful of sources.
+    Every permutation of the estimates is tried, so the cost grows with the factorial of the number of sources.
 
     Args:
         estimates: (batch, time, sources), floats, in any order.
-        targets: Of the same shape.
-        mask: As `si_sdr`.
+        targets: (batch, time, sources), floats.
+        mask: bool (batch, time), False beyond the end of a shorter waveform; samples there are ignored.
 
     Returns:
         (batch,), float32, in dB.
 
     Raises:
-        UserError: if the shapes do not fit.
+        UserError: if the shapes do not match.
 
     Example:
         >>> targets = jnp.array([[1.0, 0.0], [-1.0, 1.0], [1.0, 0.0], [-1.0, -1.0]])[None]
@@ -261,17 +270,17 @@ def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | 
     Reference:
         Yu et al. 2017, arXiv:1607.00325 (permutation-invariant training), with the loss of Luo & Mesgarani 2019, arXiv:1809.07454.
     """
-    _real("separation_loss", estimates, targets, mask)
+    _valid_samples("separation_loss", estimates, targets, mask)
     batch, time, sources = targets.shape
     pairs = (batch, time, sources, sources)
     e, t = (jnp.broadcast_to(x, pairs).reshape(batch, time, -1) for x in (estimates[..., None], targets[:, :, None]))
     ratios = si_sdr(e, t, mask).reshape(batch, sources, sources)
-    orders = np.array(list(itertools.permutations(range(sources))))
-    return -ratios[:, np.arange(sources)[None], orders].mean(-1).max(-1)
+    permutations = np.array(list(itertools.permutations(range(sources))))
+    return -ratios[:, np.arange(sources)[None], permutations].mean(-1).max(-1)
 
 
-def _real(caller: str, estimate: jax.Array, target: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Return which samples count, (batch, time, 1), once the shapes are known to fit."""
+def _valid_samples(caller: str, estimate: jax.Array, target: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Check the shapes and return which samples count, bool (batch, time, 1)."""
     if estimate.ndim != 3 or estimate.shape != target.shape:
         raise UserError(
             f"{caller}: estimates of shape {estimate.shape} and targets of shape {target.shape} must both be (batch, time, sources)."
@@ -281,10 +290,10 @@ def _real(caller: str, estimate: jax.Array, target: jax.Array, mask: jax.Array |
     return jnp.ones((*target.shape[:2], 1), bool) if mask is None else mask[..., None]
 
 
-def _unit(x: jax.Array, real: jax.Array) -> jax.Array:
-    """Waveforms less their means, with energy 1 or 0."""
-    x = jnp.where(real, x.astype(jnp.float32), 0.0)
-    mean = x.sum(1, keepdims=True) / jnp.maximum(real.sum(1, keepdims=True), 1).astype(jnp.float32)
-    x = jnp.where(real, x - mean, 0.0)
+def _normalise(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """Subtract the mean of each waveform and scale it to energy 1; a silent one stays 0."""
+    x = jnp.where(valid, x.astype(jnp.float32), 0.0)
+    mean = x.sum(1, keepdims=True) / jnp.maximum(valid.sum(1, keepdims=True), 1).astype(jnp.float32)
+    x = jnp.where(valid, x - mean, 0.0)
     energy = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     return x / jnp.sqrt(jnp.where(energy > 0, energy, 1.0))

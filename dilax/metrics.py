@@ -1,26 +1,30 @@
-"""Metrics as sums and counts under a mask, added over batches and devices and divided once, at the end."""
+"""Metrics as sums and counts under a mask: added over batches and devices, and divided once at the end."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from dilax.losses import IGNORED
-from dilax.losses import si_sdr as si_sdr  # of which a loss is made, too
+from dilax.losses import si_sdr as si_sdr  # a metric that is also the basis of a loss
+
+Confusion = np.ndarray | jax.Array | Sequence[Sequence[int | float]]
 
 
 def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the examples that count.
+    """Return the sums of loss, accuracy and confusion over the examples that count.
 
     Args:
         logits: (batch, classes).
         labels: (batch,), integers.
-        mask: (batch,), true where an example counts; a padded one does not.
+        mask: bool (batch,), False for padded examples, which do not count.
 
     Returns:
-        Sums of the cross-entropy in nats ("loss") and of right answers ("accuracy"), the "count" they are divided by, and the "confusion"
-        matrix (classes, classes), rows the true class, columns the predicted one.
+        "loss": the sum of the cross-entropy in nats, float32 (). "accuracy": the number of correct predictions, float32 (). "count": the
+        number of examples, by which both are to be divided, float32 (). "confusion": float32 (classes, classes), rows are the true class
+        and columns the predicted one.
 
     Example:
         >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
@@ -31,7 +35,7 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
     logits, classes, weight = logits.astype(jnp.float32), logits.shape[-1], mask.astype(jnp.float32)
     truth = jax.nn.one_hot(labels, classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
-    # A padded row may hold anything, even infinities: it is replaced before it is summed.
+    # A padded row may hold anything, even infinities, so it is replaced before the sum.
     losses = jnp.where(mask, -jnp.sum(jnp.where(truth > 0, jax.nn.log_softmax(logits), 0.0), -1), 0.0)
     return {
         "loss": losses.sum(),
@@ -42,18 +46,18 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
 
 
 def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, ignored_label: int = IGNORED) -> dict[str, jax.Array]:
-    """Sums over the pixels that count.
+    """Return the sums of loss, accuracy and confusion over the pixels that count.
 
     Args:
-        logits: (batch, height, width, classes); any number of spatial axes.
-        labels: (batch, height, width), integers.
-        mask: (batch,), true where an example counts; a padded one does not.
-        ignored_label: Label of pixels that do not count.
+        logits: (batch, *space, classes).
+        labels: (batch, *space), integers.
+        mask: bool (batch,), False for padded examples, whose pixels do not count.
+        ignored_label: Label of the pixels that do not count.
 
     Returns:
-        Sums of the cross-entropy in nats ("loss"; NaN if a label that counts is no class) and of right pixels ("accuracy"), the "count"
-        of pixels they are divided by, and the "confusion" matrix (classes, classes), rows the true class, columns the predicted one. All
-        but the loss are int32, and exact for images of up to 2^24 pixels.
+        "loss": the sum of the cross-entropy in nats, float32 (); NaN if a label that counts is not a class. "accuracy": the number of
+        correct pixels, int32 (). "count": the number of pixels, by which both are to be divided, int32 (). "confusion": int32 (classes,
+        classes), rows are the true class and columns the predicted one. The integers are exact for images of up to 2^24 pixels.
 
     Example:
         >>> logits = jnp.array([[[[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]]]])
@@ -66,44 +70,47 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
     counts = (labels != ignored_label) & mask[:, None]
     truth = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
-    # Float32 counts one image without error, and is multiplied fast everywhere; the images are added as integers.
+    # Float32 counts one image exactly and multiplies fast on every device; the images are added as integers.
     confusion = jnp.einsum("bni,bnj->bij", truth, predicted).astype(jnp.int32).sum(0)
     loss = -jnp.sum(jnp.where(truth > 0, jax.nn.log_softmax(logits), 0.0))
-    wrong = counts & ((labels < 0) | (labels >= classes))
+    invalid = counts & ((labels < 0) | (labels >= classes))
     return {
-        "loss": jnp.where(wrong.any(), jnp.nan, loss),
+        "loss": jnp.where(invalid.any(), jnp.nan, loss),
         "accuracy": jnp.trace(confusion),
         "count": counts.astype(jnp.int32).sum(),
         "confusion": confusion,
     }
 
 
-def class_iou(confusion: Any) -> np.ndarray:
-    """Intersection over union of each class.
+def class_iou(confusion: Confusion) -> NDArray[np.float64]:
+    """Return the intersection over union of each class.
 
     Args:
-        confusion: (classes, classes) counts, rows the true class; summed over all that is to be scored.
+        confusion: (classes, classes), counts summed over the whole evaluation; rows are the true class.
 
     Returns:
-        (classes,), float64, from 0 to 1; NaN for a class that is neither in the truth nor predicted.
+        (classes,), float64, from 0 to 1; NaN for a class that occurs neither in the truth nor in the predictions.
 
     Example:
         >>> class_iou([[3, 1, 0], [0, 1, 0], [0, 0, 0]]).tolist()
         [0.75, 0.5, nan]
     """
     counts = np.asarray(confusion, np.float64)
-    right = np.diag(counts)
-    union = counts.sum(0) + counts.sum(1) - right
-    return np.where(union > 0, right / np.maximum(union, 1), np.nan)
+    intersection = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - intersection
+    return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
 
 
-def mean_iou(confusion: Any) -> float:
-    """Mean of `class_iou` over the classes that occur, in the truth or the prediction; NaN if none does.
+def mean_iou(confusion: Confusion) -> float:
+    """Return the mean of `class_iou` over the classes that occur in the truth or in the predictions; NaN if none does.
+
+    Args:
+        confusion: (classes, classes), counts summed over the whole evaluation; rows are the true class.
 
     Example:
         >>> mean_iou([[3, 1, 0], [0, 1, 0], [0, 0, 0]])
         0.625
     """
-    found = class_iou(confusion)
-    found = found[~np.isnan(found)]
-    return float(found.mean()) if len(found) else float("nan")
+    iou = class_iou(confusion)
+    occurring = iou[~np.isnan(iou)]
+    return float(occurring.mean()) if len(occurring) else float("nan")

@@ -1,28 +1,23 @@
 """Flax modules that hold the kernel and the bias of each function in `dilax.functional`.
 
-All take (*batch, *space, c_in) with any number of leading batch axes, none included: the number of spatial axes is that of `kernel_size`.
+All take (*batch, *space, c_in) with any number of leading batch axes, including none: the number of spatial axes is that of `kernel_size`.
+Output channels and kernel size may be given by position, all options by keyword.
 """
 
+import dataclasses
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from dilax.convolution import ConvModule, Initializer, TimeConv, add_bias, check_positive
 from dilax.errors import UserError, did_you_mean
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
-from dilax.geometry import IntOrTuple, Padding, is_integer, per_axis
-from dilax.stepping import TimeConv, stepped, window_of, with_stored_bias
+from dilax.geometry import IntOrTuple, is_integer, per_axis
 from dilax.streaming import Ring
-
-Dtype = Any
-Initializer = Callable[..., Any]
-
-default_kernel_init = nn.initializers.lecun_normal()
 
 
 class DilatedConv(TimeConv):
@@ -31,21 +26,16 @@ class DilatedConv(TimeConv):
     Attributes:
         features: Output channels.
         kernel_size: Taps per axis, such as (3, 3) for images; an int needs `rank`.
-        rank: Number of spatial axes, only for an int `kernel_size`.
-        stride: As `dilated_conv`.
-        padding: As `dilated_conv`.
-        padding_mode: As `dilated_conv`.
-        dilation: As `dilated_conv`.
+        dilation: As `dilated_conv`; so are rank (the number of spatial axes, for an int `kernel_size`), stride, padding, padding_mode,
+            precision and lowering.
         groups: As `dilated_conv`.
-        use_bias: Whether to add a bias.
-        weight_norm: Whether the kernel is learned as its direction and, `kernel_scale` (features,), its length for each output channel
+        weight_norm: Whether the kernel is learned as its direction and its length `kernel_scale` (features,), one for each output channel
             (Salimans & Kingma 2016, arXiv:1602.07868).
-        dtype: Of the computation; None promotes the input's and the parameters'.
+        use_bias: Whether to add a bias.
+        dtype: Of the computation; None promotes the dtypes of the input and the parameters.
         param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
         kernel_init: Initializer of the kernel.
         bias_init: Initializer of the bias.
-        lowering: As `dilated_conv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 3))
@@ -56,61 +46,39 @@ class DilatedConv(TimeConv):
 
     features: int
     kernel_size: IntOrTuple
-    rank: int | None = None
-    stride: IntOrTuple = 1
-    padding: Padding = "SAME"
-    padding_mode: str = "zeros"
+    _: dataclasses.KW_ONLY
     dilation: IntOrTuple = 1
     groups: int = 1
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    precision: Any = None
-    kernel_init: Initializer = default_kernel_init
-    bias_init: Initializer = nn.initializers.zeros_init()
-    lowering: str = "auto"
     weight_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
-        window = window_of(self, x)
-        _check_divisible(self, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1] // self.groups, self.features), self.param_dtype)
+        taps = self._taps(x)
+        _check_groups(self, x.shape[-1], self.features, self.groups)
+        kernel = self.param("kernel", self.kernel_init, (*taps, x.shape[-1] // self.groups, self.features), self.param_dtype)
         if self.weight_norm:
-            kernel = _scaled(kernel, self.param("kernel_scale", lambda _: _lengths(kernel)))
-        bias = _bias(self, self.features)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = dilated_conv(
-            _flat_batch(x, window),
-            kernel,
-            stride=self.stride,
-            padding=self.padding,
-            padding_mode=self.padding_mode,
-            dilation=self.dilation,
-            groups=self.groups,
-            precision=self.precision,
-            lowering=self.lowering,
-        )
-        return _with_batch_and_bias(y, x, window, bias)
+            kernel = _with_lengths(kernel, self.param("kernel_scale", lambda _: _lengths(kernel)))
+        x, kernel, bias = promote_dtype(x, kernel, self._bias(self.features), dtype=self.dtype)
+        options = dict(padding_mode=self.padding_mode, dilation=self.dilation, groups=self.groups)
+        return add_bias(self._convolve(dilated_conv, x, kernel, **options), bias)
 
-    def _time_dilations(self, rank: int) -> list[int]:
-        return [per_axis(self.dilation, rank, "dilation", "DilatedConv")[0]]
-
-    def _channels(self) -> int:
+    def _input_channels(self) -> int:
         return self.get_variable("params", "kernel").shape[-2] * self.groups
 
-    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+    def _convolve_chunk(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
         kernel = self.get_variable("params", "kernel")
         if self.weight_norm:
-            kernel = _scaled(kernel, self.get_variable("params", "kernel_scale"))
-        return stepped(self, x, ring, kernel, self.dilation, self.groups)
+            kernel = _with_lengths(kernel, self.get_variable("params", "kernel_scale"))
+        y, ring = self._step_kernel(x, ring, kernel, self.dilation, self.groups)
+        return self._add_stored_bias(y), ring
 
 
 class DepthwiseConv(TimeConv):
     """`depthwise_conv` with a learned kernel and bias: `multiplier` output channels for each input channel.
 
     Attributes:
+        kernel_size: Taps per axis.
         multiplier: Output channels per input channel.
 
     All other attributes: as `DilatedConv`.
@@ -124,48 +92,26 @@ class DepthwiseConv(TimeConv):
 
     kernel_size: IntOrTuple
     multiplier: int = 1
-    rank: int | None = None
-    stride: IntOrTuple = 1
-    padding: Padding = "SAME"
-    padding_mode: str = "zeros"
+    _: dataclasses.KW_ONLY
     dilation: IntOrTuple = 1
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    precision: Any = None
-    kernel_init: Initializer = default_kernel_init
-    bias_init: Initializer = nn.initializers.zeros_init()
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, c_in * multiplier)."""
-        window = window_of(self, x)
-        _check_count(self, "multiplier")
+        taps = self._taps(x)
+        check_positive(self, "multiplier")
         features = x.shape[-1] * self.multiplier
-        kernel = self.param("kernel", self.kernel_init, (*window, 1, features), self.param_dtype)
-        bias = _bias(self, features)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = depthwise_conv(
-            _flat_batch(x, window),
-            kernel,
-            stride=self.stride,
-            padding=self.padding,
-            padding_mode=self.padding_mode,
-            dilation=self.dilation,
-            precision=self.precision,
-            lowering=self.lowering,
-        )
-        return _with_batch_and_bias(y, x, window, bias)
+        kernel = self.param("kernel", self.kernel_init, (*taps, 1, features), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, self._bias(features), dtype=self.dtype)
+        y = self._convolve(depthwise_conv, x, kernel, padding_mode=self.padding_mode, dilation=self.dilation)
+        return add_bias(y, bias)
 
-    def _time_dilations(self, rank: int) -> list[int]:
-        return [per_axis(self.dilation, rank, "dilation", "DepthwiseConv")[0]]
-
-    def _channels(self) -> int:
+    def _input_channels(self) -> int:
         return self.get_variable("params", "kernel").shape[-1] // self.multiplier
 
-    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
-        return stepped(self, x, ring, self.get_variable("params", "kernel"), self.dilation, x.shape[-1])
+    def _convolve_chunk(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        y, ring = self._step_kernel(x, ring, self.get_variable("params", "kernel"), self.dilation, x.shape[-1])
+        return self._add_stored_bias(y), ring
 
 
 class SeparableConv(TimeConv):
@@ -173,8 +119,9 @@ class SeparableConv(TimeConv):
 
     Attributes:
         features: Output channels.
+        kernel_size: Taps per axis of the depthwise kernel.
         multiplier: Depthwise channels per input channel.
-        stride: Of the depthwise part, as `padding`, `padding_mode` and `dilation`.
+        dilation: Of the depthwise part; so are stride, padding and padding_mode.
         kernel_init: Initializer of both kernels.
 
     All other attributes: as `DilatedConv`.
@@ -189,66 +136,43 @@ class SeparableConv(TimeConv):
     features: int
     kernel_size: IntOrTuple
     multiplier: int = 1
-    rank: int | None = None
-    stride: IntOrTuple = 1
-    padding: Padding = "SAME"
-    padding_mode: str = "zeros"
+    _: dataclasses.KW_ONLY
     dilation: IntOrTuple = 1
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    precision: Any = None
-    kernel_init: Initializer = default_kernel_init
-    bias_init: Initializer = nn.initializers.zeros_init()
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
-        window = window_of(self, x)
-        _check_count(self, "multiplier")
-        _check_count(self, "features")
-        middle = x.shape[-1] * self.multiplier
-        depthwise = self.param("depthwise_kernel", self.kernel_init, (*window, 1, middle), self.param_dtype)
-        ones = (1,) * len(window)
+        taps = self._taps(x)
+        check_positive(self, "multiplier", "features")
+        middle, ones = x.shape[-1] * self.multiplier, (1,) * len(taps)
+        depthwise = self.param("depthwise_kernel", self.kernel_init, (*taps, 1, middle), self.param_dtype)
         pointwise = self.param("pointwise_kernel", self.kernel_init, (*ones, middle, self.features), self.param_dtype)
-        bias = _bias(self, self.features)
-        x, depthwise, pointwise, bias = promote_dtype(x, depthwise, pointwise, bias, dtype=self.dtype)
-        y = separable_conv(
-            _flat_batch(x, window),
-            depthwise,
-            pointwise,
-            stride=self.stride,
-            padding=self.padding,
-            padding_mode=self.padding_mode,
-            dilation=self.dilation,
-            precision=self.precision,
-            lowering=self.lowering,
-        )
-        return _with_batch_and_bias(y, x, window, bias)
+        x, depthwise, pointwise, bias = promote_dtype(x, depthwise, pointwise, self._bias(self.features), dtype=self.dtype)
+        y = self._convolve(separable_conv, x, depthwise, pointwise, padding_mode=self.padding_mode, dilation=self.dilation)
+        return add_bias(y, bias)
 
-    def _time_dilations(self, rank: int) -> list[int]:
-        return [per_axis(self.dilation, rank, "dilation", "SeparableConv")[0]]
-
-    def _channels(self) -> int:
+    def _input_channels(self) -> int:
         return self.get_variable("params", "depthwise_kernel").shape[-1] // self.multiplier
 
-    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+    def _convolve_chunk(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
         depthwise, pointwise = (self.get_variable("params", f"{part}_kernel") for part in ("depthwise", "pointwise"))
-        y, ring = stepped(self, x, ring, depthwise, self.dilation, x.shape[-1], use_bias=False)
+        y, ring = self._step_kernel(x, ring, depthwise, self.dilation, x.shape[-1])
         y, pointwise = promote_dtype(y, pointwise.reshape(pointwise.shape[-2:]), dtype=self.dtype)
-        return with_stored_bias(self, jnp.einsum("...c,co->...o", y, pointwise, precision=self.precision)), ring
+        return self._add_stored_bias(jnp.einsum("...c,co->...o", y, pointwise, precision=self.precision)), ring
 
 
-class DilatedConvTranspose(nn.Module):
-    """`dilated_conv_transpose` with a learned kernel (*window, features // groups, c_in) and bias.
+class DilatedConvTranspose(ConvModule):
+    """`dilated_conv_transpose` with a learned kernel (*kernel_size, features // groups, c_in) and bias.
 
     The kernel is that of `flax.linen.ConvTranspose` with `transpose_kernel=True`.
 
     Attributes:
         features: Output channels.
+        kernel_size: Taps per axis.
+        dilation: As `dilated_conv_transpose`; so are stride, padding and groups.
+        groups: Number of independent channel groups.
         output_size: As `dilated_conv_transpose`.
-        kernel_init: Initializer of the kernel; the default counts c_in as its inputs.
+        kernel_init: Initializer of the kernel; the default counts c_in as its fan-in.
 
     All other attributes: as `DilatedConv`.
 
@@ -261,54 +185,37 @@ class DilatedConvTranspose(nn.Module):
 
     features: int
     kernel_size: IntOrTuple
-    rank: int | None = None
-    stride: IntOrTuple = 1
-    padding: Padding = "SAME"
+    _: dataclasses.KW_ONLY
     dilation: IntOrTuple = 1
     groups: int = 1
     output_size: IntOrTuple | None = None
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    precision: Any = None
     kernel_init: Initializer = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-    bias_init: Initializer = nn.initializers.zeros_init()
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *output_size, features)."""
-        window = window_of(self, x)
-        _check_divisible(self, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, (*window, self.features // self.groups, x.shape[-1]), self.param_dtype)
-        bias = _bias(self, self.features)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = dilated_conv_transpose(
-            _flat_batch(x, window),
-            kernel,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            output_size=self.output_size,
-            precision=self.precision,
-            lowering=self.lowering,
-        )
-        return _with_batch_and_bias(y, x, window, bias)
+        taps = self._taps(x)
+        _check_groups(self, x.shape[-1], self.features, self.groups)
+        kernel = self.param("kernel", self.kernel_init, (*taps, self.features // self.groups, x.shape[-1]), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, self._bias(self.features), dtype=self.dtype)
+        options = dict(dilation=self.dilation, groups=self.groups, output_size=self.output_size)
+        return add_bias(self._convolve(dilated_conv_transpose, x, kernel, **options), bias)
 
 
 class MultiDilationConv(TimeConv):
-    """The same input convolved at several dilations, side by side: multi-scale features.
+    """The same input convolved at several dilations in parallel: multi-scale features.
 
-    With `share_kernel` one kernel is applied at every dilation, so a pattern is found at every scale by the same weights (and the number
-    of parameters does not depend on the number of dilations); each dilation keeps a bias of its own.
+    With `share_kernel` one kernel is applied at every dilation, so that the same weights detect a pattern at every scale, and the number of
+    parameters does not grow with the number of dilations; each dilation keeps a bias of its own.
 
     Attributes:
         features: Output channels of each dilation.
+        kernel_size: Taps per axis.
         dilations: One per branch.
         share_kernel: Whether the branches share one kernel.
         merge: "concat" joins the branches along the channels in the order of `dilations`, "sum" adds them.
-        padding: As `dilated_conv`; "VALID" gives the branches different sizes, which cannot be merged.
+        groups: As `dilated_conv`.
+        padding: As `dilated_conv`; "VALID" gives branches of different sizes, which cannot be merged.
 
     All other attributes: as `DilatedConv`.
 
@@ -324,68 +231,47 @@ class MultiDilationConv(TimeConv):
     dilations: tuple[IntOrTuple, ...]
     share_kernel: bool = False
     merge: str = "concat"
-    rank: int | None = None
-    stride: IntOrTuple = 1
-    padding: Padding = "SAME"
-    padding_mode: str = "zeros"
+    _: dataclasses.KW_ONLY
     groups: int = 1
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    precision: Any = None
-    kernel_init: Initializer = default_kernel_init
-    bias_init: Initializer = nn.initializers.zeros_init()
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features or features * len(dilations))."""
-        window = window_of(self, x)
-        self._check()
-        _check_divisible(self, x.shape[-1])
-        shape = (*window, x.shape[-1] // self.groups, self.features)
-        names = ["kernel"] if self.share_kernel else [f"kernel_{i}" for i in range(len(self.dilations))]
-        kernels = [self.param(name, self.kernel_init, shape, self.param_dtype) for name in names]
-        bias = _bias(self, self.features * (len(self.dilations) if self.merge == "concat" else 1))
+        taps = self._taps(x)
+        self._check_fields()
+        _check_groups(self, x.shape[-1], self.features, self.groups)
+        shape = (*taps, x.shape[-1] // self.groups, self.features)
+        kernels = [self.param(name, self.kernel_init, shape, self.param_dtype) for name in self._kernel_names()]
+        bias = self._bias(self.features * (len(self.dilations) if self.merge == "concat" else 1))
         x, bias, *kernels = promote_dtype(x, bias, *kernels, dtype=self.dtype)
-        branches: list[Any] = [
-            dilated_conv(
-                _flat_batch(x, window),
-                kernels[0 if self.share_kernel else i],
-                stride=self.stride,
-                padding=self.padding,
-                padding_mode=self.padding_mode,
-                dilation=dilation,
-                groups=self.groups,
-                precision=self.precision,
-                lowering=self.lowering,
-            )
-            for i, dilation in enumerate(self.dilations)
-        ]
+        branches = []
+        for i, dilation in enumerate(self.dilations):
+            options = dict(padding_mode=self.padding_mode, dilation=dilation, groups=self.groups)
+            branches.append(self._convolve(dilated_conv, x, kernels[0 if self.share_kernel else i], **options))
         if len({branch.shape for branch in branches}) > 1:
             raise UserError(
                 f"MultiDilationConv: padding={self.padding!r} gives the dilations {self.dilations} outputs of different sizes; use 'SAME'."
             )
-        y = jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
-        return _with_batch_and_bias(y, x, window, bias)
+        return add_bias(self._merge(branches), bias)
+
+    def _kernel_names(self) -> list[str]:
+        return ["kernel"] if self.share_kernel else [f"kernel_{i}" for i in range(len(self.dilations))]
+
+    def _merge(self, branches: Sequence[jax.Array]) -> jax.Array:
+        return jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
 
     def _time_dilations(self, rank: int) -> list[int]:
         return [per_axis(dilation, rank, "dilation", "MultiDilationConv")[0] for dilation in self.dilations]
 
-    def _channels(self) -> int:
-        return self.get_variable("params", "kernel" if self.share_kernel else "kernel_0").shape[-2] * self.groups
+    def _input_channels(self) -> int:
+        return self.get_variable("params", self._kernel_names()[0]).shape[-2] * self.groups
 
-    def _convolved(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
-        names = ["kernel" if self.share_kernel else f"kernel_{i}" for i in range(len(self.dilations))]
-        steps = [
-            stepped(self, x, ring, self.get_variable("params", name), dilation, self.groups, use_bias=False)
-            for name, dilation in zip(names, self.dilations)
-        ]
-        branches = [y for y, _ in steps]
-        y = jnp.concatenate(branches, axis=-1) if self.merge == "concat" else functools.reduce(jnp.add, branches)
-        return with_stored_bias(self, y), steps[0][1]
+    def _convolve_chunk(self, x: jax.Array, ring: Ring) -> tuple[jax.Array, Ring]:
+        kernels = [self.get_variable("params", name) for name in self._kernel_names()] * (len(self.dilations) if self.share_kernel else 1)
+        steps = [self._step_kernel(x, ring, kernel, dilation, self.groups) for kernel, dilation in zip(kernels, self.dilations)]
+        return self._add_stored_bias(self._merge([y for y, _ in steps])), steps[0][1]
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         if is_integer(self.dilations) or len(self.dilations) == 0:
             raise UserError(f"MultiDilationConv: dilations={self.dilations!r} must be a tuple, one per branch, such as (1, 2, 4).")
         if self.merge not in ("concat", "sum"):
@@ -393,18 +279,12 @@ class MultiDilationConv(TimeConv):
             raise UserError(f"MultiDilationConv: merge={self.merge!r} is unknown; use 'concat' or 'sum'.{hint}")
 
 
-def _check_count(module: Any, argument: str) -> None:
-    per_axis(getattr(module, argument), 1, argument, type(module).__name__)
-
-
-def _check_divisible(module: Any, channels: int) -> None:
-    """Refuse groups that divide neither side before a kernel of a wrong shape is made."""
-    caller, groups = type(module).__name__, module.groups
-    _check_count(module, "features")
-    _check_count(module, "groups")
-    for what, count in (("input channels", channels), ("features", module.features)):
+def _check_groups(module: ConvModule, c_in: int, features: int, groups: int) -> None:
+    """Refuse groups that divide the channels of neither side, before a kernel of the wrong shape is created."""
+    check_positive(module, "features", "groups")
+    for what, count in (("input channels", c_in), ("features", features)):
         if count % groups:
-            raise UserError(f"{caller}: {count} {what} cannot be split into groups={groups}; choose a divisor of {count}.")
+            raise UserError(f"{type(module).__name__}: {count} {what} cannot be split into groups={groups}; choose a divisor of {count}.")
 
 
 def _lengths(kernel: jax.Array) -> jax.Array:
@@ -412,26 +292,7 @@ def _lengths(kernel: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=range(kernel.ndim - 1)))
 
 
-def _scaled(kernel: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Give the kernel of each output channel that length."""
+def _with_lengths(kernel: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Scale the kernel of each output channel to that length."""
     factor = lengths / jnp.maximum(_lengths(kernel), jnp.finfo(kernel.dtype).tiny)
     return kernel * factor.reshape((1,) * (kernel.ndim - 1) + (-1,))
-
-
-def _bias(module: Any, features: int) -> Any:
-    return module.param("bias", module.bias_init, (features,), module.param_dtype) if module.use_bias else None
-
-
-def _flat_batch(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
-    """Merge all leading axes into one batch axis."""
-    if x.ndim == len(window) + 2:
-        return x
-    first = x.ndim - len(window) - 1
-    return x.reshape(math.prod(x.shape[:first]), *x.shape[first:])
-
-
-def _with_batch_and_bias(y: jax.Array, x: jax.Array, window: tuple[int, ...], bias: jax.Array | None) -> jax.Array:
-    """Give y the leading axes of x back, and add the bias."""
-    if x.ndim != len(window) + 2:
-        y = y.reshape(*x.shape[: x.ndim - len(window) - 1], *y.shape[1:])
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

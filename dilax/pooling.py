@@ -1,4 +1,4 @@
-"""Max and mean over sliding windows as pure functions of arrays: any of 1, 2 or 3 spatial axes, dilated windows included.
+"""Pooling as pure functions of arrays: max and mean over sliding, possibly dilated windows, and over the valid steps of sequences.
 
 One axis after the other, and along each windows of 2, 4, 8 ... taps made of two halves: about log2(taps) elementwise steps on shifted
 slices, which JAX differentiates in every way. The maximum of `lax.reduce_window` has no gradient for dilated windows, gives that of a NaN
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax.errors import UserError
+from dilax.errors import UserError, did_you_mean
 from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, is_integer, output_size, per_axis
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
@@ -111,6 +111,43 @@ def avg_pool(
     counts = [_taps_inside(size, *axis) for size, axis in zip(x.shape[1:-1], windows)]
     count = functools.reduce(np.multiply.outer, counts)[None, ..., None]
     return (total / jnp.asarray(count, wide.dtype)).astype(x.dtype)
+
+
+def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> jax.Array:
+    """Pool a sequence over time, its padding left out.
+
+    Args:
+        x: (batch, time, channels), floating point.
+        kind: "max", "mean" or "last": over the valid steps, or the last of them.
+        mask: bool (batch, time), True at valid steps; None if all are. An example without a valid step gives zeros.
+
+    Returns:
+        (batch, channels), in the dtype of x.
+
+    Raises:
+        UserError: if the kind is unknown, or x or the mask has another shape.
+
+    Example:
+        >>> x, mask = jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]])
+        >>> [pool_sequence(x, kind=kind, mask=mask).item() for kind in ("max", "mean", "last")]
+        [3.0, 2.0, 3.0]
+    """
+    x, kinds = jnp.asarray(x), ("max", "mean", "last")
+    if kind not in kinds:
+        raise UserError(f"pool_sequence: kind={kind!r} is unknown; use one of {kinds}.{did_you_mean(str(kind), kinds)}")
+    if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
+        given = "" if mask is None else f" and mask of shape {mask.shape}"
+        raise UserError(f"pool_sequence: x of shape {x.shape}{given} must be (batch, time, channels) and (batch, time).")
+    valid = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
+    where = jnp.broadcast_to(valid, x.shape)
+    if kind == "mean":
+        return jnp.where(where, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
+    if kind == "max":
+        # By its index: the gradient of jnp.max looks for what equals the maximum, which a compiler that computes x twice may not find.
+        index = jnp.argmax(jnp.where(where, x, -jnp.inf), axis=1, keepdims=True)
+    else:
+        index = x.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1, keepdims=True)
+    return jnp.take_along_axis(jnp.where(where, x, 0), index, axis=1)[:, 0]
 
 
 def _windows(caller: str, x: jax.Array, window: IntOrTuple, stride: IntOrTuple | None, padding: Padding, dilation: IntOrTuple) -> Windows:

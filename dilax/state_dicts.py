@@ -1,15 +1,15 @@
-"""State dicts of other libraries as variables of a Flax module: the engine. The rules that say which is which stand with the models.
+"""Convert state dicts of other libraries to variables of a Flax module. The rules of each model are defined beside the model.
 
-A rule is a pair: a regular expression that matches the whole name of a foreign module, and the path of the module here that takes its
-parameters (or `IGNORED`). The parameters themselves follow from their names and from what stands at that path:
+A rule is a pair: a regular expression that must match the full name of a foreign module, and the path of the Flax module that takes its
+parameters (or `IGNORED`). The individual parameters are then mapped by name and by what the path holds:
 
-| foreign parameter | here |
+| foreign parameter | Flax variable |
 |---|---|
 | `weight` of a convolution (c_out, c_in / groups, *window) | `kernel` (*window, c_in / groups, c_out) |
-| `weight` of a linear layer (c_out, c_in), or of a 1x1 convolution where a linear layer stands here | `kernel` (c_in, c_out) |
+| `weight` of a linear layer (c_out, c_in), or of a 1x1 convolution that is a dense layer here | `kernel` (c_in, c_out) |
 | `weight`, `bias` of a normalisation | `scale`, `bias` |
-| `running_mean`, `running_var` | `mean`, `var` of the collection `batch_stats` |
-| `num_batches_tracked` | nothing |
+| `running_mean`, `running_var` | `mean`, `var` in the collection `batch_stats` |
+| `num_batches_tracked` | ignored |
 """
 
 import pathlib
@@ -26,35 +26,37 @@ from dilax.errors import UserError
 Rules = tuple[tuple[str, str], ...]
 IGNORED = ""
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
-_UNUSED = "num_batches_tracked"
+_COUNTER = "num_batches_tracked"
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
-_NESTED = ("state_dict", "model")  # where training programs put it in what they save
+_NESTED = ("state_dict", "model")  # keys under which training scripts save the state dict
 
 
 def conv_norm(conv: str, norm: str, path: str) -> Rules:
-    """Rules of a convolution and of the normalisation after it, which are the `dilax.blocks.ConvNormAct` at `path`."""
+    """Return the rules that map a convolution and the normalisation after it to the `dilax.blocks.ConvNormAct` at `path`."""
     return (conv, f"{path}/DilatedConv_0"), (norm, f"{path}/Norm_0/BatchNorm_0")
 
 
 def beneath(foreign: str, path: str, rules: Rules) -> Rules:
-    """The same rules where the foreign modules stand beneath `foreign` (a regular expression), and those here beneath `path`."""
+    """Return the rules with the foreign modules nested in `foreign` (a regular expression) and the Flax modules nested in `path`."""
     return tuple((rf"{foreign}\.{pattern}", f"{path}/{target}") for pattern, target in rules)
 
 
-def convert(state: Mapping[str, np.ndarray], rules: Rules, template: Mapping[str, Any], what: str = "the state dict") -> dict[str, Any]:
-    """Return the variables that a foreign state dict holds.
+def convert(
+    state: Mapping[str, np.ndarray], rules: Rules, template: Mapping[str, Any], *, description: str = "the state dict"
+) -> dict[str, Any]:
+    """Convert a foreign state dict to variables of a Flax module. The conversion is strict in both directions.
 
     Args:
         state: Arrays by name, such as "layer1.0.conv1.weight".
-        rules: See above; the first that matches counts.
-        template: Variables of the module, or their shapes, as `jax.eval_shape(module.init, ...)` returns them.
-        what: The state dict in the words of the error.
+        rules: Pairs of pattern and path, as described at the top of the module; the first match wins.
+        template: Variables of the module, or their shapes, as returned by `jax.eval_shape(module.init, ...)`.
+        description: What to call the state dict in error messages.
 
     Returns:
-        Variables with the structure, the shapes and the dtypes of `template`, as numpy arrays.
+        Variables with the structure, shapes and dtypes of `template`, as NumPy arrays.
 
     Raises:
-        UserError: if an array of the state dict has no place, a leaf is not filled, or shapes differ; all of these are listed.
+        UserError: if an array of the state dict is not used, a leaf is not filled, or shapes differ. All mismatches are listed at once.
 
     Example:
         >>> state = {"fc.weight": np.ones((10, 4)), "fc.bias": np.zeros(10)}
@@ -64,33 +66,36 @@ def convert(state: Mapping[str, np.ndarray], rules: Rules, template: Mapping[str
     """
     leaves: dict[str, Any] = traverse_util.flatten_dict(dict(template), sep="/")
     filled: dict[str, np.ndarray] = {}
-    unused, shapes = [], []
+    unused, mismatches = [], []
     for name, array in state.items():
-        path = _path(name, rules, leaves)
+        path = _leaf_path(name, rules, leaves)
         if path == IGNORED:
             continue
         if path is None or path in filled:
             unused.append(name)
             continue
-        found = _laid_out(array, path, leaves[path])
-        if found.shape != leaves[path].shape:
-            shapes.append(f"{name} {tuple(array.shape)} for {path} {tuple(leaves[path].shape)}")
-        filled[path] = found.astype(leaves[path].dtype)
+        value = _transpose(array, path, leaves[path])
+        if value.shape != leaves[path].shape:
+            mismatches.append(f"{name} {tuple(array.shape)} for {path} {tuple(leaves[path].shape)}")
+        filled[path] = value.astype(leaves[path].dtype)
     missing = [path for path in leaves if path not in filled]
-    if unused or missing or shapes:
+    if unused or missing or mismatches:
         parts = [
-            f"{len(unused)} of its arrays have no place here ({_grouped(unused, '.')})" if unused else "",
-            f"{len(missing)} leaves are not in it ({_grouped(missing, '/')})" if missing else "",
-            f"{len(shapes)} shapes differ ({', '.join(shapes)})" if shapes else "",
+            f"unused arrays ({len(unused)}): {_group(unused, '.')}" if unused else "",
+            f"missing parameters ({len(missing)}): {_group(missing, '/')}" if missing else "",
+            f"mismatched shapes ({len(mismatches)}): {', '.join(mismatches)}" if mismatches else "",
         ]
         raise UserError(
-            f"{what} does not fit the model: {'; '.join(part for part in parts if part)}. Convert it to the model it was made by."
+            f"{description} does not fit the model; {'; '.join(part for part in parts if part)}. Load it into the model it was saved from."
         )
     return traverse_util.unflatten_dict(filled, sep="/")
 
 
 def target(name: str, rules: Rules) -> str | None:
-    """Return the path, without its collection, of the module that takes a foreign array; `IGNORED`, or None where no rule matches."""
+    """Return the path of the Flax module that takes a foreign array, without its collection; None if no rule matches.
+
+    The result is `IGNORED` if the rule says so.
+    """
     module = name.rpartition(".")[0]
     for pattern, path in rules:
         if match := re.fullmatch(pattern, module):
@@ -98,22 +103,22 @@ def target(name: str, rules: Rules) -> str | None:
     return None
 
 
-def _path(name: str, rules: Rules, leaves: Mapping[str, Any]) -> str | None:
-    """The path of the leaf that takes a foreign array."""
+def _leaf_path(name: str, rules: Rules, leaves: Mapping[str, Any]) -> str | None:
+    """Return the path of the leaf that takes a foreign array, `IGNORED`, or None if there is none."""
     module, last = target(name, rules), name.rpartition(".")[2]
     if module is None:
         return None
-    if module == IGNORED or last == _UNUSED:
+    if module == IGNORED or last == _COUNTER:
         return IGNORED
     if last in _STATISTICS:
-        names = [f"batch_stats/{module}/{_STATISTICS[last]}"]
+        paths = [f"batch_stats/{module}/{_STATISTICS[last]}"]
     else:
-        names = [f"params/{module}/{leaf}" for leaf in (("kernel", "scale") if last == "weight" else (last,))]
-    return next((path for path in names if path in leaves), None)
+        paths = [f"params/{module}/{leaf}" for leaf in (("kernel", "scale") if last == "weight" else (last,))]
+    return next((path for path in paths if path in leaves), None)
 
 
-def _laid_out(array: np.ndarray, path: str, leaf: Any) -> np.ndarray:
-    """The array with its axes in the order that they have here."""
+def _transpose(array: np.ndarray, path: str, leaf: Any) -> np.ndarray:
+    """Return the array with its axes in Flax's order."""
     if not path.endswith("/kernel") or array.ndim < 2:
         return array
     kernel = np.moveaxis(array, (1, 0), (-2, -1))
@@ -122,8 +127,8 @@ def _laid_out(array: np.ndarray, path: str, leaf: Any) -> np.ndarray:
     return kernel
 
 
-def _grouped(names: Iterable[str], separator: str) -> str:
-    """Names in one line, those of one module joined: "fc.{weight, bias}"."""
+def _group(names: Iterable[str], separator: str) -> str:
+    """Return the names in one line, those of the same module grouped: "fc.{weight, bias}"."""
     groups: dict[str, list[str]] = {}
     for name in names:
         module, _, last = name.rpartition(separator)
@@ -133,29 +138,34 @@ def _grouped(names: Iterable[str], separator: str) -> str:
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file by name.
+    """Read a state dict from a file.
 
     Args:
-        path: A `.pth`, `.pt` or `.bin` file that `torch.save` wrote, for which torch is needed (nothing but tensors is unpickled), a
-            `.safetensors` file, for which the package safetensors is, or a `.npz` file. A state dict below the key "state_dict" or
-            "model" is found, and a "module." before all names is taken away.
+        path: A `.pth`, `.pt` or `.bin` file written by `torch.save`, which requires torch and from which only tensors are unpickled; a
+            `.safetensors` file, which requires safetensors; or a `.npz` file. A state dict nested under the key "state_dict" or "model"
+            is unwrapped, and a prefix "module." shared by all names is removed.
+
+    Returns:
+        NumPy arrays by name; floating-point tensors of torch as float32.
 
     Raises:
-        UserError: if the file is missing, damaged, or holds something else, or what it needs is not installed.
+        UserError: if the file is missing, damaged or not a state dict, or the package that reads it is not installed.
     """
     path = pathlib.Path(path)
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: a file of weights ends in one of {', '.join(SUFFIXES)}; rename it, or save a state dict as one.")
+        raise UserError(
+            f"{path}: the name of a weights file must end in one of {', '.join(SUFFIXES)}; rename the file or save it in another format."
+        )
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give the file of weights.")
+        raise UserError(f"{path} does not exist; give the path of a weights file.")
     try:
         read = {".safetensors": _read_safetensors, ".npz": _read_npz}.get(path.suffix, _read_torch)
         state = read(path)
     except ImportError as error:
         package = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise UserError(f"{path}: reading it needs {package}; pip install {package}, or save the state dict as .npz.") from error
+        raise UserError(f"{path}: reading it requires {package}; pip install {package}, or save the state dict as .npz.") from error
     if not state:
-        raise UserError(f"{path} holds no arrays by name; save model.state_dict().")
+        raise UserError(f"{path} does not hold named arrays; save model.state_dict().")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
     return state
@@ -163,7 +173,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return UserError(f"{path} is damaged, or no {path.suffix} file ({reason}); fetch it again, whole.")
+    return UserError(f"{path} is damaged or is not a {path.suffix} file ({reason}); download it again.")
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -175,9 +185,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search("Unsupported (global|class)", str(error)):
-            raise _damaged(path, Exception("no pickle of tensors")) from error
+            raise _damaged(path, Exception("not a pickle of tensors")) from error
         raise UserError(
-            f"{path} holds more than tensors, and is not read, since that could run any program; save model.state_dict()."
+            f"{path} holds more than tensors; it is not loaded, because that could run arbitrary code. Save model.state_dict()."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
@@ -185,7 +195,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise UserError(f"{path} holds no state dict, but a {type(loaded).__name__}; save model.state_dict().")
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict().")
     return {str(name): (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in loaded.items()}
 
 
@@ -201,10 +211,10 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as stream:  # which np.load leaves open where the file is damaged
+        with path.open("rb") as stream:  # np.load would leave it open if the file is damaged
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array without a name")
+                raise ValueError("a single unnamed array")
             return dict(file)
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
         raise _damaged(path, error) from error

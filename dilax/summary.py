@@ -1,4 +1,4 @@
-"""A model as a table: each layer's output shape, parameters, multiply-adds, and the receptive field so far."""
+"""Summarise a model as a table: output shape, parameters, multiply-adds and receptive field of each layer."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from dilax.receptive_fields import ReceptiveField, receptive_fields
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer that holds parameters.
+    """A layer that has parameters of its own.
 
     Attributes:
-        path: Names of the modules down to it.
-        kind: Its class.
-        output_shape: Without the batch axis.
-        parameters: Numbers learned in it.
-        multiply_adds: For one example, taps that lie in the padding counted, as papers do.
-        receptive_field: One per spatial axis, of its output.
+        path: Names of the modules that lead to it.
+        kind: Name of its class.
+        output_shape: Shape of its output, without the batch axis.
+        parameters: Number of its parameters.
+        multiply_adds: Multiply-adds for one example. Taps that read padding are counted, as is usual in papers.
+        receptive_field: The receptive field of its output with respect to the input of the model, one per spatial axis.
     """
 
     path: tuple[str, ...]
@@ -32,12 +32,12 @@ class Layer:
     receptive_field: tuple[ReceptiveField, ...]
 
 
-def layers(model: nn.Module, x: Any) -> list[Layer]:
-    """List the layers of a model in the order they run, without computing anything.
+def layers(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct) -> list[Layer]:
+    """Return the layers of a model that have parameters, in the order in which they run. The model is traced, not computed.
 
     Args:
         model: A Flax module whose `__call__` takes `(x, *, train)`.
-        x: Its input (batch, *space, channels), or a `jax.ShapeDtypeStruct`.
+        x: Its input, (batch, *space, channels); only the shape and dtype are used.
 
     Raises:
         UserError: if the receptive field cannot be analysed.
@@ -55,16 +55,23 @@ def layers(model: nn.Module, x: Any) -> list[Layer]:
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y = call(*args, **kwargs)
-        if context.method_name == "__call__" and _own_parameters(variables, context.module.path):
+        if context.method_name == "__call__" and _direct_parameters(variables, context.module.path):
             calls.append((context.module, args[0], y))
         return y
 
     fields = receptive_fields(outputs, x)
-    return [_layer(module, given, y, variables, field) for (module, given, y), field in zip(calls, fields)]
+    return [_layer(module, x, y, variables, field) for (module, x, y), field in zip(calls, fields)]
 
 
-def summary(model: nn.Module, x: Any) -> str:
-    """Return the table of `layers` as text, with totals; arguments and errors as there.
+def summary(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct) -> str:
+    """Return a table of the `layers` of a model as text, with totals.
+
+    Args:
+        model: A Flax module whose `__call__` takes `(x, *, train)`.
+        x: Its input, (batch, *space, channels); only the shape and dtype are used.
+
+    Raises:
+        UserError: if the receptive field cannot be analysed.
 
     Example:
         >>> import jax, dilax
@@ -75,13 +82,11 @@ def summary(model: nn.Module, x: Any) -> str:
         total                                                        933         14,656
     """
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "receptive field")]
-    found = layers(model, x)
-    for layer in found:
-        shape = "x".join(map(str, layer.output_shape))
-        rows.append(
-            ("/".join(layer.path), layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}", _words(layer.receptive_field))
-        )
-    parameters, multiply_adds = sum(layer.parameters for layer in found), sum(layer.multiply_adds for layer in found)
+    table = layers(model, x)
+    for layer in table:
+        path, shape = "/".join(layer.path), "x".join(map(str, layer.output_shape))
+        rows.append((path, layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}", _format_field(layer.receptive_field)))
+    parameters, multiply_adds = sum(layer.parameters for layer in table), sum(layer.multiply_adds for layer in table)
     rows.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -91,8 +96,8 @@ def summary(model: nn.Module, x: Any) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _own_parameters(variables: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """The parameters of the module at `path` itself, those of modules inside it left out."""
+def _direct_parameters(variables: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """Return the parameters of the module at `path`, without those of its submodules."""
     node = variables["params"]
     for name in path:
         node = node.get(name, {})
@@ -100,15 +105,16 @@ def _own_parameters(variables: Any, path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _layer(module: nn.Module, x: Any, y: Any, variables: Any, field: tuple[ReceptiveField, ...]) -> Layer:
-    own = _own_parameters(variables, module.path)
-    # A kernel meets every output position once; in a transposed convolution, every input position.
+    parameters = _direct_parameters(variables, module.path)
+    # A kernel is applied once per output position; in a transposed convolution, once per input position.
     positions = math.prod((x if isinstance(module, DilatedConvTranspose) else y).shape[1:-1])
     repeats = len(module.dilations) if isinstance(module, MultiDilationConv) and module.share_kernel else 1
-    multiply_adds = repeats * positions * sum(leaf.size for name, leaf in own.items() if "kernel" in name)
-    return Layer(module.path, type(module).__name__, tuple(y.shape[1:]), sum(leaf.size for leaf in own.values()), multiply_adds, field)
+    multiply_adds = repeats * positions * sum(leaf.size for name, leaf in parameters.items() if "kernel" in name)
+    size = sum(leaf.size for leaf in parameters.values())
+    return Layer(module.path, type(module).__name__, tuple(y.shape[1:]), size, multiply_adds, field)
 
 
-def _words(fields: tuple[ReceptiveField, ...]) -> str:
+def _format_field(fields: tuple[ReceptiveField, ...]) -> str:
     if all(field.size is None for field in fields):
         return "global"
     return "x".join("global" if field.size is None else str(field.size) for field in fields)

@@ -1,4 +1,4 @@
-"""Published weights of other libraries: which there are rules for, and a model made from a file of them."""
+"""Load published weights of other libraries: the supported sources, and the model that a file of weights belongs to."""
 
 import functools
 import pathlib
@@ -26,27 +26,27 @@ SOURCES: dict[str, dict[str, Rules]] = {
         **{f"{name}_segmenter": drn.C_SEGMENTER_RULES if "_c_" in name else drn.D_SEGMENTER_RULES for name in DRNS},
     },
 }
-# Mean and standard deviation of the colours, 0 to 1, with which these networks' images were standardised.
+# Mean and standard deviation per RGB channel, for images in 0..1, with which these networks were trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LAST = ("head", "logits", "classifier/logits")
+_LOGITS = ("head", "logits", "classifier/logits")
 
 
-def load_weights(source: str, path: str | pathlib.Path, fields: Mapping[str, Any] | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Make a model from a file of weights that another library published.
+def load_weights(source: str, path: str | pathlib.Path, *, fields: Mapping[str, Any] | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a model from a file of weights published by another library.
 
     Args:
-        source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; all are in `SOURCES`. Those of "drn"
-            are the authors' own (fyu/drn).
-        path: As `dilax.state_dicts.read_state_dict`.
+        source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; `SOURCES` lists all of them. The
+            weights of "drn" are those of its authors (fyu/drn).
+        path: The file, in any format that `dilax.state_dicts.read_state_dict` reads.
         fields: Attributes of the model by name. The number of classes, and whether there is an auxiliary head, are read from the file.
 
     Returns:
-        The model and its variables, numpy arrays in float32. Its images are those of the library: RGB from 0 to 1, less `IMAGENET_MEAN`,
-        over `IMAGENET_STD` (the segmenters of "drn": with the mean and deviation of their data).
+        The model and its variables, NumPy arrays in float32. It expects images as its library does: RGB in 0..1, from which `IMAGENET_MEAN`
+        is subtracted before dividing by `IMAGENET_STD` (for the segmenters of "drn", the mean and deviation of their own data).
 
     Raises:
-        UserError: if there are no rules for that source, the file cannot be read, or it holds the weights of another model; then all
-            arrays that do not fit are listed.
+        UserError: if the source is not supported, the file cannot be read, or it holds the weights of another model, in which case every
+            array that does not fit is listed.
 
     Example:
         >>> model, variables = load_weights("torchvision:resnet50", "resnet50.pth")  # doctest: +SKIP
@@ -55,34 +55,35 @@ def load_weights(source: str, path: str | pathlib.Path, fields: Mapping[str, Any
     known = {**fields_of(source, state), **(fields or {})}
     model = models.create(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
     try:
-        return model, convert(state, rules, shapes_of(model), f"{path}, read as {source},")
+        return model, convert(state, rules, shapes_of(model), description=f"{path}, read as {source},")
     except UserError as error:
         if others := [other for other in _all_sources() if other != source and _fits(other, state)]:
-            raise UserError(f"{path} holds the weights of {' or '.join(others)}, not of {source}; say so.") from error
+            raise UserError(f"{path} holds the weights of {' or '.join(others)}, not of {source}; give that source instead.") from error
         raise
 
 
 def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the attributes of a model that its state dict tells: num_classes and, of those that can have one, aux_head."""
+    """Return the attributes of a model that follow from its state dict: num_classes and, if it has an auxiliary head, aux_head."""
     rules = _rules(source)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, array in state.items():
         path = target(name, rules)
-        if path in _LAST and name.endswith(".bias") and array.ndim == 1:
-            found["num_classes"] = int(array.shape[0])
+        if path in _LOGITS and name.endswith(".bias") and array.ndim == 1:
+            fields["num_classes"] = int(array.shape[0])
         elif path and path.startswith("aux_classifier/"):
-            found["aux_head"] = True
-    return found
+            fields["aux_head"] = True
+    return fields
 
 
 @functools.cache
 def shapes_of(model: nn.Module) -> Any:
-    """Shapes of the variables of a model; a small image is enough to know them."""
+    """Return the shapes of a model's variables, which do not depend on the size of the image."""
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x)
 
 
 def _fits(source: str, state: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a state dict is that of a source, with any number of classes."""
     if any(target(name, _rules(source)) is None for name in state):
         return False
     try:
@@ -100,5 +101,5 @@ def _rules(source: str) -> Rules:
     library, _, name = source.partition(":")
     if library not in SOURCES or name not in SOURCES[library]:
         known = _all_sources()
-        raise UserError(f"load_weights: there are no rules for {source!r}; there are for {', '.join(known)}.{did_you_mean(source, known)}")
+        raise UserError(f"load_weights: source={source!r} is unknown; use one of {', '.join(known)}.{did_you_mean(source, known)}")
     return SOURCES[library][name]

@@ -48,7 +48,7 @@ def test_resize_equals_torch(x, y, given):
 )
 def test_resize_equals_the_definition(shape, size, method):
     x = random_input(shape)
-    np.testing.assert_allclose(dilax.resize(x, size, method), resized(np.asarray(x), size, method), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(dilax.resize(x, size, method=method), resized(np.asarray(x), size, method), rtol=0, atol=2e-6)
 
 
 def test_an_int_is_the_size_of_every_axis():
@@ -60,7 +60,7 @@ def test_an_int_is_the_size_of_every_axis():
 @pytest.mark.parametrize("times", [2, 3, 8])
 def test_enlarging_a_whole_number_of_times_commutes_with_shifts(times, method):
     x = random_input((1, 9, 2))
-    whole, part = dilax.resize(x, 9 * times, method), dilax.resize(x[:, 3:8], 5 * times, method)
+    whole, part = dilax.resize(x, 9 * times, method=method), dilax.resize(x[:, 3:8], 5 * times, method=method)
     np.testing.assert_allclose(part[:, times:-times], whole[:, 4 * times : 7 * times], rtol=0, atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_resize_keeps_dtypes():
     np.testing.assert_allclose(half.astype(jnp.float32), dilax.resize(x, (7, 11)), atol=0.02)
     mask = jnp.asarray([[0, 255], [3, 1]], jnp.uint8)[None, :, :, None]
     for kind in (jnp.uint8, jnp.int32, jnp.bool_):
-        large = dilax.resize(mask.astype(kind), (3, 4), "nearest")
+        large = dilax.resize(mask.astype(kind), (3, 4), method="nearest")
         assert large.dtype == kind
         np.testing.assert_array_equal(large[0, :, :, 0], mask.astype(kind)[0, np.array([0, 1, 1])][:, np.array([0, 0, 1, 1]), 0])
     same = dilax.resize(x, (4, 5))
@@ -199,7 +199,7 @@ def uniform(shape: tuple[int, ...]) -> jax.Array:
     [
         (dilax.ContextModule(), (40,)),
         (dilax.ContextModule(), (13, 14)),
-        (dilax.ContextModule(dilations=(1, 3), widths=(1, 2)), (4, 5, 6)),
+        (dilax.ContextModule(dilations=(1, 3), multipliers=(1, 2)), (4, 5, 6)),
         (dilax.ContextModule.large(noise=0.0), (40,)),
     ],
 )
@@ -221,7 +221,7 @@ def test_context_module_of_the_paper():
 
 
 def test_copies_in_a_large_context_module_are_told_apart():
-    block, x = dilax.ContextModule(dilations=(1,), widths=(4,), noise=dilax.ContextModule.large().noise), uniform((2, 12, 13, 2))
+    block, x = dilax.ContextModule(dilations=(1,), multipliers=(4,), noise=dilax.ContextModule.large().noise), uniform((2, 12, 13, 2))
     variables, plain = (jax.jit(module.init)(KEY, x)["params"] for module in (block, block.clone(noise=0.0)))
     assert 1e-6 < np.abs(run(block, {"params": variables}, x) - x).max() < 0.2
     assert np.ptp(plain["last"]["kernel"][0, 0, :4, 1]) == 0
@@ -233,7 +233,7 @@ def gradient(block: Any, variables: Any, x: jax.Array) -> Any:
 
 
 def test_context_module_trains_from_the_identity():
-    block, x = dilax.ContextModule(dilations=(1, 2), widths=(1, 1)), random_input((2, 7, 8, 3))
+    block, x = dilax.ContextModule(dilations=(1, 2), multipliers=(1, 1)), random_input((2, 7, 8, 3))
     variables = block.init(KEY, x)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient(block, variables, x)))
     # Negative input is cut off at 0, as a ReLU does.
@@ -267,7 +267,7 @@ def layer(module: Any, x: jax.Array = X, **given: Any) -> Any:
 
 CASES = {
     "unknown method": (
-        lambda: dilax.resize(X, 4, "biliner"),
+        lambda: dilax.resize(X, 4, method="biliner"),
         "resize: method='biliner' is unknown; use one of ('bilinear', 'nearest'). Did you mean \"bilinear\"?",
     ),
     "no space": (lambda: dilax.resize(X[0, 0], ()), "resize: x of shape (6, 3) must be (batch, *space, channels); add the missing axes."),
@@ -276,7 +276,7 @@ CASES = {
         "resize: x has dtype uint8, which cannot be averaged; convert it to float32, or use method='nearest'.",
     ),
     "corners of nearest": (
-        lambda: dilax.resize(X, 4, "nearest", align_corners=True),
+        lambda: dilax.resize(X, 4, method="nearest", align_corners=True),
         "resize: align_corners=True has no meaning for method='nearest'; leave it out.",
     ),
     "size of another rank": (
@@ -305,9 +305,9 @@ CASES = {
         layer(dilax.ASPP(), image_mean=jnp.ones((2, 4))),
         "ASPP: image_mean of shape (2, 4) does not fit a map of shape (2, 5, 6, 3); give (batch, channels).",
     ),
-    "widths": (
-        lambda: dilax.ContextModule(widths=(1, 2)).init(KEY, X),
-        "ContextModule: widths=(1, 2) must be ints of at least 1, one for each of dilations=(1, 1, 2, 4, 8, 16, 1).",
+    "multipliers": (
+        lambda: dilax.ContextModule(multipliers=(1, 2)).init(KEY, X),
+        "ContextModule: multipliers=(1, 2) must be ints of at least 1, one for each of dilations=(1, 1, 2, 4, 8, 16, 1).",
     ),
     "holes": (
         layer(dilax.HybridDilatedBlock(4, (2, 2, 2))),

@@ -20,8 +20,8 @@ from dilax.state_dicts import beneath, convert, read_state_dict
 with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
     ARRAYS: dict[str, Any] = dict(file)
 ABOUT = json.loads(str(ARRAYS["about"]))
-WIDTHS = dict(blocks=(2, 1, 2, 2), widths=(4, 6, 8, 10))
-DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), widths=(4, 4, 6, 6, 8, 8, 8, 8))
+WIDTHS = dict(blocks=(2, 1, 2, 2), stage_features=(4, 6, 8, 10))
+DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), stage_features=(4, 4, 6, 6, 8, 8, 8, 8))
 BACKBONE = dict(backbone=functools.partial(models.ResNet, **WIDTHS))
 FIELDS: dict[str, dict[str, Any]] = {
     "basic": WIDTHS,
@@ -39,7 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", ABOUT["small"], ids=lambda case: f"{case['kind']} at {case['output_stride']}")
 def test_outputs_are_those_of_torch(case, tmp_path):
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **random_state(case["shapes"], case["seed"]))
-    model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", FIELDS[case["kind"]])
+    model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", fields=FIELDS[case["kind"]])
     run = jax.jit(functools.partial(model.apply, train=False, output_stride=case["output_stride"]))
     y, expected = np.asarray(run(variables, ARRAYS["x"])), ARRAYS[f"y{case['seed']}"]
     chex.assert_trees_all_close(y if y.ndim == 2 else y[:, 9:-8:7, 9:-8:7], expected, atol=1e-4 * float(np.abs(expected).max()))
@@ -77,15 +77,15 @@ def test_everything_that_does_not_fit_is_listed_at_once():
     state = {**STATE, "a.weight": np.ones((2, 4)), "c.weight": np.ones(2), "c.bias": np.ones(2), "top": np.ones(1)}
     del state["b.weight"]
     with pytest.raises(UserError) as error:
-        convert(state, RULES, TEMPLATE, "w.npz")
+        convert(state, RULES, TEMPLATE, description="w.npz")
     assert str(error.value) == (
-        "w.npz does not fit the model: 3 of its arrays have no place here (c.{weight, bias}, top); 1 leaves are not in it "
-        "(params/y/scale); 1 shapes differ (a.weight (2, 4) for params/x/kernel (3, 2)). Convert it to the model it was made by."
+        "w.npz does not fit the model; unused arrays (3): c.{weight, bias}, top; missing parameters (1): params/y/scale; "
+        "mismatched shapes (1): a.weight (2, 4) for params/x/kernel (3, 2). Load it into the model it was saved from."
     )
 
 
 def test_two_arrays_for_one_leaf_are_refused():
-    with pytest.raises(UserError, match=r"1 of its arrays have no place here \(c\.bias\)"):
+    with pytest.raises(UserError, match=r"unused arrays \(1\): c\.bias\."):
         convert({**STATE, "c.bias": np.ones(2)}, (*RULES, ("c", "x")), TEMPLATE)
 
 
@@ -98,12 +98,14 @@ def test_rules_beneath_a_module():
 def test_weights_of_another_model_are_named(tmp_path):
     shapes = ABOUT["published"]["torchvision:resnet18"]
     np.savez(tmp_path / "w.npz", allow_pickle=False, **random_state(shapes, 0))
-    with pytest.raises(UserError, match=r"w\.npz holds the weights of torchvision:resnet18, not of drn:drn_d_22; say so\.$"):
+    with pytest.raises(
+        UserError, match=r"w\.npz holds the weights of torchvision:resnet18, not of drn:drn_d_22; give that source instead\.$"
+    ):
         dilax.load_weights("drn:drn_d_22", tmp_path / "w.npz")
-    with pytest.raises(UserError, match=r'no rules for \'torchvision:resnet19\'.*Did you mean "torchvision:resnet18"'):
+    with pytest.raises(UserError, match=r'source=\'torchvision:resnet19\' is unknown.*Did you mean "torchvision:resnet18"'):
         dilax.load_weights("torchvision:resnet19", tmp_path / "w.npz")
-    with pytest.raises(UserError, match=r"shapes differ \(fc\.weight \(1000, 512\) for params/head/kernel \(512, 7\)"):
-        dilax.load_weights("torchvision:resnet18", tmp_path / "w.npz", {"num_classes": 7})
+    with pytest.raises(UserError, match=r"mismatched shapes \(2\): fc\.weight \(1000, 512\) for params/head/kernel \(512, 7\)"):
+        dilax.load_weights("torchvision:resnet18", tmp_path / "w.npz", fields={"num_classes": 7})
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -125,24 +127,24 @@ def test_files_hold_what_was_saved_and_damage_is_seen(suffix, tmp_path):
     whole = path.read_bytes()
     for size in (0, 3, 60, len(whole) // 2, len(whole) - 7):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=rf"w\{suffix} is damaged, or no \{suffix} file \(.*\); fetch it again, whole\.$"):
+        with pytest.raises(UserError, match=rf"w\{suffix} is damaged or is not a \{suffix} file \(.*\); download it again\.$"):
             read_state_dict(path)
 
 
 def test_files_that_are_no_state_dict(tmp_path):
-    with pytest.raises(UserError, match=r"w\.pth: there is no such file"):
+    with pytest.raises(UserError, match=r"w\.pth does not exist; give the path of a weights file\."):
         read_state_dict(tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.h5: a file of weights ends in one of \.pth, "):
+    with pytest.raises(UserError, match=r"w\.h5: the name of a weights file must end in one of \.pth, "):
         read_state_dict(tmp_path / "w.h5")
     np.savez(tmp_path / "w.npz", allow_pickle=False)
-    with pytest.raises(UserError, match=r"w\.npz holds no arrays by name"):
+    with pytest.raises(UserError, match=r"w\.npz does not hold named arrays"):
         read_state_dict(tmp_path / "w.npz")
     with open(tmp_path / "one.npz", "wb") as file:
         np.save(file, np.ones(3))
-    with pytest.raises(UserError, match=r"one\.npz is damaged, or no \.npz file \(a single array without a name\)"):
+    with pytest.raises(UserError, match=r"one\.npz is damaged or is not a \.npz file \(a single unnamed array\)"):
         read_state_dict(tmp_path / "one.npz")
     torch = pytest.importorskip("torch", reason="needs torch")
-    for saved, words in ((torch.nn.Linear(2, 3), "holds more than tensors"), ([1, 2], "holds no state dict, but a list")):
+    for saved, words in ((torch.nn.Linear(2, 3), "holds more than tensors"), ([1, 2], "holds a list, not a state dict")):
         torch.save(saved, tmp_path / "w.pth")
         with pytest.raises(UserError, match=words):
             read_state_dict(tmp_path / "w.pth")
@@ -154,5 +156,5 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     for name in ("torch", "safetensors"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     for path, package in (("w.pth", "torch"), ("w.safetensors", "safetensors")):
-        with pytest.raises(UserError, match=re.escape(f"{path}: reading it needs {package}; pip install {package}, or save")):
+        with pytest.raises(UserError, match=re.escape(f"{path}: reading it requires {package}; pip install {package}, or save")):
             read_state_dict(tmp_path / path)

@@ -10,7 +10,7 @@ from contract import KEY, check_model, check_receptive_field, check_summary, che
 
 from dilax import models
 from dilax.errors import UserError
-from dilax.models.gated_dilated_cnn import GatedBlock, pool
+from dilax.models.gated_dilated_cnn import GatedBlock
 
 CODES = jnp.asarray(np.random.default_rng(0).integers(0, 9, (3, 12)), jnp.int32)
 
@@ -23,7 +23,7 @@ def test_contract(pooling, norm):
 
 def test_of_codes():
     model: Any = models.create(
-        "gated_dilated_cnn", num_classes=4, features=6, vocabulary=9, embedding=5, pooling="mean", dtype=jnp.bfloat16
+        "gated_dilated_cnn", num_classes=4, features=6, vocabulary=9, embedding_features=5, pooling="mean", dtype=jnp.bfloat16
     )
     variables = model.init(KEY, CODES, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
@@ -59,18 +59,14 @@ def test_receptive_field_of_the_blocks():
     check_receptive_field(trunk, shape)
 
 
-def test_pooling_by_hand():
-    x, lengths = np.asarray(random_input((3, 7, 4))) - 2, (7, 3, 0)
-    mask = jnp.asarray(np.arange(7) < np.array(lengths)[:, None])
-    most = np.stack([x[0].max(0), x[1, :3].max(0), np.zeros(4)])
-    mean = np.stack([x[0].mean(0), x[1, :3].mean(0), np.zeros(4)])
-    wild = jnp.asarray(np.where(np.asarray(mask)[..., None], x, np.nan))
-    np.testing.assert_allclose(pool(wild, "max", mask), most, rtol=1e-6)
-    np.testing.assert_allclose(pool(wild, "mean", mask), mean, rtol=1e-5)
-    np.testing.assert_allclose(pool(wild, "both", mask), np.concatenate([most, mean], 1), rtol=1e-5)
-    np.testing.assert_allclose(pool(jnp.asarray(x), "both"), np.concatenate([x.max(1), x.mean(1)], 1), rtol=1e-5)
-    gradient = jax.grad(lambda x: pool(x, "both", mask).sum())(wild)
-    assert np.isfinite(gradient).all() and (np.asarray(gradient)[~np.asarray(mask)] == 0).all()
+def test_both_poolings_stand_side_by_side():
+    x, mask = random_input((3, 7, 4)), jnp.asarray(np.arange(7) < np.array([[7], [3], [1]]))
+    head = {"head": {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}}
+    model = models.create("gated_dilated_cnn", num_classes=8, features=4, dilations=(1,), pooling="both", norm="none")
+    block = jax.tree.map(jnp.zeros_like, model.init(KEY, x, train=False)["params"]["block0"])
+    pooled = [np.stack([fn(x[i, :n], 0) for i, n in enumerate((7, 3, 1))]) for fn in (jnp.max, jnp.mean)]
+    found: Any = model.apply({"params": {"block0": block, **head}}, x, train=False, mask=mask)
+    np.testing.assert_allclose(found, np.concatenate(pooled, 1), rtol=1e-5)
 
 
 ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -10,11 +10,11 @@ import pytest
 
 import dilax
 from dilax import models
+from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.blocks import Dropout
 from dilax.errors import UserError
-from dilax.generate import choose, draw_wave, go_on
+from dilax.generate import continue_sequence, sample_codes, sample_waveform
 from dilax.losses import logistic_mixture_loss
-from dilax.models.wavenet import mu_law_decode, mu_law_encode
 
 RNG = np.random.default_rng(0)
 CONDITIONS = dict(
@@ -30,7 +30,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         models.ByteNet(9, 6, 2, (1, 2), source_vocabulary=5),
         {"condition": jnp.asarray(RNG.normal(size=(2, 12, 6)), jnp.float32)},
     ),
-    "tcn": (models.TCN(9, 3, (6, 5), vocabulary=9, embedding=4), {}),
+    "tcn": (models.TCN(9, 3, (6, 5), vocabulary=9, embedding_features=4), {}),
 }
 
 
@@ -57,7 +57,7 @@ def test_the_likeliest_are_those_of_the_slow_way(name):
     slow = prompt_of(name, 12).at[:, :4].set(prompt)
     for at in range(4, 12):
         outputs = whole(variables, slow)[:, at - 1]
-        new = draw_wave(jax.random.key(0), outputs, temperature=0) if name == "waves" else outputs.argmax(-1).astype(jnp.int32)
+        new = sample_waveform(jax.random.key(0), outputs, temperature=0) if name == "waves" else outputs.argmax(-1).astype(jnp.int32)
         slow = slow.at[:, at].set(new)
     if name == "waves":
         np.testing.assert_allclose(found, slow[:, 4:], atol=1e-4)
@@ -75,27 +75,27 @@ def test_it_goes_on_from_where_a_stream_stands():
     outputs, parts = outputs[:, -1], []
     for start, steps in ((4, 5), (9, 3)):
         now = {"local_condition": local[:, start : start + steps], **fixed}
-        run = jax.jit(functools.partial(go_on, model, steps=steps, temperature=0))
+        run = jax.jit(functools.partial(continue_sequence, model, steps=steps, temperature=0))
         new, outputs, state = run(variables, jax.random.key(1), outputs, state, conditions=now)
         parts.append(new)
     whole = dilax.sample(model, variables, jax.random.key(1), prompt, 8, temperature=0, conditions=conditions)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    with pytest.raises(UserError, match=r"^go_on: steps=0, temperature=1\.0, top_k=0, top_p=1\.0 must be at least 1"):
-        go_on(model, variables, jax.random.key(1), outputs, state, 0)
-    with pytest.raises(UserError, match=r"^go_on: local_condition has 3 samples for 5 steps; give one for each\."):
-        go_on(model, variables, jax.random.key(1), outputs, state, 5, conditions={"local_condition": local[:, :3], **fixed})
+    with pytest.raises(UserError, match=r"^continue_sequence: steps=0, temperature=1\.0, top_k=0, top_p=1\.0 must be at least 1"):
+        continue_sequence(model, variables, jax.random.key(1), outputs, state, 0)
+    with pytest.raises(UserError, match=r"^continue_sequence: local_condition has 3 samples for 5 steps; give one for each\."):
+        continue_sequence(model, variables, jax.random.key(1), outputs, state, 5, conditions={"local_condition": local[:, :3], **fixed})
 
 
 def test_more_logits_than_codes_are_refused():
-    model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding=4), jnp.ones((1, 5), jnp.int32)
+    model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding_features=4), jnp.ones((1, 5), jnp.int32)
     variables = model.init(jax.random.key(0), prompt, train=False)
-    with pytest.raises(UserError, match=r"^go_on: the model gives logits for 12 codes, and knows 8, which it would be fed\."):
+    with pytest.raises(UserError, match=r"^continue_sequence: the model gives logits for 12 codes, and knows 8, which it would be fed\."):
         dilax.sample(model, variables, jax.random.key(1), prompt, 3)
 
 
 def shares(logits: list[float], **options: Any) -> np.ndarray:
     rows = jnp.broadcast_to(jnp.array(logits, jnp.float32), (20000, len(logits)))
-    codes = choose(jax.random.key(0), rows, **options)
+    codes = sample_codes(jax.random.key(0), rows, **options)
     return np.bincount(codes, minlength=len(logits)) / 20000
 
 
@@ -116,7 +116,7 @@ def test_draws_follow_the_probabilities():
 
 def test_draws_of_a_wave_follow_its_likelihood():
     outputs = jnp.array([0.3, -0.4, 0.5, -0.2, -2.0, -3.0])
-    drawn = np.asarray(draw_wave(jax.random.key(0), jnp.broadcast_to(outputs, (50000, 6))))[:, 0]
+    drawn = np.asarray(sample_waveform(jax.random.key(0), jnp.broadcast_to(outputs, (50000, 6))))[:, 0]
     levels = np.linspace(-1, 1, 21)
     p = np.exp(-np.asarray(logistic_mixture_loss(jnp.broadcast_to(outputs, (21, 6)), jnp.asarray(levels, jnp.float32), levels=21)))
     assert p.sum() == pytest.approx(1, abs=1e-4)

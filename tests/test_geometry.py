@@ -112,3 +112,12 @@ def test_random_geometry_equals_the_oracle(convolution):
     assert y.shape[1:-1] == geometry.output_size(x_shape[1:-1], kernel_shape[:-2], **given)
     assert y.shape == expected.shape
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("padding", ["SAME", "CAUSAL", "TORCH", "VALID", 3, ((4, 1),)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_time_padding_is_that_of_a_long_sequence(padding, stride):
+    expected = geometry.explicit_padding(1000 * stride, 4, stride=stride, padding=padding, dilation=3)
+    assert geometry.time_padding(4, stride=stride, padding=padding, dilation=3) == expected[0]
+    words = (padding if isinstance(padding, str | int) else padding[0], "VALID")
+    assert geometry.time_padding((4, 5), stride=stride, padding=words, dilation=(3, 1)) == expected[0]

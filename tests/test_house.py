@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up: a file may import those before it.
 DILAX = [
     "dilax.errors",
+    "dilax.spec",
     "dilax.geometry",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
@@ -39,13 +40,14 @@ DILAX = [
     "dilax.receptive_fields",
     "dilax.resizing",
     "dilax.audio",
+    "dilax.tile_plans",
     "dilax.tiling",
     "dilax.state_dicts",
     "dilax.streaming.rings",
     "dilax.streaming.flow",
     "dilax.streaming.checks",
     "dilax.streaming",
-    "dilax.stepping",
+    "dilax.convolution",
     "dilax.modules",
     "dilax.causal",
     "dilax.blocks",
@@ -83,6 +85,66 @@ DILAX = [
     "dilax.plots",
     "dilax",
 ]
+TRAIN = [
+    "train",
+    "train.keys",
+    "train.runtime",
+    "train.writers",
+    "train.data.windows",
+    "train.data.source",
+    "train.data.splits",
+    "train.data.batches",
+    "train.data",
+    "train.data.augment",
+    "train.data.readers.files",
+    "train.data.readers.images",
+    "train.data.readers.masks",
+    "train.data.readers.mask_folders",
+    "train.data.readers.packaged",
+    "train.data.readers.cells",
+    "train.data.readers.downloads",
+    "train.data.readers.tfds",
+    "train.data.readers.sound",
+    "train.data.readers.tables",
+    "train.data.readers.series",
+    "train.data.readers.text",
+    "train.data.readers.piano",
+    "train.data.readers.mixtures",
+    "train.data.readers.made_up",
+    "train.data.readers",
+    "train.data.image_sets",
+    "train.tasks.base",
+    "train.tasks.images",
+    "train.tasks.steps",
+    "train.tasks.streams",
+    "train.tasks.classification",
+    "train.tasks.segmentation",
+    "train.tasks.sequence_classification",
+    "train.tasks.sequence_prediction",
+    "train.tasks.language_model",
+    "train.tasks.waveform",
+    "train.tasks.separation",
+    "train.tasks",
+    "train.optim",
+    "train.config",
+    "train.step",
+    "train.parallel",
+    "train.checkpoint",
+    "train.folder",
+    "train.transfer",
+    "train.build",
+    "train.score",
+    "train.report",
+    "train.finish",
+    "train.loop",
+    "train.cli",
+    "train.listing",
+    "train.convert",
+    "train.evaluate",
+    "train.predict",
+    "train.prepare",
+    "train.main",
+]
 HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax", "safetensors"}
 TRAIN_ALWAYS = {"optax"}
 
@@ -118,6 +180,38 @@ def test_dilax_imports_point_down(path):
     ours = {found for found in imports(path) if found in DILAX and found != "dilax" and not f"{name}.".startswith(f"{found}.")}
     assert {found for found in ours if DILAX.index(found) >= DILAX.index(name)} == set()
     assert {found for found in imports(path) if found.split(".")[0] in ("train", "configs", "tests")} == set()
+
+
+def test_the_order_of_train_names_every_file():
+    assert sorted(map(module_name, files("train"))) == sorted(TRAIN)
+
+
+@pytest.mark.parametrize("path", files("train"), ids=module_name)
+def test_train_imports_point_down(path):
+    name = module_name(path)
+    ours = {found for found in imports(path) if found in TRAIN and found != "train" and not f"{name}.".startswith(f"{found}.")}
+    assert {found for found in ours if TRAIN.index(found) >= TRAIN.index(name)} == set()
+    assert {found for found in imports(path) if found.split(".")[0] == "tests"} == set()
+
+
+def test_the_step_knows_the_contract_of_a_task_alone():
+    assert {found for found in imports(ROOT / "train" / "step.py") if found.startswith("train.tasks")} <= {
+        "train.tasks.base",
+        *(f"train.tasks.base.{name}" for name in ("Batch", "Loss", "Task")),
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in files("train") if "tasks" not in path.parts], ids=module_name)
+def test_only_tasks_name_a_task(path):
+    from train.tasks import TASKS
+
+    tree = ast.parse(path.read_text())
+    documentation = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)}
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation}
+    # The task that a config has unless it names another is the one name outside.
+    assert words & set(TASKS) <= ({"classification"} if path.name == "config.py" else set())
+    compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith("config.task")]
+    assert compared == []
 
 
 @pytest.mark.parametrize("path", files("dilax") + files("train") + files("configs"), ids=module_name)

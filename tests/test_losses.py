@@ -128,15 +128,15 @@ def test_median_frequency_by_hand():
 ERRORS = {
     "shapes": (
         lambda: losses.dice_loss(jnp.ones((2, 3, 3, 4)), jnp.zeros((2, 3, 4), jnp.int32)),
-        "dice_loss: logits of shape (2, 3, 3, 4) and labels of shape (2, 3, 4) do not fit; give (batch, *space, classes) and (batch, *space).",
+        "dice_loss: logits of shape (2, 3, 3, 4) do not match labels of shape (2, 3, 4); give (batch, *space, classes) and (batch, *space).",
     ),
     "weights": (
         lambda: losses.pixel_cross_entropy(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), class_weights=(1.0, 2.0)),
-        "pixel_cross_entropy: class_weights of shape (2,) do not fit 4 classes; give one weight for each.",
+        "pixel_cross_entropy: class_weights has shape (2,) for 4 classes; give one weight per class.",
     ),
     "gamma": (
         lambda: losses.focal_loss(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), gamma=-1.0),
-        "focal_loss: gamma=-1.0 must be 0 or more.",
+        "focal_loss: gamma=-1.0 is negative; use 0 or more.",
     ),
 }
 

@@ -286,7 +286,7 @@ AUTOTUNE_ERRORS = {
         {},
         "autotune: a ConvPlan takes no further arguments, got 1; its arrays are drawn at random.",
     ),
-    "repeats": ((plan_of((1, 9, 3), 4, (3,)),), {"repeats": 0}, "autotune: repeats=0 is no number of runs; use 1 or more."),
+    "repeats": ((plan_of((1, 9, 3), 4, (3,)),), {"repeats": 0}, "autotune: repeats=0 is not a positive integer; use 1 or more."),
     "measure": (
         (plan_of((1, 9, 3), 4, (3,)),),
         {"measure": "train"},

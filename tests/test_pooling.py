@@ -16,7 +16,7 @@ from jax import lax
 
 import dilax
 from dilax.errors import UserError
-from dilax.pooling import avg_pool, max_pool
+from dilax.pooling import avg_pool, max_pool, pool_sequence
 
 BATCH, CHANNELS = 2, 3
 
@@ -258,6 +258,25 @@ def test_a_batch_of_unknown_size_exports(op):
 
 
 X = jnp.ones((2, 9, 8, 3))
+
+
+def test_pooling_of_sequences_by_hand():
+    x, lengths = np.random.default_rng(0).normal(-2, 1, (3, 7, 4)).astype(np.float32), (7, 3, 0)
+    mask = jnp.asarray(np.arange(7) < np.array(lengths)[:, None])
+    expected = {
+        "max": np.stack([x[0].max(0), x[1, :3].max(0), np.zeros(4)]),
+        "mean": np.stack([x[0].mean(0), x[1, :3].mean(0), np.zeros(4)]),
+        "last": np.stack([x[0, 6], x[1, 2], np.zeros(4)]),
+    }
+    padded = jnp.asarray(np.where(np.asarray(mask)[..., None], x, np.nan))
+    for kind, values in expected.items():
+        np.testing.assert_allclose(pool_sequence(padded, kind=kind, mask=mask), values, rtol=1e-5)
+        gradient = np.asarray(jax.grad(lambda x, kind=kind: pool_sequence(x, kind=kind, mask=mask).sum())(padded))
+        assert np.isfinite(gradient).all() and (gradient[~np.asarray(mask)] == 0).all()
+        np.testing.assert_allclose(gradient.sum(1), np.array([[1] * 4, [1] * 4, [0] * 4]), rtol=1e-5)
+        np.testing.assert_allclose(pool_sequence(jnp.asarray(x), kind=kind)[:1], values[:1], rtol=1e-5)
+
+
 ERRORS = {
     "booleans": (
         lambda: max_pool(X > 0, 2),
@@ -299,6 +318,14 @@ ERRORS = {
     "padding alone": (
         lambda: max_pool(X, 2, padding=(0, 2)),
         "max_pool: padding=(0, 2) and dilation 1 leave a window of an axis of 8 with padding alone; use less of either.",
+    ),
+    "kind": (
+        lambda: pool_sequence(X[..., 0], kind="first"),
+        "pool_sequence: kind='first' is unknown; use one of ('max', 'mean', 'last').",
+    ),
+    "shapes": (
+        lambda: pool_sequence(X[..., 0], kind="max", mask=jnp.ones((1, 3), bool)),
+        "pool_sequence: x of shape (2, 9, 8) and mask of shape (1, 3) must be (batch, time, channels) and (batch, time).",
     ),
     "padding alone, between taps": (
         lambda: avg_pool(X[:, :2], 2, stride=1, padding="SAME", dilation=(3, 1), count_padding=False),

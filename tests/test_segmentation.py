@@ -36,12 +36,11 @@ class Toy(nn.Module):
     num_classes: int = 2
     norm: str = "batch"
     aux_head: bool = True
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Any:
-        x = ConvNormAct(5, dilation=2, norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)(x, train=train)
+        x = ConvNormAct(5, dilation=2, norm=self.norm, dtype=self.dtype)(x, train=train)
         logits = nn.Conv(self.num_classes, (1, 1), name="head")(x)
         if not self.aux_head or not (train or self.is_initializing()):
             return logits

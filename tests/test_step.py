@@ -10,14 +10,18 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from dilax import DataSpec
 from dilax.errors import UserError
+from dilax.loading import leaves_with_paths
 from dilax.metrics import classification_sums
-from train import optim, parallel, run
+from train import optim
+from train.build import Setup, build
 from train.config import check, default_config, differences, from_json, model_config, to_json
-from train.optim import leaves_with_paths
+from train.step import frozen_statistics
 
 KEY = jax.random.key(3)
 SHAPE, CLASSES, BATCH = (12, 12, 1), 4, 32
+SPEC = DataSpec("test", SHAPE, tuple("abcd"), 10 * BATCH)
 
 
 def config_of(**changes: Any) -> ConfigDict:
@@ -48,20 +52,20 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def train(config: ConfigDict, count: int = 3, made: Any = None) -> tuple[Any, list[dict[str, float]]]:
+def train(config: ConfigDict, count: int = 3, setup: Setup | None = None) -> tuple[Any, list[dict[str, float]]]:
     """Take `count` steps; return the state and the sums of each."""
-    made = made or run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, found = made.parallel.put(made.steps.init(made.init())), []
+    setup = setup or build(config, SPEC)
+    state, found = setup.parallel.put(setup.steps.init(setup.init())), []
     for batch in batches(count):
-        state, sums = made.parallel.train(state, made.parallel.put_batch(batch), KEY)
-        found.append(jax.tree.map(float, jax.device_get(made.parallel.get(sums))))
-    return jax.device_get(made.parallel.get(state)), found
+        state, sums = setup.parallel.train(state, setup.parallel.put_batch(batch), KEY)
+        found.append(jax.tree.map(float, jax.device_get(setup.parallel.get(sums))))
+    return jax.device_get(setup.parallel.get(state)), found
 
 
 def one_device(config: ConfigDict) -> Any:
     """The pure step without any placement: what all others must equal."""
-    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, found, step = made.steps.init(made.init()), [], jax.jit(made.steps.train)
+    setup = build(config, SPEC)
+    state, found, step = setup.steps.init(setup.init()), [], jax.jit(setup.steps.train)
     for batch in batches(3):
         state, sums = step(state, batch, KEY)
         found.append(jax.tree.map(float, jax.device_get(sums)))
@@ -84,7 +88,7 @@ def test_eight_devices_equal_one(kind, reference):
     state, sums = train(config_of(parallel=kind, **AUGMENT))
     assert_same(sums, reference[1], 1e-4)
     assert_same(
-        (state.params, state.ema_params, state.batch_stats), (reference[0].params, reference[0].ema_params, reference[0].batch_stats), 1e-3
+        (state.params, state.average, state.collections["batch_stats"]), (reference[0].params, reference[0].average, reference[0].collections["batch_stats"]), 1e-3
     )
 
 
@@ -95,17 +99,18 @@ def test_the_same_step_twice_is_the_same_to_the_bit(reference):
 
 
 def test_another_seed_is_another_run(reference):
-    made = run.setup(config_of(**AUGMENT), CLASSES, SHAPE, 10 * BATCH)
-    _, sums = jax.jit(made.steps.train)(made.steps.init(made.init()), batches(1)[0], jax.random.key(4))
+    setup = build(config_of(**AUGMENT), SPEC)
+    _, sums = jax.jit(setup.steps.train)(setup.steps.init(setup.init()), batches(1)[0], jax.random.key(4))
     assert abs(float(sums["loss"]) - reference[1][0]["loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_evaluation_is_the_same_everywhere_and_ignores_padding(kind):
-    made = run.setup(config_of(parallel=kind), CLASSES, SHAPE, 10 * BATCH)
+    setup = build(config_of(parallel=kind), SPEC)
     batch = {**batches(1)[0], "mask": np.arange(BATCH) < 19}
-    sums = jax.device_get(made.parallel.get(made.parallel.evaluate(made.parallel.put(made.init()), made.parallel.put_batch(batch))))
-    logits = np.asarray(made.steps.outputs(made.init(), batch), np.float64)[:19]
+    sums, _ = setup.parallel.evaluate(setup.parallel.put(setup.init()), setup.parallel.put_batch(batch))
+    sums = jax.device_get(setup.parallel.get(sums))
+    logits = np.asarray(setup.inference(setup.init()).outputs(batch["image"]), np.float64)[:19]
     labels = batch["label"][:19]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(sums["loss"], -log_p[np.arange(19), labels].sum(), rtol=1e-4)
@@ -135,7 +140,7 @@ def test_parts_add_up(kind):
 def test_bfloat16_keeps_float32_parameters():
     state, sums = train(config_of(dtype="bfloat16"))
     _, full = train(config_of())
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.ema_params, state.batch_stats))} == {"float32"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.average, state.collections["batch_stats"]))} == {"float32"}
     np.testing.assert_allclose([s["loss"] for s in sums], [s["loss"] for s in full], rtol=0.05)
     assert [s["loss"] for s in sums] != [s["loss"] for s in full]
 
@@ -144,9 +149,9 @@ def test_bfloat16_keeps_float32_parameters():
 def test_every_optimiser_lowers_the_loss(name):
     rate = {"sgd": 0.05, "lion": 3e-3}.get(name, 1e-2)
     config = config_of(**{"optim.name": name, "optim.lr": rate, "model.dropout": 0.0, "optim.clip_norm": 5.0})
-    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, batch, losses = made.steps.init(made.init()), batches(1)[0], []
-    step = jax.jit(made.steps.train)
+    setup = build(config, SPEC)
+    state, batch, losses = setup.steps.init(setup.init()), batches(1)[0], []
+    step = jax.jit(setup.steps.train)
     for _ in range(12):
         state, sums = step(state, batch, KEY)
         losses.append(float(sums["loss"]))
@@ -156,9 +161,9 @@ def test_every_optimiser_lowers_the_loss(name):
 def test_clipping_bounds_the_update():
     plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.schedule": "constant"}
     config = config_of(**plain, **{"optim.clip_norm": 0.01})
-    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state = made.steps.init(made.init())
-    after, sums = jax.jit(made.steps.train)(state, batches(1)[0], KEY)
+    setup = build(config, SPEC)
+    state = setup.steps.init(setup.init())
+    after, sums = jax.jit(setup.steps.train)(state, batches(1)[0], KEY)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
     assert float(sums["gradient_norm"]) > 0.01  # of the gradient itself, before clipping
     np.testing.assert_allclose(float(moved), 0.05 * 0.01, rtol=1e-3)
@@ -166,17 +171,17 @@ def test_clipping_bounds_the_update():
 
 def test_frozen_parameters_and_their_statistics_stay():
     config = config_of(frozen=("^ConvNormAct_0/",), **{"optim.name": "adamw", "optim.weight_decay": 0.1, "optim.clip_norm": 1.0})
-    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, _ = train(config, made=made)
-    for before, after in ((made.init()["params"], state.params), (made.init()["batch_stats"], state.batch_stats)):
+    setup = build(config, SPEC)
+    state, _ = train(config, setup=setup)
+    for before, after in ((setup.init()["params"], state.params), (setup.init()["batch_stats"], state.collections["batch_stats"])):
         for (path, a), (_, b) in zip(leaves_with_paths(before), leaves_with_paths(after)):
             assert np.array_equal(a, b) == path.startswith("ConvNormAct_0/"), path
 
 
 def test_rates_by_layer():
     plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0}
-    made = run.setup(config_of(**plain), CLASSES, SHAPE, 10 * BATCH)
-    start = made.init()["params"]
+    setup = build(config_of(**plain), SPEC)
+    start = setup.init()["params"]
     state, _ = train(config_of(**plain), 1)
     changed, _ = train(config_of(**plain, **{"optim.lr_multipliers": (("^head/", 0.5), ("kernel", 3.0))}), 1)
     for (path, a), (_, b), (_, c) in zip(leaves_with_paths(start), leaves_with_paths(state.params), leaves_with_paths(changed.params)):
@@ -186,14 +191,14 @@ def test_rates_by_layer():
 
 def test_ema_follows():
     config = config_of()
-    made = run.setup(config, CLASSES, SHAPE, 10 * BATCH)
-    state, average = made.steps.init(made.init()), made.init()["params"]
+    setup = build(config, SPEC)
+    state, average = setup.steps.init(setup.init()), setup.init()["params"]
     for i, batch in enumerate(batches(3)):
-        state, _ = jax.jit(made.steps.train)(state, batch, KEY)
+        state, _ = jax.jit(setup.steps.train)(state, batch, KEY)
         rate = min(0.9, (1 + i) / (10 + i))
         average = jax.tree.map(lambda a, p, rate=rate: rate * a + (1 - rate) * p, average, state.params)
-    assert_same(state.ema_params, average, 1e-5)
-    assert state.variables()["params"] is state.ema_params
+    assert_same(state.average, average, 1e-5)
+    assert state.variables()["params"] is state.average
 
 
 def test_schedules():
@@ -227,16 +232,16 @@ BAD = {
     ),
     "frozen nothing": (
         {"frozen": ("Conv9",)},
-        "config.frozen: 'Conv9' matches no parameter; their paths look like ConvNormAct_0/DilatedConv_0/kernel, "
+        "config.frozen: 'Conv9' does not match any parameter; their paths look like ConvNormAct_0/DilatedConv_0/kernel, "
         "ConvNormAct_0/Norm_0/BatchNorm_0/bias, ConvNormAct_0/Norm_0/BatchNorm_0/scale.",
     ),
     "no regular expression": (
         {"frozen": ("(",)},
-        "config.frozen: '(' is no regular expression: missing ), unterminated subpattern at position 0.",
+        "config.frozen: '(' is not a regular expression: missing ), unterminated subpattern at position 0.",
     ),
     "multipliers": (
         {"optim.lr_multipliers": ("head", 2.0)},
-        "config.optim.lr_multipliers=('head', 2.0) must be pairs of a regular expression and a factor, as (('head', 10.0),).",
+        "config.optim.lr_multipliers=('head', 2.0) must be pairs of a regular expression and a factor, such as (('head', 10.0),).",
     ),
     "parallel": ({"parallel": "pmapp"}, "config.parallel='pmapp' is unknown; use one of ('jit', 'pmap'). Did you mean \"pmap\"?"),
     "dtype": ({"dtype": "int8"}, "config.dtype='int8' is unknown; use one of ('float32', 'bfloat16', 'float16')."),
@@ -250,16 +255,16 @@ BAD = {
 def test_error_texts(name):
     changes, text = BAD[name]
     with pytest.raises(UserError) as error:
-        run.setup(config_of(**changes), CLASSES, SHAPE, 10 * BATCH)
+        build(config_of(**changes), SPEC)
     assert str(error.value) == text
 
 
 def test_mixup_needs_pairs():
-    made = run.setup(config_of(batch_size=8, parallel="pmap", **AUGMENT), CLASSES, SHAPE, 100)
-    batch = made.parallel.put_batch({name: values[:8] for name, values in batches(1)[0].items()})
-    state = made.parallel.put(made.steps.init(made.init()))
+    setup = build(config_of(batch_size=8, parallel="pmap", **AUGMENT), SPEC)
+    batch = setup.parallel.put_batch({name: values[:8] for name, values in batches(1)[0].items()})
+    state = setup.parallel.put(setup.steps.init(setup.init()))
     with pytest.raises(UserError, match="mixup: a batch of 1 on one device cannot be paired"):
-        made.parallel.train(state, batch, KEY)
+        setup.parallel.train(state, batch, KEY)
 
 
 def test_a_config_goes_through_json():
@@ -272,5 +277,59 @@ def test_a_config_goes_through_json():
     check(again)
 
 
-def test_parallel_names_its_axis():
-    assert (parallel.axis_name("jit"), parallel.axis_name("pmap")) == (None, "data")
+def test_frozen_layers_cost_no_backward_pass_and_no_state():
+    """A third of a step is forward, so that a step in which little is trained costs little more than that."""
+    plain = {"model.features": (8, 8, 8, 8), "model.dilations": (1, 2, 1, 2), "model.pools": (1, 1, 1, 1), "optim.name": "adamw"}
+    costs, states = [], []
+    for frozen in ((), ("^ConvNormAct_",)):
+        setup = build(config_of(frozen=frozen, **plain, **{"optim.ema_decay": 0.0}), SPEC)
+        state = jax.eval_shape(setup.steps.init, setup.shapes)
+        compiled = jax.jit(setup.steps.train).lower(state, batches(1)[0], KEY).compile()
+        costs.append(compiled.cost_analysis()["flops"])
+        states.append(sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)))
+    assert costs[1] < 0.45 * costs[0]
+    assert states[1] < 0.1 * states[0]
+
+
+def test_frozen_parameters_are_not_clipped_with_the_others():
+    """The norm is that of the trained parameters: freezing the rest does not change how they are clipped."""
+    plain = {"optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.schedule": "constant", "optim.clip_norm": 1e-3}
+    setup = build(config_of(frozen=("^ConvNormAct_",), **plain), SPEC)
+    state = setup.steps.init(setup.init())
+    after, sums = jax.jit(setup.steps.train)(state, batches(1)[0], KEY)
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params["head"], state.params["head"]))
+    np.testing.assert_allclose(float(moved), 0.05 * 1e-3, rtol=1e-3)
+    gradient = jax.grad(lambda head: head_loss(setup, state, head))(state.params["head"])
+    np.testing.assert_allclose(float(sums["gradient_norm"]), float(optax.tree.norm(gradient)), rtol=1e-3)
+
+
+def head_loss(setup: Setup, state: Any, head: Any) -> Any:
+    """The loss of the first step as a function of the head alone."""
+    augment_key, loss_key = jax.random.split(jax.random.fold_in(KEY, 0))
+    batch = setup.task.augment(augment_key, jax.tree.map(jnp.asarray, batches(1)[0]), 0)
+    variables = {"params": {**state.params, "head": head}, **state.collections}
+    (key,) = jax.random.split(loss_key, 1)
+    with frozen_statistics(("^ConvNormAct_",)):
+        loss = setup.task.loss(setup.steps.model, variables, batch, key)
+    return loss.sums["loss"] / loss.count
+
+
+def test_frozen_normalisation_uses_its_running_statistics():
+    """So a frozen layer does the same in training and in evaluation."""
+    setup = build(config_of(frozen=(".",), **{"model.dropout": 0.0}), SPEC)
+    variables = setup.init()
+    batch = setup.task.augment(KEY, jax.tree.map(jnp.asarray, batches(1)[0]), 0)
+    with frozen_statistics((".",)):
+        loss = setup.task.loss(setup.steps.model, variables, batch, KEY)
+    outputs = setup.steps.model.apply(variables, **setup.task.inputs(batch, setup.steps.model), train=False)
+    expected = optax.softmax_cross_entropy(outputs, batch["target"]).sum()
+    np.testing.assert_allclose(float(loss.sums["loss"]), float(expected), rtol=1e-5)
+
+
+def test_a_config_can_ask_for_plain_convolutions():
+    names = []
+    for lowering in ("auto", "lax"):
+        setup = build(config_of(lowering=lowering, **{"model.name": "dilated_cnn"}), SPEC)
+        jaxpr = jax.make_jaxpr(setup.steps.train)(jax.eval_shape(setup.steps.init, setup.shapes), batches(1)[0], KEY)
+        names.append("dilax" in str(jaxpr))
+    assert names == [True, False]

@@ -62,7 +62,7 @@ AHEAD = {
 MODELS = {
     "TCN": models.TCN(3, 3, (5, 6)),
     "TCN without weight norm": models.TCN(3, 2, (4, 4), dilations=(3, 5), weight_norm=False),
-    "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding=4),
+    "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding_features=4),
     "ByteNet": models.ByteNet(7, 6, 3, (1, 2, 3)),
     "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 4), norm="cumulative"),
     "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),
@@ -187,7 +187,7 @@ def test_two_axes_of_which_the_first_is_time():
 
     model = Model()
     dilax.check_streamable(model, model.init(jax.random.key(0), x), x)
-    with pytest.raises(UserError, match="the sizes of the axes besides time are not known"):
+    with pytest.raises(UserError, match="the size of the axes other than time is unknown"):
         layer.apply(layer.init(jax.random.key(0), x), 2, method="init_stream")
 
 
@@ -243,7 +243,7 @@ class Leaky(streaming.Streamable):
         ("group", "Leaky.init_stream: GroupNorm_0 is a GroupNorm, which looks at the whole sequence"),
         ("batch", "Leaky.init_stream: BatchNorm_0 is a BatchNorm, which looks at the whole sequence"),
         ("layer over time", "Leaky.init_stream: LayerNorm_0 is a LayerNorm, which looks at the whole sequence"),
-        ("ahead after a stride", "DilatedConv_1 looks ahead, and strides or several dilations stand in the way"),
+        ("ahead after a stride", "DilatedConv_1 looks ahead, which cannot be combined with strides or with several dilations"),
         ("a stride after what looks ahead", "DilatedConv_1 cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL'"),
         ("transposed after what looks ahead", "CausalConvTranspose_0 cannot be fed in chunks behind layers that look ahead"),
         ("flax", "Conv_1 is a Conv of Flax, which keeps nothing of the past; use `dilax.DilatedConv`"),
@@ -293,7 +293,7 @@ def test_states_and_chunks_that_do_not_fit():
             stream(chunk, given)
     strided = LAYERS["conv with stride"]
     at = strided.apply(variables_of(strided), 2, method="init_stream")
-    with pytest.raises(UserError, match="has stride 2, of which a chunk of 3 samples is no multiple"):
+    with pytest.raises(UserError, match="has stride 2, which does not divide a chunk of 3 samples"):
         strided.apply(variables_of(strided), x[:, :3], at, method="stream")
 
 

@@ -257,7 +257,7 @@ def test_long_recordings_are_analysed_at_a_short_length():
     assert run(draw(1, 16 * 1999, 1)).shape == (1, 16 * 1999, 3)
     # Only its shape is asked of the whole.
     assert lengths.count(16 * 1999) == 1
-    with pytest.raises(UserError, match="not the same function everywhere along spatial axis 0, of 31985 samples"):
+    with pytest.raises(UserError, match="depends on the position along spatial axis 0, of 31985 samples"):
         run(draw(1, 16 * 1999 + 1, 1))
 
 
@@ -295,7 +295,7 @@ def test_image_pooling_in_two_passes():
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=leaf.size) / np.sqrt(leaf.size // leaf.shape[-1]), shapes)
     whole: Any = jax.jit(model.apply)(variables, image)
-    with pytest.raises(UserError, match="see all 96 samples of spatial axis 0, more than tile=20"):
+    with pytest.raises(UserError, match="depends on all 96 samples of spatial axis 0, more than tile=20"):
         dilax.tiled(lambda x: model.apply(variables, x), 20)(image)
     mean = dilax.tiled(lambda x: model.apply(variables, x, features_alone=True), 20, reduce="mean")(image)
     assert mean.shape == (2, 6)
@@ -345,23 +345,23 @@ FLOAT: Any = 1.5
 ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
 coordinates = np.linspace(0, 1, 60, dtype=np.float32)[None, :, None]
 REFUSED = {
-    "tile of 0": (lambda: dilax.tiled(jnp.tanh, 0), "tile=0 must be a positive int, or a tuple with one per spatial axis (None: never cut)."),
-    "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) must be a positive int"),
+    "tile of 0": (lambda: dilax.tiled(jnp.tanh, 0), "tile=0 is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."),
+    "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) is not valid"),
     "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "batch_size=0 is not a positive integer; use 1 or more."),
-    "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce=\'max\' is not known; use "mean", or None for the outputs themselves.'),
+    "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce=\'max\' is unknown; use "mean", or None for the outputs themselves.'),
     "tile of another rank": (
         lambda: dilax.tiled(conv)(ones(1, 60, 2)),
         "tile=(512, 512) has 2 entries for the 1 spatial axes of an image of shape (1, 60, 2); give an int or one entry per axis.",
     ),
-    "no space": (lambda: dilax.tiled(conv, 9)(ones(60, 2)), "an image of shape (60, 2) must be (batch, *space, channels)."),
+    "no space": (lambda: dilax.tiled(conv, 9)(ones(60, 2)), "an image of shape (60, 2) is not (batch, *space, channels); add the missing axes."),
     "global": (
         lambda: dilax.tiled(lambda x: x - x.mean(1, keepdims=True), 9)(ones(1, 60, 2)),
-        "outputs of fn see all 60 samples of spatial axis 0, more than tile=9 (a global mean, attention, a dense layer); give fn that mean "
-        'from a first pass with reduce="mean", or use None for that axis of tile.',
+        "fn depends on all 60 samples of spatial axis 0, more than tile=9 (a global mean, attention, a dense layer); pass the mean from a "
+        'first pass with reduce="mean" to fn, or use None for that axis of tile.',
     ),
     "global, an output of several": (
         lambda: dilax.tiled(lambda x: (x, jnp.cumsum(x, 2)), 9)(ones(1, 60, 50, 2)),
-        "outputs of output 1 of fn see all 50 samples of spatial axis 1",
+        "output 1 of fn depends on all 50 samples of spatial axis 1",
     ),
     "no space in the output": (
         lambda: dilax.tiled(lambda x: x.mean(1), 9)(ones(1, 60, 2)),
@@ -369,18 +369,18 @@ REFUSED = {
     ),
     "coordinates": (
         lambda: dilax.tiled(lambda x: x + coordinates, 9)(ones(1, 60, 2)),
-        "fn is not the same function everywhere along spatial axis 0, of 60 samples (a resize to a size that does not fit, coordinates, "
-        "wrapping around); crop or pad the image to a multiple of the output stride, or use None for that axis of tile.",
+        "fn depends on the position along spatial axis 0, of 60 samples (a resize to a size that is not a multiple, coordinates, wrap-around "
+        "padding); crop or pad the image to a multiple of the output stride, or use None for that axis of tile.",
     ),
-    "wrapping around": (lambda: dilax.tiled(lambda x: conv(x, padding_mode="wrap"), 9)(ones(1, 60, 2)), "not the same function everywhere"),
+    "wrapping around": (lambda: dilax.tiled(lambda x: conv(x, padding_mode="wrap"), 9)(ones(1, 60, 2)), "fn depends on the position along spatial axis 0"),
     "strides that do not fit": (
         lambda: dilax.tiled(segmenter, 9)(ones(1, 96, 175, 2)),
-        "not the same function everywhere along spatial axis 1, of 175 samples",
+        "fn depends on the position along spatial axis 1, of 175 samples",
     ),
     "a size of its own": (
         lambda: dilax.tiled(lambda x: resized(conv(x), (120,)), 9)(ones(1, 60, 2)),
-        "fn maps a window of shape (1, 13, 2) to (1, 120, 3), not to (1, 26, 3), as it should by what it does to the image; its output must "
-        "follow the size of its input along the same axis.",
+        "fn maps a window of shape (1, 13, 2) to (1, 120, 3), not to (1, 26, 3), as its result for the whole image implies; the size of its "
+        "output must follow from the size of its input along the same axis.",
     ),
     "turned": (
         lambda: dilax.tiled(lambda x: conv(x).transpose(0, 2, 1, 3), 9)(ones(1, 60, 60, 2)),
@@ -388,28 +388,28 @@ REFUSED = {
     ),
     "a length of its own": (
         lambda: dilax.tiled(lambda x: conv(x.reshape(1, 60, 2)), 9)(ones(1, 60, 2)),
-        "fn takes the image, but not a part of shape (1, 11, 2): cannot reshape array of shape (1, 11, 2)",
+        "fn accepts the image, but not a part of it of shape (1, 11, 2): cannot reshape array of shape (1, 11, 2)",
     ),
     "another dilation": (
         lambda: dilax.tiled(lambda x: conv(x, dilation=1 + (x.shape[1] > 50)), 9)(ones(1, 60, 2)),
-        "along spatial axis 0, outputs see ReceptiveField(size=5, stride=1, offset=-2, coverage=0.6) in the image, but "
-        "ReceptiveField(size=3, stride=1, offset=-1) in a window of 13 samples; use a larger tile, and give no size to resize to that does "
-        "not follow from the input's.",
+        "along spatial axis 0, the receptive field is ReceptiveField(size=5, stride=1, offset=-2, coverage=0.6) in the image, but "
+        "ReceptiveField(size=3, stride=1, offset=-1) in a window of 13 samples; use a larger tile, and let every size in fn follow from that "
+        "of its input.",
     ),
     "no image": (
         lambda: dilax.tiled(lambda x: (x, jnp.ones((1, 60, 2))), 9)(ones(1, 60, 2)),
         "output 1 of fn does not depend on the image; return it from another function.",
     ),
-    "unknown": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not known"),
+    "unknown": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not supported"),
     "out of another shape": (
         lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=ones(1, 60, 2)),
-        "out has shape (1, 60, 2) and dtype float32, but fn makes (1, 60, 3) of dtype float32; give an array of that shape and dtype.",
+        "out has shape (1, 60, 2) and dtype float32, but fn returns (1, 60, 3) of dtype float32; give an array of that shape and dtype.",
     ),
     "out of integers": (lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=np.ones((1, 60, 3), int)), "out has shape (1, 60, 3) and dtype int64"),
-    "out of another tree": (lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=[ones(1, 60, 3)]), "out is a tree PyTreeDef([*])"),
+    "out of another tree": (lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=[ones(1, 60, 3)]), "out has the structure PyTreeDef([*])"),
     "out and reduce": (
         lambda: dilax.tiled(conv, 9, reduce="mean")(ones(1, 60, 2), out=ones(1, 3)),
-        'reduce="mean" gives small arrays that are returned; leave out= away.',
+        'out cannot be combined with reduce="mean", whose results are small; omit out.',
     ),
 }  # fmt: skip
 

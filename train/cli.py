@@ -1,16 +1,21 @@
-"""What every command line shares: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+"""What every command line shares: one parser, and mistakes of the user as one line on stderr with exit code 2, never a traceback."""
 
 import argparse
+import json
 import os
+import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError, did_you_mean
+from train.config import task_class
+from train.folder import CONFIG
+from train.tasks import TASKS, Task
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,12 +23,57 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
-        fail(f"{message}; see --help")
+        unknown = re.match(r"unrecognized arguments: --([^\s=]+)", message)
+        if unknown:
+            known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+            fail(f"unknown flag --{unknown[1]}; see --help.{did_you_mean(unknown[1], known)}")
+        fail(f"{message}; see --help.")
 
 
 def parser(module: Any) -> Parser:
-    """Return a parser for the job in a module, described by the module's docstring."""
-    return Parser(prog=f"python -m {module.__spec__.name}", description=module.__doc__)
+    """Return a parser for the job in a module, described by the docstring of the module."""
+    return Parser(
+        prog=f"python -m {module.__spec__.name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> Parser:
+    """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--workdir", type=pathlib.Path)
+    try:
+        workdir = first.parse_known_args()[0].workdir
+    except argparse.ArgumentError:
+        workdir = None
+    task = None if workdir is None else task_of(workdir)
+    made = parser(module)
+    made.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    if task is not None:
+        add_flags(task, made)
+        return made
+    made.epilog = "\n".join(_flags_of_tasks(add_flags))
+    return made
+
+
+def task_of(workdir: pathlib.Path) -> type[Task] | None:
+    """Return the task of the run in a folder, or None if that cannot be read; opening the run then says why."""
+    try:
+        return task_class(json.loads((workdir / CONFIG).read_text())["task"])
+    except (OSError, ValueError, KeyError, UserError):
+        return None
+
+
+def _flags_of_tasks(add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> list[str]:
+    lines = []
+    for task in TASKS.values():
+        own = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        add_flags(task, own)
+        if text := own.format_help().strip():
+            lines += [f"runs of the task {task.name}:", text, ""]
+    return lines
 
 
 def run(job: Callable[[], int | None]) -> NoReturn:
@@ -42,62 +92,90 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     sys.exit(code or 0)
 
 
-def run_with_config(job: Callable[[ConfigDict, list[str]], int | None], flag: flags.FlagHolder) -> None:
-    """Parse absl flags and run a job on the config that `flag`, made by ml_collections, names and on the positional arguments."""
-    app.run(lambda argv: run(lambda: job(_config(flag), argv[1:])), flags_parser=_parse)
-
-
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def add_config_flag(to: argparse.ArgumentParser) -> None:
+    """Add --config; the overrides --config.KEY=VALUE are left to `load_config`."""
+    to.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="config file, such as configs/digits.py:smoke; override its keys with --config.KEY=VALUE, such as --config.optim.lr=0.01",
+    )
+
+
+def parse_with_config(made: Parser) -> tuple[argparse.Namespace, list[str]]:
+    """Return the parsed flags, and the overrides --config.KEY=VALUE (or --config.KEY VALUE) among them."""
+    args, rest = made.parse_known_args()
+    overrides, others, words = [], [], iter(rest)
+    for word in words:
+        if not word.startswith(("--config.", "--noconfig.")):
+            others.append(word)
+        elif "=" in word or word.startswith("--noconfig."):
+            overrides.append(word)
+        else:
+            overrides += [word, *([value] if (value := next(words, None)) is not None else [])]
+    if others and others[0].startswith("-"):
+        made.error(f"unrecognized arguments: {others[0]}")
+    if others:
+        fail(f"{others[0]!r} is not a flag; write --config={others[0]} or --workdir={others[0]}.")
+    return args, overrides
+
+
+def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Load FILE or FILE:VARIANT and override its keys.
+
+    Args:
+        file: Path of the config file, perhaps with a variant.
+        overrides: Words such as "--config.optim.lr=0.01".
+
+    Raises:
+        UserError: if the file cannot be loaded, or a key or value is wrong.
+    """
+    from ml_collections import config_flags
+
+    if file is None:
+        raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["train", f"--config={file}", *overrides]
     try:
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        known = [name for name in flags.FLAGS if not name.startswith("config.")]
-        fail(f"unknown flag --{error.flagname}; see --help.{did_you_mean(error.flagname, known)}")
+        values(argv)
+        config: Any = holder.value
+        config.lock()  # a file that could not be read raises at its first use
     except flags.Error as error:
-        fail(_last_line(str(error)))
+        raise UserError(_last_line(str(error))) from error
     except (SyntaxError, ImportError) as error:
-        fail(f"the config file cannot be loaded: {type(error).__name__}: {error}.")
+        raise UserError(f"the config file {file} cannot be loaded: {type(error).__name__}: {error}.") from error
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):
-            fail("the config file has no function get_config; see those in configs/.")
-        fail(_unknown_key(argv, str(error)))
-    except OSError as error:
-        fail(_unreadable(error))
-
-
-def _config(flag: flags.FlagHolder) -> ConfigDict:
-    if flag.value is None:
-        raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
-    try:
-        flag.value.lock()  # a file that could not be read raises at its first use
+            raise UserError(f"the config file {file} has no function get_config; see those in configs/.") from error
+        raise UserError(_unknown_key(overrides, str(error))) from error
     except OSError as error:
         raise UserError(_unreadable(error)) from error
-    return flag.value
+    return config
 
 
 def _unreadable(error: OSError) -> str:
     path = re.search(r"No such file or directory: '([^']+)'", str(error))
     if path is None:
         return f"the config file cannot be read: {error.strerror or str(error).splitlines()[0]}; give --config=configs/NAME.py."
-    return f"there is no config file {path[1]}; give --config=configs/NAME.py, from the folder that holds configs/."
+    return f"the config file {path[1]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
 
 
 def _last_line(message: str) -> str:
-    """What a config file raised, without the traceback that ml_collections puts into its message."""
+    """Return what a config file raised, without the traceback that ml_collections puts into its message."""
     if "Traceback" not in message:
         return f"{message}; see --help."
     return message.strip().splitlines()[-1].split("Error: ", 1)[-1]
 
 
-def _unknown_key(argv: list[str], message: str) -> str:
+def _unknown_key(overrides: Sequence[str], message: str) -> str:
     """Word a misspelt `--config.key`: ml_collections names its misspelt part alone."""
     words = re.findall(r"\w+", message.replace("\\n", " "))
-    given = next((arg for arg in argv if words and re.search(rf"^--config\..*\b{words[0]}\b", arg)), "--config")
+    given = next((word for word in overrides if words and re.search(rf"^--config\..*\b{words[0]}\b", word)), "--config")
     near = re.search(r'Did you mean "(\w+)"', message)
     return f"unknown config key {given.split('=')[0].lstrip('-')}.{f' Did you mean {chr(34)}{near[1]}{chr(34)}?' if near else ''}"

@@ -1,12 +1,10 @@
-"""Make a run of published weights: `python -m train.convert --from torchvision:deeplabv3_resnet50 weights.pth --workdir runs/deeplab`.
+"""Make a run from published weights: `python -m train.convert --from torchvision:deeplabv3_resnet50 weights.pth --workdir runs/deeplab`.
 
 It can be evaluated, used to predict, and fine-tuned from (`config.init_from`) as if it had been trained here.
 """
 
 import importlib
-import inspect
 import pathlib
-import runpy
 import sys
 from typing import Any
 
@@ -14,10 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 import dilax
-from dilax import weights
+from dilax import DataSpec, weights
 from dilax.errors import UserError
-from train import checkpoint, cli, data, run
-from train.config import default_config, model_config
+from dilax.loading import BEST
+from train import build, checkpoint, cli, folder
+from train.config import default_config, model_config, task_class
 
 SIDE = 224  # of the images of ImageNet as these networks see them, and in the description of a run whose images have no one size
 
@@ -43,12 +42,13 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
         raise UserError(f"--workdir={workdir} holds files already; give an empty or a new folder.")
     config, class_names = _config(source, model, base)
     side = config.data.image_size or SIDE
-    run.setup(config, len(class_names), (side, side, 3), 1)
-    run.open_folder(config, workdir, restart=False)
-    with checkpoint.Store(workdir / checkpoint.BEST) as best:
+    mean, std = (tuple(config.data[key]) for key in ("mean", "std"))
+    setup = build.build(config, DataSpec(config.data.name, (side, side, 3), class_names, mean=mean, std=std))
+    folder.open_folder(config, workdir)
+    with checkpoint.Store(workdir / BEST) as best:
         best.save(0, {"batch_stats": {}, **variables})
-    run.write_config(workdir, config)
-    run.write_status(workdir, finished=True, class_names=class_names, input_shape=(side, side, 3), examples=0, metrics={})
+    folder.write_status(workdir, finished=True, metrics={}, **build.status_of(setup))
+    folder.write_config(workdir, config)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return f"{workdir}: {source}, {count:,} parameters, {len(class_names)} classes"
 
@@ -56,61 +56,45 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
 def _config(source: str, model: object, base: ConfigDict | None) -> tuple[ConfigDict, tuple[str, ...]]:
     """Return the config of the run, and the names of its classes."""
     name, classes = source.partition(":")[2], getattr(model, "num_classes")  # noqa: B009
-    task = "classification" if name in dilax.models.BACKBONES else "segmentation"
-    config = _known_data(task, classes) if base is None else base.copy_and_resolve_references()
+    kind = "backbone" if name in dilax.models.BACKBONES else "segmenter"
+    config = _known_data(kind, classes) if base is None else base.copy_and_resolve_references()
     if config is None:
-        raise UserError(f"{source}: which data has these {classes} classes is not known; give --config=FILE of a run on that data.")
-    if config.task != task:
-        raise UserError(f"--config is of {config.task}, and {source} is a model for {task}; give another config.")
-    class_names = tuple(config.data.class_names) or (None if base is None else _opened_names(config)) or tuple(map(str, range(classes)))
-    if len(class_names) != classes:
-        raise UserError(f"--config has {len(class_names)} classes, and {source} in this file has {classes}; give the config of its data.")
+        raise UserError(f"{source}: no data with {classes} classes is known for it; give --config=FILE of a run on its data.")
+    names = tuple(config.data.get("class_names", ())) or (None if base is None else _opened_names(config)) or tuple(map(str, range(classes)))
+    if len(names) != classes:
+        raise UserError(f"--config has {len(names)} classes, and {source} in this file has {classes}; give the config of its data.")
     given: Any = config.data  # the values of a ConfigDict have no static types
+    if "mean" not in given:
+        raise UserError(f"--config is for the task {config.task}, which is not on images; give the config of a run on images.")
     if not (given.mean and given.std):
-        if source.startswith("drn:") and task == "segmentation":
+        if source.startswith("drn:") and kind == "segmenter":
             raise UserError(f"{source}: its images were standardised by numbers of their own; set data.mean and data.std in the config.")
         given.update(mean=weights.IMAGENET_MEAN, std=weights.IMAGENET_STD)
     fields = {"aux_head": True} if getattr(model, "aux_head", False) else {}
-    # Of the config only the data and how it is scored are meant.
+    # Only the data of the config and how it is scored matter here.
     config.update(name=name, dtype="float32", batch_size=16, init_from="", init_into="", init_except=(), head_reset=False, frozen=())
     config.optim.update(accumulate=1, lr_multipliers=())
     config.model = ConfigDict(model_config(name, **fields))
-    return config, class_names
+    return config, names
 
 
 def _opened_names(config: ConfigDict) -> tuple[str, ...] | None:
-    """The names of the classes of the data, if it is here."""
+    """Return the names of the classes of the data, if it is here."""
     try:
-        return data.open_splits(config).class_names
+        return task_class(config.task).open(config).spec.outputs
     except UserError:
         return None
 
 
-def _known_data(task: str, classes: int) -> ConfigDict | None:
-    """A config of the data that published weights for so many classes were trained on."""
-    if (task, classes) == ("segmentation", 21):
+def _known_data(kind: str, classes: int) -> ConfigDict | None:
+    """Return a config of the data that published weights for this many classes were trained on."""
+    if (kind, classes) == ("segmenter", 21):
         return importlib.import_module("configs.voc").get_config()
-    if (task, classes) != ("classification", 1000):
+    if (kind, classes) != ("backbone", 1000):
         return None
     config = default_config("imagenet")
     config.data.update(name="imagenet2012", image_size=SIDE, validation=0.0)
     return config
-
-
-def _load_config(text: str) -> ConfigDict:
-    """Load FILE or FILE:VARIANT."""
-    path, _, variant = text.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"there is no config file {path}; give --config=configs/NAME.py, from the folder that holds configs/.")
-    try:
-        found = runpy.run_path(path).get("get_config")
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"the config file {path} cannot be loaded: {type(error).__name__}: {error}.") from error
-    if found is None:
-        raise UserError(f"the config file {path} has no function get_config; see those in configs/.")
-    if variant and not inspect.signature(found).parameters:
-        raise UserError(f"the config file {path} has no variants; leave :{variant} out.")
-    return found(variant) if variant else found()
 
 
 def main() -> None:
@@ -121,7 +105,7 @@ def main() -> None:
     parser.add_argument("--config", help="config file whose data the run is evaluated on; default: what the weights are known for")
     parser.add_argument("weights", type=pathlib.Path, help="state dict: .pth, .pt, .bin, .safetensors or .npz")
     args = parser.parse_args()
-    base = _load_config(args.config) if args.config else None
+    base = cli.load_config(args.config) if args.config else None
     print(convert(args.source, args.weights, args.workdir.absolute(), base))
 
 

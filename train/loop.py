@@ -1,4 +1,4 @@
-"""A run from top to bottom: open the folder, load the data, resume or start, train, evaluate, keep the best, test once, report."""
+"""A run from top to bottom: open the data and the folder, resume or start, train, evaluate, keep the best, test once, report."""
 
 import math
 import pathlib
@@ -12,17 +12,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
-from train import checkpoint, data, finish, segmentation
-from train import config as configs
-from train.evaluate import score
+from dilax.loading import BEST, read_status
+from train import checkpoint
+from train.build import build, status_of
+from train.config import check, task_class
+from train.data import train_batches
+from train.finish import finish
+from train.folder import INIT_REPORT, open_folder, write_config, write_status
 from train.optim import schedule
-from train.run import open_folder, read_status, setup, versions, write_config, write_status
+from train.score import score
 from train.transfer import init_from
 from train.writers import Progress, Writer, write_text
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
-    """Train what `config` says in `workdir`; the run there is resumed if it is the same and not finished.
+    """Train what `config` says in `workdir`; an unfinished run of the same config in it is resumed.
 
     Args:
         config: As `train.config.default_config` returns it.
@@ -38,37 +42,35 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     began = time.monotonic()
     if jax.process_count() > 1:
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
-    configs.check(config)
+    check(config)
     if not restart:
         open_folder(config, workdir)
-    splits = data.open_splits(config)
-    weights = segmentation.class_weights(config, splits.train, splits.class_names) if config.task == "segmentation" else ()
-    made = setup(config, len(splits.class_names), splits.input_shape, len(splits.train), weights, len(splits.symbols))
-    if restart:  # the old run stays where it is until all else is known to be right
+    splits = task_class(config.task).open(config)
+    setup = build(config, splits.spec)
+    if restart:  # the old run stays where it is until everything else is known to be right
         open_folder(config, workdir, restart=True)
-    parallel, total, workers = made.parallel, made.total_steps, config.data.workers
-    rate = schedule(config.optim, made.steps_per_epoch, total)
-    eval_every = max(1, round(config.eval_every_epochs * made.steps_per_epoch))
-    rank = made.steps.task.rank
+    parallel, total, workers = setup.parallel, setup.total_steps, config.data.workers
+    rate = schedule(config.optim, setup.steps_per_epoch, total)
+    eval_every = max(1, round(config.eval_every_epochs * setup.steps_per_epoch))
+    rank = setup.task.rank
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
-        checkpoint.Store(workdir / checkpoint.BEST) as best,
+        checkpoint.Store(workdir / BEST) as best,
         Stopper() as stopper,
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
-        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), parallel.replicated)
-        if found is not None:
-            print(f"resuming {workdir} at step {found[0]} of {total}", flush=True)
-            start, state = found
+        saved = store.restore(jax.eval_shape(setup.steps.init, setup.shapes), parallel.replicated)
+        if saved is not None:
+            print(f"resuming {workdir} at step {saved[0]} of {total}", flush=True)
+            start, state = saved
         else:
-            variables = made.init()
+            variables = setup.init()
             if config.init_from:
-                variables, report = init_from(config, variables)
-                write_config(workdir, config)  # first: a folder with files but no config is refused
-                write_text(workdir / "init_from.txt", report)
+                variables, report = init_from(config, variables, setup.spec)
+                write_text(workdir / INIT_REPORT, report)
                 print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
-            start, state = 0, made.steps.init(variables)
+            start, state = 0, setup.steps.init(variables)
         if start > total:
             raise UserError(
                 f"{workdir} is at step {start} already, beyond config.total_epochs={config.total_epochs:g} (step {total}); pass more."
@@ -76,16 +78,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         state = parallel.put(state)
         newest = best.latest()
         best_rank = (-math.inf, -math.inf) if newest is None else rank(best.meta(newest))
-        seconds_before = read_status(workdir).get("train_seconds", 0.0) if found else 0.0
-        about = dict(class_names=splits.class_names, input_shape=splits.input_shape, examples=len(splits.train), versions=versions())
-        about |= {"symbols": splits.symbols, "facts": splits.facts}
-        about |= {"class_weights": weights} if weights else {}
+        seconds_before = read_status(workdir).get("train_seconds", 0.0) if saved else 0.0
+        write_status(workdir, finished=False, **status_of(setup))
         write_config(workdir, config)
-        write_status(workdir, finished=False, **about)
 
         with Writer(workdir, start) as writer, Progress(total, start) as progress:
             # The batch and the key of a step are functions of (config, step), so a resumed run equals the unbroken one.
-            batches = data.train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers)
+            batches = train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers)
             key = jax.random.key(config.seed + 1)
             pending: list[tuple[int, Any]] = []
             window: list[Any] = []
@@ -109,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if logging and window:
                     now = time.monotonic()
                     values = {**_means(window), "train/learning_rate": float(np.asarray(rate(step - 1)))}
-                    values["train/examples_per_second"] = sum(float(v["count"]) for v in window) / (now - tick)
+                    values["train/examples_per_second"] = config.batch_size * len(window) / (now - tick)
                     writer.scalars(step, values)
                     speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/examples_per_second']:.0f} examples/s"
                     progress.update(step, f"loss {values['train/loss']:.4f}  {speed}")
@@ -117,7 +116,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 if evaluating and splits.validation is not None:
                     before = time.monotonic()
                     kept = parallel.get(state).variables()
-                    metrics, _ = score(made, parallel.put(kept), splits.validation)
+                    metrics, _ = score(setup, parallel.put(kept), splits.validation)
                     named = {f"validation/{name}": value for name, value in metrics.items()}
                     if not all(map(math.isfinite, named.values())):
                         return _diverged(step, store)
@@ -140,7 +139,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 best.save(total, parallel.get(state).variables())
             best.wait()
             store.wait()
-            finish.finish(workdir, made, splits, best, writer, seconds_before + time.monotonic() - began)
+            finish(workdir, setup, splits, best, writer, seconds_before + time.monotonic() - began)
     return 0
 
 
@@ -164,10 +163,10 @@ def _diverged(step: int, store: checkpoint.Store) -> int:
 
 
 class Stopper:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; the second acts as ever."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; the second acts as usual."""
 
     def __init__(self):
-        """Nothing has been asked for yet."""
+        """Start without a request."""
         self.signal: int | None = None
         self._old: dict[int, Any] = {}
 
@@ -175,7 +174,7 @@ class Stopper:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._old[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: signals are somebody else's
+            except ValueError:  # not the main thread, which alone may handle signals
                 return self
         return self
 

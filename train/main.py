@@ -1,31 +1,36 @@
-"""Train: `python -m train.main --config configs/digits.py [--workdir runs/digits] [--config.optim.lr=0.01]`."""
+"""Train a model: `python -m train.main --config configs/digits.py [--workdir runs/digits] [--config.optim.lr=0.01]`.
+
+The run resumes where it stopped when the same command is given again. Its folder holds metrics, checkpoints, the best parameters and a
+report; `python -m train.evaluate` and `python -m train.predict` take it as --workdir.
+"""
 
 import pathlib
+import sys
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from dilax.errors import UserError
-from train import cli, loop, run, runtime
+from train import build, cli, listing, loop, runtime
 from train.config import workdir_of
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a variant after a colon: configs/digits.py:smoke.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the default is runs/NAME of the config.")
-RESTART = flags.DEFINE_bool("restart", False, "Begin anew; an earlier run in the folder is moved aside.")
-SUMMARY = flags.DEFINE_bool("summary", False, "Print the layers of the model and exit.")
 
-
-def main(config: ConfigDict, argv: list[str]) -> int:
+def main() -> int:
     """Run the job that the flags ask for; return the exit code."""
-    if argv:
-        raise UserError(f"{argv[0]!r} is no flag; write --config={argv[0]} or --workdir={argv[0]}.")
+    parser = cli.parser(sys.modules[__name__])
+    cli.add_config_flag(parser)
+    parser.add_argument("--workdir", help="folder of the run; the default is runs/NAME of the config")
+    parser.add_argument("--restart", action="store_true", help="begin anew; an earlier run in the folder is moved aside")
+    parser.add_argument("--summary", action="store_true", help="print the layers of the model and exit")
+    parser.add_argument("--list", action="store_true", help="print the configs with task, data, time and measured metric, and exit")
+    args, overrides = cli.parse_with_config(parser)
+    if args.list:
+        print(listing.table(pathlib.Path("configs")))
+        return 0
+    config = cli.load_config(args.config, overrides)
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(config.compilation_cache_dir)
-    if SUMMARY.value:
-        print(run.summary(config))
+    if args.summary:
+        print(build.summary(config))
         return 0
-    return loop.run(config, pathlib.Path(workdir_of(config, WORKDIR.value)), restart=RESTART.value)
+    return loop.run(config, pathlib.Path(workdir_of(config, args.workdir)), restart=args.restart)
 
 
 if __name__ == "__main__":
-    cli.run_with_config(main, CONFIG)
+    cli.run(main)

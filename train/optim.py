@@ -1,4 +1,4 @@
-"""From a config to an optax chain: schedule, weight-decay mask, frozen parameters, rates by layer."""
+"""From a config to an optax chain: schedule, weight-decay mask, frozen parameters, learning rates by layer."""
 
 import re
 from collections.abc import Callable
@@ -9,75 +9,76 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError
+from dilax.loading import leaves_with_paths
 
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda optim, rate, decay: optax.adamw(rate, weight_decay=optim.weight_decay, mask=decay),
-    "sgd": lambda optim, rate, decay: optax.chain(
-        optax.add_decayed_weights(optim.weight_decay, decay), optax.sgd(rate, momentum=optim.momentum, nesterov=optim.momentum > 0)
+    "adamw": lambda optim, rate: optax.adamw(rate, weight_decay=optim.weight_decay, mask=decayed),
+    "sgd": lambda optim, rate: optax.chain(
+        optax.add_decayed_weights(optim.weight_decay, decayed), optax.sgd(rate, momentum=optim.momentum, nesterov=optim.momentum > 0)
     ),
-    "lamb": lambda optim, rate, decay: optax.lamb(rate, weight_decay=optim.weight_decay, mask=decay),
-    "lion": lambda optim, rate, decay: optax.lion(rate, weight_decay=optim.weight_decay, mask=decay),
+    "lamb": lambda optim, rate: optax.lamb(rate, weight_decay=optim.weight_decay, mask=decayed),
+    "lion": lambda optim, rate: optax.lion(rate, weight_decay=optim.weight_decay, mask=decayed),
 }
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def decayed(params: Any) -> Any:
+    """Return which parameters decay: kernels, but not biases and the scales of normalisation."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def schedule(optim: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from 0 to optim.lr, then "cosine" or "linear" to 0, or "constant"."""
+    """Return the learning rate by step: linear warm-up from 0 to optim.lr, then "cosine" or "linear" to 0, or "constant"."""
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps - 1)
     rest = max(total_steps - warmup, 1)
-    decays = {
+    decay = {
         "cosine": lambda: optax.cosine_decay_schedule(optim.lr, rest),
         "linear": lambda: optax.linear_schedule(optim.lr, 0.0, rest),
         "constant": lambda: optax.constant_schedule(optim.lr),
-    }
-    if optim.schedule not in decays:
-        hint = did_you_mean(optim.schedule, decays)
-        raise UserError(f"config.optim.schedule={optim.schedule!r} is unknown; use one of {tuple(decays)}.{hint}")
+    }[optim.schedule]()
     # One step earlier than optax's own warm-up, whose first step has rate 0 and is lost.
     rise = optax.linear_schedule(optim.lr / (warmup + 1), optim.lr, warmup)
-    joined = optax.join_schedules([rise, decays[optim.schedule]()], [warmup])
+    joined = optax.join_schedules([rise, decay], [warmup])
     return lambda step: joined(jnp.asarray(step, jnp.float32))
 
 
 def make(config: ConfigDict, params: Any, steps_per_epoch: float, total_steps: int) -> optax.GradientTransformation:
     """Return the optimiser of a config.
 
+    Frozen parameters have no state in it, and neither the clipping of the gradient nor weight decay sees them.
+
     Args:
         config: The whole config; `optim` and `frozen` are read.
         params: The parameters, or their shapes.
-        steps_per_epoch: Of the schedule.
-        total_steps: Of the schedule.
+        steps_per_epoch: For the schedule.
+        total_steps: For the schedule.
 
     Raises:
-        UserError: if a name is unknown, or a regular expression is invalid or matches no parameter.
+        UserError: if a regular expression is invalid or matches no parameter.
     """
-    optim = config.optim
-    if optim.name not in OPTIMISERS:
-        raise UserError(
-            f"config.optim.name={optim.name!r} is unknown; use one of {tuple(OPTIMISERS)}.{did_you_mean(optim.name, OPTIMISERS)}"
-        )
+    optim: Any = config.optim
     frozen = matches(config.frozen, params, "frozen")
-    parts: list[Any] = [optax.masked(optax.set_to_zero(), frozen)]
+    parts: list[Any] = []
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))
-    decay = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    parts.append(OPTIMISERS[optim.name](optim, schedule(optim, steps_per_epoch, total_steps), decay))
-    if optim.lr_multipliers:
-        parts.append(scale_by(multipliers(optim.lr_multipliers, params)))
-    # Once more: weight decay moves what has no gradient.
-    parts.append(optax.masked(optax.set_to_zero(), frozen))
-    return optax.chain(*parts)
+    parts.append(OPTIMISERS[optim.name](optim, schedule(optim, steps_per_epoch, total_steps)))
+    labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
+    tx = optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)
+    return optax.chain(tx, scale_by(multipliers(optim.lr_multipliers, params))) if optim.lr_multipliers else tx
 
 
 def scale_by(factors: Any) -> optax.GradientTransformation:
-    """Multiply every update by its own factor."""
+    """Multiply every update by a factor of its own."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))
 
 
 def multipliers(pairs: Any, params: Any) -> Any:
     """Return one factor per parameter: that of the first (regular expression, factor) that matches its path, else 1."""
     if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
-        raise UserError(f"config.optim.lr_multipliers={pairs!r} must be pairs of a regular expression and a factor, as (('head', 10.0),).")
+        raise UserError(
+            f"config.optim.lr_multipliers={pairs!r} must be pairs of a regular expression and a factor, such as (('head', 10.0),)."
+        )
     masks = [(matches((pattern,), params, "optim.lr_multipliers"), float(factor)) for pattern, factor in pairs]
     factors = jax.tree.map(lambda leaf: 1.0, params)
     for mask, factor in reversed(masks):
@@ -85,13 +86,13 @@ def multipliers(pairs: Any, params: Any) -> Any:
     return factors
 
 
-def matches(patterns: Any, tree: Any, key: str | None) -> Any:
+def matches(patterns: Any, tree: Any, key: str) -> Any:
     """Return a tree of bools: whether one of the regular expressions is found in a leaf's path, such as "head/kernel".
 
     Args:
         patterns: Regular expressions, or one.
-        tree: Of parameters or statistics.
-        key: Of the config, for the error; None lets a pattern match nothing.
+        tree: Parameters.
+        key: Key of the config that holds them, for the error.
 
     Raises:
         UserError: if a pattern is invalid or matches nothing.
@@ -102,20 +103,15 @@ def matches(patterns: Any, tree: Any, key: str | None) -> Any:
         try:
             found = any(re.search(pattern, path) for path in paths)
         except re.error as error:
-            raise UserError(f"config.{key}: {pattern!r} is no regular expression: {error}.") from error
-        if not found and key is not None:
-            raise UserError(f"config.{key}: {pattern!r} matches no parameter; their paths look like {', '.join(paths[:3])}.")
+            raise UserError(f"config.{key}: {pattern!r} is not a regular expression: {error}.") from error
+        if not found:
+            raise UserError(f"config.{key}: {pattern!r} does not match any parameter; their paths look like {', '.join(paths[:3])}.")
     hits = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
     return jax.tree.unflatten(jax.tree.structure(tree), hits)
 
 
-def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
-    """List (path, leaf), the path joined by slashes."""
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
 def ema(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Move an exponential moving average of the parameters one step on; it starts fast, at (1 + step) / (10 + step)."""
+    """Move an exponential moving average of the parameters by one step; it starts fast, at (1 + step) / (10 + step)."""
     count = step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
     # In this form an average that equals the parameters stays equal to the bit, as frozen ones do.

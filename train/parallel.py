@@ -1,15 +1,18 @@
 """Many devices: where state and batches lie, and how the steps are compiled. "jit" shards the batch over a mesh, "pmap" splits it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dilax.blocks import batch_axis
 from dilax.errors import UserError
-from train.step import Steps
+from train.step import Devices, Steps
 
 AXIS = "data"
 
@@ -24,6 +27,7 @@ class Parallel:
         put_batch: This process's share of a batch, as numpy arrays -> device arrays.
         train: Compiled `Steps.train`; it takes over (donates) the state.
         evaluate: Compiled `Steps.evaluate`.
+        rows: Arrays of `evaluate` with a row for each example -> numpy arrays.
         replicated: Sharding of what every device holds whole, as `get` returns it.
     """
 
@@ -32,12 +36,8 @@ class Parallel:
     put_batch: Callable[[dict[str, np.ndarray]], Any]
     train: Callable[[Any, Any, Any], Any]
     evaluate: Callable[[Any, Any], Any]
+    rows: Callable[[Any], dict[str, np.ndarray]]
     replicated: NamedSharding
-
-
-def axis_name(kind: str) -> str | None:
-    """The name that models and steps need for their device axis."""
-    return AXIS if kind == "pmap" else None
 
 
 def make(kind: str, steps: Steps, batch_size: int) -> Parallel:
@@ -63,12 +63,13 @@ def _mesh_shardings() -> tuple[NamedSharding, NamedSharding]:
 def _jit(steps: Steps) -> Parallel:
     replicated, sharded = _mesh_shardings()
     return Parallel(
-        # A copy in a program of its own: device_put may alias, and a donated state would take its source along.
+        # A copy in a program of its own: device_put may alias, and donating the state would then delete its source.
         put=jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=replicated),
         get=lambda tree: tree,
         put_batch=lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharded, a), batch),
         train=jax.jit(steps.train, donate_argnums=0, in_shardings=(replicated, sharded, replicated), out_shardings=replicated),
         evaluate=jax.jit(steps.evaluate, in_shardings=(replicated, sharded), out_shardings=replicated),
+        rows=jax.device_get,
         replicated=replicated,
     )
 
@@ -76,12 +77,18 @@ def _jit(steps: Steps) -> Parallel:
 def _pmap(steps: Steps) -> Parallel:
     local = jax.local_device_count()
     replicated, _ = _mesh_shardings()
+    devices = Devices(
+        sum=lambda tree: lax.psum(tree, AXIS),
+        mean=lambda tree: lax.pmean(tree, AXIS),
+        first=lambda size: lax.axis_index(AXIS) * size,
+    )
+    steps = dataclasses.replace(steps, devices=devices)
 
     def put(tree: Any) -> Any:
         return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(np.arange(local), tree)
 
     def get(tree: Any) -> Any:
-        """The first device's copy, put on all as one array."""
+        """Return the first device's copy, put on all devices as one array."""
         first = jax.tree.map(lambda a: a.addressable_shards[0].data.reshape(a.shape[1:]), tree)
         return jax.device_put(first, replicated)
 
@@ -89,7 +96,19 @@ def _pmap(steps: Steps) -> Parallel:
         put=put,
         get=get,
         put_batch=lambda batch: jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch),
-        train=jax.pmap(steps.train, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
-        evaluate=jax.pmap(steps.evaluate, axis_name=AXIS),
+        train=jax.pmap(_over_devices(steps.train), axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
+        evaluate=jax.pmap(_over_devices(steps.evaluate), axis_name=AXIS),
+        rows=lambda arrays: jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:]), arrays),
         replicated=replicated,
     )
+
+
+def _over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step with the device axis bound for the blocks of the model while it is traced."""
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with batch_axis(AXIS):
+            return step(*args)
+
+    return run

@@ -1,6 +1,9 @@
-"""The training step and the evaluation step: pure functions of (state, batch, key)."""
+"""The training step and the evaluation step: pure functions of (state, batch, key). They know the contract of a task, and no task."""
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +14,10 @@ from flax import struct
 from jax import lax
 from ml_collections import ConfigDict
 
-from train import segmentation
+import dilax
+from dilax.blocks import Norm
 from train.optim import ema, matches
-from train.tasks import Task
+from train.tasks.base import Batch, Loss, Task
 
 
 @struct.dataclass
@@ -23,20 +27,35 @@ class TrainState:
     Attributes:
         step: Steps taken, int32.
         params: Parameters, float32.
-        batch_stats: Running statistics of the normalisations.
-        opt_state: The optimiser's.
-        ema_params: Moving average of the parameters, or None when it is off.
+        collections: The other variables of the model, such as {"batch_stats": ...}.
+        opt_state: State of the optimiser.
+        average: Moving average of the parameters, or None if the run keeps none.
     """
 
     step: jax.Array
     params: Any
-    batch_stats: Any
+    collections: dict[str, Any]
     opt_state: Any
-    ema_params: Any
+    average: Any
 
     def variables(self) -> dict[str, Any]:
-        """What is evaluated and kept: the averaged parameters if there are any, and the running statistics."""
-        return {"params": self.params if self.ema_params is None else self.ema_params, "batch_stats": self.batch_stats}
+        """Return what is evaluated and kept: the averaged parameters if there are any, and the other collections."""
+        return {"params": self.params if self.average is None else self.average, **self.collections}
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How a step that runs on a share of the batch combines what the devices have; by default the step sees the whole batch.
+
+    Attributes:
+        sum: Tree -> its sum over the devices.
+        mean: Tree -> its mean over the devices.
+        first: Size of a share -> position of its first example in the whole batch.
+    """
+
+    sum: Callable[[Any], Any] = lambda tree: tree
+    mean: Callable[[Any], Any] = lambda tree: tree
+    first: Callable[[int], Any] = lambda size: 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,100 +67,100 @@ class Steps:
         task: Its loss and metrics.
         tx: Its optimiser.
         config: The whole config.
-        axis_name: The device axis under pmap, else None.
-        scales: In segmentation, sizes of the image, 1 its own, at which evaluation runs the model; the probabilities are averaged.
-        flip: Whether evaluation also runs it on mirrored images.
+        devices: How shares of a batch are combined.
     """
 
     model: nn.Module
     task: Task
     tx: optax.GradientTransformation
     config: ConfigDict
-    axis_name: str | None = None
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    devices: Devices = Devices()
 
     def init(self, variables: Any) -> TrainState:
         """Return the state of step 0."""
         params = variables["params"]
         # A copy: donating the state must not free one buffer twice.
         average = jax.tree.map(jnp.copy, params) if self.config.optim.ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), self.tx.init(params), average)
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        return TrainState(jnp.zeros((), jnp.int32), params, collections, self.tx.init(params), average)
 
-    def train(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """Take one step.
 
         Args:
-            state: Before.
-            batch: What the task learns from, such as "image" uint8 (batch, height, width, channels) and "label" int32 (batch,) or uint8
-                (batch, height, width); under pmap this device's share.
-            key: Of the run; what is random in step s depends on it and on s alone.
+            state: The state before.
+            batch: What the task learns from, arrays by name; perhaps the share of this device.
+            key: Random key of the run; what is random in step s depends on it and on s alone.
 
         Returns:
-            The state after, and sums over the augmented batch ("loss", the task's measures, "count") with the "gradient_norm" and the
-            "parameter_norm" after the step.
+            The state after, and sums over the augmented batch ("loss", the task's measures, and the "count" that they are divided by) with
+            the "gradient_norm" of the trained parameters and the "parameter_norm" after the step.
         """
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        count = batch["label"].shape[0]
-        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
-        augmented = self.task.augment(augment_key, batch, first)
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        size = len(jax.tree.leaves(batch)[0])
+        augmented = self.task.augment(augment_key, batch, self.devices.first(size))
         parts = self.config.optim.accumulate
-        batch_stats: Any = state.batch_stats
+        collections = state.collections
         grads: Any = None
-        sums: Any = None
+        total: Any = None
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
-        for i, part_key in enumerate(jax.random.split(dropout_key, parts)):
+        for i, part_key in enumerate(jax.random.split(loss_key, parts)):
             # Interleaved, so that every part spans all devices.
-            inputs, targets = jax.tree.map(lambda a, i=i: a[i::parts], augmented)
-            batch_stats, *new = self._gradient(state.params, batch_stats, inputs, targets, part_key)
-            grads, sums = new if grads is None else jax.tree.map(jnp.add, [grads, sums], new)
-        grads = jax.tree.map(lambda g: g / parts, grads)
-        if self.axis_name is not None:
-            grads, batch_stats = lax.pmean((grads, batch_stats), self.axis_name)
-            sums = lax.psum(sums, self.axis_name)
-        after = self._updated(state, grads, batch_stats)
+            part = jax.tree.map(lambda a, i=i: a[i::parts], augmented)
+            gradient, result = self._gradient(state, collections, part, part_key, size // parts)
+            collections, sums = result.collections, {**result.sums, "count": result.count}
+            grads, total = (gradient, sums) if grads is None else jax.tree.map(jnp.add, (grads, total), (gradient, sums))
+        grads, total = self.devices.sum((grads, total))
+        collections = self.devices.mean(collections)
+        # The gradients are of sums over fixed numbers of examples: here they are divided, once, by what the task counts.
+        scale = (size // parts) / jnp.maximum(total["count"], 1e-12)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        after = self._updated(state, grads, collections)
         # A step may overflow though its loss did not.
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(after.params)}
-        return after, {**sums, **norms}
+        return after, {**total, **norms}
 
-    def evaluate(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return sums over the examples of a batch that its "mask" counts."""
-        sums = self.task.sums(self.outputs(variables, batch), batch)
-        return sums if self.axis_name is None else lax.psum(sums, self.axis_name)
+    def evaluate(self, variables: Any, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Return the sums over the examples that batch["mask"] counts, and what the task keeps of each example."""
+        with dilax.use_lowering(self.config.lowering):
+            sums, kept = self.task.evaluate(self.model, variables, batch)
+        return self.devices.sum(sums), kept
 
-    def outputs(self, variables: Any, batch: dict[str, Any]) -> Any:
-        """Map a batch to what the model makes of it, with nothing random; at several scales, to the logarithms of mean probabilities."""
-        inputs = self.task.inputs(batch)
+    def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
+        """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
+        average = None if state.average is None else {"params": state.average, **collections}
+        frozen = matches(self.config.frozen, state.params, "frozen")
 
-        def run(x: Any) -> Any:
-            return self.model.apply(variables, **{**inputs, "x": x}, train=False)
+        def objective(params: Any) -> tuple[jax.Array, Loss]:
+            # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
+            params = jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen)
+            with dilax.use_lowering(self.config.lowering), frozen_statistics(tuple(self.config.frozen)):
+                loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
+            return loss.sums["loss"] / scale, loss
 
-        if self.scales == (1.0,) and not self.flip:
-            return run(inputs["x"])
-        return segmentation.averaged(run, inputs["x"], self.scales, self.flip)
+        return jax.grad(objective, has_aux=True)(state.params)
 
-    def _gradient(self, params: Any, batch_stats: Any, inputs: Any, targets: Any, key: Any) -> tuple[Any, Any, Any]:
-        """Return the new running statistics, the gradient of the mean loss, and the sums, of one part of a batch."""
-
-        def loss_fn(params: Any) -> Any:
-            variables = {"params": params, "batch_stats": batch_stats}
-            outputs, updates = self.model.apply(variables, **inputs, train=True, mutable=["batch_stats"], rngs={"dropout": key})
-            losses = self.task.losses(outputs, targets)
-            logits = outputs[0] if isinstance(outputs, tuple) else outputs
-            return losses.mean(), (updates.get("batch_stats", batch_stats), logits, losses)
-
-        grads, (batch_stats, logits, losses) = jax.grad(loss_fn, has_aux=True)(params)
-        measures = {name: values.sum() for name, values in self.task.measures(logits, targets).items()}
-        return batch_stats, grads, {"loss": losses.sum(), **measures, "count": jnp.float32(len(losses))}
-
-    def _updated(self, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
+    def _updated(self, state: TrainState, grads: Any, collections: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its int32 count
             updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.ema_params
+        average = state.average
         if average is not None:
             average = ema(average, params, self.config.optim.ema_decay, state.step)
-        if self.config.frozen and batch_stats:
-            keep = matches(self.config.frozen, batch_stats, None)
-            batch_stats = jax.tree.map(lambda old, new, kept: old if kept else new, state.batch_stats, batch_stats, keep)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average)
+        return TrainState(state.step + 1, params, collections, opt_state, average)
+
+
+@contextlib.contextmanager
+def frozen_statistics(patterns: tuple[str, ...]) -> Iterator[None]:
+    """Have the normalisations whose statistics match one of the patterns use and keep their running statistics in training."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, Norm) and context.method_name == "__call__":
+            path = "/".join((*module.path, "BatchNorm_0", "mean"))
+            if any(re.search(pattern, path) for pattern in patterns):
+                kwargs = {**kwargs, "train": False}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept) if patterns else contextlib.nullcontext():
+        yield

@@ -1,4 +1,4 @@
-"""Start from another run: put its parameters where they fit, and report what was done with every one."""
+"""Start from another run: load its parameters where they fit, and report what was done with each of them."""
 
 import pathlib
 import re
@@ -9,45 +9,45 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from dilax import DataSpec
 from dilax.errors import UserError, did_you_mean
-from train import checkpoint
-from train.config import from_json
-from train.run import CONFIG
+from dilax.loading import read_status, read_variables
 
 HEAD = "(head|logits|low_logits)"
 
 
-def init_from(config: ConfigDict, variables: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> tuple[dict[str, Any], str]:
     """Return `variables` with the best ones of the run config.init_from in place, and the report of `merge`.
 
-    With config.init_into they go into that module; its head, if it had one, and what is around it need not fit.
+    With config.init_into they go into that module; its head, if it has one, and the rest of the model need not fit.
 
     Raises:
         UserError: if there is no such run or module, or its variables do not fit.
     """
-    source = checkpoint.read_variables(pathlib.Path(config.init_from).absolute())
-    _warn_of_colours(config)
+    folder = pathlib.Path(config.init_from).expanduser().absolute()
+    source = read_variables(folder)
+    _warn_of_colours(config, spec, read_status(folder))
     into = config.init_into
     allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))
     if into:
         if into not in variables["params"]:
             known = sorted(variables["params"])
-            raise UserError(f"config.init_into={into!r} is no module of this model; it has {', '.join(known)}.{did_you_mean(into, known)}")
+            raise UserError(f"config.init_into={into!r} is not a module of this model; it has {', '.join(known)}.{did_you_mean(into, known)}")
         source = {part: {into: tree} for part, tree in source.items()}
         allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
     return merge(variables, source, allowed, config.init_from)
 
 
-def _warn_of_colours(config: ConfigDict) -> None:
-    """Say so where the images of the other run were standardised by other numbers."""
-    path = pathlib.Path(config.init_from) / CONFIG
-    ours: Any = config.data  # the values of a ConfigDict have no static types
-    theirs: Any = from_json(path.read_text()).data if path.exists() else ours
+def _warn_of_colours(config: ConfigDict, ours: DataSpec, status: dict[str, Any]) -> None:
+    """Warn if the images of the other run were standardised by other numbers."""
+    theirs = DataSpec.from_json(status["data"]) if status else ours
+    if len(ours.input_shape) < 3 or len(theirs.input_shape) < 3:  # the numbers of other data are measured, not chosen
+        return
     for key in ("mean", "std"):
-        if tuple(theirs[key]) != tuple(ours[key]):
+        if getattr(theirs, key) != getattr(ours, key):
             print(
-                f"warning: {config.init_from} was trained with data.{key}={tuple(theirs[key])}, and config.data.{key} is "
-                f"{tuple(ours[key])}: set it to the same.",
+                f"warning: {config.init_from} was trained with data.{key}={getattr(theirs, key)}, and config.data.{key} is "
+                f"{getattr(ours, key)}: set it to the same.",
                 file=sys.stderr,
             )
 
@@ -56,10 +56,10 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
     """Fill the leaves of `target` from those of `source` with the same path and shape.
 
     Args:
-        target: Freshly made variables, nested dicts.
+        target: Freshly initialised variables, nested dicts.
         source: Loaded variables, nested dicts.
         allowed: Regular expressions of paths that are left as they are in `target`, and need not fit.
-        name: Of the source, for the report and the error.
+        name: Name of the source, for the report and the error.
 
     Returns:
         The merged variables, and a report: one line that counts what was loaded, then one for each leaf.
@@ -75,15 +75,15 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f"config.init_except: {pattern!r} is no regular expression: {error}.") from error
+            raise UserError(f"config.init_except: {pattern!r} is not a regular expression: {error}.") from error
     for path in sorted({*ours, *theirs}):
         is_allowed = any(re.search(pattern, path) for pattern in allowed)
         if path not in ours:
             (notes if is_allowed else wrong).append(f"skipped {path}: not in this model")
         elif is_allowed:
-            notes.append(f"initialised anew {path}")
+            notes.append(f"initialised {path}")
         elif path not in theirs:
-            wrong.append(f"{path} is not in it")
+            wrong.append(f"{path} is missing")
         elif theirs[path].shape != ours[path].shape:
             wrong.append(f"{path} has shape {theirs[path].shape}, not {ours[path].shape}")
         else:

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, and the terminal (a bar, or plain lines when it is none)."""
+"""Where the metrics of a run go: metrics.jsonl, TensorBoard, and the terminal (a progress bar, or plain lines if it is not one)."""
 
 import json
 import os
@@ -13,10 +13,10 @@ METRICS = "metrics.jsonl"
 
 
 class Writer:
-    """Writes scalars to metrics.jsonl (one object a line, with "step") and to TensorBoard."""
+    """Writes scalars to metrics.jsonl (one object per line, with "step") and to TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Open both; lines of steps after `step`, and of the test, are dropped: they will be written again."""
+        """Open both; lines of the test split and of steps after `step` are dropped, since they will be written again."""
         from tensorboardX import SummaryWriter
 
         self.path = workdir / METRICS
@@ -35,7 +35,7 @@ class Writer:
         self._board.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write one line, and each value under its name."""
+        """Write one line of metrics.jsonl, and each value to TensorBoard under its name."""
         line = {"step": step, **values}
         self.history.append(line)
         self._file.write(json.dumps(line) + "\n")
@@ -49,10 +49,10 @@ class Writer:
 
 
 class Progress:
-    """Steps done, speed, loss and time to go: a bar on a terminal, else a plain line at most every `seconds`."""
+    """Shows steps, speed, loss and the time left: a progress bar on a terminal, else a plain line at most every `seconds`."""
 
     def __init__(self, total: int, start: int, seconds: float = 10.0):
-        """Begin at step `start` of `total`."""
+        """Start at step `start` of `total`."""
         self.total, self.start, self.seconds = total, start, seconds
         self.began = self.printed = time.monotonic()
         self._bar = None
@@ -69,7 +69,7 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, text: str) -> None:
-        """Show that `step` steps are done."""
+        """Show that `step` steps have been taken."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -77,10 +77,10 @@ class Progress:
         elif now - self.printed >= self.seconds or step == self.total:
             self.printed = now
             left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-            print(f"step {step}/{self.total}  {text}  {left:.0f} s to go", flush=True)
+            print(f"step {step}/{self.total}  {text}  {left:.0f} s left", flush=True)
 
     def line(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a separate line."""
         if self._bar is not None:
             self._bar.write(text)
         else:
@@ -88,7 +88,7 @@ class Progress:
 
 
 def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl; a last line that was cut off is left out."""
+    """Return the lines of metrics.jsonl; a truncated last line is left out."""
     path, lines = workdir / METRICS, []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -99,7 +99,7 @@ def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replace a file whole: a reader, or a kill, never sees half of it."""
+    """Replace a file atomically: neither a reader nor a kill ever leaves half of it."""
     scratch = path.with_name(path.name + ".part")
     scratch.write_text(text)
     os.replace(scratch, path)

@@ -1,8 +1,10 @@
 """Every lowering by its name, and the rule that chooses among them."""
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -55,7 +57,7 @@ def supports(name: str, plan: ConvPlan) -> bool:
 
 
 def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output") -> str:
-    """Say which lowering `lowering="auto"` takes.
+    """Return the lowering that `lowering="auto"` takes, outside of any `use_lowering` scope.
 
     On GPU and TPU, and where a length is symbolic: "lax". On a CPU:
 
@@ -87,6 +89,50 @@ def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output")
     if platform != "cpu" or plan.symbolic:
         return "lax"
     return next((name for name in _wanted(plan, face) if supports(name, plan)), "lax")
+
+
+_SCOPE = contextvars.ContextVar("dilax_lowering", default="auto")
+
+
+@contextlib.contextmanager
+def use_lowering(name: str) -> Iterator[None]:
+    """Set what `lowering="auto"` means for every convolution traced inside the scope.
+
+    It holds for functions, modules and models alike, transposed convolutions included, and for the output and both gradients: the
+    gradients of a convolution take the lowering it was traced with, wherever they are computed. With "lax" a model is made of plain
+    `lax.conv_general_dilated` calls, which is what an exporter or another compiler reads. A convolution that the named lowering does not
+    support keeps the choice of "auto", and an explicit `lowering=` argument always wins. Scopes nest; the innermost counts.
+
+    The scope is read while a function is traced. A function compiled by `jax.jit` keeps the lowering of its first trace for as long as it
+    is cached, so enter the scope inside the function, or jit a new function (or call `jax.clear_caches()`) for each scope.
+
+    Args:
+        name: A key of `LOWERINGS`, or "auto" to restore the rule of `select_lowering`.
+
+    Raises:
+        UserError: if the name is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp, dilax
+        >>> with dilax.use_lowering("lax"):
+        ...     y = dilax.dilated_conv(jnp.ones((1, 7, 1)), jnp.ones((3, 1, 1)), dilation=2)
+        >>> y.shape
+        (1, 7, 1)
+    """
+    known = ("auto", *LOWERINGS)
+    if name not in known:
+        raise UserError(f"use_lowering: unknown lowering {name!r}; use one of {known}.{did_you_mean(str(name), known)}")
+    token = _SCOPE.set(name)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def in_scope(lowering: str, plan: ConvPlan) -> str:
+    """Return the lowering that stands for `lowering` in the innermost `use_lowering` scope; it differs only from "auto"."""
+    scope = _SCOPE.get()
+    return scope if lowering == "auto" != scope and supports(scope, plan) else lowering
 
 
 def _wanted(plan: ConvPlan, face: str) -> tuple[str, ...]:

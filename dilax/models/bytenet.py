@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, masked
+from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
-from dilax.models.tcn import embedded
+from dilax.geometry import time_padding
 from dilax.modules import DilatedConv
 from dilax.streaming import Streamable
 
@@ -25,7 +24,6 @@ class ByteNetBlock(nn.Module):
         dilation: Of the convolution.
         causal: Whether no output sees a later input.
         dropout: Rate before the sum, whole channels at a time.
-        axis_name: As `dilax.blocks.Dropout`.
         dtype: Of the computation.
     """
 
@@ -33,7 +31,6 @@ class ByteNetBlock(nn.Module):
     dilation: int
     causal: bool = True
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -44,8 +41,8 @@ class ByteNetBlock(nn.Module):
         y = masked(self._act(y, 1), None if self.causal else mask)
         y = DilatedConv(half, (self.kernel_size,), padding=padding, dilation=self.dilation, dtype=self.dtype, name="conv")(y)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(self._act(y, 2))
-        ahead = explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
-        return Delay(ahead, name="delay")(x) + Dropout(self.dropout, self.axis_name, spatial=True)(y, train=train)
+        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
+        return Delay(ahead, name="delay")(x) + Dropout(self.dropout, spatial=True)(y, train=train)
 
     def _act(self, x: jax.Array, number: int) -> jax.Array:
         return nn.relu(Norm("layer", dtype=self.dtype, name=f"norm{number}")(x, train=False))
@@ -60,16 +57,15 @@ class ByteNetStack(nn.Module):
     dilations: tuple[int, ...]
     causal: bool
     dropout: float
-    axis_name: str | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map codes (batch, time), with a condition (batch, time, features) to add to their embeddings, to (batch, time, features)."""
-        x = embedded("ByteNet", x, self.vocabulary, self.features)
+        x = embed_sequence("ByteNet", x, vocabulary=self.vocabulary, features=self.features)
         x = x if self.dtype is None else x.astype(self.dtype)
         x = x if condition is None else x + condition.astype(x.dtype)
-        shared: dict[str, Any] = dict(causal=self.causal, dropout=self.dropout, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(causal=self.causal, dropout=self.dropout, dtype=self.dtype)
         for i, dilation in enumerate(self.dilations):
             x = ByteNetBlock(self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.relu(Norm("layer", dtype=self.dtype, name="last_norm")(x, train=False))
@@ -90,7 +86,6 @@ class ByteNet(Streamable):
         dilations: Of each block; the paper has (1, 2, 4, 8, 16) six times.
         source_vocabulary: Number of symbols of the source; 0 is none, a language model.
         dropout: Rate in the blocks, whole channels at a time.
-        axis_name: Device axis under pmap, as `dilax.blocks.Dropout`.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -105,7 +100,6 @@ class ByteNet(Streamable):
     dilations: tuple[int, ...] = _SETS
     source_vocabulary: int = 0
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
@@ -119,7 +113,6 @@ class ByteNet(Streamable):
             kernel_size=self.kernel_size,
             dilations=self.dilations,
             dropout=self.dropout,
-            axis_name=self.axis_name,
             dtype=self.dtype,
         )
         self.decoder = ByteNetStack(self.vocabulary, causal=True, **shared)

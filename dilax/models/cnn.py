@@ -28,7 +28,6 @@ class DilatedCNN(nn.Module):
         dropout: Rate before each dense layer.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -42,7 +41,6 @@ class DilatedCNN(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @classmethod
@@ -51,7 +49,6 @@ class DilatedCNN(nn.Module):
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
-        axis_name: str | None = None,
         dtype: Any = None,
     ) -> "DilatedCNN":
         """Conv 3x3x32, pool 2, dilated conv 3x3x32, pool 2, dense 32, dense: the first network of many a tutorial."""
@@ -64,7 +61,6 @@ class DilatedCNN(nn.Module):
             head="flatten",
             dropout=dropout,
             norm=norm,
-            axis_name=axis_name,
             dtype=dtype,
         )
 
@@ -74,7 +70,6 @@ class DilatedCNN(nn.Module):
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
-        axis_name: str | None = None,
         dtype: Any = None,
     ) -> "DilatedCNN":
         """Conv 3x3x64, dilated 3x3x64, conv 3x3x128, dilated 3x3x128, global average, dense; the dilation is 2."""
@@ -85,7 +80,6 @@ class DilatedCNN(nn.Module):
             pools=(1, 1, 1, 1),
             dropout=dropout,
             norm=norm,
-            axis_name=axis_name,
             dtype=dtype,
         )
 
@@ -104,7 +98,6 @@ class DilatedCNN(nn.Module):
                 dilation=dilation,
                 norm=self.norm,
                 activation=self.activation,
-                axis_name=self.axis_name,
                 dtype=self.dtype,
             )(x, train=train)
             x = _pool(x, pool)
@@ -118,7 +111,7 @@ class SeparableCNN(nn.Module):
 
     Attributes:
         num_classes: Outputs.
-        stem: Channels of the first convolution.
+        stem_features: Channels of the first convolution.
         separable_stem: Whether that one is separable too, with the first of the dilations; else it is dense and not dilated.
         features: Channels of each stage.
         blocks: Blocks of each stage.
@@ -129,12 +122,11 @@ class SeparableCNN(nn.Module):
         dropout: Rate before each dense layer.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 10
-    stem: int = 32
+    stem_features: int = 32
     separable_stem: bool = False
     features: tuple[int, ...] = (64, 128, 256)
     blocks: tuple[int, ...] = (2, 2, 2)
@@ -145,7 +137,6 @@ class SeparableCNN(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @classmethod
@@ -155,20 +146,18 @@ class SeparableCNN(nn.Module):
         dilations: tuple[int, ...] = (1,),
         dropout: float = 0.0,
         norm: str = "none",
-        axis_name: str | None = None,
         dtype: Any = None,
     ) -> "SeparableCNN":
         """One 3x3 depthwise and 1x1 pointwise convolution to 64 features, global average, dense: the textbook toy, kept as a baseline."""
         return cls(
             num_classes=num_classes,
-            stem=64,
+            stem_features=64,
             separable_stem=True,
             features=(),
             blocks=(),
             dilations=dilations,
             dropout=dropout,
             norm=norm,
-            axis_name=axis_name,
             dtype=dtype,
         )
 
@@ -181,9 +170,9 @@ class SeparableCNN(nn.Module):
                 f"SeparableCNN: features={self.features} and blocks={self.blocks} must have one entry per stage each, "
                 f"and dilations={self.dilations} at least one."
             )
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         stem_dilation = self.dilations[0] if self.separable_stem else 1
-        x = ConvNormAct(self.stem, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
+        x = ConvNormAct(self.stem_features, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
         for stage, (features, blocks) in enumerate(zip(self.features, self.blocks)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -210,7 +199,7 @@ def _head(model: Any, x: jax.Array, train: bool) -> jax.Array:
         raise UserError(f"{type(model).__name__}: head={model.head!r} is unknown; use one of {HEADS}.")
     x = x.mean((1, 2)) if model.head == "global" else x.reshape(x.shape[0], -1)
     for units in model.hidden:
-        x = Dropout(model.dropout, model.axis_name)(x, train=train)
+        x = Dropout(model.dropout)(x, train=train)
         x = activation(model.activation)(nn.Dense(units, dtype=model.dtype)(x))
-    x = Dropout(model.dropout, model.axis_name)(x, train=train)
+    x = Dropout(model.dropout)(x, train=train)
     return nn.Dense(model.num_classes, name="head")(x.astype(jnp.float32))

@@ -51,7 +51,7 @@ class Frames(Layer):
                 f"{flow.caller}: a chunk of {x.shape[1]} samples is no multiple of stride={self.stride}; "
                 "feed chunks that are, the last filled up with zeros."
             )
-        flow.keeps_time(self)
+        flow.require_no_latency(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], self.kernel_size // self.stride - 1, (self.stride,), x.dtype)
 
@@ -96,31 +96,29 @@ class SeparableBlock(nn.Module):
     """1x1 convolution, PReLU, norm, dilated depthwise convolution, PReLU, norm, and 1x1 convolutions to residual and skip (figure 1c).
 
     Attributes:
-        hidden: Channels between the 1x1 convolutions.
+        hidden_features: Channels between the 1x1 convolutions.
         skip_features: Channels of the skip output.
         kernel_size: Taps.
         dilation: Of the depthwise convolution.
         residual: Whether there is a residual output; the last block of a network has none.
         causal: Whether no output sees a later input; else the padding is "SAME".
         norm: As `dilax.blocks.Norm`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
-    hidden: int
+    hidden_features: int
     skip_features: int
     kernel_size: int
     dilation: int
     residual: bool = True
     causal: bool = False
     norm: str = "global"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Map (batch, frames, channels) to the next x and the skip output (batch, frames, skip_features); mask is bool (batch, frames)."""
-        y = self._normalised(nn.Dense(self.hidden, dtype=self.dtype, name="expand")(x), 1, train, mask)
+        y = self._normalised(nn.Dense(self.hidden_features, dtype=self.dtype, name="expand")(x), 1, train, mask)
         padding = "CAUSAL" if self.causal else "SAME"
         conv = DepthwiseConv((self.kernel_size,), dilation=self.dilation, padding=padding, dtype=self.dtype, name="conv")
         y = self._normalised(conv(y if self.causal else masked(y, mask)), 2, train, mask)
@@ -130,7 +128,7 @@ class SeparableBlock(nn.Module):
 
     def _normalised(self, y: jax.Array, place: int, train: bool, mask: jax.Array | None) -> jax.Array:
         y = prelu(f"prelu{place}")(y)
-        return Norm(self.norm, self.axis_name, self.dtype, name=f"norm{place}")(y, train=train, mask=mask)
+        return Norm(self.norm, self.dtype, name=f"norm{place}")(y, train=train, mask=mask)
 
 
 def prelu(name: str) -> nn.PReLU:
@@ -155,16 +153,15 @@ class ConvTasNet(Streamable):
         features: Of the frames, between encoder and decoder (the paper's N).
         kernel_size: Samples in a frame (L), a multiple of the stride.
         stride: Samples from frame to frame; the paper's is half the kernel.
-        bottleneck: Channels of the residual path (B).
-        hidden: Channels in a block (H).
-        skip: Channels of the skip path (Sc).
+        bottleneck_features: Channels of the residual path (B).
+        hidden_features: Channels in a block (H).
+        skip_features: Channels of the skip path (Sc).
         block_kernel_size: Taps in a block (P).
         blocks: Blocks in a repeat (X).
         repeats: Of the row of dilations (R).
         causal: Whether no frame sees a later one.
         norm: As `dilax.blocks.Norm`; None is "cumulative" in a causal network, else "global".
         mask_activation: "sigmoid" or "relu".
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -177,16 +174,15 @@ class ConvTasNet(Streamable):
     features: int = 512
     kernel_size: int = 16
     stride: int = 8
-    bottleneck: int = 128
-    hidden: int = 512
-    skip: int = 128
+    bottleneck_features: int = 128
+    hidden_features: int = 512
+    skip_features: int = 128
     block_kernel_size: int = 3
     blocks: int = 8
     repeats: int = 3
     causal: bool = False
     norm: str | None = None
     mask_activation: str = "sigmoid"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -221,13 +217,15 @@ class ConvTasNet(Streamable):
     def _masks(self, encoded: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         """Map (batch, frames, features) to what the activation makes masks, (batch, frames, sources, features)."""
         norm = self.norm or ("cumulative" if self.causal else "global")
-        shared: dict[str, Any] = dict(causal=self.causal, norm=norm, axis_name=self.axis_name, dtype=self.dtype)
-        y = Norm(norm, self.axis_name, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
-        y = nn.Dense(self.bottleneck, dtype=self.dtype, name="input")(y)
+        shared: dict[str, Any] = dict(causal=self.causal, norm=norm, dtype=self.dtype)
+        y = Norm(norm, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
+        y = nn.Dense(self.bottleneck_features, dtype=self.dtype, name="input")(y)
         skips: Any = None
         for i in range(self.repeats * self.blocks):
             dilation, residual = 2 ** (i % self.blocks), i < self.repeats * self.blocks - 1
-            block = SeparableBlock(self.hidden, self.skip, self.block_kernel_size, dilation, residual, name=f"block{i}", **shared)
+            block = SeparableBlock(
+                self.hidden_features, self.skip_features, self.block_kernel_size, dilation, residual, name=f"block{i}", **shared
+            )
             y, skip = block(y, train=train, mask=mask)
             skips = skip if skips is None else skips + skip
         y = nn.Dense(self.sources * self.features, dtype=self.dtype, name="masks")(prelu("prelu")(skips))

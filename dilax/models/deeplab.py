@@ -49,7 +49,7 @@ class DeepLabV3(Segmenter):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the last stage to logits."""
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         aspp = ASPP(self.head_features, self.dilations, False, self.image_pooling, self.dropout, name="aspp", **shared)
         y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)
         y = ConvNormAct(self.head_features, name="conv", **shared)(y, train=train)
@@ -82,7 +82,7 @@ class DeepLabV3Plus(Segmenter):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the first and the last stage to logits of the size of the first."""
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         aspp = ASPP(self.head_features, self.dilations, True, self.image_pooling, self.dropout, name="aspp", **shared)
         y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)
         y = ConvNormAct(self.head_features, separable=True, name="conv", **shared)(y, train=train)

@@ -29,7 +29,7 @@ class FCN(Segmenter):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the last stage to logits."""
-        return FCNHead(self.num_classes, self.dropout, self.norm, self.axis_name, self.dtype, name="classifier")(maps[-1], train=train)
+        return FCNHead(self.num_classes, self.dropout, self.norm, self.dtype, name="classifier")(maps[-1], train=train)
 
 
 class LRASPP(Segmenter):
@@ -51,7 +51,7 @@ class LRASPP(Segmenter):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the second and the last stage to logits of the size of the second."""
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         low, high = maps[1], maps[-1]
         y = ConvNormAct(self.head_features, (1, 1), name="conv", **shared)(high, train=train)
         gate = DilatedConv(self.head_features, (1, 1), use_bias=False, dtype=self.dtype, name="gate")

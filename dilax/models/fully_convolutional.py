@@ -33,7 +33,6 @@ class DilatedFCN(nn.Module):
         dropout: Rate before the head, on the last map.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -47,7 +46,6 @@ class DilatedFCN(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -55,14 +53,14 @@ class DilatedFCN(nn.Module):
         """Map images (batch, height, width, channels) to logits (batch, height, width, num_classes), or (batch, num_classes)."""
         _check(self, x)
         size, before = x.shape[1:3], []
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         for i, (features, stride, dilation) in enumerate(zip(self.features, self.strides, self.dilations)):
             if stride > 1 and i > 0:
                 before.append(x)
             layer = ConvNormAct(features, self.kernel_size, stride=stride, dilation=dilation, separable=self.separable and i > 0, **shared)
             y = layer(x, train=train)
             x = x + y if x.shape == y.shape else y
-        x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = Dropout(self.dropout)(x, train=train)
         if self.head == "global":
             return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)).astype(jnp.float32))
         return PixelHead(self.num_classes, name="head")((x, *reversed(before)), size)

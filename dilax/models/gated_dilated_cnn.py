@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, masked
+from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.errors import UserError, did_you_mean
-from dilax.models.tcn import embedded
 from dilax.modules import DilatedConv
+from dilax.pooling import pool_sequence
 
 POOLINGS = ("max", "mean", "both")
 
@@ -26,7 +26,6 @@ class GatedBlock(nn.Module):
         dilation: Of the convolution.
         norm: As `dilax.blocks.Norm`.
         dropout: Rate, whole channels at a time.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -34,15 +33,14 @@ class GatedBlock(nn.Module):
     dilation: int
     norm: str = "layer"
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map (batch, time, channels) to the same shape; mask as `GatedDilatedCNN`."""
-        y = masked(Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train, mask=mask), mask)
+        y = masked(Norm(self.norm, self.dtype, name="norm")(x, train=train, mask=mask), mask)
         conv = DilatedConv(2 * x.shape[-1], (self.kernel_size,), dilation=self.dilation, dtype=self.dtype, name="conv")
-        return x + Dropout(self.dropout, self.axis_name, spatial=True)(nn.glu(conv(y)), train=train)
+        return x + Dropout(self.dropout, spatial=True)(nn.glu(conv(y)), train=train)
 
 
 class GatedDilatedCNN(nn.Module):
@@ -60,8 +58,7 @@ class GatedDilatedCNN(nn.Module):
         norm: As `dilax.blocks.Norm`.
         dropout: Rate in the blocks, and before the linear layer.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding: Channels of a symbol.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
+        embedding_features: Channels of a symbol.
         dtype: Of the computation; parameters and logits stay float32.
 
     Example:
@@ -78,8 +75,7 @@ class GatedDilatedCNN(nn.Module):
     norm: str = "layer"
     dropout: float = 0.0
     vocabulary: int = 0
-    embedding: int = 128
-    axis_name: str | None = None
+    embedding_features: int = 128
     dtype: Any = None
 
     @nn.compact
@@ -99,34 +95,18 @@ class GatedDilatedCNN(nn.Module):
             raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
         if not self.dilations:
             raise UserError("GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
-        x = embedded("GatedDilatedCNN", x, self.vocabulary, self.embedding)
+        x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         for i, dilation in enumerate(self.dilations):
             block = GatedBlock(self.kernel_size, dilation, dropout=self.dropout, name=f"block{i}", **shared)
             x = block(x, train=train, mask=mask)
-        x = Norm(self.norm, self.axis_name, self.dtype, name="last_norm")(x, train=train, mask=mask)
-        pooled = Dropout(self.dropout, self.axis_name)(pool(x.astype(jnp.float32), self.pooling, mask), train=train)
+        x = Norm(self.norm, self.dtype, name="last_norm")(x, train=train, mask=mask)
+        pooled = Dropout(self.dropout)(self._pooled(x.astype(jnp.float32), mask), train=train)
         return nn.Dense(self.num_classes, name="head")(pooled)
 
-
-def pool(x: jax.Array, pooling: str, mask: jax.Array | None = None) -> jax.Array:
-    """Pool (batch, time, channels) over the steps where mask is True, to (batch, channels), or twice as many with "both".
-
-    Example:
-        >>> pool(jnp.array([[[1.0], [3.0], [9.0]]]), "both", jnp.array([[True, True, False]])).tolist()
-        [[3.0, 2.0]]
-    """
-    real = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
-    where = jnp.broadcast_to(real, x.shape)
-    found = []
-    if pooling in ("max", "both"):
-        # By its place: the gradient of jnp.max looks for what equals it, which a compiler that computes x twice may not find.
-        place = jnp.argmax(jnp.where(where, x, -jnp.inf), axis=1, keepdims=True)
-        found.append(jnp.take_along_axis(jnp.where(where, x, 0.0), place, axis=1)[:, 0])
-    if pooling in ("mean", "both"):
-        count = jnp.maximum(real.sum(1), 1).astype(x.dtype)
-        found.append(jnp.where(where, x, 0.0).sum(1) / count)
-    return jnp.concatenate(found, axis=-1)
+    def _pooled(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        kinds = ("max", "mean") if self.pooling == "both" else (self.pooling,)
+        return jnp.concatenate([pool_sequence(x, kind=kind, mask=mask) for kind in kinds], axis=-1)

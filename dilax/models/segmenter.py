@@ -24,7 +24,7 @@ class Segmenter(nn.Module):
     is the same but for the outermost pixels, where it fades to 0.
 
     Attributes:
-        backbone: Makes the backbone from `norm`, `multi_grid`, `axis_name` and `dtype`: its class, or a `functools.partial` of it with
+        backbone: Makes the backbone from `norm`, `multi_grid` and `dtype`: its class, or a `functools.partial` of it with
             other fields set. Its parameters stand under `backbone`.
         num_classes: Outputs per pixel.
         aux_head: Whether an `FCNHead`, named `aux_classifier`, reads the last but one stage.
@@ -33,7 +33,6 @@ class Segmenter(nn.Module):
         dropout: Rate before the last convolution; the auxiliary head's is 0.1, or this if it is less.
         multi_grid: Factors of the dilations in the backbone's last stage.
         norm: As `dilax.blocks.Norm`; for backbone and heads.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and logits stay float32.
     """
 
@@ -44,7 +43,6 @@ class Segmenter(nn.Module):
     dropout: float = 0.1
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
-    axis_name: str | None = None
     dtype: Any = None
 
     def setup(self) -> None:
@@ -54,9 +52,7 @@ class Segmenter(nn.Module):
                 f"{type(self).__name__}: backbone={type(self.backbone).__name__} is no class of backbones; give one, such as "
                 "dilax.models.ResNet, or functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False)."
             )
-        self.encoder: Any = self.backbone(
-            norm=self.norm, multi_grid=self.multi_grid, axis_name=self.axis_name, dtype=self.dtype, name="backbone"
-        )
+        self.encoder: Any = self.backbone(norm=self.norm, multi_grid=self.multi_grid, dtype=self.dtype, name="backbone")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None, image_mean: jax.Array | None = None) -> Any:
@@ -80,7 +76,7 @@ class Segmenter(nn.Module):
         logits = resize(self.head(maps, train=train, output_stride=stride, image_mean=image_mean), x.shape[1:-1])
         if not self.aux_head or not (train or self.is_initializing()):
             return logits
-        aux = FCNHead(self.num_classes, min(self.dropout, 0.1), self.norm, self.axis_name, self.dtype, name="aux_classifier")
+        aux = FCNHead(self.num_classes, min(self.dropout, 0.1), self.norm, self.dtype, name="aux_classifier")
         aux_logits = resize(aux(maps[-2], train=train), x.shape[1:-1])
         return (logits, aux_logits) if train else logits
 
@@ -90,7 +86,7 @@ class Segmenter(nn.Module):
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
         """Map the stages to logits (batch, height, width, num_classes) of any smaller size, in float32."""
-        return logits(self.num_classes, Dropout(self.dropout, self.axis_name)(maps[-1], train=train))
+        return logits(self.num_classes, Dropout(self.dropout)(maps[-1], train=train))
 
 
 # Of torchvision's `FCNHead`.
@@ -104,22 +100,20 @@ class FCNHead(nn.Module):
         num_classes: Outputs.
         dropout: Rate.
         norm: As `dilax.blocks.Norm`.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
     num_classes: int
     dropout: float = 0.1
     norm: str = "batch"
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, channels) to (batch, *space, num_classes)."""
-        shared: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         x = ConvNormAct(max(1, x.shape[-1] // 4), (3,) * (x.ndim - 2), name="conv", **shared)(x, train=train)
-        x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = Dropout(self.dropout)(x, train=train)
         return logits(self.num_classes, x)
 
 

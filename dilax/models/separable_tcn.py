@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, Norm, activation, masked
+from dilax.blocks import Dropout, Norm, activation, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
-from dilax.models.tcn import embedded
+from dilax.geometry import time_padding
 from dilax.modules import DepthwiseConv
 from dilax.streaming import Streamable
 
@@ -25,11 +24,10 @@ class SeparableTemporalBlock(nn.Module):
     Attributes:
         kernel_size: Taps.
         dilation: Of the depthwise convolution.
-        causal: As `SeparableTCN`; so are norm, activation, dropout, axis_name and dtype.
+        causal: As `SeparableTCN`; so are norm, activation, dropout and dtype.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
         dropout: Rate, whole channels at a time.
-        axis_name: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
@@ -39,7 +37,6 @@ class SeparableTemporalBlock(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -49,10 +46,10 @@ class SeparableTemporalBlock(nn.Module):
         shared: dict[str, Any] = dict(use_bias=bias, dtype=self.dtype)
         conv = DepthwiseConv((self.kernel_size,), padding=padding, dilation=self.dilation, name="depthwise", **shared)
         y = conv(x if self.causal else masked(x, mask))
-        y = act(Norm(self.norm, self.axis_name, self.dtype, name="norm1")(y, train=train, mask=mask))
-        y = nn.Dense(x.shape[-1], name="pointwise", **shared)(Dropout(self.dropout, self.axis_name, spatial=True)(y, train=train))
-        y = act(Norm(self.norm, self.axis_name, self.dtype, name="norm2")(y, train=train, mask=mask))
-        ahead = explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        y = act(Norm(self.norm, self.dtype, name="norm1")(y, train=train, mask=mask))
+        y = nn.Dense(x.shape[-1], name="pointwise", **shared)(Dropout(self.dropout, spatial=True)(y, train=train))
+        y = act(Norm(self.norm, self.dtype, name="norm2")(y, train=train, mask=mask))
+        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return Delay(ahead, name="delay")(x) + y
 
 
@@ -71,7 +68,6 @@ class SeparableTCN(Streamable):
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
         dropout: Rate in the blocks.
-        axis_name: Device axis under pmap, as `dilax.blocks.Norm`.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -88,7 +84,6 @@ class SeparableTCN(Streamable):
     norm: str = "batch"
     activation: str = "relu"
     dropout: float = 0.0
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -110,11 +105,11 @@ class SeparableTCN(Streamable):
                 f"SeparableTCN: norm={self.norm!r} takes statistics over all of time, which a causal network must not see; "
                 "use 'batch', 'layer' or 'cumulative', or causal=False."
             )
-        x = embedded("SeparableTCN", x, 0, 0)
+        x = embed_sequence("SeparableTCN", x, vocabulary=0, features=0)
         x = nn.Dense(self.features, use_bias=self.norm == "none", dtype=self.dtype, name="input")(x)
-        x = activation(self.activation)(Norm(self.norm, self.axis_name, self.dtype, name="input_norm")(x, train=train, mask=mask))
+        x = activation(self.activation)(Norm(self.norm, self.dtype, name="input_norm")(x, train=train, mask=mask))
         shared: dict[str, Any] = dict(
-            causal=self.causal, norm=self.norm, activation=self.activation, dropout=self.dropout, axis_name=self.axis_name, dtype=self.dtype
+            causal=self.causal, norm=self.norm, activation=self.activation, dropout=self.dropout, dtype=self.dtype
         )
         for i, dilation in enumerate(self.dilations):
             x = SeparableTemporalBlock(self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.blocks import Dropout, masked
+from dilax.blocks import Dropout, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
-from dilax.geometry import explicit_padding
+from dilax.geometry import time_padding
 from dilax.modules import DilatedConv
 from dilax.streaming import Streamable
 
@@ -24,7 +24,6 @@ class TemporalBlock(nn.Module):
         dropout: Rate after each convolution.
         causal: Whether no output sees a later input; else the padding is "SAME".
         weight_norm: As `dilax.DilatedConv`.
-        axis_name: As `dilax.blocks.Dropout`.
         dtype: Of the computation.
     """
 
@@ -34,7 +33,6 @@ class TemporalBlock(nn.Module):
     dropout: float = 0.0
     causal: bool = True
     weight_norm: bool = True
-    axis_name: str | None = None
     dtype: Any = None
 
     @nn.compact
@@ -54,10 +52,10 @@ class TemporalBlock(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            y = Dropout(self.dropout, self.axis_name, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
+            y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
         if x.shape[-1] != self.features:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
-        ahead = 2 * explicit_padding(2**24, self.kernel_size, padding=padding, dilation=self.dilation)[0][1]
+        ahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return nn.relu(Delay(ahead, name="delay")(x) + y)
 
 
@@ -76,8 +74,7 @@ class TCN(Streamable):
         causal: As `TemporalBlock`. A network that is not sees as far ahead as back.
         weight_norm: As `dilax.DilatedConv`.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding: Channels of a symbol.
-        axis_name: Device axis under pmap, as `dilax.blocks.Dropout`.
+        embedding_features: Channels of a symbol.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -94,8 +91,7 @@ class TCN(Streamable):
     causal: bool = True
     weight_norm: bool = True
     vocabulary: int = 0
-    embedding: int = 100
-    axis_name: str | None = None
+    embedding_features: int = 100
     dtype: Any = None
 
     @nn.compact
@@ -111,14 +107,12 @@ class TCN(Streamable):
         Raises:
             UserError: if x is neither, or there is not one dilation for each block.
         """
-        x = embedded("TCN", x, self.vocabulary, self.embedding)
+        x = embed_sequence("TCN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):
             raise UserError(f"TCN: features={self.features} and dilations={self.dilations} must have as many entries, at least one.")
-        shared: dict[str, Any] = dict(
-            dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, axis_name=self.axis_name, dtype=self.dtype
-        )
+        shared: dict[str, Any] = dict(dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, dtype=self.dtype)
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
             x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))
@@ -128,18 +122,3 @@ class TCN(Streamable):
         if self.vocabulary:
             return jnp.zeros((batch_size, 1), jnp.int32)
         return jnp.zeros((batch_size, 1, self.variables["params"]["block0"]["conv1"]["kernel"].shape[-2]), dtype)
-
-
-def embedded(caller: str, x: jax.Array, vocabulary: int, features: int) -> jax.Array:
-    """Map codes (batch, time) to (batch, time, features) by a table named `embedding`; without a vocabulary return (batch, time, channels).
-
-    Raises:
-        UserError: if x is not what the vocabulary says.
-    """
-    if vocabulary:
-        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
-            raise UserError(f"{caller}: with vocabulary={vocabulary} x must be integer codes (batch, time), got {x.dtype} {x.shape}.")
-        return nn.Embed(vocabulary, features, embedding_init=nn.initializers.normal(1.0), name="embedding")(x)
-    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"{caller}: x must be floats (batch, time, channels), got {x.dtype} {x.shape}; set `vocabulary` for integer codes.")
-    return x

@@ -13,26 +13,6 @@ from dilax.streaming import Streamable
 OUTPUTS = ("softmax", "mixture")
 
 
-def mu_law_encode(x: jax.Array, levels: int = 256) -> jax.Array:
-    """Map a waveform in -1..1 to codes 0..levels - 1, finer near 0 (ITU-T G.711): int32, of the same shape."""
-    mu = levels - 1
-    x = jnp.clip(x, -1, 1)
-    y = jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / jnp.log1p(float(mu))
-    return jnp.round((y + 1) / 2 * mu).astype(jnp.int32)
-
-
-def mu_law_decode(codes: jax.Array, levels: int = 256) -> jax.Array:
-    """Map codes 0..levels - 1 back to a waveform in -1..1, float32.
-
-    Example:
-        >>> mu_law_decode(mu_law_encode(jnp.array([-1.0, 1.0]))).tolist()
-        [-1.0, 1.0]
-    """
-    mu = levels - 1
-    y = 2 * codes.astype(jnp.float32) / mu - 1
-    return jnp.sign(y) * jnp.expm1(jnp.abs(y) * jnp.log1p(float(mu))) / mu
-
-
 class GatedUnit(nn.Module):
     """tanh(filter) * sigmoid(gate) of a dilated causal convolution and its conditions, to a residual and a skip output.
 

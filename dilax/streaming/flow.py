@@ -72,14 +72,14 @@ class Flow:
         """Who calls, and the place of a module, for errors."""
         return f"{self.caller}: {'/'.join(module.path) or type(module).__name__}"
 
-    def keeps_time(self, module: nn.Module) -> None:
+    def require_no_latency(self, module: nn.Module) -> None:
         """Refuse a layer that changes the rate, or cannot leave samples out, behind layers that look ahead."""
         if self.latency:
             raise UserError(
                 f"{self.name_of(module)} cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL' along time in those."
             )
 
-    def within(self, x: jax.Array, latency: int) -> jax.Array:
+    def valid_samples(self, x: jax.Array, latency: int) -> jax.Array:
         """Return which samples (n,) of a chunk that is `latency` late lie in the sequence, neither before its start nor after its end."""
         now = self._held(_CLOCK, _clock())
         places = now["time"] - latency + jnp.arange(x.shape[1], dtype=jnp.int32)

@@ -1,0 +1,135 @@
+"""Read the folder of a run: its description, its best variables, and from both a model that is ready to predict."""
+
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from dilax import models
+from dilax.errors import UserError
+from dilax.inference import Inference
+from dilax.spec import DataSpec
+
+STATUS, BEST = "run.json", "best"
+FORMAT = 2  # of run.json; folders of another format are refused
+
+
+def load(folder: str | pathlib.Path) -> Inference:
+    """Read a trained model from the folder of a run of `python -m train.main`.
+
+    Args:
+        folder: The folder, such as "runs/digits".
+
+    Returns:
+        The model with its best variables; see `dilax.Inference`.
+
+    Raises:
+        UserError: if the folder does not hold a run, or the run has not saved a model yet, or a file is damaged.
+
+    Example:
+        >>> digits = load("runs/digits")  # doctest: +SKIP
+        >>> digits.classify(images)  # doctest: +SKIP
+        [('7', 0.998)]
+    """
+    folder = pathlib.Path(folder).expanduser().absolute()
+    status = read_status(folder)
+    if not status:
+        raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")
+    return Inference(make_model(status["model"]), read_variables(folder), DataSpec.from_json(status["data"]), status.get("pool", "last"))
+
+
+def make_model(description: dict[str, Any]) -> nn.Module:
+    """Return the model that a run describes: {"name": a name of `dilax.models.names()`, field: value, ...}, lists being tuples."""
+    fields = {key: _tuples(value) for key, value in description.items()}
+    if "dtype" in fields:
+        fields["dtype"] = jnp.dtype(fields["dtype"])
+    return models.create(fields.pop("name"), **fields)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read_status(folder: pathlib.Path) -> dict[str, Any]:
+    """Return run.json, or an empty dict if there is none.
+
+    Raises:
+        UserError: if it was written by an earlier version, or is damaged.
+    """
+    path = folder / STATUS
+    if not path.exists():
+        return {}
+    try:
+        status = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or train the run again with --restart.") from error
+    if not isinstance(status, dict) or status.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
+        )
+    return status
+
+
+def read_variables(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the best variables of a run, such as {"params": ..., "batch_stats": ...}, as numpy arrays.
+
+    Raises:
+        UserError: if the folder does not hold a trained run, or its checkpoint is damaged.
+    """
+    if not (folder / BEST).is_dir():
+        raise UserError(f"{folder} does not hold a trained run (it has no {BEST}/); train one there, or give the folder of another run.")
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise UserError('checkpoints are read through orbax-checkpoint, which is missing; run: pip install "dilax-conv[train]"') from error
+
+    options = ocp.CheckpointManagerOptions(read_only=True)  # the run may be in progress
+    with ocp.CheckpointManager(folder / BEST, options=options, item_names=("tree", "meta")) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"{folder} does not hold a checkpoint yet; wait for the first evaluation of the run.")
+        try:
+            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+            tree = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
+            if checksum(tree) != meta["checksum"]:
+                raise OSError("its checksum does not match")
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax has no error class of its own for damaged files
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run to write another.") from error
+    return jax.tree.map(np.asarray, tree)
+
+
+def _tree_of(leaves: dict[str, list[Any]], sharding: Any) -> dict[str, Any]:
+    """Return the nested dicts of shapes that `describe_leaves` was called on."""
+    flat = {
+        tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding) for path, (shape, dtype) in leaves.items()
+    }
+    return {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat)}
+
+
+def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """Return (path, leaf) of every leaf, the path joined by slashes."""
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def describe_leaves(tree: Any) -> dict[str, list[Any]]:
+    """Return {path: [shape, dtype]} of every leaf."""
+    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves_with_paths(tree)}
+
+
+def checksum(tree: Any) -> int:
+    """Return the CRC-32 of the bytes of all leaves, in the order of their paths."""
+    crc = 0
+    for _, leaf in sorted(leaves_with_paths(tree)):
+        crc = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes(), crc)
+    return crc

@@ -1,0 +1,182 @@
+"""The tables of these pages that are made from the code: `python docs/tables.py` writes that of the models into models.md."""
+
+import importlib
+import inspect
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import dilax
+from dilax import weights
+from dilax.receptive_fields import receptive_fields
+from dilax.summary import layers
+
+MODELS_PAGE = pathlib.Path(__file__).parent / "models.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+# Class -> its paper, and the number on arXiv, which the file of the model has too.
+PAPERS = {
+    "ByteNet": ("Kalchbrenner et al. 2016", "1610.10099"),
+    "ConvTasNet": ("Luo & Mesgarani 2019", "1809.07454"),
+    "DRN": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
+    "DeepLabV3": ("Chen et al. 2017", "1706.05587"),
+    "DeepLabV3Plus": ("Chen et al. 2018", "1802.02611"),
+    "DilatedCNN": ("none: small dilated layers", ""),
+    "DilatedFCN": ("after Long et al. 2015", "1411.4038"),
+    "FCN": ("Long et al. 2015", "1411.4038"),
+    "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
+    "LRASPP": ("Howard et al. 2019", "1905.02244"),
+    "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
+    "ResNet": ("He et al. 2016", "1512.03385"),
+    "Segmenter": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
+    "SeparableCNN": ("none: small separable residual blocks", ""),
+    "SeparableTCN": ("after Coucke et al. 2018", "1811.07684"),
+    "TCN": ("Bai, Kolter & Koltun 2018", "1803.01271"),
+    "UNet": ("Ronneberger et al. 2015", "1505.04597"),
+    "WaveNet": ("van den Oord et al. 2016", "1609.03499"),
+    "Xception": ("Chen et al. 2018", "1802.02611"),
+}
+GROUPS = {
+    "Image classifiers": ("DilatedCNN", "SeparableCNN"),
+    "Backbones, which are classifiers too": ("DRN", "MobileNetV2", "ResNet", "Xception"),
+    "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
+    "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "SeparableTCN", "TCN", "WaveNet"),
+}
+# What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
+IMAGES: tuple[tuple[int, ...], Any, dict[str, Any]] = ((1, 64, 64, 3), jnp.float32, {})
+INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
+    "bytenet": ((1, 64), jnp.int32, {}),
+    "conv_tasnet": ((1, 640, 1), jnp.float32, {}),
+    "dilated_cnn_mnist": ((1, 28, 28, 1), jnp.float32, {}),
+    "gated_dilated_cnn": ((1, 64, 2), jnp.float32, {}),
+    "separable_tcn": ((1, 64, 40), jnp.float32, {}),
+    "tcn": ((1, 64, 2), jnp.float32, {}),
+    "wavenet": ((1, 64), jnp.int32, {"outputs": "mixture"}),
+}
+
+
+def models_table() -> str:
+    """Return the table of all models in Markdown, one for each group; it takes half a minute."""
+    parts = []
+    for group, classes in GROUPS.items():
+        names = sorted((name for name in dilax.models.names() if class_name(name) in classes), key=_natural)
+        rows = ["| name | paper | parameters | receptive field | output strides | published weights |", "|---|---|---|---|---|---|"]
+        parts += [f"### {group}", "\n".join(rows + [model_row(name) for name in names])]
+    return "\n\n".join(parts)
+
+
+def _natural(name: str) -> list[int | str]:
+    """A key that sorts resnet18 before resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def model_row(name: str) -> str:
+    """Return the row of one model, with the defaults of its fields."""
+    paper, number = PAPERS[class_name(name)]
+    link = f"{paper}, [arXiv:{number}](https://arxiv.org/abs/{number})" if number else paper
+    published = [library for library, models in weights.SOURCES.items() if name in models]
+    cells = (f"`{name}`", link, f"{parameters(name):,}", field(name), strides(name), ", ".join(published) or "none")
+    return f"| {' | '.join(cells)} |"
+
+
+def class_name(name: str) -> str:
+    """Return the class of a model: its own name, or that of the class that a factory makes."""
+    model: Any = dilax.models.MODELS[name]
+    return getattr(model, "func", model).__qualname__.split(".")[0]
+
+
+def parameters(name: str) -> int:
+    """Return the number of parameters, running statistics left out."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_variables(*_model(name))["params"]))
+
+
+def field(name: str) -> str:
+    """Return how many samples an output sees along each axis, at the default output stride."""
+    if name == "bytenet":  # codes are looked up in a table, which the analysis takes for seeing all of them
+        model: Any = dilax.models.create(name)
+        return f"{1 + (model.kernel_size - 1) * sum(model.dilations):,}"
+    shape, _, fields = INPUTS.get(name, IMAGES)
+    model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
+    output = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
+    if output and output[0].size is not None:  # a vector of logits has no axis of its own
+        return f"{output[0].size:,}"
+    if name == "conv_tasnet":
+        return "all, by its normalisation"
+    bounded = max(layer.receptive_field[0].size or 0 for layer in layers(model, x))
+    return f"{bounded:,}, then pooled"
+
+
+def strides(name: str) -> str:
+    """Return the output strides that a model takes, and its default."""
+    model: Any = dilax.models.create(name)
+    if "output_stride" not in inspect.signature(type(model).__call__).parameters:
+        return "fixed"
+    known: tuple[int, ...] = (8, 16, 32)
+    default = getattr(model, "output_stride", None) or (8 if class_name(name) == "DRN" else 32)
+    if class_name(name) == "UNet":
+        known = tuple(2**level for level in range(len(dilax.models.UNetEncoder().widths)))
+        default = known[-1]
+    return ", ".join(f"**{stride}**" if stride == default else str(stride) for stride in known)
+
+
+def _model(name: str) -> tuple[Any, jax.ShapeDtypeStruct]:
+    shape, dtype, _ = INPUTS.get(name, IMAGES)
+    return dilax.models.create(name), jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _variables(model: Any, x: jax.ShapeDtypeStruct) -> Any:
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+
+def keys_page() -> str:
+    """Return the tables of all config keys in Markdown: those that every run has, then those of each task."""
+    tables = key_tables()
+    if tables is None:
+        return "The table of keys is not part of this build: the code does not describe its keys yet. They stand in `train/config.py`.\n"
+    parts = []
+    for title, keys in tables.items():
+        parts.append(f"## {title}")
+        for part in dict.fromkeys(name.rpartition(".")[0] for name in keys):
+            chosen = {name: key for name, key in keys.items() if name.rpartition(".")[0] == part}
+            parts += [f"### `{part}`"] * bool(part) + [keys_table(chosen)]
+    return "\n\n".join(parts) + "\n"
+
+
+def key_tables() -> dict[str, Any] | None:
+    """Return {title: {dotted key: `train.keys.Key`}}, or None while the code has no such tables."""
+    try:
+        shared = importlib.import_module("train.config").KEYS
+        tasks = {name: task.keys for name, task in importlib.import_module("train.tasks").TASKS.items()}
+    except (ImportError, AttributeError):
+        return None
+    return {"Keys of every run": shared, **{f"Keys of the task `{name}`": keys for name, keys in tasks.items()}}
+
+
+def keys_table(keys: Any) -> str:
+    """Return the table of some keys."""
+    rows = ["| key | default | meaning | on resume |", "|---|---|---|---|"]
+    for name, key in keys.items():
+        words = [key.meaning.rstrip(".")]
+        words += [f"One of {', '.join(f'`{choice!r}`' for choice in key.choices)}"] if key.choices else []
+        lowest, highest = key.limits
+        if math.isfinite(lowest) or math.isfinite(highest):
+            words.append(f"From {lowest:g}" + (f" to {highest:g}" if math.isfinite(highest) else ""))
+        meaning = ". ".join(words).replace("|", "\\|")
+        rows.append(f"| `{name}` | `{key.default!r}` | {meaning}. | {'may change' if key.may_change else 'fixed'} |")
+    return "\n".join(rows)
+
+
+def write_models_table() -> None:
+    """Replace the table in models.md."""
+    text = MODELS_PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    MODELS_PAGE.write_text(f"{before}{BEGIN}\n\n{models_table()}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_models_table()

@@ -1,0 +1,183 @@
+"""Build what a run is made of from its config and the description of its data: the model, the steps and how they are compiled."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import dilax
+import dilax.summary
+from dilax import DataSpec, Inference, loading
+from dilax.errors import UserError
+from train import checkpoint, folder, optim, parallel
+from train.config import check, model_config, task_class
+from train.step import Steps
+from train.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run that is ready to go.
+
+    Attributes:
+        config: The whole config.
+        spec: What its data looks like.
+        task: What it learns.
+        steps: Its pure functions, with the model.
+        parallel: The same, compiled for all devices.
+        example: Shape and dtype of one model input, with the batch axis.
+        init: () -> freshly initialised variables.
+        shapes: Their shapes.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Not a whole number where the batch does not divide the data.
+    """
+
+    config: ConfigDict
+    spec: DataSpec
+    task: Task
+    steps: Steps
+    parallel: parallel.Parallel
+    example: jax.ShapeDtypeStruct
+    init: Callable[[], dict[str, Any]]
+    shapes: dict[str, Any]
+    total_steps: int
+    steps_per_epoch: float
+
+    def inference(self, variables: Any) -> Inference:
+        """Return the model with variables, ready to predict."""
+        return Inference(self.steps.model, variables, self.spec, pool_of(self.config))
+
+
+def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Setup:
+    """Make the model, the optimiser and the steps of a config.
+
+    Args:
+        config: The whole config.
+        spec: What its data looks like.
+        task: The task, if flags have changed it; None makes it.
+
+    Raises:
+        UserError: if a name or a value of the config cannot be used.
+    """
+    check(config)
+    task = task or task_class(config.task)(config, spec)
+    steps_per_epoch = max(1, spec.examples) / config.batch_size
+    total_steps = max(1, round(config.total_epochs * steps_per_epoch))
+    model = make_model(config, spec)
+    example = example_of(config, spec)
+
+    def init_with_output(key: jax.Array) -> Any:
+        with dilax.use_lowering(config.lowering):
+            outputs, variables = model.init_with_output(key, jnp.zeros(example.shape, example.dtype), train=False)
+        # A model without running statistics gets an empty collection, so that all variables have one form.
+        return outputs, {"batch_stats": {}, **variables}
+
+    key = jax.random.key(config.seed)
+    # Shapes first: a mistake in the config is found before anything is compiled.
+    outputs, shapes = jax.eval_shape(init_with_output, key)
+    _check_outputs(config, outputs, task)
+    tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
+    steps = Steps(model, task, tx, config)
+    compiled = parallel.make(config.parallel, steps, config.batch_size)
+    init = jax.jit(lambda key: init_with_output(key)[1])
+    return Setup(config, spec, task, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)
+
+
+def example_of(config: ConfigDict, spec: DataSpec) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of a batch of one model input."""
+    return jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.dtype(spec.dtype if spec.symbols else config.dtype))
+
+
+def _check_outputs(config: ConfigDict, outputs: Any, task: Task) -> None:
+    """Refuse a model of another task."""
+    shape, wanted = getattr(outputs, "shape", None), [(1, *one) for one in task.output_shapes()]
+    if shape not in wanted:
+        raise UserError(
+            f"config.model.name={config.model.name!r} gives outputs of shape {shape}, and config.task={config.task!r} needs "
+            f"{' or '.join(map(str, wanted))}; choose a model for that task."
+        )
+
+
+def make_model(config: ConfigDict, spec: DataSpec) -> Any:
+    """Make config.model for the outputs and the symbols of the data."""
+    known = model_config(config.model.name)
+    if unknown := [field for field in config.model if field not in known]:
+        raise UserError(
+            f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
+            "choose another model in a config file, with model_config(...)."
+        )
+    return loading.make_model(model_fields(config, spec))
+
+
+def model_fields(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
+    """Return what `dilax.loading.make_model` makes the model of a run from; JSON can hold it."""
+    fields = config.model.to_dict()
+    outputs = dict.fromkeys(dilax.models.output_fields(fields["name"]), len(spec.outputs))
+    # A model with one field for its symbols and its outputs reads what it writes.
+    field = dilax.models.input_symbols_field(fields["name"])
+    symbols = {field: len(spec.symbols)} if field else {}
+    dtype = {} if config.dtype == "float32" else {"dtype": config.dtype}
+    return {**fields, **outputs, **symbols, **dtype}
+
+
+def pool_of(config: ConfigDict) -> str:
+    """Return how outputs at every step are pooled, for tasks that pool them."""
+    return config.get("sequence", {}).get("pool", "last")
+
+
+def summary(config: ConfigDict) -> str:
+    """Return the layers of the model of a config as a table; its data says how many outputs it has and what its inputs look like."""
+    check(config)
+    spec = task_class(config.task).open(config).spec
+    return dilax.summary.summary(make_model(config, spec), example_of(config, spec))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run that has something to show: what evaluation and prediction need.
+
+    Attributes:
+        setup: Config, data description, task, model and steps.
+        inference: The model with the best variables.
+    """
+
+    setup: Setup
+    inference: Inference
+
+
+def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -> Trained:
+    """Open the run in a folder.
+
+    Args:
+        workdir: Its folder.
+        changes: Keys of the part `data` of its config to replace, such as {"dir": ...}.
+
+    Raises:
+        UserError: if it does not hold a trained run.
+    """
+    config, status = folder.read_run(workdir)
+    with config.unlocked():
+        config.data.update(changes or {})
+    variables = loading.read_variables(workdir)
+    # Evaluation pads its batches, so the batch of training is rounded up where it does not fit the devices that are here now.
+    unit = jax.device_count() * config.optim.accumulate
+    config.batch_size = -(-config.batch_size // unit) * unit
+    setup = build(config, DataSpec.from_json(status["data"]))
+    saved, wanted = loading.describe_leaves(variables), loading.describe_leaves(setup.shapes)
+    checkpoint.check_same_leaves(saved, wanted, f"the checkpoint in {workdir}")
+    return Trained(setup, setup.inference(variables))
+
+
+def status_of(setup: Setup) -> dict[str, Any]:
+    """Return what run.json says of a run from its start: enough for `dilax.load` to make the model."""
+    return {
+        "task": setup.config.task,
+        "model": model_fields(setup.config, setup.spec),
+        "pool": pool_of(setup.config),
+        "data": setup.spec.to_json(),
+        "versions": folder.versions(),
+    }

@@ -1,0 +1,44 @@
+"""Score a split: sums and kept arrays over its batches, and the metrics that a task makes of them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.build import Setup
+from train.data import Source, eval_batches
+from train.tasks.base import Scores
+
+
+def score(setup: Setup, variables: Any, source: Source) -> tuple[dict[str, float], Scores]:
+    """Return the metrics of a split, and what they come from, such as the sum "confusion", rows the true class.
+
+    Args:
+        setup: The run.
+        variables: As `parallel.put` returns them.
+        source: The split.
+    """
+    compiled = setup.parallel
+    total: dict[str, np.ndarray] = {}
+    kept: dict[str, list[np.ndarray]] = {}
+    running: Any = None
+    for batch in eval_batches(source, setup.config.batch_size, workers=setup.config.data.workers):
+        results = compiled.evaluate(variables, compiled.put_batch(batch)), batch["mask"]
+        # The results of the batch before are fetched while this one runs.
+        _collect(compiled, running, total, kept)
+        running = results
+    _collect(compiled, running, total, kept)
+    scores = Scores(total, {name: np.concatenate(arrays) for name, arrays in kept.items()})
+    return setup.task.metrics(scores), scores
+
+
+def _collect(compiled: Any, results: Any, total: dict[str, np.ndarray], kept: dict[str, list[np.ndarray]]) -> None:
+    """Add the sums of a batch in 64 bits, in which pixels are counted without error, and append the arrays of its real examples."""
+    if results is None:
+        return
+    (sums, arrays), mask = results
+    for name, value in jax.device_get(compiled.get(sums)).items():
+        wide = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
+        total[name] = total[name] + wide if name in total else wide
+    for name, rows in compiled.rows(arrays).items():
+        kept.setdefault(name, []).append(rows[mask])

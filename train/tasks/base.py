@@ -1,0 +1,253 @@
+"""The contract of a task: one class that owns everything particular to what is learned.
+
+A task is made of a config and the description of its data. The loop, the step, evaluation, prediction and the report know this class alone.
+"""
+
+import abc
+import argparse
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from ml_collections import ConfigDict
+
+from dilax import DataSpec, Inference, UserError
+from train.data.splits import Splits
+from train.keys import Keys
+
+Batch = dict[str, Any]
+Sums = dict[str, jax.Array]
+Shape = tuple[int, ...]
+Bytes = io.BufferedReader | io.BytesIO
+
+
+@struct.dataclass
+class Loss:
+    """What a task makes of a batch in training.
+
+    Attributes:
+        sums: Sums to be divided by `count`; the gradient is that of "loss", the others are logged.
+        count: What the sums are divided by, once, over all parts of a batch and all devices: examples, or positives in detection.
+        collections: The collections of variables after the batch, such as {"batch_stats": ...}.
+    """
+
+    sums: Sums
+    count: jax.Array
+    collections: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What evaluation collected over a split.
+
+    Attributes:
+        sums: Sums over the examples, as numpy arrays in 64 bits.
+        kept: Arrays with a row for each example, such as predictions, for metrics that are not ratios of sums.
+    """
+
+    sums: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a task adds to the report of a run.
+
+    Attributes:
+        pictures: {heading: (name of the file, figure)}.
+        sections: Further sections in Markdown.
+        images: uint8 (n, height, width, channels) for TensorBoard, or None.
+    """
+
+    pictures: dict[str, tuple[str, Any]]
+    sections: Sequence[str] = ()
+    images: np.ndarray | None = None
+
+
+class Task(abc.ABC):
+    """One job that networks are trained for.
+
+    A minimal task defines the class attributes, `open`, `inputs`, `losses`, `sums`, `output_shapes` and `report`. One whose loss is not a
+    mean over examples overrides `loss`; one whose metrics are not ratios of sums overrides `evaluate` and `metrics`.
+
+    Attributes:
+        name: Value of config.task.
+        keys: The config keys that this task alone reads, in addition to those of `train.config.KEYS`.
+        curves: Metrics drawn as learning curves.
+    """
+
+    name: ClassVar[str]
+    keys: ClassVar[Keys]
+    curves: tuple[str, ...] = ("loss", "accuracy")
+    best_by: str
+    lower_is_better: bool = False
+
+    def __init__(self, config: ConfigDict, spec: DataSpec):
+        """Bind the task to a whole config and the description of its data."""
+        self.config: Any = config  # the values of a ConfigDict have no static types
+        self.spec = spec
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raise UserError for values that no run of this task can use; limits and choices of single keys are checked already."""
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, config: Any) -> Splits:
+        """Open the data of a config.
+
+        Raises:
+            UserError: if it is missing or does not fit the task.
+        """
+
+    @abc.abstractmethod
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """Return the shapes of model outputs that fit the task, without the batch axis."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: Batch, model: nn.Module) -> Batch:
+        """Return the arguments of the model by name, the first of them "x"; the batch may be augmented or not."""
+
+    def augment(self, key: jax.Array, batch: Batch, first: Any) -> Batch:
+        """Augment a batch, with the targets that the loss needs; `first` is the position of its first example in the whole batch."""
+        return batch
+
+    def loss(self, model: nn.Module, variables: Any, batch: Batch, key: jax.Array, *, average: Any = None) -> Loss:
+        """Return the loss of an augmented batch, a pure function of its arguments.
+
+        Args:
+            model: The Flax module.
+            variables: Its variables, in which the parameters are differentiated.
+            batch: As `augment` returned it.
+            key: Random key of this batch.
+            average: The variables with the moving average of the parameters, if the run keeps one: a teacher.
+        """
+        outputs, collections = run_training(model, variables, self.inputs(batch, model), key)
+        losses = self.losses(outputs, batch)
+        measures = {name: values.sum() for name, values in self.measures(outputs, batch).items()}
+        return Loss({"loss": losses.sum(), **measures}, jnp.float32(len(losses)), collections)
+
+    def losses(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Return one loss for each example, (batch,), of what the model returned in training."""
+        raise NotImplementedError
+
+    def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Return measures for each example, (batch,), of which training logs the means."""
+        return {}
+
+    def outputs(self, model: nn.Module, variables: Any, batch: Batch) -> Any:
+        """Run the model in evaluation."""
+        return model.apply(variables, **self.inputs(batch, model), train=False)
+
+    def evaluate(self, model: nn.Module, variables: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        """Return sums over the examples that batch["mask"] counts, and arrays (batch, ...) that are kept for each example."""
+        return self.sums(self.outputs(model, variables, batch), batch), {}
+
+    def sums(self, outputs: Any, batch: Batch) -> Sums:
+        """Return sums over the examples that batch["mask"] counts."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def metrics(self, scores: Scores) -> dict[str, float]:
+        """Return the metrics of a split by name."""
+
+    def details(self, scores: Scores) -> dict[str, float]:
+        """Return further metrics of the test split, such as those of single classes."""
+        return {}
+
+    def rank(self, logged: Mapping[str, float]) -> tuple[float, float]:
+        """Return the rank of a checkpoint by its logged metrics, the greater the better.
+
+        `best_by` decides, and the loss between those that tie, as many do in the accuracy on a small split.
+        """
+        sign = -1 if self.lower_is_better else 1
+        return sign * logged.get(f"validation/{self.best_by}", -sign * math.inf), -logged.get("validation/loss", math.inf)
+
+    @abc.abstractmethod
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """Return what the report shows; files beside the pictures are written to `folder`, which exists."""
+
+    @classmethod
+    def add_evaluation_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the flags of `train.evaluate` that this task understands."""
+
+    def with_flags(self, args: argparse.Namespace) -> "Task":
+        """Return the task as those flags change it."""
+        return self
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the flags and positional arguments of `train.predict` that this task understands."""
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Yield the lines to print for args.inputs; every input is read before the first line."""
+        raise UserError(f"config.task={self.name!r} has nothing to predict from files; use train.evaluate.")
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield what to write to standard output as standard input comes in."""
+        raise UserError(f"--stream is for text, tables and sound, and this run is of the task {self.name}; give files instead.")
+
+
+def run_training(model: nn.Module, variables: Any, inputs: Batch, key: jax.Array, streams: Sequence[str] = ("dropout",)) -> Any:
+    """Run a model in training.
+
+    Args:
+        model: The Flax module.
+        variables: Its variables; all collections but "params" may change.
+        inputs: Its arguments by name.
+        key: Random key, from which each of `streams` has its own.
+        streams: Names of the random streams.
+
+    Returns:
+        The outputs and the collections after them.
+    """
+    before = {name: tree for name, tree in variables.items() if name != "params"}
+    keys = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+    outputs, updates = model.apply(variables, **inputs, train=True, mutable=list(before), rngs=keys)
+    return outputs, {**before, **updates}
+
+
+def ratios(sums: Mapping[str, np.ndarray], *names: str) -> dict[str, float]:
+    """Return sums divided by sums["count"]."""
+    return {name: float(sums[name]) / float(sums["count"]) for name in names}
+
+
+def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the positional arguments of `train.predict`."""
+    parser.add_argument("inputs", nargs="*", metavar="input", help=what)
+
+
+def output_files(
+    paths: Sequence[str], endings: Sequence[str], folder: pathlib.Path, *, replace: bool, rename: bool = False
+) -> list[list[pathlib.Path]]:
+    """Return the files STEM + ending, in `folder`, that prediction writes for each input file.
+
+    Args:
+        paths: Input files, which are never replaced.
+        endings: Of the files for each input, such as "_mask.png".
+        folder: Where they are written; made by the caller.
+        replace: Whether files that exist are replaced.
+        rename: Whether a second input of the same stem gets another name instead of an error.
+
+    Raises:
+        UserError: if a file would be overwritten.
+    """
+    given, taken, files = {pathlib.Path(path).resolve() for path in paths}, set[pathlib.Path](), []
+    for path in paths:
+        stem = pathlib.Path(path).stem
+        while rename and taken & {folder / f"{stem}{ending}" for ending in endings}:
+            stem += "_"
+        files.append([folder / f"{stem}{ending}" for ending in endings])
+        for file in files[-1]:
+            if file in taken or file.resolve() in given or (file.exists() and not replace):
+                raise UserError(f"{file} exists and would be overwritten; give another folder with --out.")
+            taken.add(file)
+    return files

@@ -1,0 +1,103 @@
+"""Classification of images."""
+
+import argparse
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from dilax import Inference, plots
+from dilax.inference import model_arguments
+from dilax.metrics import classification_sums
+from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
+from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.splits import Splits
+from train.tasks import images
+from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, ratios
+
+SAMPLED, SHOWN = 1000, 40  # test images that the report chooses from, and shows
+
+
+class Classification(Task):
+    """Learns the class of an image, by cross-entropy."""
+
+    name = "classification"
+    keys = {**IMAGE_KEYS, **GEOMETRY_KEYS, **CLASS_KEYS}
+    best_by = "accuracy"
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse colours out of range."""
+        images.check_colours(config)
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open a set of labelled images."""
+        splits = open_labelled(config.data, seed=config.seed)
+        images.check_channels(config, splits.spec.input_shape[-1])
+        return splits
+
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """Logits of the classes."""
+        return ((len(self.spec.outputs),),)
+
+    def inputs(self, batch: Batch, model: nn.Module) -> Batch:
+        """Standardised images."""
+        return model_arguments(model, self.spec.prepare(batch["image"]))
+
+    def augment(self, key: jax.Array, batch: Batch, first: Any) -> Batch:
+        """Augment the images, and smooth or mix the targets."""
+        return augment_labelled(key, batch, self.config.augment, len(self.spec.outputs), first)
+
+    def losses(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Cross-entropy in nats."""
+        return optax.softmax_cross_entropy(outputs, batch["target"])
+
+    def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Right answers."""
+        return {"accuracy": (outputs.argmax(-1) == batch["label"]).astype(outputs.dtype)}
+
+    def sums(self, outputs: Any, batch: Batch) -> Sums:
+        """Loss, right answers, confusion matrix."""
+        return classification_sums(outputs, batch["label"], batch["mask"])
+
+    def metrics(self, scores: Scores) -> dict[str, float]:
+        """Accuracy and loss."""
+        return ratios(scores.sums, "accuracy", "loss")
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """Confusion matrix, test images, kernels of the first layer, feature maps."""
+        names = splits.spec.outputs
+        _, records = images.spread(splits.test, SAMPLED)
+        pixels, labels = (np.stack([record[field] for record in records]) for field in ("image", "label"))
+        probabilities = images.in_parts(inference.probabilities, pixels, 100)
+        order = images.most_telling(labels, probabilities)[:SHOWN]
+        grid = plots.prediction_grid(pixels[order], labels[order], probabilities[order], names)
+        pictures = {
+            "Confusion matrix": ("confusion_matrix", plots.confusion_matrix(scores.sums["confusion"], names)),
+            "Test images, mistakes first": ("predictions", grid),
+            **images.kernel_pictures(inference),
+        }
+        return images.image_report(pictures, inference, pixels)
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Image files."""
+        add_inputs(parser, "image files to classify")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Yield file, class and probability, separated by tabs."""
+        pixels = [images.read_fitted(path, self.spec.input_shape) for path in args.inputs]
+        for path, image in zip(args.inputs, pixels):
+            ((name, probability),) = inference.classify(image[None])
+            yield f"{path}\t{name}\t{probability:.4f}"
+
+
+def augment_labelled(key: jax.Array, batch: Batch, options: Any, classes: int, first: Any) -> Batch:
+    """Augment images with their classes; the targets go into "target" (batch, classes)."""
+    target = one_hot(batch["label"], classes)  # `augment` smooths it
+    return {**batch, **augment(key, {"image": batch["image"], "target": target}, options, first=first)}

@@ -1,0 +1,124 @@
+"""What tasks on images share: image files to predict from, examples to show, feature maps."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import dilax.summary
+from dilax import Inference, UserError, plots
+from dilax.blocks import ConvNormAct
+from train.data import Source
+from train.data.readers.images import decode, naming
+from train.data.source import read
+from train.tasks.base import Report
+
+
+def check_colours(config: Any) -> None:
+    """Refuse data.mean and data.std that are not colours from 0 to 1."""
+    for key in ("mean", "std"):
+        values = config.data[key]
+        if not all(isinstance(value, int | float) and 0 <= value <= 1 and (key == "mean" or value) for value in values):
+            raise UserError(
+                f"config.data.{key}={tuple(values)} must hold numbers from 0 to 1, one per channel, or be (); divide values of 0 to 255."
+            )
+
+
+def check_channels(config: Any, channels: int) -> None:
+    """Refuse data.mean and data.std that do not fit the channels of the images."""
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (0, 1, channels):
+            raise UserError(f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels.")
+
+
+def read_image(path: str, channels: int, image_size: int) -> np.ndarray:
+    """Read an image file as uint8 (height, width, channels), fitted to a square of `image_size` unless that is 0.
+
+    Raises:
+        UserError: if the file is missing or not an image.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path} does not exist; give a PNG, JPEG or other image file.")
+    with naming(pathlib.Path(path)):
+        return decode(pathlib.Path(path), channels, image_size)
+
+
+def read_fitted(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an image file as training did: the shorter side scaled, the middle cropped to `shape` (height, width, channels)."""
+    from PIL import Image, ImageOps
+
+    height, width, channels = shape
+    if height == width:
+        return read_image(path, channels, height)
+    image = read_image(path, channels, 0)
+    fitted = ImageOps.fit(Image.fromarray(image.squeeze()), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(shape)
+
+
+def spread(source: Source, most: int) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return the positions of up to `most` records, spread over a split, and the records."""
+    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+    return chosen.tolist(), read(source, chosen)
+
+
+def in_parts(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:
+    """Apply a function to `size` images at a time."""
+    return np.concatenate([function(images[i : i + size]) for i in range(0, len(images), size)])
+
+
+def feature_map_pictures(inference: Inference, images: np.ndarray) -> dict[str, tuple[str, Any]]:
+    """Return the picture of the feature maps of one image (1, height, width, channels); nothing if no layer has any to show."""
+    maps = feature_maps(inference, images)
+    if not maps:
+        return {}
+    return {"Feature maps, the first layer of each dilation": ("feature_maps", plots.feature_maps(maps, images[0]))}
+
+
+def feature_maps(inference: Inference, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {"layer, dilation d": (height, width, channels)} of the first layer of each dilation, in the order they run."""
+    maps: dict[Any, tuple[str, np.ndarray]] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y = call(*args, **kwargs)
+        layer = context.module
+        if isinstance(layer, ConvNormAct) and context.method_name == "__call__" and layer.dilation not in maps:
+            maps[layer.dilation] = "/".join(layer.path), np.asarray(y[0], np.float32)
+        return y
+
+    with nn.intercept_methods(record):
+        inference.model.apply(inference.variables, **inference.arguments(jax.numpy.asarray(images)), train=False)
+    return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}
+
+
+def kernel_pictures(inference: Inference) -> dict[str, tuple[str, Any]]:
+    """Return the picture of the kernels of the first convolution; nothing if there is none."""
+    kernel = first_kernel(inference)
+    return {} if kernel is None else {"Kernels of the first layer": ("first_kernels", plots.kernels(kernel))}
+
+
+def first_kernel(inference: Inference) -> np.ndarray | None:
+    """Return the kernel (*window, c_in, c_out) of the first convolution that runs, or None."""
+    dtype = getattr(inference.model, "dtype", None) or "float32"
+    example = jax.ShapeDtypeStruct((1, *inference.spec.input_shape), jax.numpy.dtype(dtype))
+    for layer in dilax.summary.layers(inference.model, example):
+        node = inference.variables["params"]
+        for name in layer.path:
+            node = node[name]
+        for name, leaf in node.items():
+            if "kernel" in name and leaf.ndim > 2:
+                return np.asarray(leaf)
+    return None
+
+
+def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, images: np.ndarray) -> Report:
+    """Return a report with feature maps after the other pictures, and the first images for TensorBoard."""
+    return Report({**pictures, **feature_map_pictures(inference, images[:1])}, images=images[:16])
+
+
+def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the order in which to show examples: mistakes first, the most confident first; then right answers, the least confident first."""
+    confidence, wrong = probabilities.max(1), probabilities.argmax(1) != labels
+    return np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))

@@ -1,0 +1,115 @@
+"""Language models: the next character or byte of a text."""
+
+import argparse
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dilax import Inference, UserError
+from dilax.generate import sample_codes
+from train.data.readers import text
+from train.data.splits import Splits, split_paths
+from train.keys import Key
+from train.tasks import streams
+from train.tasks.base import Bytes, Report, Scores
+from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, prompts, window_splits
+
+
+class LanguageModel(StepTask):
+    """Learns the next symbol of a text."""
+
+    name = "language_model"
+    keys = {
+        **WINDOW_KEYS,
+        **TEST_KEYS,
+        **SAMPLE_KEYS,
+        "sequence.units": Key("characters", 'units of the text: "characters" or "bytes"', choices=text.UNITS),
+    }
+
+    def loss_and_metric(self) -> tuple[str, str]:
+        """Bits of a character or byte."""
+        return "categorical", "bits_per_byte" if self.config.sequence.units == "bytes" else "bits_per_character"
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse models that see the next symbol."""
+        check_causal(config, CODE_MODELS)
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
+        name = check_name(config, ("text", *text.PACKAGES))
+        parts, units = _parts(config, name), config.sequence.units
+        symbols = text.symbols_of(parts["train"], units)
+        codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
+        return window_splits(config, codes, symbols, symbols=symbols, units=units)
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """A drawn text, also in sample.txt."""
+        options = self.config.sequence
+        if not options.sample:
+            return Report({})
+        prompt = prompts(splits.test, 1)
+        drawn = inference.sample(prompt, options.sample, temperature=options.temperature, seed=self.config.seed)
+        before, after = (text.decode(codes[0], self.spec.symbols, self.spec.units) for codes in (prompt, drawn))
+        (folder / "sample.txt").write_text(f"{before}{after}\n", encoding="utf-8")
+        quoted = "\n".join("    " + line for line in f"{before}⟶{after}".splitlines())
+        says = f"The beginning of the test text up to ⟶, then {options.sample} symbols drawn at temperature {options.temperature:g}:"
+        return Report({}, [f"## A sample\n\n{says}\n\n{quoted}"])
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Options of the draw, and prompts."""
+        streams.add_sampling_flags(parser, "symbols", "beginnings of texts")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Yield each prompt and its continuation."""
+        options = streams.sampling(args)
+        codes = [self._codes(prompt) for prompt in args.inputs]
+        for prompt, one in zip(args.inputs, codes):
+            drawn = inference.sample(one[None], args.steps, seed=args.seed, **options)
+            yield prompt + text.decode(drawn[0], self.spec.symbols, self.spec.units)
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield a line of the run's own, of up to `steps` symbols, after each line; everything before is remembered."""
+        options, feeder, key = streams.sampling(args), streams.Feeder(inference), jax.random.key(args.seed)
+        draw = jax.jit(lambda key, logits: sample_codes(key, logits, **options))
+        for line in streams.lines(file):
+            for code in self._codes(line):
+                feeder(np.array([code], np.int32))
+            drawn: list[int] = []
+            while len(drawn) < args.steps and (not drawn or self.spec.symbols[drawn[-1]] not in ("\n", "10")):
+                key, now = jax.random.split(key)
+                drawn.append(int(draw(now, feeder.outputs)[0]))
+                feeder(np.array(drawn[-1:], np.int32))
+            written = text.decode(np.array(drawn), self.spec.symbols, self.spec.units)
+            yield (written if written.endswith("\n") else written + "\n").encode()
+
+    def _codes(self, prompt: str) -> np.ndarray:
+        if not prompt:
+            raise UserError("the prompt is empty; give at least one character to begin with.")
+        return text.encode(prompt, self.spec.symbols, self.spec.units)
+
+
+def _parts(config: Any, name: str) -> dict[str, str]:
+    """Return the text of each split."""
+    if name in text.PACKAGES:
+        if config.data.dir:
+            raise UserError(
+                f"config.data.dir={config.data.dir!r} is not read with config.data.name={name!r}, the text of a package; "
+                'set config.data.name="text", or remove config.data.dir.'
+            )
+        return cut_along_time(text.package_text(name), config)
+    path = pathlib.Path(config.data.dir).expanduser()
+    if not config.data.dir:
+        raise UserError('config.data.dir="" does not name a text; set it to a file, or to a folder with train.txt and test.txt.')
+    if not path.is_dir():
+        return cut_along_time(text.read_text(path), config)
+    files = split_paths(path, suffix=".txt")
+    for split in ("train", "test", *(("validation",) if config.data.validation else ())):
+        if split not in files:
+            raise UserError(f"{path} does not hold {split}.txt; add it, or give one text file, which is then split.")
+    return {split: text.read_text(file) for split, file in files.items() if split != "validation" or config.data.validation}

@@ -1,0 +1,152 @@
+"""Separation of a mixture of sounds into its sources."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dilax import DataSpec, Inference, UserError, plots
+from dilax.inference import model_arguments, valid_steps
+from dilax.losses import separation_loss, si_sdr
+from train.data.readers import sound
+from train.data.readers.mixtures import pieces, read_mixtures
+from train.data.source import Table, gather
+from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
+from train.data.windows import padded
+from train.keys import UNLIMITED, Key
+from train.tasks import streams
+from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, output_files
+from train.tasks.steps import TEST_KEYS, check_name
+
+
+class Separation(Task):
+    """Learns the sources of a mixture, in the order that fits best, by SI-SDR."""
+
+    name = "separation"
+    keys = {
+        **TEST_KEYS,
+        "sequence.length": Key(0, "samples of the pieces that mixtures are cut into; 0 is the longest mixture", (0, UNLIMITED)),
+    }
+    best_by = "si_sdr"
+    curves = ("loss",)
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open a folder of mixtures and their sources; whole files are held out."""
+        check_name(config, ("mixtures",))
+        folder = pathlib.Path(config.data.dir).expanduser()
+        found = split_paths(folder)
+        read = {name: read_mixtures(path) for name, path in found.items()} if {"train", "test"} <= {*found} else {"train": read_mixtures(folder)}
+        names, rate = read["train"].names, read["train"].rate
+        for name, part in read.items():
+            if (part.names, part.rate) != (names, rate):
+                raise UserError(f"{found[name]} has other sources or another sample rate than {found['train']}; give the same.")
+        sounds = {name: part.sounds for name, part in read.items()}
+        if "test" not in sounds:
+            sounds["train"], sounds["test"] = _share_out(sounds["train"], config.sequence.test, TEST_SPLIT, "sequence.test")
+        if "validation" not in sounds and config.data.validation:
+            sounds["train"], sounds["validation"] = _share_out(sounds["train"], config.data.validation, config.seed, "data.validation")
+        length = config.sequence.length or max(len(one) for part in sounds.values() for one in part)
+        tables = {name: _table(part, length) for name, part in sounds.items()}
+        spec = DataSpec(config.data.name, (length, 1), names, len(tables["train"]), sample_rate=rate)
+        return Splits(spec, tables["train"], tables["validation"] if config.data.validation else None, tables["test"])
+
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """A waveform for each source."""
+        return ((self.spec.input_shape[0], len(self.spec.outputs)),)
+
+    def inputs(self, batch: Batch, model: nn.Module) -> Batch:
+        """Mixtures with the mask of their valid samples."""
+        return model_arguments(model, batch["input"], batch["length"])
+
+    def losses(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Negative SI-SDR in dB of the best order of the sources."""
+        return separation_loss(outputs, batch["label"], _valid(batch))
+
+    def sums(self, outputs: Any, batch: Batch) -> Sums:
+        """The loss, and that of the mixture itself in place of each source."""
+        valid, targets = _valid(batch), batch["label"]
+        mixture = jnp.broadcast_to(batch["input"], targets.shape)
+        losses = {"loss": separation_loss(outputs, targets, valid), "mixture": -si_sdr(mixture, targets, valid).mean(-1)}
+        return {**{name: jnp.where(batch["mask"], each, 0.0).sum() for name, each in losses.items()}, "count": batch["mask"].sum()}
+
+    def metrics(self, scores: Scores) -> dict[str, float]:
+        """Mean SI-SDR, by how much it exceeds that of the mixture, both in dB, and the loss."""
+        loss, mixture = (float(scores.sums[name]) / float(scores.sums["count"]) for name in ("loss", "mixture"))
+        return {"si_sdr": -loss, "si_sdr_improvement": mixture - loss, "loss": loss}
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """The first test mixture and its sources, true and separated, as files and waveforms."""
+        batch, rate = gather(splits.test, np.arange(1)), self.spec.sample_rate
+        mixture, truth = (batch[name][0, : batch["length"][0]] for name in ("input", "label"))
+        separated = inference.separate(mixture[:, 0])
+        # Beside each source the output that is most like it.
+        pairs = map(jnp.asarray, np.broadcast_arrays(separated[None], truth.T[..., None]))
+        nearest = np.asarray(si_sdr(*pairs)).argmax(1)
+        sounds = {"mixture": mixture[:, 0]}
+        for i, name in enumerate(self.spec.outputs):
+            sounds |= {name: truth[:, i], f"{name}_separated": separated[:, nearest[i]]}
+        for name, one in sounds.items():
+            sound.write_wav(folder / f"{name}.wav", np.clip(one, -1, 1), rate)
+        figure = plots.waveforms(np.stack(list(sounds.values())), rate, list(sounds))
+        files = "\n".join(f"- [{name}.wav]({name}.wav)" for name in sounds)
+        return Report({"The first test mixture": ("separation", figure)}, [f"## Files\n\n{files}"])
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Mixtures, or a stream."""
+        streams.add_stream_flag(parser)
+        add_inputs(parser, "sound files to separate")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Write NAME_SOURCE.wav for each source; yield the file and the paths of its sources."""
+        rate = self.spec.sample_rate
+        sounds = [sound.read_sound(pathlib.Path(path), rate=rate)[0] for path in args.inputs]
+        files = output_files(args.inputs, [f"_{name}.wav" for name in self.spec.outputs], args.out, replace=args.replace)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for path, one, targets in zip(args.inputs, sounds, files):
+            for file, source in zip(targets, inference.separate(one).T):
+                sound.write_wav(file, source, rate)
+            yield "\t".join([path, *map(str, targets)])
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield .wav with a channel for each source."""
+        feeder, rate, count = streams.Feeder(inference), self.spec.sample_rate, len(self.spec.outputs)
+        stride, samples = getattr(feeder.model, "stride", 1), streams.sound_pieces(inference, file)
+        heard = np.zeros(0, np.float32)  # samples whose sources are still to come
+
+        def chunks() -> Iterator[np.ndarray]:
+            nonlocal heard
+            for block in streams.blocks(samples, -(-rate // streams.BLOCKS // stride) * stride):
+                heard = np.concatenate([heard, block])
+                yield np.pad(block, (0, -len(block) % stride))[:, None]
+
+        yield sound.open_header(rate, count)
+        # The loss does not see the scale of a source: it is that with which all sources come closest to the mixture so far.
+        products, towards = np.zeros((count, count)), np.zeros(count)
+        for outputs in feeder.feed_all(chunks()):
+            sources = outputs[: len(heard)].astype(np.float64)  # padding to a whole stride brings more
+            mixture, heard = heard[: len(sources)], heard[len(sources) :]
+            products, towards = products + sources.T @ sources, towards + sources.T @ mixture
+            yield sound.pcm(np.clip(sources * np.linalg.lstsq(products, towards, rcond=None)[0], -1, 1))
+
+
+def _valid(batch: Batch) -> jax.Array:
+    return valid_steps(batch["input"].shape[1], batch["length"])
+
+
+def _table(sounds: list[np.ndarray], length: int) -> Table:
+    x, lengths = padded(pieces(sounds, length), length)
+    return Table({"input": x[..., :1], "label": x[..., 1:], "length": lengths})
+
+
+def _share_out(sounds: list[np.ndarray], share: float, seed: int, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    chosen = held_out(np.zeros(len(sounds), np.int32), share, seed, name)
+    assert chosen is not None
+    return [one for one, held in zip(sounds, chosen) if not held], [one for one, held in zip(sounds, chosen) if held]

@@ -1,0 +1,308 @@
+"""Classification of whole sequences: series, sounds, texts, or the pixels of images."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dilax import DataSpec, Inference, UserError, plots
+from dilax.audio import log_mel
+from dilax.inference import POOLS, model_arguments, pool_steps
+from dilax.metrics import classification_sums
+from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
+from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.readers import series, sound, text
+from train.data.readers.files import labelled_splits
+from train.data.source import Table, gather
+from train.data.splits import Splits, hold_out
+from train.data.windows import padded
+from train.keys import UNLIMITED, Key
+from train.tasks import images, streams
+from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, ratios
+from train.tasks.classification import augment_labelled
+from train.tasks.images import most_telling
+
+SAMPLED, SHOWN, BEGINNING = 400, 24, 120  # test sequences that the report chooses from, and shows; characters of a text
+MEL_BATCH = 10  # log-mel frames classified at once in a stream: a line each 0.1 s
+Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
+
+
+class SequenceClassification(Task):
+    """Learns the class of a sequence, by cross-entropy of the pooled outputs."""
+
+    name = "sequence_classification"
+    keys = {
+        **IMAGE_KEYS,
+        **GEOMETRY_KEYS,
+        **CLASS_KEYS,
+        "sequence.length": Key(0, "longest series or labelled text; 0 takes the longest one of the data", (0, UNLIMITED)),
+        "sequence.pool": Key(
+            "last", 'how outputs at every step become one: those of the "last" step, their "mean" or "max"', choices=POOLS
+        ),
+        "sequence.permute": Key(False, "images as sequences: read their pixels in one fixed random order"),
+        "sequence.units": Key("characters", 'units of text: "characters" or "bytes"', choices=text.UNITS),
+        "sequence.bands": Key(32, "mel bands of a sound", (1, UNLIMITED)),
+    }
+    best_by = "accuracy"
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse options of images for other sequences."""
+        images.check_colours(config)
+        name = config.data.name.partition(":")[0]
+        if name not in _READERS:
+            return
+        unused = [key for key in ("data.classes", "data.per_class", "data.image_size", *GEOMETRY_KEYS, "augment.cutout", "augment.mixup")]
+        for key in unused:
+            section, _, field = key.partition(".")
+            if config[section][field]:
+                raise UserError(f"config.{key}={config[section][field]!r} does not apply to data.name={config.data.name!r}; remove it.")
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open series, sounds, texts, or images as sequences of their pixels."""
+        name = config.data.name.partition(":")[0]
+        if name in _READERS:
+            return _READERS[name](config)
+        splits = open_labelled(config.data, seed=config.seed)
+        height, width, channels = splits.spec.input_shape
+        images.check_channels(config, channels)
+        order = "permuted" if config.sequence.permute else "rows"
+        return splits.with_spec(input_shape=(height * width, channels), pixels=order)
+
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """Logits at every step, or of the whole sequence."""
+        classes = len(self.spec.outputs)
+        return ((self.spec.input_shape[0], classes), (classes,))
+
+    def inputs(self, batch: Batch, model: nn.Module) -> Batch:
+        """Sequences with the mask of their valid steps."""
+        return model_arguments(model, *self._sequences(batch))
+
+    def augment(self, key: jax.Array, batch: Batch, first: Any) -> Batch:
+        """Augment images; smooth the targets of all sequences."""
+        classes, options = len(self.spec.outputs), self.config.augment
+        if "image" in batch:
+            return augment_labelled(key, batch, options, classes, first)
+        return {**batch, "target": one_hot(batch["label"], classes, options.label_smoothing)}
+
+    def losses(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Cross-entropy in nats."""
+        return optax.softmax_cross_entropy(self._pooled(outputs, batch), batch["target"])
+
+    def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Right answers."""
+        return {"accuracy": (self._pooled(outputs, batch).argmax(-1) == batch["label"]).astype(jnp.float32)}
+
+    def sums(self, outputs: Any, batch: Batch) -> Sums:
+        """Loss, right answers, confusion matrix."""
+        return classification_sums(self._pooled(outputs, batch), batch["label"], batch["mask"])
+
+    def metrics(self, scores: Scores) -> dict[str, float]:
+        """Accuracy and loss."""
+        return ratios(scores.sums, "accuracy", "loss")
+
+    def _sequences(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Return inputs and lengths; those of images are their pixels."""
+        if "image" not in batch:
+            return batch["input"], batch["length"]
+        x = self.spec.prepare(batch["image"])
+        return x, jnp.full(len(x), x.shape[1])
+
+    def _pooled(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        length = batch["length"] if "length" in batch else jnp.full(len(outputs), self.spec.input_shape[0])
+        return pool_steps(outputs, length, self.config.sequence.pool)
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """Confusion matrix, and test sequences with their classes."""
+        spec = splits.spec
+        pictures = {"Confusion matrix": ("confusion_matrix", plots.confusion_matrix(scores.sums["confusion"], spec.outputs))}
+        batch = gather(splits.test, np.linspace(0, len(splits.test) - 1, min(SAMPLED, len(splits.test))).astype(int))
+        parts = [{name: values[at : at + 50] for name, values in batch.items()} for at in range(0, len(batch["label"]), 50)]
+        field = "image" if "image" in batch else "input"
+        probabilities = np.concatenate([inference.probabilities(part[field], length=part.get("length")) for part in parts])
+        order = most_telling(batch["label"], probabilities)[:SHOWN]
+        labels, probabilities = batch["label"][order], probabilities[order]
+        if spec.symbols:
+            return Report(pictures, [_text_table(batch, order, probabilities, spec)])
+        if field == "image":
+            grid = plots.prediction_grid(batch["image"][order], labels, probabilities, spec.outputs)
+        else:
+            shown = [batch["input"][i, : batch["length"][i]] for i in order]
+            grid = plots.series_grid(shown, labels, probabilities, spec.outputs)
+        return Report({**pictures, "Test sequences, mistakes first": ("predictions", grid)})
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Files, or a stream."""
+        streams.add_stream_flag(parser)
+        add_inputs(parser, "files to classify: sounds, texts, .ts files of series, or images")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Yield name, class and probability of each sequence; the series of a .ts file are named FILE:NUMBER."""
+        name, paths = self.config.data.name.partition(":")[0], [pathlib.Path(path) for path in args.inputs]
+        if name == "ucr":
+            named = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(path)[0])]
+        elif name == "wav":
+            sounds = [sound.read_sound(path, rate=self.spec.sample_rate)[0] for path in paths]
+            named = list(zip(args.inputs, log_mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
+        elif name == "text":
+            named = [(str(path), self._codes(text.read_text(path))) for path in paths]
+        else:
+            raise UserError(f"a run on data.name={self.config.data.name!r} has nothing to predict from files; use train.evaluate.")
+        return self._classified(inference, named)
+
+    def _codes(self, words: str) -> np.ndarray:
+        """Return the codes of a text, cut to the length of training."""
+        if not words:
+            raise UserError("the text is empty; give at least one character.")
+        return text.encode(words, self.spec.symbols, self.spec.units)[: self.spec.input_shape[0]]
+
+    def _classified(self, inference: Inference, named: list[tuple[str, np.ndarray]]) -> Iterator[str]:
+        length, *channels = self.spec.input_shape
+        for name, one in named:
+            if one.shape[1:] != tuple(channels):
+                raise UserError(f"{name} has {one.shape[1]} channels, and the run was trained on {channels[0]}; give the same channels.")
+            if len(one) > length:
+                raise UserError(
+                    f"{name} has {len(one)} steps, and the run takes {length}; shorten it, or train with a larger config.sequence.length."
+                )
+        x, lengths = padded([one if self.spec.symbols else self.spec.scale(one) for _, one in named], length)
+        for (name, _), values, count in zip(named, x, lengths):
+            ((label, probability),) = inference.classify(values[None], length=count[None])
+            yield f"{name}\t{label}\t{probability:.4f}"
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield a line for each line of text, or for each 0.1 s of sound: the seconds heard, and the class of the last of them."""
+        name = self.config.data.name.partition(":")[0]
+        if name == "text":
+            return self._stream_text(inference, file)
+        if name == "wav":
+            return self._stream_sound(inference, file)
+        raise UserError(f"--stream is for text, tables and sound, and this run is on {self.config.data.name!r}; give files instead.")
+
+    def _stream_text(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
+        for number, line in enumerate(streams.lines(file), 1):
+            (answer,) = self._classified(inference, [(str(number), self._codes(line.rstrip("\n")))])
+            yield f"{answer}\n".encode()
+
+    def _stream_sound(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
+        feeder, spec = streams.Feeder(inference), self.spec
+        window, hop = mel_frame(spec.sample_rate)
+        frames = _streamed_frames(streams.sound_pieces(inference, file), spec.sample_rate, spec.input_shape[-1])
+        last, count = np.zeros((0, len(spec.outputs)), np.float32), 0
+        for outputs in feeder.feed_all(spec.scale(one) for one in frames):
+            # As many steps as the longest sound of the training had.
+            last, count = np.concatenate([last, outputs])[-spec.input_shape[0] :], count + len(outputs)
+            if not count:
+                continue
+            logits = pool_steps(jnp.asarray(last)[None], jnp.array([len(last)]), inference.pool)
+            probabilities = np.asarray(jax.nn.softmax(logits[0]))
+            seconds = ((count - 1) * hop + window) / spec.sample_rate
+            yield f"{seconds:.2f}\t{spec.outputs[int(probabilities.argmax())]}\t{probabilities.max():.4f}\n".encode()
+
+
+def mel_frame(rate: int) -> tuple[int, int]:
+    """Return the samples in a log-mel frame, 32 ms, and from one frame to the next, 10 ms."""
+    return round(0.032 * rate), round(0.01 * rate)
+
+
+def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
+    """Return the log-mel energies (frames, bands) of each sound (samples,), in frames of `mel_frame`."""
+    window, hop = mel_frame(rate)
+    # Silence after a sound does not change its own frames, so that one program serves for all.
+    length = max(window, *map(len, sounds))
+    run = jax.jit(lambda samples: log_mel(samples[None], rate, window=window, hop=hop, bands=bands)[0])
+    counts = [1 + max(0, len(samples) - window) // hop for samples in sounds]
+    return [np.asarray(run(np.pad(samples, (0, length - len(samples)))))[:count] for samples, count in zip(sounds, counts)]
+
+
+def _streamed_frames(pieces: Iterable[np.ndarray], rate: int, bands: int) -> Iterator[np.ndarray]:
+    """Yield the log-mel frames (n, bands) of a stream, those of `log_mel_frames`, `MEL_BATCH` at a time."""
+    window, hop = mel_frame(rate)
+    needed = window + (MEL_BATCH - 1) * hop
+    run = jax.jit(lambda x: log_mel(x[None], rate, window=window, hop=hop, bands=bands)[0])
+    held, any_yet = np.zeros(0, np.float32), False
+    for piece in pieces:
+        held = np.concatenate([held, piece])
+        while len(held) >= needed:
+            yield np.asarray(run(held[:needed]))
+            held, any_yet = held[MEL_BATCH * hop :], True
+    left = 1 + (len(held) - window) // hop if len(held) >= window else int(not any_yet)
+    if left:
+        yield np.asarray(run(np.pad(held, (0, needed - len(held)))))[:left]
+
+
+def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec: DataSpec) -> str:
+    """A table of the beginnings of texts with their classes and the predicted ones."""
+    rows = []
+    for place, probability in zip(order, probabilities):
+        codes = batch["input"][place, : min(BEGINNING, batch["length"][place])]
+        words = " ".join(text.decode(codes, spec.symbols, spec.units).split()).replace("|", "\\|")
+        true, predicted = (spec.outputs[i] for i in (batch["label"][place], int(probability.argmax())))
+        rows.append(f"| {words} | {true} | {predicted} ({probability.max():.0%}) |")
+    return "\n".join(["## Test texts, mistakes first\n", "| beginning | class | predicted |", "|---|---|---|", *rows])
+
+
+def _series(config: Any) -> Splits:
+    """Series of a set of the UCR archive, data.name="ucr:GunPoint"."""
+    name = config.data.name.partition(":")[2]
+    train, test = map(series.read_ts, series.ucr_files(name, config.data.dir))
+    return _standardised(config, train, test)
+
+
+def _sounds(config: Any) -> Splits:
+    """Sounds in folders named after their classes, as log-mel frames."""
+    train, test = labelled_splits(pathlib.Path(config.data.dir), sound.SUFFIXES)
+    sounds, rate = sound.read_sounds([path for path, _ in [*train, *test]])
+    frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
+    parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
+    return _standardised(config, *parts, sample_rate=rate)
+
+
+def _texts(config: Any) -> Splits:
+    """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
+    units, most = config.sequence.units, config.sequence.length or None
+    parts = labelled_splits(pathlib.Path(config.data.dir), (".txt",))
+    train, test = (([text.read_text(path) for path, _ in part], [label for _, label in part]) for part in parts)
+    symbols = text.symbols_of("".join(train[0]), units)
+    train, test = (([text.encode(one, symbols, units)[:most] for one in part], labels) for part, labels in (train, test))
+    return _class_splits(config, train, test, symbols=symbols, units=units)
+
+
+def _standardised(config: Any, train: Labelled, test: Labelled, **fields: Any) -> Splits:
+    """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split."""
+    channels = {one.shape[1] for one in [*train[0], *test[0]]}
+    if len(channels) > 1:
+        raise UserError(
+            f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give series of one number."
+        )
+    values = np.concatenate(train[0])
+    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64) + 1e-8
+    train, test = (([((one - mean) / std).astype(np.float32) for one in part], labels) for part, labels in (train, test))
+    return _class_splits(config, train, test, mean=tuple(mean.tolist()), std=tuple(std.tolist()), **fields)
+
+
+def _class_splits(config: Any, train: Labelled, test: Labelled, **fields: Any) -> Splits:
+    """Splits of padded sequences with their classes; a share of each class of the training split is held out."""
+    names = tuple(sorted({*train[1], *test[1]}))
+    length = config.sequence.length or max(map(len, [*train[0], *test[0]]))
+
+    def table(part: Labelled) -> Table:
+        x, lengths = padded(part[0], length)
+        return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in part[1]], np.int32)})
+
+    whole, tested = table(train), table(test)
+    learned, validation = hold_out(whole, config.data.validation, config.seed, whole.arrays["label"])
+    spec = DataSpec(config.data.name, whole.arrays["input"].shape[1:], names, len(learned))
+    return Splits(dataclasses.replace(spec, **fields), learned, validation, tested)
+
+
+_READERS: dict[str, Callable[[Any], Splits]] = {"ucr": _series, "wav": _sounds, "text": _texts}

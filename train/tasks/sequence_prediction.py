@@ -1,0 +1,184 @@
+"""Prediction at every step: numbers, bits such as the keys of a piano, or codes."""
+
+import argparse
+import csv
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dilax import DataSpec, Inference, UserError, plots
+from train.data.readers import piano, tables
+from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+from train.data.source import Table, gather
+from train.data.splits import Splits
+from train.data.windows import padded
+from train.keys import UNLIMITED, Key
+from train.tasks import streams
+from train.tasks.base import Bytes, Report, Scores, add_inputs
+from train.tasks.steps import ROW_MODELS, SPLIT_NAMES, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, window_splits
+
+# What a step of each kind of data asks for, and so the loss.
+LOSS_OF = {"adding": "mse", "csv": "mse", "copy_memory": "categorical", "piano": "binary"}
+# First word of the random keys of made-up data; the splits share no draw.
+_TRAIN, _TEST, _VALIDATION = 1, 2, 3
+
+
+class SequencePrediction(StepTask):
+    """Learns the target of every step: that of a made-up task, or the next row of a table or piano roll."""
+
+    name = "sequence_prediction"
+    keys = {
+        **WINDOW_KEYS,
+        **TEST_KEYS,
+        "sequence.loss": Key(
+            "mse", '"mse", "binary" (several may be true at a step) or "categorical" (one is)', choices=("mse", "binary", "categorical")
+        ),
+        "sequence.examples": Key(
+            0, 'training sequences that "adding" and "copy_memory" make; 0 makes as many as in the paper', (0, UNLIMITED)
+        ),
+        "data.missing": Key(
+            "error", 'missing cells of a table: "error", "forward" or "interpolate"', choices=("error", "forward", "interpolate")
+        ),
+    }
+
+    def loss_and_metric(self) -> tuple[str, str]:
+        """As config.sequence.loss says."""
+        kind = self.config.sequence.loss
+        return kind, {"binary": "nll", "mse": "mse"}.get(kind, "loss")
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse models that see the next row, and losses that do not fit the data."""
+        if config.data.name in ("csv", "piano"):
+            check_causal(config, ROW_MODELS)
+        loss = LOSS_OF.get(config.data.name, config.sequence.loss)
+        if config.sequence.loss != loss:
+            raise UserError(
+                f"config.sequence.loss={config.sequence.loss!r} does not fit data.name={config.data.name!r}; set it to {loss!r}."
+            )
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open a made-up task, a table or piano rolls."""
+        readers = {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _table}
+        return readers[check_name(config, tuple(readers))](config)
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """Targets and predictions of the scored steps."""
+        batch = gather(splits.test, np.arange(min(64, len(splits.test))))
+        outputs = np.asarray(inference.outputs(batch["input"], length=batch["length"]))
+        truth, counted, names = batch["label"], batch["counted"], splits.spec.outputs
+        if self.kind == "categorical":
+            truth, outputs, names = truth[..., None], outputs.argmax(-1)[..., None], ("code",)
+        elif self.kind == "binary":
+            outputs = np.asarray(jax.nn.sigmoid(outputs))
+        # Where a sequence is scored at a step or two, those of several are shown.
+        few = counted[0].sum() < 3
+        places = counted if few else counted & (np.arange(len(counted)) == 0)[:, None]
+        title = f"the {places.sum()} scored steps of {f'the first {len(counted)} test sequences' if few else 'the first test sequence'}"
+        pictures = {"Test steps": ("prediction", plots.step_outputs(truth[places], outputs[places], names, title=title))}
+        return Report(pictures, [_persistence(splits)] if self.config.data.name == "csv" else [])
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Tables to forecast."""
+        parser.add_argument("--steps", type=int, default=200, help="rows to forecast; the default is 200")
+        streams.add_stream_flag(parser)
+        add_inputs(parser, "tables to forecast, such as .csv files")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Yield the rows that follow each table, as CSV with the names of the columns."""
+        self._check_table()
+        streams.check_flag(args, "steps", args.steps >= 1, "at least 1")
+        read = [tables.read_table(pathlib.Path(path), missing=self.config.data.missing) for path in args.inputs]
+        for path, (names, _) in zip(args.inputs, read):
+            tables.check_columns(path, names, self.spec.outputs)
+        for path, (_, values) in zip(args.inputs, read):
+            if len(read) > 1:
+                yield f"# {path}"
+            yield csv_row(self.spec.outputs)
+            for row in inference.forecast(values, args.steps):
+                yield csv_row([f"{value:.6g}" for value in row])
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield, after each row, the row that is to follow it."""
+        self._check_table()
+        feeder, reader = streams.Feeder(inference), tables.RowReader(self.spec.outputs)
+        yield (csv_row(self.spec.outputs) + "\n").encode()
+        for line in streams.lines(file):
+            values = reader.read(line)
+            if values is None:  # a header or a blank line
+                continue
+            (row,) = self.spec.unscale(feeder(self.spec.scale(values)[None]))
+            yield (csv_row([f"{value:.6g}" for value in row]) + "\n").encode()
+
+    def _check_table(self) -> None:
+        if self.config.data.name != "csv":
+            raise UserError(f"a run on data.name={self.config.data.name!r} has nothing to predict from files; use train.evaluate.")
+
+
+def csv_row(cells: Iterable[str]) -> str:
+    """Return a row of CSV, without a line end."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _persistence(splits: Splits) -> str:
+    """The error of the forecast that repeats each row, which a model has to beat."""
+    batch = gather(splits.test, np.arange(len(splits.test)))
+    changes = (batch["label"] - batch["input"])[batch["counted"]]
+    return f"## For comparison\n\nA forecast that repeats each row has a mean squared error of {np.square(changes).mean():.4f}."
+
+
+def _adding(config: Any) -> Splits:
+    return _made_up(config, adding, ADDING_EXAMPLES, ("sum",), ())
+
+
+def _copy_memory(config: Any) -> Splits:
+    symbols = tuple(map(str, range(SYMBOLS)))
+    return _made_up(config, copy_memory, COPY_EXAMPLES, symbols, symbols)
+
+
+def _made_up(config: Any, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
+    """Splits drawn at random: the training split by config.seed, the others the same for every run."""
+    count, length = config.sequence.examples or examples, config.sequence.length
+    if not length:
+        raise UserError(f"config.sequence.length=0 gives no length for data.name={config.data.name!r}; set it, such as 200.")
+    train = make(count, length, _TRAIN, config.seed)
+    validation = make(TEST_EXAMPLES, length, _VALIDATION) if config.data.validation else None
+    test = make(TEST_EXAMPLES, length, _TEST)
+    spec = DataSpec(config.data.name, train.arrays["input"].shape[1:], outputs, count, symbols)
+    return Splits(spec, train, validation, test)
+
+
+def _piano(config: Any) -> Splits:
+    """Piano rolls, each step of which asks for the keys of the next."""
+    rolls = piano.read_piano_rolls(pathlib.Path(config.data.dir))
+    length = config.sequence.length or max(len(roll) for split in rolls.values() for roll in split) - 1
+
+    def table(split: list[np.ndarray], word: str) -> Table:
+        long_enough = [roll for roll in split if len(roll) > 1]
+        if not long_enough:
+            raise UserError(f"{config.data.dir}: the {word} split has no sequence of 2 or more steps, which a prediction needs.")
+        x, lengths = padded([roll[:-1].astype(np.float32) for roll in long_enough], length)
+        y, _ = padded([roll[1:].astype(np.float32) for roll in long_enough], length)
+        return Table({"input": x, "length": lengths, "label": y, "counted": np.arange(length)[None] < lengths[:, None]})
+
+    parts = {name: table(rolls[name], word) for name, word in SPLIT_NAMES.items()}
+    keys = parts["train"].arrays["input"].shape[-1]
+    spec = DataSpec(config.data.name, (length, keys), tuple(f"key {i + 1}" for i in range(keys)), len(parts["train"]))
+    return Splits(spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"])
+
+
+def _table(config: Any) -> Splits:
+    """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
+    names, values = tables.read_table(pathlib.Path(config.data.dir), missing=config.data.missing)
+    parts = cut_along_time(values, config)
+    mean, std = parts["train"].mean(0, dtype=np.float64), parts["train"].std(0, dtype=np.float64) + 1e-8
+    scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
+    return window_splits(config, scaled, names, mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -1,0 +1,131 @@
+"""Generation of sound: the next sample of a waveform."""
+
+import argparse
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dilax import Inference, UserError, plots
+from dilax.audio import mu_law_encode
+from dilax.generate import continue_sequence
+from train.data.readers import sound
+from train.data.splits import Splits
+from train.keys import Key
+from train.tasks import streams
+from train.tasks.base import Bytes, Report, Scores, Shape, output_files
+from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
+
+SAMPLES = 3  # sounds drawn for the report
+
+
+class Waveform(StepTask):
+    """Learns the next sample of sound: a mu-law code, or a mixture of logistics."""
+
+    name = "waveform"
+    keys = {
+        **WINDOW_KEYS,
+        **TEST_KEYS,
+        **SAMPLE_KEYS,
+        "sequence.levels": Key(256, "mu-law levels of a sample", (2, 65536)),
+    }
+
+    def loss_and_metric(self) -> tuple[str, str]:
+        """Bits of a sample."""
+        return "mixture" if _is_mixture(self.config) else "categorical", "bits_per_sample"
+
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """Logits, or the parameters of the mixture."""
+        outputs = 3 * self.config.model.mixtures if self.kind == "mixture" else len(self.spec.outputs)
+        return ((self.spec.input_shape[0], outputs),)
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Refuse models that see the next sample."""
+        check_causal(config, CODE_MODELS)
+
+    @classmethod
+    def open(cls, config: Any) -> Splits:
+        """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
+        check_name(config, ("wav",))
+        folder = pathlib.Path(config.data.dir).expanduser()
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in sound.SUFFIXES and not path.name.startswith("."))
+        if not paths:
+            raise UserError(f"config.data.dir={config.data.dir!r} does not hold sound files ({', '.join(sorted(sound.SUFFIXES))}).")
+        sounds, rate = sound.read_sounds(paths)
+        mixture, levels = _is_mixture(config), config.sequence.levels
+        values = [one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels)) for one in sounds]
+        symbols = () if mixture else tuple(map(str, range(levels)))
+        return window_splits(config, _parts(config, values), symbols or ("sample",), symbols=symbols, sample_rate=rate)
+
+    def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
+        """Drawn sounds, as files and waveforms."""
+        options, rate = self.config.sequence, self.spec.sample_rate
+        if not options.sample:
+            return Report({})
+        beginnings = prompts(splits.test, min(SAMPLES, len(splits.test)))
+        drawn = inference.sample(beginnings, options.sample, temperature=options.temperature, seed=self.config.seed)
+        sounds, names = np.concatenate([inference.to_sound(beginnings), inference.to_sound(drawn)], axis=1), []
+        for i, one in enumerate(sounds):
+            names.append(f"sample_{i}.wav")
+            sound.write_wav(folder / names[-1], one, rate)
+        says = f"The first {beginnings.shape[1] / rate:.3g} s of each are from the test split, the rest is drawn."
+        files = "\n".join(f"- [{name}]({name})" for name in names)
+        return Report({"Drawn sounds": ("samples", plots.waveforms(sounds, rate, names))}, [f"## Files\n\n{says}\n\n{files}"])
+
+    @classmethod
+    def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Options of the draw, and sound files."""
+        streams.add_sampling_flags(parser, "samples", "sound files to continue")
+
+    def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
+        """Write NAME_continued.wav for each sound; yield the file, the path of the new one and its seconds."""
+        options, rate = streams.sampling(args), self.spec.sample_rate
+        sounds = [sound.read_sound(pathlib.Path(path), rate=rate)[0] for path in args.inputs]
+        files = output_files(args.inputs, ("_continued.wav",), args.out, replace=args.replace)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for path, one, (file,) in zip(args.inputs, sounds, files):
+            drawn = inference.to_sound(inference.sample(self._model_input(one)[None], args.steps, seed=args.seed, **options))[0]
+            sound.write_wav(file, np.concatenate([one, drawn]), rate)
+            yield f"{path}\t{file}\t{(len(one) + len(drawn)) / rate:.3f} s"
+
+    def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
+        """Yield .wav of what comes in, then of `steps` samples more."""
+        options, rate, feeder = streams.sampling(args), self.spec.sample_rate, streams.Feeder(inference)
+        size, key = max(1, rate // streams.BLOCKS), jax.random.key(args.seed)
+        pieces = streams.sound_pieces(inference, file)
+        yield sound.open_header(rate, 1)
+        for samples in streams.blocks(pieces, size):
+            feeder(self._model_input(samples))
+            yield sound.pcm(samples)
+        run: Any = jax.jit(
+            lambda variables, key, outputs, state: continue_sequence(feeder.model, variables, key, outputs, state, size, **options)
+        )
+        outputs, state = feeder.outputs, feeder.state
+        for start in range(0, args.steps, size):
+            new, outputs, state = run(feeder.variables, jax.random.fold_in(key, start), outputs, state)
+            yield sound.pcm(inference.to_sound(np.asarray(new))[0, : args.steps - start])
+
+    def _model_input(self, samples: np.ndarray) -> np.ndarray:
+        """Return samples as codes (time,), or as floats (time, 1) for a mixture."""
+        levels = len(self.spec.symbols)
+        return np.asarray(mu_law_encode(jnp.asarray(samples), levels)) if levels else samples[:, None]
+
+
+def _is_mixture(config: Any) -> bool:
+    return config.model.get("outputs") == "mixture"
+
+
+def _parts(config: Any, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Share out whole files, spread over the folder, so that every split has something of each speaker or piece."""
+    held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
+    tested = max(1, round(len(values) * config.sequence.test))
+    if len(values) < 1 + held + tested:
+        raise UserError(f"config.data.dir={config.data.dir!r} holds {len(values)} sound files, too few to split; cut them into more files.")
+    order = np.linspace(0, len(values) - 1, held + tested).round().astype(int).tolist()
+    test = order[:: max(1, len(order) // tested)][:tested]
+    parts = {"train": [value for i, value in enumerate(values) if i not in order], "test": [values[i] for i in test]}
+    return {**parts, "validation": [values[i] for i in order if i not in test]} if held else parts
