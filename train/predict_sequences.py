@@ -16,8 +16,9 @@ import dilax
 from dilax.errors import UserError
 from dilax.models.wavenet import mu_law_encode
 from train.data.open_sequences import log_mel_frames
-from train.data.readers import series, tables, text
+from train.data.readers import series, text
 from train.data.readers import sound as sounds_
+from train.data.readers.tables import read_table
 from train.data.windows import padded
 from train.run import Trained
 from train.sequence_report import draw, probabilities, separate, to_sound
@@ -172,7 +173,7 @@ def classified(trained: Trained, names: list[str], sequences: list[np.ndarray]) 
 
 def _tables(trained: Trained, paths: list[str], options: Options) -> Iterator[str]:
     """The rows that follow each table, as CSV with the names of the columns."""
-    tables = [tables.read_table(pathlib.Path(path)) for path in paths]
+    tables = [read_table(pathlib.Path(path)) for path in paths]
     for path, (names, _) in zip(paths, tables):
         check_columns(trained, path, names)
     scale = Scale(trained)
