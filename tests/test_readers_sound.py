@@ -264,6 +264,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("a.wav", riff(1, 16, b"12", channels=0), "{path} gives 0 channels; repair its header."),
     ("a.flac", stored("FLAC")[:3000], "{path} cannot be read as sound (flac decoder lost sync); give an intact file, one of .wav, .flac, .ogg, .mp3."),
     ("a.ogg", stored("OGG")[:-3], "{path} is truncated: its last page is missing; copy it again."),
+    ("a.ogg", stored("OGG")[: stored("OGG").rfind(b"OggS")], "{path} is truncated: its last page is missing; copy it again."),
     ("a.wav", np.random.default_rng(0).bytes(5000),
      "{path} cannot be read as sound (Format not recognised); give an intact file, one of .wav, .flac, .ogg, .mp3."),
 ]  # fmt: skip
