@@ -12,9 +12,21 @@ KINDS = ("depthwise", "grouped", "dense")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One convolution: x (*shape), square window, `features` outputs, and what it is known from."""
+    """One convolution.
 
-    known_from: str
+    Attributes:
+        origin: The kind of network it is typical of.
+        shape: Shape of x, (batch, *space, c_in).
+        features: Output channels.
+        window: Taps of the kernel along every axis.
+        dilation: Samples between neighbouring taps along every axis.
+        stride: Stride along every axis.
+        groups: Number of independent channel groups.
+        padding: As `dilax.dilated_conv`.
+        dtype: Dtype of x and the kernel.
+    """
+
+    origin: str
     shape: tuple[int, ...]
     features: int
     window: int
@@ -36,21 +48,21 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What it is known from, and its numbers without the defaults."""
+        """The origin, and the parameters that differ from their defaults."""
         outputs = f"->{self.features}" if self.features != self.shape[-1] else ""
         marks = [f"k{self.window}"]
         marks += [f"{letter}{value}" for letter, value in (("d", self.dilation), ("s", self.stride)) if value > 1]
         marks += [f"g{self.groups}"] * (self.kind == "grouped") + ["causal"] * (self.padding == "CAUSAL")
         marks += ["bf16"] * (self.dtype == "bfloat16")
-        return f"{self.known_from} {'x'.join(map(str, self.shape))}{outputs} {' '.join(marks)}"
+        return f"{self.origin} {'x'.join(map(str, self.shape))}{outputs} {' '.join(marks)}"
 
     @property
     def name(self) -> str:
-        """Kind and title."""
+        """The kind and the title."""
         return f"{self.kind} {self.title}"
 
     def plan(self) -> dilax.ConvPlan:
-        """Return the plan that `dilated_conv` makes of it."""
+        """Return the plan that `dilated_conv` makes for it."""
         batch, *size, channels = self.shape
         per_axis = [(number,) * self.rank for number in (self.window, self.stride, self.dilation)]
         kernel_size, stride, dilation = per_axis
@@ -58,7 +70,7 @@ class Case:
         return dilax.ConvPlan(batch, tuple(size), channels, self.features, kernel_size, stride, pads, dilation, self.groups, self.dtype)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return random x, kernel and cotangent in float32; outputs are about 1."""
+        """Return random x, kernel and cotangent in float32; the outputs have a variance of about 1."""
         rng, plan = np.random.default_rng(0), self.plan()
         fan_in = self.window**self.rank * self.shape[-1] // self.groups
         x = rng.standard_normal(self.shape, np.float32)

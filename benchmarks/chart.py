@@ -1,4 +1,4 @@
-"""The picture of `benchmarks.ops`: how many times faster dilax is, case by case."""
+"""The chart of `benchmarks.ops`: the speed of dilax relative to XLA and torch, case by case."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,71 +10,78 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, TIMES = "#222222", "#8A8A8A", "\N{MULTIPLICATION SIGN}"
-# Of the chart: label, colour (Okabe and Ito's), marker, and where the mean stands.
-DOTS = {"forward": ("forward", "#0072B2", "o", 0.72), "gradients": ("forward and both gradients", "#D55E00", "D", 0.99)}
+# Label, colour (of the palette of Okabe and Ito), marker, and x position of the mean.
+SERIES = {"forward": ("forward", "#0072B2", "o", 0.72), "gradients": ("forward and both gradients", "#D55E00", "D", 0.99)}
 
 
-def chart(rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> "Figure":
-    """Draw a line per case with a dot per measure: on the left how much faster than lax, on the right than torch."""
+def chart(rows: Sequence[dict[str, Any]], env: dict[str, Any]) -> "Figure":
+    """Draw the speed relative to lax (left) and to torch (right): one line per case, one dot per measure.
+
+    Args:
+        rows: The results of `benchmarks.ops.measure_case`.
+        env: The environment of `benchmarks.common.environment`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = _places(rows)
-    bottom = max(places.values()) + 0.9
+    positions = _vertical_positions(rows)
+    bottom = max(positions.values()) + 0.9
     height = 1.57 + 0.19 * bottom
     figure = Figure((10.5, height), facecolor="white")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(left=0.29, right=0.985, top=1 - 0.95 / height, bottom=0.62 / height, wspace=0.06)
-    _draw_panel(panels[0], rows, places, lambda row: row["lax_over_auto"], "than XLA's own convolution")
+    _draw_panel(panels[0], rows, positions, lambda row: row["lax_over_auto"], "than XLA's own convolution")
     _draw_panel(
-        panels[1], rows, places, lambda row: 1 / row["auto_over_torch"] if row["torch"] else None, "than torch, in its faster layout"
+        panels[1], rows, positions, lambda row: 1 / row["auto_over_torch"] if row["torch"] else None, "than torch, in its faster layout"
     )
     panels[0].set_ylim(bottom, -0.9)
-    panels[0].set_yticks([place for name, place in places.items() if name not in KINDS])
+    panels[0].set_yticks([y for name, y in positions.items() if name not in KINDS])
     titles = {row["case"]: row["title"] for row in rows}
-    panels[0].set_yticklabels([titles[name] for name in places if name not in KINDS], fontsize=7.5, color=INK)
-    for kind in (name for name in places if name in KINDS):
-        place, transform = places[kind], panels[0].get_yaxis_transform()
-        panels[0].text(-0.02, place, kind, transform=transform, ha="right", va="center", size=9.5, weight="bold", color=INK)
+    panels[0].set_yticklabels([titles[name] for name in positions if name not in KINDS], fontsize=7.5, color=INK)
+    for kind in (name for name in positions if name in KINDS):
+        y, transform = positions[kind], panels[0].get_yaxis_transform()
+        panels[0].text(-0.02, y, kind, transform=transform, ha="right", va="center", size=9.5, weight="bold", color=INK)
     marks: Any = panels[0].get_legend_handles_labels()
     figure.text(0.012, 1 - 0.15 / height, "How many times faster dilax is", va="top", size=12, weight="bold", color=INK)
     figure.legend(*marks, loc="upper left", bbox_to_anchor=(0, 1 - 0.32 / height), frameon=False, fontsize=8.5, handletextpad=0.1)
-    note = "right of the line dilax is faster; batch x space x channels -> outputs, k: taps per axis, d: dilation, s: stride, g: groups"
+    note = (
+        "dilax is faster to the right of the line; batch x space x channels -> outputs, k: taps per axis, d: dilation, s: stride, g: groups"
+    )
     figure.text(0.985, 0.21 / height, note, ha="right", size=7, color=INK)
-    figure.text(0.985, 0.07 / height, common.heading(found), ha="right", size=6.5, color=GREY)
+    figure.text(0.985, 0.07 / height, common.heading(env), ha="right", size=6.5, color=GREY)
     return figure
 
 
-def _places(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the height of each kind's heading and of each case, from the top."""
-    places: dict[str, float] = {}
+def _vertical_positions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the vertical position of the heading of each kind and of each case, from the top."""
+    positions: dict[str, float] = {}
     below = 0.0
     for kind in KINDS:
         names = list(dict.fromkeys(row["case"] for row in rows if row["kind"] == kind))
         if names:
-            places |= {name: below + i for i, name in enumerate([kind, *names])}
+            positions |= {name: below + i for i, name in enumerate([kind, *names])}
             below += len(names) + 1.4
-    return places
+    return positions
 
 
 def _draw_panel(
-    axes: Any, rows: Sequence[dict[str, Any]], places: dict[str, float], ratio: Callable[[dict[str, Any]], float | None], title: str
+    axes: Any, rows: Sequence[dict[str, Any]], positions: dict[str, float], ratio: Callable[[dict[str, Any]], float | None], title: str
 ) -> None:
-    """Draw one ratio of every case: a dot per measure, and the geometric means in the lines of the kinds."""
+    """Draw one ratio for every case, with a dot per measure, and its geometric means on the lines of the kinds."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_title(title, fontsize=10, fontweight="bold", color=INK, pad=9)
     axes.axvline(1, color=GREY, linewidth=1.3, zorder=1)
-    for name, (label, color, marker, align) in DOTS.items():
+    for name, (label, color, marker, align) in SERIES.items():
         known = [(row, value) for row in rows if row["measure"] == name and (value := ratio(row)) is not None]
-        values, heights = [value for _, value in known], [places[row["case"]] for row, _ in known]
+        values, heights = [value for _, value in known], [positions[row["case"]] for row, _ in known]
         axes.plot(values, heights, linestyle="", marker=marker, markersize=5, color=color, label=label, zorder=3)
-        for kind in (kind for kind in KINDS if kind in places):
+        for kind in (kind for kind in KINDS if kind in positions):
             mean = common.geometric_mean(value for row, value in known if row["kind"] == kind)
-            place, style = axes.get_yaxis_transform(), dict(ha="right", va="center", size=8.5, weight="bold", color=color)
-            box = dict(facecolor="white", edgecolor="none", pad=1)  # over the line of 1
-            axes.text(align, places[kind], f"mean {common.number(mean, TIMES)}", transform=place, bbox=box, **style)
+            transform, style = axes.get_yaxis_transform(), dict(ha="right", va="center", size=8.5, weight="bold", color=color)
+            box = dict(facecolor="white", edgecolor="none", pad=1)  # hides the line at 1
+            axes.text(align, positions[kind], f"mean {common.format_number(mean, TIMES)}", transform=transform, bbox=box, **style)
     if not axes.lines[1].get_xdata().size:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_xscale("log")

@@ -159,7 +159,7 @@ def _separable(name: str, model: SeparableCNN, batch: int | None) -> Network:
         )
         for stage, block in blocks
     ]
-    return Network(name, model, (Stage(model.stem), *residuals), batch or 128, (32, 32, 3))
+    return Network(name, model, (Stage(model.stem_features), *residuals), batch or 128, (32, 32, 3))
 
 
 # Parameters by path, in the order in which the network makes them: the same in all implementations.

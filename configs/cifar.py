@@ -17,7 +17,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "cpu", "smoke"))
     config = default_config("cifar")
     config.data.name = "cifar10"
-    config.model = ConfigDict(model_config("separable_cnn", stem=64, features=(128, 256, 512), blocks=(3, 3, 3), squeeze_excite=True))
+    config.model = ConfigDict(
+        model_config("separable_cnn", stem_features=64, features=(128, 256, 512), blocks=(3, 3, 3), squeeze_excite=True)
+    )
     config.batch_size = 512
     config.total_epochs = 200.0
     config.eval_every_epochs = 5.0
@@ -34,7 +36,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optim.ema_decay = 0.9995
     if variant in ("cpu", "smoke"):
         config.name = f"cifar_{variant}"
-        config.model = ConfigDict(model_config("separable_cnn", stem=16, features=(32, 96, 192), blocks=(1, 1, 1), dilations=(2,)))
+        config.model = ConfigDict(model_config("separable_cnn", stem_features=16, features=(32, 96, 192), blocks=(1, 1, 1), dilations=(2,)))
         config.batch_size = 128
         config.data.validation = 0.02
         config.total_epochs = 18.0

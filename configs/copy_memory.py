@@ -18,7 +18,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.name = "copy_memory"
     config.sequence.length = 500
     config.sequence.loss = "categorical"
-    config.model = ConfigDict(model_config("tcn", kernel_size=8, features=(10,) * 7, embedding=10))
+    config.model = ConfigDict(model_config("tcn", kernel_size=8, features=(10,) * 7, embedding_features=10))
     config.batch_size = 32
     config.total_epochs = 10.0
     config.eval_every_epochs = 1.0

@@ -28,10 +28,10 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optim.clip_norm = 5.0
     if variant == "cpu":
         config.sequence.length = 8000
-        config.model.update(features=128, bottleneck=64, hidden=128, skip=64, blocks=6, repeats=2)
+        config.model.update(features=128, bottleneck_features=64, hidden_features=128, skip_features=64, blocks=6, repeats=2)
         config.total_epochs = 20.0
     if variant == "smoke":
         config.sequence.length = 400
-        config.model.update(features=16, bottleneck=8, hidden=8, skip=8, blocks=2, repeats=1)
+        config.model.update(features=16, bottleneck_features=8, hidden_features=8, skip_features=8, blocks=2, repeats=1)
         config.total_epochs = 1.0
     return config

@@ -22,7 +22,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.sequence.length = 320
     config.sequence.context = 64
     config.sequence.temperature = 0.7
-    config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(192,) * 5, embedding=64))
+    config.model = ConfigDict(model_config("tcn", kernel_size=3, features=(192,) * 5, embedding_features=64))
     config.batch_size = 16
     config.total_epochs = 2.0
     config.eval_every_epochs = 0.5

@@ -139,11 +139,11 @@ def space_mean(caller: str, x: jax.Array, given: jax.Array | None) -> jax.Array:
 class DenseASPP(nn.Module):
     """Dilated convolutions one after the other, each fed with the input and all results before: many scales, densely sampled.
 
-    Each is norm, activation, 1x1 to `hidden`, norm, activation, 3x3 dilated to `growth`, dropout.
+    Each is norm, activation, 1x1 to `hidden_features`, norm, activation, 3x3 dilated to `growth`, dropout.
 
     Attributes:
         growth: Channels that each convolution adds.
-        hidden: Channels of the 1x1 convolutions.
+        hidden_features: Channels of the 1x1 convolutions.
         dilations: In samples of the map, as they are; the paper's are for output stride 8.
         dropout: Rate after each 3x3 convolution.
         norm: As `dilax.blocks.Norm`.
@@ -152,7 +152,7 @@ class DenseASPP(nn.Module):
 
     Example:
         >>> x = jnp.ones((2, 16, 16, 8))
-        >>> layer = DenseASPP(growth=4, hidden=8, dilations=(1, 2))
+        >>> layer = DenseASPP(growth=4, hidden_features=8, dilations=(1, 2))
         >>> jax.eval_shape(lambda key: layer.init_with_output(key, x, train=False)[0], jax.random.key(0)).shape
         (2, 16, 16, 16)
 
@@ -161,7 +161,7 @@ class DenseASPP(nn.Module):
     """
 
     growth: int = 64
-    hidden: int = 256
+    hidden_features: int = 256
     dilations: tuple[int, ...] = (3, 6, 12, 18, 24)
     dropout: float = 0.1
     norm: str = "batch"
@@ -176,7 +176,7 @@ class DenseASPP(nn.Module):
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
             y = act(Norm(self.norm, self.dtype, name=f"norm_{i}")(x, train=train))
-            y = DilatedConv(self.hidden, ones, use_bias=biased, dtype=self.dtype, name=f"reduce_{i}")(y)
+            y = DilatedConv(self.hidden_features, ones, use_bias=biased, dtype=self.dtype, name=f"reduce_{i}")(y)
             y = act(Norm(self.norm, self.dtype, name=f"reduced_norm_{i}")(y, train=train))
             y = DilatedConv(self.growth, threes, dilation=dilation, dtype=self.dtype, name=f"dilated_{i}")(y)
             y = Dropout(self.dropout, name=f"dropout_{i}")(y, train=train)
@@ -192,9 +192,9 @@ class ContextModule(nn.Module):
 
     Attributes:
         dilations: Of the 3x3 convolutions.
-        widths: Channels of those, in multiples of the input's; the default is the basic module, `ContextModule.large()` the large one.
+        multipliers: Channels of those, in multiples of the input's; the default is the basic module, `ContextModule.large()` the large one.
         noise: Standard deviation of the initial weights that are not those of the identity, in multiples of the latter. It tells the
-            copies of a channel apart, which would otherwise stay equal in training: more than 0 where a width is above 1.
+            copies of a channel apart, which would otherwise stay equal in training: more than 0 where a multiplier is above 1.
         dtype: Of the computation.
 
     Example:
@@ -208,26 +208,30 @@ class ContextModule(nn.Module):
     """
 
     dilations: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1)
-    widths: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1)
+    multipliers: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1)
     noise: float = 0.0
     dtype: Any = None
 
     @classmethod
     def large(cls, noise: float = 0.01, dtype: Any = None) -> "ContextModule":
         """The large module of the paper: 2, 2, 4, 8, 16, 32 and 32 times the channels of the input."""
-        return cls(widths=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
+        return cls(multipliers=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, *space, channels) to the same shape."""
         _check_dilations("ContextModule", self.dilations)
-        if len(self.widths) != len(self.dilations) or not all(is_integer(width) and width >= 1 for width in self.widths):
-            raise UserError(f"ContextModule: widths={self.widths} must be ints of at least 1, one for each of dilations={self.dilations}.")
+        if len(self.multipliers) != len(self.dilations) or not all(
+            is_integer(multiplier) and multiplier >= 1 for multiplier in self.multipliers
+        ):
+            raise UserError(
+                f"ContextModule: multipliers={self.multipliers} must be ints of at least 1, one for each of dilations={self.dilations}."
+            )
         channels = x.shape[-1]
         ones, threes = _windows(x)
         init = identity_init(channels, self.noise)
-        for i, (dilation, width) in enumerate(zip(self.dilations, self.widths)):
-            conv = DilatedConv(channels * width, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
+        for i, (dilation, multiplier) in enumerate(zip(self.dilations, self.multipliers)):
+            conv = DilatedConv(channels * multiplier, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
             x = nn.relu(conv(x))
         return DilatedConv(channels, ones, dtype=self.dtype, kernel_init=init, name="last")(x)
 

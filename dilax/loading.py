@@ -5,7 +5,9 @@ import pathlib
 import zlib
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -39,8 +41,15 @@ def load(folder: str | pathlib.Path) -> Inference:
     status = read_status(folder)
     if not status:
         raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")
-    model = models.create(**{key: _tuples(value) for key, value in status["model"].items()})
-    return Inference(model, read_variables(folder), DataSpec.from_json(status["data"]), status.get("pool", "last"))
+    return Inference(make_model(status["model"]), read_variables(folder), DataSpec.from_json(status["data"]), status.get("pool", "last"))
+
+
+def make_model(description: dict[str, Any]) -> nn.Module:
+    """Return the model that a run describes: {"name": a name of `dilax.models.names()`, field: value, ...}, lists being tuples."""
+    fields = {key: _tuples(value) for key, value in description.items()}
+    if "dtype" in fields:
+        fields["dtype"] = jnp.dtype(fields["dtype"])
+    return models.create(fields.pop("name"), **fields)
 
 
 def _tuples(value: Any) -> Any:

@@ -30,14 +30,14 @@ COUNTS = {  # with 1000 classes, as published with the weights; those of xceptio
     "xception": 26_969_560,
     "xception_slim": 1_549_160,
 }
-RESNET = dict(widths=(4, 4, 6, 8), blocks=(1, 1, 2, 3))
-DRN = dict(widths=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 2, 2, 1))
-MOBILENET = dict(widths=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 2, 1), stem_width=3, last_width=8, expansion=2)
-XCEPTION = dict(stem=(3, 4), entry=(4, 5, 6), middle=1, exit=(6, 5, 7, 4, 6, 8))
+RESNET = dict(stage_features=(4, 4, 6, 8), blocks=(1, 1, 2, 3))
+DRN = dict(stage_features=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 2, 2, 1))
+MOBILENET = dict(stage_features=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 2, 1), stem_features=3, last_features=8, expansion=2)
+XCEPTION = dict(stem_features=(3, 4), entry_features=(4, 5, 6), middle_blocks=1, exit_features=(6, 5, 7, 4, 6, 8))
 # Every kind of block, a few channels wide; stages of equal widths, too, where a short cut could be left out by its shapes.
 SLIM: dict[str, tuple[str, dict[str, Any], Any]] = {
     "resnet18": ("resnet18", RESNET, resnet18),
-    "resnet50 with a grid": ("resnet50", dict(RESNET, widths=(2, 2, 3, 3), multi_grid=(1, 2, 4)), resnet50),
+    "resnet50 with a grid": ("resnet50", dict(RESNET, stage_features=(2, 2, 3, 3), multi_grid=(1, 2, 4)), resnet50),
     "drn_c with a grid": ("drn_c_26", dict(DRN, multi_grid=(1, 3)), drn_c),
     "drn_d": ("drn_d_54", DRN, drn_d),
     "mobilenet_v2 with a grid": ("mobilenet_v2", dict(MOBILENET, multi_grid=(2, 1, 3)), mobilenet),
@@ -147,7 +147,7 @@ FIELDS = {  # by hand: each 3x3 convolution adds 2 * dilation * stride so far
 @pytest.mark.parametrize("name", FIELDS)
 def test_receptive_field_is_the_known_one_at_every_output_stride(name):
     output_strides, size = FIELDS[name]
-    model, shape = models.create(name, **({"middle": 1} if name == "xception" else {})), (1, 513, 385, 3)
+    model, shape = models.create(name, **({"middle_blocks": 1} if name == "xception" else {})), (1, 513, 385, 3)
     variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(shape), train=False))
     for output_stride in output_strides:
 
@@ -240,14 +240,14 @@ ERRORS = {
     },
     "three stages": (
         call("resnet18", blocks=(2, 2, 2)),
-        "ResNet: widths=(64, 128, 256, 512) and blocks=(2, 2, 2) must have 4 entries each, one per stage.",
+        "ResNet: stage_features=(64, 128, 256, 512) and blocks=(2, 2, 2) must have 4 entries each, one per stage.",
     ),
     "a third architecture": (
         call("drn_d_22", architecture="d"),
         "DRN: architecture='d' is unknown; use one of ('C', 'D'). Did you mean \"D\"?",
     ),
-    "no width": (call("mobilenet_v2", width_factor=0.0), "MobileNetV2: width_factor=0.0 must be above 0, such as 0.5."),
-    "four entry blocks": (call("xception", entry=(8, 8, 8, 8)), "Xception: entry=(8, 8, 8, 8) must have 3 entries."),
+    "no width": (call("mobilenet_v2", width_multiplier=0.0), "MobileNetV2: width_multiplier=0.0 must be above 0, such as 0.5."),
+    "four entry blocks": (call("xception", entry_features=(8, 8, 8, 8)), "Xception: entry_features=(8, 8, 8, 8) must have 3 entries."),
 }
 
 
@@ -262,7 +262,7 @@ def test_one_line_errors(name):
 @pytest.mark.parametrize(("factor", "count"), [(0.5, 1_968_680), (1.4, 6_108_776)])
 def test_widths_of_mobilenet_v2(factor, count):
     """1.97 and 6.11 million parameters, as published with the weights."""
-    model = models.create("mobilenet_v2", width_factor=factor)
+    model = models.create("mobilenet_v2", width_multiplier=factor)
     params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import dilax
-from benchmarks import common, ops
-from benchmarks.ops import Case
+from benchmarks import common, ops, programs
+from benchmarks.cases import Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
 
@@ -31,16 +31,16 @@ TINY = (
 ERRORS = {
     "no case": (
         ["--cases=densse"],
-        "--cases='densse' is in no name of a case, such as 'depthwise MobileNet 8x28x28x256 k3'. Did you mean \"dense\"?",
+        "--cases='densse' does not occur in the name of any case, such as 'depthwise MobileNet 8x28x28x256 k3'. Did you mean \"dense\"?",
     ),
     "repeats": (["--repeats=0"], "--repeats=0 is below 1; use 1 or more."),
     "folder": (
         ["--json=nowhere/ops.json"],
-        "nowhere/ops.json: it cannot be written (No such file or directory); give a file in a folder that exists.",
+        "nowhere/ops.json cannot be written (No such file or directory); give a file in an existing folder.",
     ),
     "picture": (
         ["--json=ops.json", "--plot=ops.jpq"],
-        "ops.jpq: a picture cannot be written as '.jpq'; use one of ('.png', '.svg', '.pdf').",
+        "ops.jpq: a figure cannot be written as '.jpq'; use one of ('.png', '.svg', '.pdf').",
     ),
 }
 
@@ -93,12 +93,12 @@ def kernel_shape(case: Case) -> tuple[int, ...]:
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
 def test_torch_computes_the_same(case, measure):
     pytest.importorskip("torch", reason="torch is not installed")
-    made = ops.program(case, measure, "lax")
-    expected = made.arrays(made.run())
+    lax = ops.program(case, measure, "lax")
+    expected = lax.to_numpy(lax.run())
     assert len(expected) == (1 if measure == "forward" else 3)
-    for layout in ops.TORCH_LAYOUTS:
+    for layout in programs.TORCH_LAYOUTS:
         torch = ops.program(case, measure, layout)
-        results = torch.arrays(torch.run())
+        results = torch.to_numpy(torch.run())
         assert [result.shape for result in results] == [right.shape for right in expected]
         bound = 1e-5 if case.dtype == "float32" else 2e-2
         for result, right in zip(results, expected):
@@ -107,13 +107,13 @@ def test_torch_computes_the_same(case, measure):
 
 def test_gradients_are_those_of_the_cotangent():
     case = TINY[2]
-    made = ops.program(case, "gradients", "auto")
-    y, dx, dkernel = made.arrays(made.run())
+    auto = ops.program(case, "gradients", "auto")
+    y, dx, dkernel = auto.to_numpy(auto.run())
     x, kernel, cotangent = case.arrays()
     assert (y.shape, dx.shape, dkernel.shape) == (cotangent.shape, x.shape, kernel.shape)
     for primal, gradient in ((x, dx), (kernel, dkernel)):
         np.testing.assert_allclose((primal * gradient).sum(), (y * cotangent).sum(), rtol=1e-3)  # the convolution is linear in both
-    assert made.compile_s > 0
+    assert auto.compile_s > 0
 
 
 def test_a_wrong_contender_stops_the_run():
@@ -155,13 +155,13 @@ def test_main_from_end_to_end(monkeypatch, tmp_path, capsys):
 def test_ratios_and_means():
     found = {name: {"ms": ms} for name, ms in {"lax": 8.0, "auto": 4.0, "torch contiguous": 3.0, "torch channels_last": 2.0}.items()}
     slow = found | {"auto": {"ms": 16.0}}
-    rows = [ops.result_of(case, "forward", values) for case, values in zip(ops.CASES, (found, slow))]
+    rows = [ops.summarise_case(case, "forward", values) for case, values in zip(ops.CASES, (found, slow))]
     assert [rows[0][key] for key in ("lax_over_auto", "auto_over_torch", "auto_over_best", "torch")] == [2, 2, 0.5, "torch channels_last"]
     (line,) = ops.summary(rows)
     assert (line["cases"], line["missed"]) == (2, 1)
     np.testing.assert_allclose([line["lax_over_auto"], line["auto_over_torch"]], [1, 4])
     assert (line["worst_over_lax"], line["worst_over_torch"]) == ([0.5, ops.CASES[1].title], [8, ops.CASES[1].title])
-    alone = ops.result_of(ops.CASES[0], "forward", {name: found[name] for name in ("lax", "auto")})
+    alone = ops.summarise_case(ops.CASES[0], "forward", {name: found[name] for name in ("lax", "auto")})
     assert alone["torch"] is None and "auto_over_torch" not in ops.summary([alone])[0]
     assert ops.chart([alone], common.environment()).axes
 
@@ -175,17 +175,17 @@ def test_peak_memory_of_a_run():
 def test_timing_in_turn():
     order = []
     calls = {name: lambda name=name: (order.append(name), time.sleep(common.TURN_S)) for name in "abc"}
-    times = common.in_turn(calls, repeats=4, budget_s=9)
+    times = common.interleave(calls, repeats=4, budget_s=9)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert all(len(mine) == 4 and min(mine) >= common.TURN_S for mine in times.values())
-    slow = common.in_turn({"quick": lambda: None, "slow": lambda: sum(range(200_000))}, repeats=6, budget_s=9)
-    assert {name: len(mine) for name, mine in slow.items()} == {"quick": 6, "slow": common.FEWEST}
-    spent = common.in_turn({"a": lambda: sum(range(200_000)), "b": lambda: sum(range(200_000))}, repeats=6, budget_s=0)
-    assert [len(mine) for mine in spent.values()] == [common.FEWEST] * 2
+    slow = common.interleave({"quick": lambda: None, "slow": lambda: sum(range(200_000))}, repeats=6, budget_s=9)
+    assert {name: len(mine) for name, mine in slow.items()} == {"quick": 6, "slow": common.MIN_TURNS}
+    spent = common.interleave({"a": lambda: sum(range(200_000)), "b": lambda: sum(range(200_000))}, repeats=6, budget_s=0)
+    assert [len(mine) for mine in spent.values()] == [common.MIN_TURNS] * 2
 
 
 def test_numbers_as_text():
-    assert [common.number(value) for value in (0.123, 1.234, 9.99, 9.996, 12.34, 99.94, 99.96, 1234.5, None, float("nan"))] == [
+    assert [common.format_number(value) for value in (0.123, 1.234, 9.99, 9.996, 12.34, 99.94, 99.96, 1234.5, None, float("nan"))] == [
         "0.12",
         "1.23",
         "9.99",
@@ -198,7 +198,7 @@ def test_numbers_as_text():
         "-",
     ]
     np.testing.assert_allclose(common.geometric_mean([1, 10, 100]), 10)
-    np.testing.assert_allclose(common.spread([1, 2, 3, 4, 5]), 2)
+    np.testing.assert_allclose(common.interquartile_range([1, 2, 3, 4, 5]), 2)
     assert common.markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
 
 

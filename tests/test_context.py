@@ -199,7 +199,7 @@ def uniform(shape: tuple[int, ...]) -> jax.Array:
     [
         (dilax.ContextModule(), (40,)),
         (dilax.ContextModule(), (13, 14)),
-        (dilax.ContextModule(dilations=(1, 3), widths=(1, 2)), (4, 5, 6)),
+        (dilax.ContextModule(dilations=(1, 3), multipliers=(1, 2)), (4, 5, 6)),
         (dilax.ContextModule.large(noise=0.0), (40,)),
     ],
 )
@@ -221,7 +221,7 @@ def test_context_module_of_the_paper():
 
 
 def test_copies_in_a_large_context_module_are_told_apart():
-    block, x = dilax.ContextModule(dilations=(1,), widths=(4,), noise=dilax.ContextModule.large().noise), uniform((2, 12, 13, 2))
+    block, x = dilax.ContextModule(dilations=(1,), multipliers=(4,), noise=dilax.ContextModule.large().noise), uniform((2, 12, 13, 2))
     variables, plain = (jax.jit(module.init)(KEY, x)["params"] for module in (block, block.clone(noise=0.0)))
     assert 1e-6 < np.abs(run(block, {"params": variables}, x) - x).max() < 0.2
     assert np.ptp(plain["last"]["kernel"][0, 0, :4, 1]) == 0
@@ -233,7 +233,7 @@ def gradient(block: Any, variables: Any, x: jax.Array) -> Any:
 
 
 def test_context_module_trains_from_the_identity():
-    block, x = dilax.ContextModule(dilations=(1, 2), widths=(1, 1)), random_input((2, 7, 8, 3))
+    block, x = dilax.ContextModule(dilations=(1, 2), multipliers=(1, 1)), random_input((2, 7, 8, 3))
     variables = block.init(KEY, x)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient(block, variables, x)))
     # Negative input is cut off at 0, as a ReLU does.
@@ -305,9 +305,9 @@ CASES = {
         layer(dilax.ASPP(), image_mean=jnp.ones((2, 4))),
         "ASPP: image_mean of shape (2, 4) does not fit a map of shape (2, 5, 6, 3); give (batch, channels).",
     ),
-    "widths": (
-        lambda: dilax.ContextModule(widths=(1, 2)).init(KEY, X),
-        "ContextModule: widths=(1, 2) must be ints of at least 1, one for each of dilations=(1, 1, 2, 4, 8, 16, 1).",
+    "multipliers": (
+        lambda: dilax.ContextModule(multipliers=(1, 2)).init(KEY, X),
+        "ContextModule: multipliers=(1, 2) must be ints of at least 1, one for each of dilations=(1, 1, 2, 4, 8, 16, 1).",
     ),
     "holes": (
         layer(dilax.HybridDilatedBlock(4, (2, 2, 2))),

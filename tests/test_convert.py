@@ -20,8 +20,8 @@ from dilax.state_dicts import beneath, convert, read_state_dict
 with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
     ARRAYS: dict[str, Any] = dict(file)
 ABOUT = json.loads(str(ARRAYS["about"]))
-WIDTHS = dict(blocks=(2, 1, 2, 2), widths=(4, 6, 8, 10))
-DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), widths=(4, 4, 6, 6, 8, 8, 8, 8))
+WIDTHS = dict(blocks=(2, 1, 2, 2), stage_features=(4, 6, 8, 10))
+DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), stage_features=(4, 4, 6, 6, 8, 8, 8, 8))
 BACKBONE = dict(backbone=functools.partial(models.ResNet, **WIDTHS))
 FIELDS: dict[str, dict[str, Any]] = {
     "basic": WIDTHS,

@@ -4,6 +4,12 @@ import functools
 import importlib.util
 import io
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 import zlib
 from typing import Any
 
@@ -15,13 +21,20 @@ from PIL import Image
 from dilax.errors import UserError
 from train import data
 from train.data import source as sources
+from train.data import splits as splitting
+from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.readers.files import labelled_files, labelled_splits
+from train.data.readers.images import decode, fit
+from train.data.source import Lazy, Subset, Table
 
-KEYS = dict(name="digits", dir="", download=False, validation=0.1, classes=(), per_class=0, image_size=0, memory_mb=64, workers=0)
+ROOT = pathlib.Path(__file__).parents[1]
+KEYS = dict(name="digits", dir="", validation=0.1, memory_mb=64, workers=0)
+KEYS |= {name.removeprefix("data."): key.default for name, key in IMAGE_KEYS.items()} | dict(download=False)
 
 
 def load(seed: Any = 0, **changes) -> Any:
     assert set(changes) <= set(KEYS)
-    return data.load(ConfigDict({**KEYS, **changes}), seed=seed)
+    return open_labelled(ConfigDict({**KEYS, **changes}), seed=seed)
 
 
 def random_images(n, *shape, seed=0):
@@ -30,10 +43,8 @@ def random_images(n, *shape, seed=0):
 
 def numbered(n, lazy=False) -> Any:
     """Return a source whose record i has the label i."""
-    images = random_images(n, 5, 4, 3)
-    if lazy:
-        return [{"image": image, "label": i} for i, image in enumerate(images)]
-    return data.ArraySource(images, np.arange(n, dtype=np.int32))
+    table = Table({"image": random_images(n, 5, 4, 3), "label": np.arange(n, dtype=np.int32)})
+    return Lazy(n, lambda indices: [table[i] for i in indices]) if lazy else table
 
 
 def assert_same(batches, others):
@@ -45,6 +56,59 @@ def assert_same(batches, others):
 
 def take(batches, count):
     return list(itertools.islice(batches, count))
+
+
+# Sources
+
+
+def part(lazy: bool) -> Any:
+    """Return the records 9, 6, 3, ... of a source of 10, with the labels 100, 101, ..."""
+    return sources.subset(
+        sources.subset(numbered(10, lazy), np.array([0, 3, 6, 9])), np.arange(4)[::-1], {"label": np.arange(100, 104, dtype=np.int32)}
+    )
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_parts_of_a_source(lazy):
+    source, whole = part(lazy), numbered(10)
+    assert isinstance(source, Subset if lazy else Table)
+    assert len(source) == 4
+    expected = {"image": whole.arrays["image"][[9, 6, 3, 0]], "label": np.arange(100, 104, dtype=np.int32)}
+    assert_same([sources.gather(source, np.arange(4))], [expected])
+    assert_same([{name: np.stack([record[name] for record in sources.read(source, np.arange(4))]) for name in expected}], [expected])
+    assert_same([{name: sources.field(source, name) for name in expected}], [expected])
+    held = sources.hold(source)
+    assert isinstance(held, Table) and sources.in_memory(held) and sources.in_memory(source) != lazy
+    assert_same([held.arrays], [expected])
+    assert {name: values.dtype for name, values in held.arrays.items()} == {"image": np.uint8, "label": np.int32}
+    assert source[2].keys() == expected.keys() and source[2]["label"] == 102
+
+
+def test_known_fields_are_read_without_the_records():
+    def refuse(_):
+        raise AssertionError
+
+    source = sources.subset(Lazy(4, refuse, {"label": lambda: np.arange(4), "size": np.arange(4) + 7}), np.array([2, 1]))
+    assert sources.field(source, "label").tolist() == [2, 1]
+    assert sources.field(source, "size").tolist() == [9, 8]
+
+
+def test_what_fits_into_memory_is_counted_over_all_splits():
+    source = numbered(1024, lazy=True)  # of 60 + 4 bytes each
+    assert sources.fits([source] * 16, 1)
+    assert not sources.fits([source] * 17, 1)
+
+
+@pytest.mark.parametrize(("field", "message"), [
+    ("image", r"data\.image_size=0 needs images of one size, but some are \(1, 1\) and some are \(2, 1\); set config\.data\.image_size\.$"),
+    ("boxes", r"data: the field 'boxes' has shape \(1, 1\) in some records and \(2, 1\) in others; make them one shape\.$"),
+])  # fmt: skip
+def test_records_of_different_shapes_are_refused(field, message):
+    source = Lazy(2000, lambda indices: [{field: np.zeros((1 + (i > 1500), 1))} for i in indices])
+    with pytest.raises(UserError, match=message):
+        sources.hold(source)
+    with pytest.raises(UserError, match=message):
+        sources.gather(source, np.array([0, 1600]))
 
 
 # Batches
@@ -59,7 +123,7 @@ def test_batches_run_through_permutations(batch_size, lazy):
     assert all(batch["label"].shape == (batch_size,) and batch["label"].dtype == np.int32 for batch in batches)
     labels = np.concatenate([batch["label"] for batch in batches])
     images = np.concatenate([batch["image"] for batch in batches])
-    np.testing.assert_array_equal(images, numbered(23).images[labels])
+    np.testing.assert_array_equal(images, numbered(23).arrays["image"][labels])
     epochs = labels[: 23 * 4].reshape(4, 23)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(23), (4, 1)))
     assert len({epoch.tobytes() for epoch in epochs}) == 4
@@ -102,14 +166,85 @@ def test_evaluation_sees_each_record_once(batch_size, lazy):
 def test_worker_processes_change_nothing(tmp_path):
     write_folder(tmp_path, {"b": 9, "a": 8}, size=lambda i: (9 + i, 7))
     held, streamed = (load(name="folder", dir=str(tmp_path), image_size=6, memory_mb=mb) for mb in (64, 0))
-    assert isinstance(held.train, data.ArraySource)
-    assert not isinstance(streamed.train, data.ArraySource)
+    assert isinstance(held.train, Table)
+    assert isinstance(streamed.train, Subset)
     expected = take(data.train_batches(held.train, 5, seed=2, start_step=4), 7)
     assert_same(take(data.train_batches(streamed.train, 5, seed=2, start_step=4), 7), expected)
     workers = data.train_batches(streamed.train, 5, seed=2, start_step=4, workers=2)
     assert_same(take(workers, 7), expected)
     workers.close()
     assert_same(data.eval_batches(streamed.train, 5, workers=1), data.eval_batches(held.train, 5))
+
+
+PROGRAM = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_data import slow_source, take
+from train.data import train_batches
+if __name__ == "__main__":
+    import multiprocessing
+    batches = train_batches(slow_source(), 4, seed=0, workers=2)
+    take(batches, 3)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    {ending}
+"""
+
+
+def slow_source() -> Lazy:
+    return Lazy(50, slow_records)
+
+
+def slow_records(indices):
+    time.sleep(0.01)
+    return [{"label": np.int32(i)} for i in indices]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("ending", "send", "code", "error"),
+    [
+        ("sys.exit(5)", None, 5, ""),
+        ("for _ in batches: pass", signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"),
+        ("for _ in batches: pass", signal.SIGKILL, -signal.SIGKILL, ""),
+        (
+            "for _ in batches: pass",
+            None,
+            1,
+            "UserError: data: a worker process that reads the data was killed, perhaps for lack of memory;",
+        ),
+    ],
+    ids=["exit", "Ctrl-C", "killed", "a killed worker"],
+)
+def test_no_worker_process_survives(tmp_path, ending, send, code, error):
+    (tmp_path / "program.py").write_text(PROGRAM.format(tests=str(ROOT / "tests"), ending=ending))
+    command, pipe = [sys.executable, str(tmp_path / "program.py")], subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environment) as program:
+        assert program.stdout is not None
+        workers = [int(pid) for pid in program.stdout.readline().split()]
+        assert len(workers) == 2
+        if send == signal.SIGKILL:
+            program.kill()
+        elif send is not None:
+            os.killpg(program.pid, send)  # as a terminal does
+        elif code == 1:
+            os.kill(workers[0], signal.SIGKILL)
+        errors = program.communicate(timeout=60)[1]
+    assert program.returncode == code
+    if send != signal.SIGKILL:
+        assert error in (errors.splitlines() or [""])[-1]
+        assert errors.count("KeyboardInterrupt") == (send == signal.SIGINT)
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
 
 
 @pytest.mark.parametrize(
@@ -139,25 +274,26 @@ def test_digits(name, package, size, counts):
         pytest.skip(f"{package} is not installed")
     splits = load(name=name, validation=0)
     assert splits.validation is None
-    assert (splits.input_shape, splits.class_names) == ((size, size, 1), tuple("0123456789"))
-    assert splits.train.images.dtype == np.uint8
-    assert splits.train.images.max() == 255
-    assert splits.train.labels.dtype == np.int32
-    test = np.bincount(splits.test.labels)
-    assert (np.bincount(splits.train.labels) + test).tolist() == counts
+    assert (splits.spec.input_shape, splits.spec.outputs) == ((size, size, 1), tuple("0123456789"))
+    assert splits.train.arrays["image"].dtype == np.uint8
+    assert splits.train.arrays["image"].max() == 255
+    assert splits.train.arrays["label"].dtype == np.int32
+    test = np.bincount(splits.test.arrays["label"])
+    assert (np.bincount(splits.train.arrays["label"]) + test).tolist() == counts
     np.testing.assert_allclose(test, np.array(counts) / 5, atol=1 if name == "digits8x8" else 0)
-    np.testing.assert_array_equal(load(name=name, seed=7, per_class=3).test.images, splits.test.images)
+    np.testing.assert_array_equal(load(name=name, seed=7, per_class=3).test.arrays["image"], splits.test.arrays["image"])
     assert splits.train[3]["image"].shape == (size, size, 1)
-    assert isinstance(splits.train[3]["label"], int)
+    assert splits.train[3]["label"].dtype == np.int32
+    assert (splits.spec.name, splits.spec.examples) == (name, len(splits.train))
 
 
 def keys_of(*splits):
-    return [image.tobytes() for split in splits for image in split.images]
+    return [image.tobytes() for split in splits for image in split.arrays["image"]]
 
 
 def test_validation_is_held_out_of_train():
     whole, splits, other = load(validation=0), load(validation=0.15), load(validation=0.15, seed=1)
-    assert np.bincount(splits.validation.labels).tolist() == [60] * 10
+    assert np.bincount(splits.validation.arrays["label"]).tolist() == [60] * 10
     assert sorted(keys_of(splits.train, splits.validation)) == sorted(keys_of(whole.train))
     assert not set(keys_of(splits.train, splits.validation)) & set(keys_of(whole.test))
     assert set(keys_of(splits.validation)) != set(keys_of(other.validation))
@@ -165,8 +301,8 @@ def test_validation_is_held_out_of_train():
 
 def test_per_class_leaves_validation_alone():
     splits, few, fewer = load(), load(per_class=7), load(per_class=3)
-    np.testing.assert_array_equal(few.validation.images, splits.validation.images)
-    assert np.bincount(few.train.labels).tolist() == [7] * 10
+    np.testing.assert_array_equal(few.validation.arrays["image"], splits.validation.arrays["image"])
+    assert np.bincount(few.train.arrays["label"]).tolist() == [7] * 10
     assert set(keys_of(fewer.train)) < set(keys_of(few.train)) < set(keys_of(splits.train))
     first, second = (keys_of(load(per_class=7, validation=0, seed=seed).train) for seed in (1, 2))
     assert set(first) != set(second)
@@ -174,20 +310,46 @@ def test_per_class_leaves_validation_alone():
 
 def test_classes_are_relabelled_in_order():
     whole, splits = load(validation=0), load(validation=0.1, classes=(7, 2), per_class=0)
-    assert splits.class_names == ("7", "2")
+    assert splits.spec.outputs == ("7", "2")
     for new, old in enumerate((7, 2)):
-        expected = whole.test.images[whole.test.labels == old]
-        np.testing.assert_array_equal(splits.test.images[splits.test.labels == new], expected)
-    assert np.bincount(splits.train.labels).tolist() == [360, 360]
-    assert np.bincount(splits.validation.labels).tolist() == [40, 40]
+        expected = whole.test.arrays["image"][whole.test.arrays["label"] == old]
+        np.testing.assert_array_equal(splits.test.arrays["image"][splits.test.arrays["label"] == new], expected)
+    assert np.bincount(splits.train.arrays["label"]).tolist() == [360, 360]
+    assert np.bincount(splits.validation.arrays["label"]).tolist() == [40, 40]
 
 
 def test_stratified_takes_the_share_of_each_class():
     labels = np.random.default_rng(0).choice(4, 997, p=[0.02, 0.18, 0.3, 0.5])
-    chosen = sources.stratified(labels, 150, 1)
+    chosen = splitting.stratified(labels, 150, 1)
     assert chosen.sum() == 150
     np.testing.assert_allclose(np.bincount(labels[chosen]), np.bincount(labels) * 150 / 997, atol=1)
-    assert (sources.stratified(labels, 150, 2) != chosen).any()
+    assert (splitting.stratified(labels, 150, 2) != chosen).any()
+
+
+def test_a_share_is_held_out_of_any_source():
+    labels = np.arange(10) % 2
+    train, validation = splitting.hold_out(numbered(10, lazy=True), 0.4, 3, labels)
+    assert validation is not None
+    codes = [sources.field(source, "label") for source in (train, validation)]
+    assert sorted(np.concatenate(codes)) == list(range(10))
+    assert np.bincount(labels[codes[1]]).tolist() == [2, 2]
+    whole = numbered(10)
+    assert splitting.hold_out(whole, 0, 3) == (whole, None)
+
+
+def test_names_of_splits(tmp_path):
+    for name in ("Training", "VAL", "Testing", "extra"):
+        (tmp_path / name).mkdir()
+    for name in ("train.txt", "valid.TXT", "test.md"):
+        (tmp_path / name).write_text("x")
+    assert splitting.split_paths(tmp_path) == {"train": tmp_path / "Training", "validation": tmp_path / "VAL", "test": tmp_path / "Testing"}
+    assert splitting.split_paths(tmp_path, suffix=".txt") == {"train": tmp_path / "train.txt", "validation": tmp_path / "valid.TXT"}
+    assert splitting.split_names(["test", "validation"], "x.npz") == splitting.split_paths(tmp_path / "nowhere") == {}
+    (tmp_path / "validation").mkdir()
+    message = f"{tmp_path} holds both VAL and validation, which name the same split, validation; rename or remove one."
+    with pytest.raises(UserError) as caught:
+        splitting.split_paths(tmp_path)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -229,13 +391,13 @@ def test_a_missing_package_is_named(monkeypatch, name):
 @pytest.mark.parametrize(("shape", "size"), [((8, 13, 3), 6), ((13, 8, 1), 6), ((5, 9, 3), 12), ((6, 6, 1), 6), ((50, 7, 4), 3)])
 def test_fit_is_a_centre_crop(shape, size):
     ramp = np.add.outer(3 * np.arange(shape[0]), 2 * np.arange(shape[1]))[..., None].repeat(shape[2], 2).astype(np.uint8)
-    fitted = sources.fit(ramp[:, ::-1], size)[:, ::-1]
+    fitted = fit(ramp[:, ::-1], size)[:, ::-1]
     assert fitted.dtype == np.uint8
     pixel = min(shape[:2]) / size  # of the result, in pixels of the image
     rows, columns = ((n - 1) / 2 + pixel * (np.arange(size) - (size - 1) / 2) for n in shape[:2])
     expected = np.clip(np.add.outer(3 * rows, 2 * columns), 0, ramp.max())[..., None]
     np.testing.assert_allclose(fitted, np.broadcast_to(expected, (size, size, shape[2])), atol=4 * max(1, pixel / 2))
-    assert sources.fit(ramp, 0) is ramp
+    assert fit(ramp, 0) is ramp
 
 
 def png(array, mode=None):
@@ -246,10 +408,10 @@ def png(array, mode=None):
 
 def test_decode_gives_the_channels_asked_for():
     grey, colour = random_images(1, 6, 5)[0], random_images(1, 6, 5, 3)[0]
-    np.testing.assert_array_equal(sources.decode(png(grey), 1, 0), grey[..., None])
-    np.testing.assert_array_equal(sources.decode(png(grey), 3, 0), grey[..., None].repeat(3, 2))
-    np.testing.assert_array_equal(sources.decode(png(colour), 3, 0), colour)
-    assert sources.decode(png(colour), 4, 4).shape == (4, 4, 4)
+    np.testing.assert_array_equal(decode(png(grey), 1, 0), grey[..., None])
+    np.testing.assert_array_equal(decode(png(grey), 3, 0), grey[..., None].repeat(3, 2))
+    np.testing.assert_array_equal(decode(png(colour), 3, 0), colour)
+    assert decode(png(colour), 4, 4).shape == (4, 4, 4)
 
 
 def write_folder(root, counts, size=lambda i: (6, 5), channels=3):
@@ -266,35 +428,42 @@ def test_folder_of_classes(tmp_path, channels):
     (tmp_path / "pear" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
     splits = load(name="folder", dir=str(tmp_path), validation=0)
-    assert (splits.class_names, splits.input_shape) == (("apple", "pear"), (6, 5, channels))
-    assert (np.bincount(splits.train.labels).tolist(), np.bincount(splits.test.labels).tolist()) == ([8, 16], [2, 4])
-    found = {x.tobytes(): int(y) for split in (splits.train, splits.test) for x, y in zip(split.images, split.labels, strict=True)}
+    assert (splits.spec.outputs, splits.spec.input_shape) == (("apple", "pear"), (6, 5, channels))
+    assert (np.bincount(splits.train.arrays["label"]).tolist(), np.bincount(splits.test.arrays["label"]).tolist()) == ([8, 16], [2, 4])
+    found = {
+        x.tobytes(): int(y)
+        for split in (splits.train, splits.test)
+        for x, y in zip(split.arrays["image"], split.arrays["label"], strict=True)
+    }
     expected = {np.asarray(Image.open(file)).tobytes(): ["apple", "pear"].index(file.parent.name) for file in tmp_path.glob("*/*.png")}
     assert found == expected
 
 
-@pytest.mark.parametrize("test", ["test", "val", "validation"])
-def test_folder_of_splits(tmp_path, test):
-    write_folder(tmp_path / "train", {"b": 10, "a": 5})
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("train", "val"), ("Training", "validation"), ("TRAIN", "Testing")])
+def test_folder_of_splits(tmp_path, train, test):
+    write_folder(tmp_path / train, {"b": 10, "a": 5, "_other": 1})
     write_folder(tmp_path / test, {"b": 1, "a": 2}, channels=1)
     splits = load(name="folder", dir=str(tmp_path), validation=0.2)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 3, 3)
-    assert splits.input_shape == (6, 5, 3)
-    np.testing.assert_array_equal(splits.test.labels, [0, 0, 1])
+    assert splits.spec.input_shape == (6, 5, 3)
+    assert splits.spec.outputs == ("a", "b")
+    np.testing.assert_array_equal(splits.test.arrays["label"], [0, 0, 1])
 
 
 @pytest.mark.parametrize(
     ("dir", "changes", "message"),
     [
-        ("train/a", {}, "a holds no sub-folders"),
-        ("", {"test/a": None, "test/b": None}, r"has train/ but none of test/, val/, validation/"),
-        ("", {"test/b": None, "test/c": 2}, "must hold the same classes; only one of them has: b, c"),
-        ("", {"train/c": 0, "test/c": 0}, r"train/c holds no images \(\.bmp"),
+        ("train/a", {}, r"a holds no sub-folders; put the files \(\.bmp, .*\) of each of two or more classes into a sub-folder of its own\.$"),
+        ("", {"train/b": None, "test/b": None}, r"train holds only one class, a; put the files"),
+        ("", {"test/a": None, "test/b": None}, r"holds train/ but neither test/ nor validation/; add one, or set config\.data\.dir to .*/train\.$"),
+        ("", {"test/b": None, "test/c": 2}, "must hold the same classes; only one of them holds b, c"),
+        ("", {"train/c": 0, "test/c": 0}, r"train/c holds no files of a known type \(\.bmp"),
+        ("", {"Train/a": 2}, r"holds both Train and train, which name the same split, train; rename or remove one\.$"),
         ("", {"train/a/x.png": b"not a picture"}, r"a/x\.png cannot be read as an image"),
         ("", {"train/a/x.png": png(random_images(1, 6, 5, 3)[0])[:70]}, r"a/x\.png cannot be read as an image"),
-        ("", {"train/a/x.png": png(np.arange(30, dtype=np.uint16).reshape(6, 5) * 1000)}, r"a/x\.png has more than 8 bits"),
-        ("", {"train/a/x.png": png(random_images(1, 7, 5, 3)[0])}, r"needs images of one size, .* \(6, 5\) and of \(7, 5\)"),
-        ("few", {"few/a": 1, "few/b": 1}, "2 images, too few"),
+        ("", {"train/a/x.png": png(np.arange(30, dtype=np.uint16).reshape(6, 5) * 1000)}, r"a/x\.png has more than 8 bits per channel"),
+        ("", {"train/a/x.png": png(random_images(1, 7, 5, 3)[0])}, r"needs images of one size, but some are \(6, 5\) and some are \(7, 5\)"),
+        ("few", {"few/a": 1, "few/b": 1}, "few holds 2 files, too few to hold out a fifth for testing; add files, or folders train and test"),
     ],
 )  # fmt: skip
 def test_folder_errors(tmp_path, dir, changes, message):
@@ -305,3 +474,59 @@ def test_folder_errors(tmp_path, dir, changes, message):
             (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load(name="folder", dir=str(tmp_path / dir))
+
+
+# Files of classes
+
+
+def write_files(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+
+
+def test_classes_are_folders(tmp_path):
+    write_files(
+        tmp_path,
+        "yes/b.wav",
+        "yes/a.WAV",
+        "yes/deep/d.flac",
+        "no/c.wav",
+        "no/._c.wav",
+        "no/notes.txt",
+        "_noise_/d.wav",
+        ".git/e.wav",
+        "f.wav",
+    )
+    labelled = [(tmp_path / file, file[: file.index("/")]) for file in ("no/c.wav", "yes/a.WAV", "yes/b.wav", "yes/deep/d.flac")]
+    assert labelled_files(tmp_path, (".flac", ".wav")) == labelled
+
+
+def test_files_of_classes_are_split(tmp_path):
+    write_files(tmp_path, *(f"{name}/{i}.txt" for name in ("a", "b") for i in range(10)))
+    train, test = labelled_splits(tmp_path, {".txt"})
+    assert [sum(label == name for _, label in part) for part in (train, test) for name in ("a", "b")] == [8, 8, 2, 2]
+    assert sorted(train + test) == labelled_files(tmp_path, {".txt"})
+    write_files(tmp_path / "x", "train/a/1.txt", "train/b/2.txt", "valid/a/3.txt", "valid/b/4.txt")
+    train, test = labelled_splits(tmp_path / "x", {".txt"})
+    assert [path.name for path, _ in train + test] == ["1.txt", "2.txt", "3.txt", "4.txt"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "{folder} holds no sub-folders; put the files (.wav) of each of two or more classes into a sub-folder of its own."),
+        (
+            ["yes/a.wav"],
+            "{folder} holds only one class, yes; put the files (.wav) of each of two or more classes into a sub-folder of its own.",
+        ),
+        (["yes/a.wav", "no/a.txt"], "{folder}/no holds no files of a known type (.wav); add some, or remove the folder."),
+    ],
+)
+def test_classes_without_files(tmp_path, files, message):
+    write_files(tmp_path, *files)
+    with pytest.raises(UserError) as caught:
+        labelled_files(tmp_path, (".wav",))
+    assert str(caught.value) == message.format(folder=tmp_path)
+    with pytest.raises(UserError, match=r'^"nowhere" is not a folder; give one that holds a sub-folder of \.wav files for each class\.$'):
+        labelled_splits(pathlib.Path("nowhere"), (".wav",))

@@ -162,7 +162,7 @@ CASES = {
     ),
     "unknown model": (
         model("dilated_cnnn"),
-        f"models.create: unknown model 'dilated_cnnn'; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
+        f"models.create: unknown model 'dilated_cnnn'; use one of {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
     "unknown field": (
         model("dilated_cnn_rgb", clases=3),
@@ -200,11 +200,11 @@ CASES = {
     ),
     "pieces joined along space": (
         lambda: dilax.receptive_field(lambda x: jnp.roll(x[:, :8], 4, 1), X1),
-        "receptive_field: pieces of unlike receptive fields are joined along space; analyse each piece by itself.",
+        "receptive_field: arrays with different receptive fields are concatenated along space; analyse each of them separately.",
     ),
     "unknown operation": (
         lambda: dilax.receptive_field(lambda x: x.at[:, 0].set(0), X1),
-        "receptive_field: the operation 'scatter' is not known to the analysis; analyse the parts before and after it.",
+        "receptive_field: the operation 'scatter' is not supported; analyse the parts before and after it.",
     ),
 }
 

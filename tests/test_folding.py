@@ -15,9 +15,11 @@ from dilax.folding import fold_batch_norm
 
 X = random_input((2, 8, 9, 4))
 CONV_NORM_ACT = blocks.ConvNormAct(5, dilation=2)
-DRN: dict[str, Any] = dict(widths=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 1, 1, 1))
-MOBILENET: dict[str, Any] = dict(widths=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 1, 1), stem_width=3, last_width=8, expansion=2)
-BACKBONE = functools.partial(models.ResNet, widths=(4, 4, 6, 8), blocks=(1, 1, 1, 1), bottleneck=False)
+DRN: dict[str, Any] = dict(stage_features=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 1, 1, 1))
+MOBILENET: dict[str, Any] = dict(
+    stage_features=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 1, 1), stem_features=3, last_features=8, expansion=2
+)
+BACKBONE = functools.partial(models.ResNet, stage_features=(4, 4, 6, 8), blocks=(1, 1, 1, 1), bottleneck=False)
 CASES: dict[str, Any] = {
     "conv": CONV_NORM_ACT,
     "conv, groups": blocks.ConvNormAct(6, groups=2, stride=2, activation="none"),
@@ -26,19 +28,21 @@ CASES: dict[str, Any] = {
     "dilated_cnn": models.create("dilated_cnn", features=(4, 6), dilations=(1, (2, 1)), pools=(2, 1), hidden=(5,), dropout=0.2),
     "dilated_cnn_mnist": models.create("dilated_cnn_mnist", norm="batch"),
     "dilated_cnn_rgb": models.create("dilated_cnn_rgb", norm="batch"),
-    "separable_cnn": models.create("separable_cnn", stem=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
+    "separable_cnn": models.create("separable_cnn", stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
     "separable_cnn_single_layer": models.create("separable_cnn_single_layer", norm="batch", dilations=(2,)),
     "dilated_fcn": models.create("dilated_fcn", features=(4, 6), strides=(2, 1), dilations=(1, 2)),
-    "resnet50, frozen": models.create("resnet50", widths=(2, 2, 3, 3), blocks=(1, 1, 1, 1), norm="frozen"),
+    "resnet50, frozen": models.create("resnet50", stage_features=(2, 2, 3, 3), blocks=(1, 1, 1, 1), norm="frozen"),
     "drn_c_26": models.create("drn_c_26", **DRN),
     "mobilenet_v2": models.create("mobilenet_v2", **MOBILENET),
-    "xception": models.create("xception", stem=(3, 4), entry=(4, 5, 6), middle=1, exit=(6, 5, 7, 4, 6, 8)),
+    "xception": models.create(
+        "xception", stem_features=(3, 4), entry_features=(4, 5, 6), middle_blocks=1, exit_features=(6, 5, 7, 4, 6, 8)
+    ),
     "fcn_resnet50": models.create("fcn_resnet50", backbone=BACKBONE, aux_head=True),
     "deeplabv3_resnet50": models.create("deeplabv3_resnet50", backbone=BACKBONE, head_features=5),
     "deeplabv3plus_resnet18": models.create("deeplabv3plus_resnet18", backbone=BACKBONE, head_features=5, low_features=3),
     "lraspp_mobilenet_v2": models.create("lraspp_mobilenet_v2", backbone=BACKBONE, head_features=5),
     "drn_c_26_segmenter": models.create("drn_c_26_segmenter", backbone=functools.partial(models.DRN, architecture="C", **DRN)),
-    "unet_dilated": models.create("unet_dilated", backbone=functools.partial(models.UNetEncoder, widths=(4, 6))),
+    "unet_dilated": models.create("unet_dilated", backbone=functools.partial(models.UNetEncoder, stage_features=(4, 6))),
 }
 
 

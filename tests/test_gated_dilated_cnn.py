@@ -23,7 +23,7 @@ def test_contract(pooling, norm):
 
 def test_of_codes():
     model: Any = models.create(
-        "gated_dilated_cnn", num_classes=4, features=6, vocabulary=9, embedding=5, pooling="mean", dtype=jnp.bfloat16
+        "gated_dilated_cnn", num_classes=4, features=6, vocabulary=9, embedding_features=5, pooling="mean", dtype=jnp.bfloat16
     )
     variables = model.init(KEY, CODES, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}

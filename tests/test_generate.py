@@ -30,7 +30,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         models.ByteNet(9, 6, 2, (1, 2), source_vocabulary=5),
         {"condition": jnp.asarray(RNG.normal(size=(2, 12, 6)), jnp.float32)},
     ),
-    "tcn": (models.TCN(9, 3, (6, 5), vocabulary=9, embedding=4), {}),
+    "tcn": (models.TCN(9, 3, (6, 5), vocabulary=9, embedding_features=4), {}),
 }
 
 
@@ -87,7 +87,7 @@ def test_it_goes_on_from_where_a_stream_stands():
 
 
 def test_more_logits_than_codes_are_refused():
-    model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding=4), jnp.ones((1, 5), jnp.int32)
+    model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding_features=4), jnp.ones((1, 5), jnp.int32)
     variables = model.init(jax.random.key(0), prompt, train=False)
     with pytest.raises(UserError, match=r"^continue_sequence: the model gives logits for 12 codes, and knows 8, which it would be fed\."):
         dilax.sample(model, variables, jax.random.key(1), prompt, 3)

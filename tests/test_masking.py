@@ -17,7 +17,7 @@ LENGTHS = np.array([17, 5, 12, 1])
 MASK = jnp.asarray(np.arange(17)[None] < LENGTHS[:, None])
 X = random_input((4, 17, 3))
 CODES = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 17)), jnp.int32)
-SMALL: Any = dict(features=6, kernel_size=4, stride=2, bottleneck=5, hidden=7, skip=4, blocks=2, repeats=1)
+SMALL: Any = dict(features=6, kernel_size=4, stride=2, bottleneck_features=5, hidden_features=7, skip_features=4, blocks=2, repeats=1)
 # Model, its padded batch, and whether it has outputs at every step.
 CASES: dict[str, tuple[Any, jax.Array, bool]] = {
     "tcn": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6)), X, True),
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Any, jax.Array, bool]] = {
         True,
     ),
     "separable_tcn": (models.create("separable_tcn", out_features=2, features=4, dilations=(2,)), X, True),
-    "tcn of codes": (models.create("tcn", kernel_size=2, features=(4,), causal=False, vocabulary=7, embedding=3), CODES, True),
+    "tcn of codes": (models.create("tcn", kernel_size=2, features=(4,), causal=False, vocabulary=7, embedding_features=3), CODES, True),
 }
 
 

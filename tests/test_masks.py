@@ -15,19 +15,25 @@ from PIL import Image
 
 from dilax.errors import UserError
 from train import data
-from train.config import default_config
 from train.data import joint
+from train.data.image_sets import IMAGE_KEYS, MASK_KEYS, open_labelled, open_masked
 from train.data.readers import cells, masks
+from train.data.source import Table
 
 KEY = jax.random.key(0)
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
 RNG = np.random.default_rng(0)
 
 
+def config_of(keys: Any, **changes: Any) -> ConfigDict:
+    defaults = {name.removeprefix("data."): key.default for name, key in keys.items()}
+    config = ConfigDict({**defaults, **dict(name="", dir="", validation=0.25, memory_mb=64, workers=0, download=False)})
+    config.update(changes)
+    return config
+
+
 def load(seed: int = 0, ignored: int = 255, **changes: Any) -> Any:
-    config = default_config("x").data
-    config.update(dict(download=False, validation=0.25, **changes))
-    return data.load_masks(config, seed=seed, ignored=ignored)
+    return open_masked(config_of(MASK_KEYS, **changes), seed=seed, ignored=ignored)
 
 
 # Augmentation
@@ -220,10 +226,10 @@ def test_two_folders(tmp_path, mode, memory_mb):
     write_pairs(tmp_path, 20, mode=mode)
     splits = load(name="folder", dir=str(tmp_path), memory_mb=memory_mb)
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
-    assert (splits.class_names, splits.input_shape) == (("class 0", "class 1", "class 2"), (6, 8, 3))
+    assert (splits.spec.outputs, splits.spec.input_shape) == (("class 0", "class 1", "class 2"), (6, 8, 3))
     assert len(numbers(splits.train) | numbers(splits.validation) | numbers(splits.test)) == 20
     for split in (splits.train, splits.validation, splits.test):
-        assert isinstance(split, data.ArraySource) == (memory_mb > 0)
+        assert isinstance(split, Table) == (memory_mb > 0)
         check_pairs(split)
     assert numbers(load(3, name="folder", dir=str(tmp_path)).test) == numbers(splits.test)
     batch = next(data.eval_batches(splits.test, 3))
@@ -248,10 +254,8 @@ def test_splits_by_folder_and_by_list(tmp_path):
         write_pairs(tmp_path / "a" / split, 4 + i, first=10 * i)
     splits = load(name="folder", dir=str(tmp_path / "a"))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [4, 5, 6]
-    assert load(name="folder", dir=str(tmp_path / "a")).train.images.shape == (4, 6, 8, 3)
-    config = default_config("x").data
-    config.update(dict(name="folder", dir=str(tmp_path / "a"), validation=0.0))
-    assert data.load_masks(config, seed=0, ignored=255).validation is None
+    assert load(name="folder", dir=str(tmp_path / "a")).train.arrays["image"].shape == (4, 6, 8, 3)
+    assert load(name="folder", dir=str(tmp_path / "a"), validation=0.0).validation is None
 
     write_pairs(tmp_path / "voc", 12, names=("JPEGImages", "SegmentationClass"))
     (tmp_path / "voc" / "JPEGImages" / "unlabelled.png").write_bytes(png(encoded(np.zeros((6, 8), np.uint8))))
@@ -261,9 +265,9 @@ def test_splits_by_folder_and_by_list(tmp_path):
     keys: Any = dict(name="folder", dir=str(tmp_path / "voc"), image_field="JPEGImages", mask_field="SegmentationClass", lists="lists")
     splits = load(**keys)
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [3, 1, 2]
-    np.testing.assert_array_equal(splits.test.images[1], np.asarray(Image.open(tmp_path / "voc" / "JPEGImages" / "11.png")))
+    np.testing.assert_array_equal(splits.test.arrays["image"][1], np.asarray(Image.open(tmp_path / "voc" / "JPEGImages" / "11.png")))
     (tmp_path / "voc" / "lists" / "val.txt").write_text("05\n99\n")
-    with pytest.raises(UserError, match=r"val\.txt names 99, which .*JPEGImages does not hold"):
+    with pytest.raises(UserError, match=r"val\.txt names 99, but .*JPEGImages does not hold it; add it, or correct the list\."):
         load(**keys)
 
 
@@ -273,16 +277,16 @@ def test_values_of_the_mask_become_classes(tmp_path):
     chosen = load(name="folder", dir=str(tmp_path), mask_values=(2, 0), class_names=("two", "zero"))
     table = np.full(256, 255, np.uint8)
     table[[2, 0]] = 0, 1
-    np.testing.assert_array_equal(chosen.test.labels, table[plain.test.labels])
-    assert chosen.class_names == ("two", "zero")
-    assert load(name="folder", dir=str(tmp_path), mask_values=(2, 0)).class_names == ("class 2", "class 0")
+    np.testing.assert_array_equal(chosen.test.arrays["label"], table[plain.test.arrays["label"]])
+    assert chosen.spec.outputs == ("two", "zero")
+    assert load(name="folder", dir=str(tmp_path), mask_values=(2, 0)).spec.outputs == ("class 2", "class 0")
 
 
 def test_images_of_many_sizes_are_fitted(tmp_path):
     for i in range(8):
         write_pairs(tmp_path, 1, first=i, shape=(6 + i, 9))
     splits = load(name="folder", dir=str(tmp_path), image_size=12)
-    assert splits.input_shape == (12, 12, 3)
+    assert splits.spec.input_shape == (12, 12, 3)
     with pytest.raises(UserError, match=r"needs images of one size"):
         load(name="folder", dir=str(tmp_path))
 
@@ -325,35 +329,34 @@ BAD_FOLDERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "size": (
         replace_mask(np.zeros((6, 7), np.uint8)),
         {},
-        r"masks/04\.png: the mask has 6x7 pixels, its image 6x8; make them of one size\.$",
+        r"masks/04\.png: the mask has 6x7 pixels, its image 6x8; make them the same size\.$",
     ),
     "label": (
         replace_mask(np.full((6, 8), 9, np.uint8)),
         {"class_names": ("a", "b", "c")},
-        r"masks/04\.png: the mask holds 9, but the classes are 0 to 2 and 255 is ignored; correct it, or list the values of the classes in "
+        r"masks/04\.png: the mask holds 9, but the classes are 0 to 2 and 255 is ignored; correct the mask, or list the values of the classes in "
         r"config\.data\.mask_values\.$",
     ),
-    "picture": (replace_mask(np.zeros((6, 8, 3), np.uint8)), {}, r"masks/04\.png is a picture of mode RGB; save the numbers"),
-    "deep": (replace_mask(np.full((6, 8), 700, np.uint16)), {}, r"masks/04\.png holds the number 700; a mask holds .* up to 255\."),
-    "torn": (lambda root: (root / "masks" / "04.png").write_bytes(b"no"), {}, r"masks/04\.png cannot be read as an image"),
-    "no mask": (lambda root: (root / "masks" / "04.png").unlink(), {}, r"images/04\.png has no mask of that name in .*masks \(1 such files\)"),
-    "no image": (lambda root: (root / "images" / "04.png").unlink(), {}, r"masks/04\.png has no image of that name in .*images"),
+    "picture": (replace_mask(np.zeros((6, 8, 3), np.uint8)), {}, r"masks/04\.png is an image of mode RGB; save the class numbers"),
+    "deep": (replace_mask(np.full((6, 8), 700, np.uint16)), {}, r"masks/04\.png holds the number 700; a mask holds class numbers, up to 255\."),
+    "not an image": (lambda root: (root / "masks" / "04.png").write_bytes(b"no"), {}, r"masks/04\.png cannot be read as an image"),
+    "no mask": (lambda root: (root / "masks" / "04.png").unlink(), {}, r"images/04\.png has no mask of the same name in .*masks \(1 such files\)"),
+    "no image": (lambda root: (root / "images" / "04.png").unlink(), {}, r"masks/04\.png has no image of the same name in .*images"),
     "two of a stem": (
         lambda root: shutil.copy(root / "images" / "04.png", root / "images" / "04.bmp"),
         {},
-        r"04\.bmp and .*04\.png have one stem",
+        r"04\.bmp and .*04\.png differ only in their suffix, so their mask is ambiguous; rename one\.",
     ),
     "all ignored": (all_ignored, {"class_names": ("a", "b")}, r"all pixels of the training split are ignored \(label 255\); check its masks"),
     "no folder": (lambda root: shutil.rmtree(root / "masks"), {}, r"there is no folder .*masks; name the two folders in config\.data\.image_field"),
     "no list": (lambda root: None, {"lists": "lists"}, r"data\.lists: there is no .*lists/train\.txt; give the folder"),
     "values": (lambda root: None, {"mask_values": (1, 1)}, r"config\.data\.mask_values=\(1, 1\) must be different numbers from 0 to 255\."),
-    "values and names": (lambda root: None, {"mask_values": (1, 2), "class_names": ("a",)}, r"names 2 classes and config\.data\.class_names 1;"),
+    "values and names": (lambda root: None, {"mask_values": (1, 2), "class_names": ("a",)}, r"lists 2 classes and config\.data\.class_names 1; give as many of one as of the other\."),
     "ignored class": (lambda root: None, {"ignored": 1, "class_names": ("a", "b")}, r"config\.segmentation\.ignored_label=1 is one of the 2 classes"),
-    "black and white": (black_and_white, {}, r"the masks hold 0, 255, of which 255 is ignored: .*mask_values, such as \(0, 255\)\.$"),
-    "JPEG": (jpeg_mask, {"class_names": ("a", "b", "c")}, r"masks/04\.jpg is a JPEG, which blurs the numbers of classes; save the masks as PNG"),
+    "black and white": (black_and_white, {}, r"the masks hold 0, 255, of which 255 is ignored: these are not the numbers of two or more classes; .*mask_values, such as \(0, 255\)\.$"),
+    "JPEG": (jpeg_mask, {"class_names": ("a", "b", "c")}, r"masks/04\.jpg is a JPEG, which blurs class numbers; save the masks as PNG"),
     "fractions": (lambda root: None, {"mask_values": (0.0, 1.0)}, r"mask_values=\(0\.0, 1\.0\) must be whole numbers\."),
-    "16 bits": (deep_image, {"class_names": ("a", "b", "c")}, r"images/04\.png has more than 8 bits a channel"),
-    "classes": (lambda root: None, {"classes": (1,)}, r"config\.data\.classes=\(1,\) chooses images by their class"),
+    "16 bits": (deep_image, {"class_names": ("a", "b", "c")}, r"images/04\.png has more than 8 bits per channel"),
 }  # fmt: skip
 
 
@@ -370,20 +373,18 @@ def test_bad_folders(tmp_path, name):
 def test_data_without_masks_and_masks_without_labels(tmp_path):
     with pytest.raises(UserError, match=r'data\.name="digits" has no masks to segment'):
         load(name="digits")
-    config = default_config("x").data
-    config.name = "cells"
-    with pytest.raises(UserError, match=r'data\.name="cells" has masks and no labels of whole images; set config\.task="segmentation"'):
-        data.load(config, seed=0)
+    with pytest.raises(UserError, match=r'data\.name="cells" has masks, not labels of whole images; set config\.task="segmentation"'):
+        open_labelled(config_of(IMAGE_KEYS, name="cells"), seed=0)
     with pytest.raises(UserError, match=r'needs data\.dir to be a folder of images and masks; "" is not a folder'):
         load(name="folder")
 
 
 def test_class_pixels_are_counted():
     labels = np.array([[[0, 0, 1], [255, 255, 255]], [[2, 2, 2], [0, 255, 2]]], np.uint8)
-    source = data.ArraySource(np.zeros((2, 2, 3, 1), np.uint8), labels)
-    pixels, seen = masks.class_pixels(source, 4, 255)
+    source = Table({"image": np.zeros((2, 2, 3, 1), np.uint8), "label": labels})
+    pixels, totals = masks.class_pixels(source, 4, 255)
     np.testing.assert_array_equal(pixels, [3, 1, 4, 0])
-    np.testing.assert_array_equal(seen, [3 + 5, 3, 5, 0])
+    np.testing.assert_array_equal(totals, [3 + 5, 3, 5, 0])
 
 
 # TFDS
@@ -425,12 +426,12 @@ def tfds_dir(tmp_path_factory) -> pathlib.Path:
 def test_tfds(tfds_dir):
     splits = load(name="streets", dir=str(tfds_dir))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [7, 4, 5]
-    assert (splits.class_names, splits.input_shape) == (("sky", "road", "car"), (6, 8, 3))
+    assert (splits.spec.outputs, splits.spec.input_shape) == (("sky", "road", "car"), (6, 8, 3))
     for split in (splits.train, splits.validation, splits.test, load(name="streets", dir=str(tfds_dir), memory_mb=0).test):
         check_pairs(split)
     pets = load(name="pets", dir=str(tfds_dir), mask_values=(1, 2, 3), class_names=("pet", "background", "border"))
     assert [len(s) for s in (pets.train, pets.validation, pets.test)] == [6, 2, 3]
-    np.testing.assert_array_equal(pets.train.labels, (pets.train.images[..., 0] - 60) // 20 - 1)
+    np.testing.assert_array_equal(pets.train.arrays["label"], (pets.train.arrays["image"][..., 0] - 60) // 20 - 1)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +439,7 @@ def test_tfds(tfds_dir):
     [
         (dict(name="streets", mask_field="mask"), r"no image feature \"mask\"; it has \['image', 'segmentation_mask'\]: set config\.data\.mask_field\.$"),
         (dict(name="streets", image_field="imag"), r"set config\.data\.image_field\. Did you mean \"image\"\?"),
-        (dict(name="pets"), r"does not say which classes its masks have; list them in config\.data\.class_names\."),
+        (dict(name="pets"), r"does not name the classes of its masks; list them in config\.data\.class_names\."),
         (dict(name="pets", class_names=("a", "b", "c")), r"pets/train\[0\]: the mask holds 3, but the classes are 0 to 2"),
         (dict(name="nowhere"), r"there is no dataset \"nowhere\""),
     ],
@@ -455,12 +456,12 @@ def test_tfds_errors(tfds_dir, changes, text):
 def test_camvid_is_as_described():
     splits = load(name="camvid", dir=str(SHARED))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [367, 101, 233]
-    assert splits.input_shape == (180, 240, 3)
-    assert splits.class_names[:4] == ("sky", "building", "pole", "road")
+    assert splits.spec.input_shape == (180, 240, 3)
+    assert splits.spec.outputs[:4] == ("sky", "building", "pole", "road")
     pixels, _ = masks.class_pixels(splits.train, 11, 255)
-    shares = 100 * pixels / splits.train.labels.size
+    shares = 100 * pixels / splits.train.arrays["label"].size
     np.testing.assert_allclose(shares, [16.75, 23.23, 0.98, 31.79, 4.48, 9.71, 1.17, 1.13, 5.86, 0.64, 0.29], atol=0.006)
-    np.testing.assert_allclose(splits.train.images.mean((0, 1, 2)) / 255, [0.4124, 0.4256, 0.4331], atol=1e-4)
+    np.testing.assert_allclose(splits.train.arrays["image"].mean((0, 1, 2)) / 255, [0.4124, 0.4256, 0.4331], atol=1e-4)
 
 
 def has_cells() -> bool:
@@ -473,12 +474,12 @@ def has_cells() -> bool:
 def test_cells():
     splits = load(name="cells")
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [40, 10, 10]
-    assert (splits.class_names, splits.input_shape) == (("background", "cell", "nucleus"), (210, 96, 3))
-    shares = np.bincount(splits.train.labels.ravel(), minlength=3) / splits.train.labels.size
+    assert (splits.spec.outputs, splits.spec.input_shape) == (("background", "cell", "nucleus"), (210, 96, 3))
+    shares = np.bincount(splits.train.arrays["label"].ravel(), minlength=3) / splits.train.arrays["label"].size
     assert (shares > (0.4, 0.3, 0.05)).all()
     # The stain of a nucleus is bright where its mask is.
-    blue = splits.train.images[..., 2]
-    assert blue[splits.train.labels == 2].mean() > 3 * blue[splits.train.labels == 0].mean()
+    blue = splits.train.arrays["image"][..., 2]
+    assert blue[splits.train.arrays["label"] == 2].mean() > 3 * blue[splits.train.arrays["label"] == 0].mean()
     # No column is in two splits.
     columns = [set(np.add.outer(list(starts), range(cells.WIDTH)).ravel().tolist()) for starts in cells.COLUMNS.values()]
     assert sum(map(len, columns)) == len(set.union(*columns)) == 576

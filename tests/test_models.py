@@ -13,12 +13,13 @@ from test_backbones import COUNTS as BACKBONES
 from test_segmentation_models import NAMES as SEGMENTERS
 
 from dilax import blocks, models
+from dilax.errors import UserError
 
 SMALL = {
     "dilated_cnn": dict(features=(4, 6, 8), dilations=(1, (2, 1), 2), pools=(1, 2, 1), dropout=0.2, hidden=(5,)),
     "dilated_cnn_mnist": dict(dropout=0.3),
     "dilated_cnn_rgb": {},
-    "separable_cnn": dict(stem=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True, dropout=0.2),
+    "separable_cnn": dict(stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True, dropout=0.2),
     "separable_cnn_single_layer": dict(dilations=(2,)),
 }
 COUNTS = {  # (model, fields, input channels): parameters, by hand from the layers
@@ -62,7 +63,7 @@ def test_default_separable_cnn_has_between_03_and_1_million_parameters():
 # Parts of the models that are not global, on an input that is wide enough.
 TRUNKS = {
     "dilated_cnn": (dict(features=(3, 3, 3), dilations=(1, (2, 1), 2), pools=(1, 2, 1), norm="none"), 3),
-    "separable_cnn": (dict(stem=3, features=(3, 4), blocks=(2, 1), norm="batch"), 3),
+    "separable_cnn": (dict(stem_features=3, features=(3, 4), blocks=(2, 1), norm="batch"), 3),
 }
 
 
@@ -142,3 +143,36 @@ def test_a_batch_split_over_devices_is_one_batch_inside_batch_axis(masks):
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[3], shared), statistics, atol=1e-5)
     assert np.abs(apart.reshape(x.shape) - whole).max() > 0.1
     assert max(np.abs(leaf[3] - leaf[4]).max() for leaf in jax.tree.leaves(alone)) > 0.01
+
+
+OUTPUTS = {
+    "bytenet": "vocabulary",
+    "conv_tasnet": "sources",
+    "separable_tcn": "out_features",
+    "tcn": "out_features",
+    "wavenet": "vocabulary",
+}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_field_of_the_outputs(name):
+    assert models.output_fields(name) == (OUTPUTS.get(name, "num_classes"),)
+
+
+def test_the_field_of_the_outputs_sets_their_number():
+    codes = jnp.zeros((1, 64), jnp.int32)
+    for name in SEQUENCES:
+        symbols = models.input_symbols_field(name)
+        fields = dict.fromkeys(models.output_fields(name), 7) | ({symbols: 7} if symbols else {})
+        x = codes if symbols else jnp.zeros((1, 64, 1))
+        y = jax.eval_shape(lambda name=name, fields=fields, x=x: models.create(name, **fields).init_with_output(KEY, x, train=False)[0])
+        assert y.shape[-1] == 7
+    assert {name for name in models.names() if models.input_symbols_field(name)} == {"bytenet", "gated_dilated_cnn", "tcn", "wavenet"}
+
+
+@pytest.mark.parametrize("function", [models.output_fields, models.input_symbols_field, models.create])
+def test_an_unknown_model_is_refused(function):
+    with pytest.raises(UserError) as error:
+        function("tcnn")
+    text = f"models.{function.__name__}: unknown model 'tcnn'; use one of {', '.join(models.names())}. Did you mean \"tcn\"?"
+    assert str(error.value) == text

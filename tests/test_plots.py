@@ -57,7 +57,7 @@ def test_stacks_miss_what_the_analysis_calls_holes(taps, stack):
     drawn = {name: sorted((box.x0 + box.x1) / 2 for box in found) for name, found in boxes.items()}
     assert field.size is not None
     np.testing.assert_allclose(drawn["missed"], [hole - (field.size - 1) / 2 for hole in field.holes], atol=1e-9)
-    assert len(drawn["seen"]) + len(drawn["missed"]) == len(drawn["ways"]) == field.size
+    assert len(drawn["seen"]) + len(drawn["missed"]) == len(drawn["paths"]) == field.size
     assert f"spans {field.size} samples" in texts(figure)
     assert any(text.startswith(f"coverage {field.coverage:.0%}") for text in texts(figure))
 
@@ -162,12 +162,12 @@ def test_feature_maps_show_the_channels_that_vary_most():
         (lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 4))), "an image has shape (4, 4)"),
         (
             lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 5, 1), np.float32), output=(4, 0)),
-            "receptive_field_overlay: output=(4, 0) is not one of 4 × 5 outputs; give (row, column), from 0.",
+            "receptive_field_overlay: output=(4, 0) is not one of the 4 × 5 outputs; give (row, column), from 0.",
         ),
         (lambda: plots.effective_receptive_fields({}), "maps is empty; give name -> (height, width) or (samples,)."),
-        (lambda: plots.effective_receptive_fields({"a": np.zeros((3, 3))}), "'a' has shape (3, 3) or nothing above 0"),
+        (lambda: plots.effective_receptive_fields({"a": np.zeros((3, 3))}), "'a' has shape (3, 3) or no value above 0"),
         (lambda: plots.confusion_matrix(np.ones((2, 3)), ["a", "b"]), "counts has shape (2, 3) for 2 class names"),
-        (lambda: plots.prediction_grid(np.ones((0, 4, 4, 1)), np.ones(0), np.ones((0, 2)), ["a", "b"]), "do not fit"),
+        (lambda: plots.prediction_grid(np.ones((0, 4, 4, 1)), np.ones(0), np.ones((0, 2)), ["a", "b"]), "do not match"),
         (lambda: plots.kernels(np.ones(3)), "a kernel of shape (3,)"),
         (lambda: plots.feature_maps({}, np.ones((4, 4, 1))), "maps is empty"),
         (lambda: plots.feature_maps({"a": np.ones((2, 2, 1))}, np.ones((4, 4, 1), int)), "dtype int64"),

@@ -7,7 +7,7 @@ import pytest
 
 from dilax import plots
 from dilax.errors import UserError
-from dilax.plots.segmentation import blended
+from dilax.plots.segmentation import blend_mask
 
 RNG = np.random.default_rng(0)
 NAMES = ("sky", "road", "a rather long name of a class that goes on")
@@ -37,14 +37,14 @@ def test_colours_differ_and_do_not_depend_on_how_many_there_are():
 
 def test_labels_below_zero_are_no_classes():
     mask = np.array([[-1, 0], [2, 255]])
-    np.testing.assert_array_equal(blended(IMAGE[:2, :2], mask, 3)[0, 0], IMAGE[0, 0] / 255)
+    np.testing.assert_array_equal(blend_mask(IMAGE[:2, :2], mask, 3)[0, 0], IMAGE[0, 0] / 255)
     assert legend(plots.segmentation_overlay(IMAGE[:2, :2], mask, NAMES)) == ["sky  25.0%", "a rather long name …  25.0%"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_masks_are_blended_where_they_count(channels):
     image = IMAGE[..., :channels]
-    found, plain = blended(image, MASK, 3, opacity=0.25), np.broadcast_to(image / 255, (12, 20, 3))
+    found, plain = blend_mask(image, MASK, 3, opacity=0.25), np.broadcast_to(image / 255, (12, 20, 3))
     expected = 0.75 * plain + 0.25 * (plots.mask_colours(3) / 255)[np.minimum(MASK, 2)]
     np.testing.assert_allclose(found[MASK != 255], expected[MASK != 255])
     np.testing.assert_allclose(found[MASK == 255], plain[MASK == 255])
@@ -55,7 +55,7 @@ def test_the_overlay_names_the_classes_by_their_share():
     mask[:, :1], mask[0, 4] = 2, 255
     figure = plots.segmentation_overlay(IMAGE[:4, :5], mask, NAMES)
     assert legend(figure) == ["sky  75.0%", "a rather long name …  20.0%"]
-    np.testing.assert_allclose(picture(figure.axes[0]), blended(IMAGE[:4, :5], mask, 3))
+    np.testing.assert_allclose(picture(figure.axes[0]), blend_mask(IMAGE[:4, :5], mask, 3))
 
 
 def test_the_grid_shows_image_truth_and_prediction():
@@ -63,7 +63,7 @@ def test_the_grid_shows_image_truth_and_prediction():
     figure = plots.segmentation_grid(np.stack([IMAGE, IMAGE]), masks, masks[::-1], NAMES, ["one", "two"])
     pictures = [picture(axes) for axes in figure.axes]
     for i, mask in ((1, masks[0]), (2, masks[1]), (4, masks[1]), (5, masks[0])):
-        np.testing.assert_allclose(pictures[i], blended(IMAGE, mask, 3))
+        np.testing.assert_allclose(pictures[i], blend_mask(IMAGE, mask, 3))
     assert titles(figure) == ["one", "truth", "prediction", "two", "truth", "prediction"]
     assert legend(figure) == ["sky", "road", "a rather long nam…"]
 
@@ -74,7 +74,7 @@ def test_the_comparison_shows_every_model():
     pictures = [picture(axes) for axes in figure.axes if axes.images]
     np.testing.assert_allclose(pictures[0], IMAGE / 255)
     for shown, mask in zip(pictures[1:], (MASK, MASK * 0, MASK * 0 + 1), strict=True):
-        np.testing.assert_allclose(shown, blended(IMAGE, mask, 3))
+        np.testing.assert_allclose(shown, blend_mask(IMAGE, mask, 3))
 
 
 def test_masks_are_shown_alone():
@@ -102,8 +102,8 @@ def test_bars_are_in_order_with_their_mean():
             r"a mask of shape \(11, 20\) does not fit an image of shape \(12, 20, 3\)",
         ),
         (lambda: plots.segmentation_comparison(IMAGE, {"a": MASK[:, 1:]}, NAMES), r"a mask of shape \(12, 19\) does not fit"),
-        (lambda: plots.segmentation_grid(IMAGE[None], MASK[None], MASK[None], NAMES, []), "0 titles do not fit"),
-        (lambda: plots.class_bars([1.0], NAMES), r"values of shape \(1,\) for 3 class names"),
+        (lambda: plots.segmentation_grid(IMAGE[None], MASK[None], MASK[None], NAMES, []), "0 titles do not match"),
+        (lambda: plots.class_bars([1.0], NAMES), r"values has shape \(1,\) for 3 class names"),
     ],
 )
 def test_mistakes_are_named(draw, words):

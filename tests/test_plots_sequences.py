@@ -44,8 +44,8 @@ def test_waves_are_drawn_in_seconds():
 
 MISTAKES = [
     (lambda: plots.series_grid([], [], np.zeros((0, 2)), ["a", "b"]), "series_grid: 0 series, labels (0,), probabilities (0, 2) and 2 class names"),
-    (lambda: plots.step_outputs(np.ones((3, 2)), np.ones((3, 1)), ["a", "b"]), "step_outputs: truth (3, 2), predicted (3, 1) and 2 names do not fit"),
-    (lambda: plots.waveforms(np.ones((2, 3)), 0, ["a", "b"]), "waveforms: samples (2, 3), rate=0 and 2 names do not fit"),
+    (lambda: plots.step_outputs(np.ones((3, 2)), np.ones((3, 1)), ["a", "b"]), "step_outputs: truth (3, 2), predicted (3, 1) and 2 names do not match"),
+    (lambda: plots.waveforms(np.ones((2, 3)), 0, ["a", "b"]), "waveforms: samples (2, 3), rate=0 and 2 names do not match"),
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dilax.errors import UserError
 from train import cli, loop, run
 from train import predict as command
 from train.config import default_config, model_config
-from train.data.readers import series, text
+from train.data.readers import series, tables, text
 from train.data.readers import sound as sounds_
 from train.predict_sequences import Options, predict
 from train.predict_stream import stream
@@ -91,7 +91,12 @@ def write_series(folder: pathlib.Path) -> None:
 
 TCN = dict(kernel_size=2, features=(12, 12, 12))
 RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, data, model, changes
-    "text": ("language_model", "text", dict(TCN, embedding=8), {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0}),
+    "text": (
+        "language_model",
+        "text",
+        dict(TCN, embedding_features=8),
+        {"sequence.length": 24, "sequence.context": 8, "total_epochs": 4.0},
+    ),
     "table": (
         "sequence_prediction",
         "csv",
@@ -109,10 +114,10 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # task, da
     "voices": (
         "separation",
         "mixtures",
-        dict(features=24, bottleneck=12, hidden=16, skip=12, blocks=3, repeats=1),
+        dict(features=24, bottleneck_features=12, hidden_features=16, skip_features=12, blocks=3, repeats=1),
         {"sequence.length": 400, "sequence.test": 0.2, "total_epochs": 20.0},
     ),
-    "reviews": ("sequence_classification", "text", dict(features=16, dilations=(1, 2), embedding=8), {"total_epochs": 20.0}),
+    "reviews": ("sequence_classification", "text", dict(features=16, dilations=(1, 2), embedding_features=8), {"total_epochs": 20.0}),
 }
 MODELS = {"waves": "wavenet", "voices": "conv_tasnet", "reviews": "gated_dilated_cnn"}
 
@@ -212,7 +217,7 @@ def test_a_table_is_forecast_row_by_row(runs):
     trained, path = runs.trained["table"], runs.folder / "table.csv"
     head, *rows = predict(trained, [str(path)], options(runs.folder, steps=3))
     assert head == "warm,wet"
-    _, values = series.read_csv(path)
+    _, values = tables.read_table(path)
     mean, std = np.array(trained.facts["mean"]), np.array(trained.facts["std"])
     seen = (values - mean) / std
     for row in rows:
@@ -263,7 +268,7 @@ def test_a_sound_is_gone_on_with_in_a_file_of_its_own(runs, tmp_path):
     path = runs.folder / "sounds" / "low" / "0.wav"
     (line,) = predict(runs.trained["waves"], [str(path)], options(tmp_path / "out", steps=30))
     assert line == f"{path}\t{tmp_path / 'out' / '0_continued.wav'}\t{1630 / RATE:.3f} s"
-    before, after = sounds_.read_wav(path)[0], sounds_.read_wav(tmp_path / "out" / "0_continued.wav")[0]
+    before, after = sounds_.read_sound(path)[0], sounds_.read_sound(tmp_path / "out" / "0_continued.wav")[0]
     np.testing.assert_allclose(after[:1600], before, atol=1e-4)
     assert len(after) == 1630
     with pytest.raises(UserError, match=r"0_continued\.wav is there already, and would be overwritten; give another folder with --out"):
@@ -275,12 +280,12 @@ def test_a_mixture_is_taken_apart(runs, tmp_path):
     (line,) = predict(trained, [str(path)], options(tmp_path / "out"))
     files = [tmp_path / "out" / f"3_{name}.wav" for name in ("s1", "s2")]
     assert line == "\t".join(map(str, [path, *files]))
-    found = [sounds_.read_wav(file)[0] for file in files]
-    truth = [sounds_.read_wav(runs.folder / "voices_data" / name / "3.wav")[0] for name in ("s1", "s2")]
+    found = [sounds_.read_sound(file)[0] for file in files]
+    truth = [sounds_.read_sound(runs.folder / "voices_data" / name / "3.wav")[0] for name in ("s1", "s2")]
     # Of the size of the sources, though the loss does not see the size; in some order.
     errors = [[np.square(a - b).mean() / np.square(b).mean() for b in truth] for a in found]
     assert min(errors[0][0] + errors[1][1], errors[0][1] + errors[1][0]) < 0.2
-    np.testing.assert_allclose(np.sum(found, axis=0), sounds_.read_wav(path)[0], atol=0.2)
+    np.testing.assert_allclose(np.sum(found, axis=0), sounds_.read_sound(path)[0], atol=0.2)
 
 
 def test_texts_are_classified_by_files_and_by_lines(runs, tmp_path):

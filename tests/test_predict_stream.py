@@ -102,7 +102,7 @@ def test_a_sound_shorter_than_a_frame():
     assert float(line.split(b"\t")[2]) == pytest.approx(whole.max(), abs=2e-4)
 
 
-TASNET = dict(features=12, bottleneck=6, hidden=8, skip=6, blocks=2, repeats=1, causal=True, kernel_size=24)
+TASNET = dict(features=12, bottleneck_features=6, hidden_features=8, skip_features=6, blocks=2, repeats=1, causal=True, kernel_size=24)
 
 
 def test_what_is_separated_is_what_the_whole_gives():

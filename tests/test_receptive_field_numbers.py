@@ -15,7 +15,7 @@ from networks import aligned_matrix, conv, field_of, lax_conv, resized, transpos
 import dilax
 from dilax import ReceptiveField
 from dilax.receptive_fields import Reach, receptive_fields
-from dilax.receptive_fields.bands import banded
+from dilax.receptive_fields.bands import matrix_reach
 from dilax.summary import summary
 
 
@@ -105,16 +105,16 @@ def band(rows, columns, weights):
 
 
 def test_matrices():
-    assert banded(band(40, 42, lambda o: (1, 2, 3))) == Reach(Fraction(1), ((0, 0b111),))
+    assert matrix_reach(band(40, 42, lambda o: (1, 2, 3))) == Reach(Fraction(1), ((0, 0b111),))
     # The sets repeat with every row, the weights with every other.
-    assert banded(band(40, 42, lambda o: (1, 2, 3 + o % 2))) == Reach(Fraction(1), ((0, 0b111), (1, 0b111)))
+    assert matrix_reach(band(40, 42, lambda o: (1, 2, 3 + o % 2))) == Reach(Fraction(1), ((0, 0b111), (1, 0b111)))
     # Weights as small as rounding count where all rows agree about them.
-    assert banded(band(40, 42, lambda o: (1, 1e-7, 1e-7))) == Reach(Fraction(1), ((0, 0b111),))
-    assert banded(band(40, 42, lambda o: (1, 2, 1e-7 * (o % 3)))) == Reach(Fraction(1), ((0, 0b11),))
-    listed = banded(band(40, 42, lambda o: (1, 2, 3 + o)))
+    assert matrix_reach(band(40, 42, lambda o: (1, 1e-7, 1e-7))) == Reach(Fraction(1), ((0, 0b111),))
+    assert matrix_reach(band(40, 42, lambda o: (1, 2, 1e-7 * (o % 3)))) == Reach(Fraction(1), ((0, 0b11),))
+    listed = matrix_reach(band(40, 42, lambda o: (1, 2, 3 + o)))
     assert listed == Reach(Fraction(42, 40), tuple((o, 0b111) for o in range(40)), listed=True)
     # Few rows of which none reaches a corner, so that no short distance repeats.
-    corners = banded(np.asarray(aligned_matrix(33, 5)))
+    corners = matrix_reach(np.asarray(aligned_matrix(33, 5)))
     assert corners is not None and corners.period == 1
 
 
@@ -150,13 +150,13 @@ def test_weights_may_be_traced():
 
 def test_warns_of_taps_that_only_see_padding():
     x = jnp.ones((1, 14, 20, 2))
-    with pytest.warns(UserWarning, match="only ever see padding") as caught:
+    with pytest.warns(UserWarning, match="only ever read padding") as caught:
         dilax.receptive_field(lambda x: conv(conv(x, dilation=18), dilation=(1, 24)), x)
     assert [str(warning.message) for warning in caught] == [
-        "receptive_field: 6 of the 9 taps of a convolution of window (3, 3), dilation (18, 18) only ever see padding, "
-        "as its input has size (14, 20); use a smaller dilation or a larger input.",
-        "receptive_field: 6 of the 9 taps of a convolution of window (3, 3), dilation (1, 24) only ever see padding, "
-        "as its input has size (14, 20); use a smaller dilation or a larger input.",
+        "receptive_field: 6 of the 9 taps of a convolution with kernel_size=(3, 3) and dilation=(18, 18) only ever read padding, "
+        "because its input has size (14, 20); use a smaller dilation or a larger input.",
+        "receptive_field: 6 of the 9 taps of a convolution with kernel_size=(3, 3) and dilation=(1, 24) only ever read padding, "
+        "because its input has size (14, 20); use a smaller dilation or a larger input.",
     ]
     assert all(warning.filename == __file__ for warning in caught)
     with pytest.warns(UserWarning, match="2 of the 3 taps"):

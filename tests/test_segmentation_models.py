@@ -67,7 +67,7 @@ SLIM: dict[str, Segmenter] = {
     "lraspp": models.LRASPP(Tiny, 7, **HEAD),  # pyright: ignore
     "deeplabv3": models.DeepLabV3(Tiny, 7, dilations=(4,), multi_grid=(1, 2), **HEAD),  # pyright: ignore
     "deeplabv3plus": models.DeepLabV3Plus(Tiny, 7, dilations=(4,), low_features=5, **HEAD),  # pyright: ignore
-    "unet": models.UNet(functools.partial(models.UNetEncoder, widths=(4, 6)), 7, aux_head=True, multi_grid=(1, 2), dropout=0.0),
+    "unet": models.UNet(functools.partial(models.UNetEncoder, stage_features=(4, 6)), 7, aux_head=True, multi_grid=(1, 2), dropout=0.0),
 }
 STRIDES = {name: (2, 1) if name == "unet" else (32, 16) for name in SLIM}
 POOLED = ("lraspp", "deeplabv3", "deeplabv3plus")
@@ -254,7 +254,7 @@ def test_dilation_of_the_unet_can_be_switched_off():
     assert dilations_in(SLIM["unet"]) == {(1, 1), (2, 2)}
 
 
-UNET = SLIM["unet"].clone(backbone=functools.partial(models.UNetEncoder, widths=(3, 4, 5)), aux_head=False)
+UNET = SLIM["unet"].clone(backbone=functools.partial(models.UNetEncoder, stage_features=(3, 4, 5)), aux_head=False)
 
 
 def test_unet_encoder_is_the_same_at_every_output_stride():
@@ -342,8 +342,8 @@ CASES = {
         "UNet: output_stride=8 is not supported with 2 levels; use one of (1, 2).",
     ),
     "unet of one level": (
-        run(models.UNet(functools.partial(models.UNetEncoder, widths=(8,)))),
-        "UNet: widths=(8,) must have two levels at least, such as (32, 64).",
+        run(models.UNet(functools.partial(models.UNetEncoder, stage_features=(8,)))),
+        "UNet: stage_features=(8,) must have two levels at least, such as (32, 64).",
     ),
     "unet without space": (
         run(SLIM["unet"], X[0, 0]),

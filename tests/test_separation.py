@@ -19,7 +19,7 @@ import dilax
 from dilax import losses, metrics, models
 from dilax.errors import UserError
 
-SMALL: Any = dict(features=6, kernel_size=16, stride=8, bottleneck=5, hidden=7, skip=4, blocks=2, repeats=1)
+SMALL: Any = dict(features=6, kernel_size=16, stride=8, bottleneck_features=5, hidden_features=7, skip_features=4, blocks=2, repeats=1)
 MIXTURE = random_input((2, 48, 1))
 NETWORKS = {
     "global": models.ConvTasNet(**SMALL),
@@ -36,7 +36,7 @@ FIELDS = {
     "num_sources": "sources",
     "enc_num_feats": "features",
     "enc_kernel_size": "kernel_size",
-    "msk_num_hidden_feats": "hidden",
+    "msk_num_hidden_feats": "hidden_features",
     "msk_num_layers": "blocks",
     "msk_num_stacks": "repeats",
     "msk_activate": "mask_activation",
@@ -98,7 +98,7 @@ def test_equals_torchaudio(seed):
     theirs, state = ABOUT[seed]["fields"], random_state(ABOUT[seed]["shapes"], seed)
     fields: Any = {ours: theirs[name] for name, ours in FIELDS.items() if name in theirs}
     width = theirs["msk_num_feats"]
-    model = models.ConvTasNet(stride=theirs["enc_kernel_size"] // 2, bottleneck=width, skip=width, **fields)
+    model = models.ConvTasNet(stride=theirs["enc_kernel_size"] // 2, bottleneck_features=width, skip_features=width, **fields)
     x, variables = jnp.asarray(GOLDEN[f"x{seed}"]), jax.tree.map(jnp.asarray, of_torchaudio(state))
     chex.assert_trees_all_equal_shapes(variables, jax.eval_shape(lambda: model.init(KEY, x, train=False)))
     np.testing.assert_allclose(run(model)(variables, x), GOLDEN[f"y{seed}"], rtol=1e-4, atol=1e-4)
@@ -167,7 +167,18 @@ def test_it_is_causal_bit_for_bit_but_for_its_latency(name):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_receptive_field(causal):
-    fields: Any = dict(features=3, kernel_size=4, stride=2, bottleneck=3, hidden=3, skip=3, blocks=2, repeats=1, norm="none", causal=causal)
+    fields: Any = dict(
+        features=3,
+        kernel_size=4,
+        stride=2,
+        bottleneck_features=3,
+        hidden_features=3,
+        skip_features=3,
+        blocks=2,
+        repeats=1,
+        norm="none",
+        causal=causal,
+    )
     model = models.ConvTasNet(**fields)
     shape = (1, 45, 1)
     variables = positive(model.init(KEY, jnp.zeros(shape), train=False))

@@ -62,7 +62,7 @@ AHEAD = {
 MODELS = {
     "TCN": models.TCN(3, 3, (5, 6)),
     "TCN without weight norm": models.TCN(3, 2, (4, 4), dilations=(3, 5), weight_norm=False),
-    "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding=4),
+    "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding_features=4),
     "ByteNet": models.ByteNet(7, 6, 3, (1, 2, 3)),
     "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 4), norm="cumulative"),
     "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),

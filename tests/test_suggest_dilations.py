@@ -47,7 +47,7 @@ def test_equals_a_search(kernel_size):
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_equals_a_search_with_that_many_layers(kernel_size, layers):
     for target_size in range(1, min(kernel_size**layers, 24) + 1):
-        found = suggest_dilations(kernel_size, target_size, layers)
+        found = suggest_dilations(kernel_size, target_size, layers=layers)
         assert len(found) == layers
         assert has_no_holes(kernel_size, found)
         assert smallest_sum(kernel_size, layers, target_size) == sum(found)
@@ -57,26 +57,27 @@ def test_known_answers():
     assert suggest_dilations(3, 17) == (1, 2, 5)
     assert suggest_dilations(3, 27) == (1, 3, 9)
     assert suggest_dilations(2, 1024) == tuple(2**i for i in range(10))
-    assert suggest_dilations(3, 3, 4) == (1, 1, 1, 1)
+    assert suggest_dilations(3, 3, layers=4) == (1, 1, 1, 1)
     assert suggest_dilations(3, 1) == ()
-    assert suggest_dilations(1, 1, 2) == (1, 1)
+    assert suggest_dilations(1, 1, layers=2) == (1, 1)
     assert suggest_dilations(7, 1) == ()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "options", "text"),
     [
-        ((0, 5), "suggest_dilations: kernel_size=0 is not a positive integer; use 1 or more."),
-        ((3, 5.5), "suggest_dilations: target_size=5.5 is not a positive integer; use 1 or more."),
-        ((3, 5, 0), "suggest_dilations: layers=0 is not a positive integer; use 1 or more."),
-        ((1, 5), "suggest_dilations: kernels of one tap see one sample at any dilation, not 5; use kernel_size=2 or more."),
+        ((0, 5), {}, "suggest_dilations: kernel_size=0 is not a positive integer; use 1 or more."),
+        ((3, 5.5), {}, "suggest_dilations: target_size=5.5 is not a positive integer; use 1 or more."),
+        ((3, 5), {"layers": 0}, "suggest_dilations: layers=0 is not a positive integer; use 1 or more."),
+        ((1, 5), {}, "suggest_dilations: kernels of one tap see one sample at any dilation, not 5; use kernel_size=2 or more."),
         (
-            (3, 28, 3),
+            (3, 28),
+            {"layers": 3},
             "suggest_dilations: 3 layers of 3 taps see at most 27 samples without holes, not 28; use layers=4 or a larger kernel_size.",
         ),
     ],
 )
-def test_impossible_requests(arguments, text):
+def test_impossible_requests(arguments, options, text):
     with pytest.raises(UserError) as error:
-        suggest_dilations(*arguments)
+        suggest_dilations(*arguments, **options)
     assert str(error.value) == text

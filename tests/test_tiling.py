@@ -400,7 +400,7 @@ REFUSED = {
         lambda: dilax.tiled(lambda x: (x, jnp.ones((1, 60, 2))), 9)(ones(1, 60, 2)),
         "output 1 of fn does not depend on the image; return it from another function.",
     ),
-    "unknown": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not known"),
+    "unknown": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not supported"),
     "out of another shape": (
         lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=ones(1, 60, 2)),
         "out has shape (1, 60, 2) and dtype float32, but fn returns (1, 60, 3) of dtype float32; give an array of that shape and dtype.",

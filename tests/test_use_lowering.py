@@ -31,7 +31,7 @@ MODULES: dict[str, Any] = {
 IMAGES = random_input((1, 32, 32, 3))
 CODES = jnp.asarray(np.random.default_rng(0).integers(0, 8, (1, 16)), jnp.int32)
 MODELS: dict[str, Any] = {
-    "separable_cnn": (dict(stem=4, features=(4, 6), blocks=(1, 1)), IMAGES),
+    "separable_cnn": (dict(stem_features=4, features=(4, 6), blocks=(1, 1)), IMAGES),
     "mobilenet_v2": (dict(blocks=(1,) * 7), IMAGES),
     "deeplabv3plus_resnet18": (dict(num_classes=3), IMAGES),
     "wavenet": (dict(dilations=(1, 2), features=4, skip_features=4, vocabulary=8), CODES),

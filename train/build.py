@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 import dilax
 import dilax.summary
-from dilax import DataSpec, Inference
+from dilax import DataSpec, Inference, loading
 from dilax.errors import UserError
-from dilax.loading import describe_leaves, read_variables
 from train import checkpoint, folder, optim, parallel
 from train.config import check, model_config, task_class
 from train.step import Steps
@@ -111,15 +110,16 @@ def make_model(config: ConfigDict, spec: DataSpec) -> Any:
             f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
             "choose another model in a config file, with model_config(...)."
         )
-    return dilax.models.create(**model_fields(config, spec))
+    return loading.make_model(model_fields(config, spec))
 
 
 def model_fields(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
-    """Return the arguments of `dilax.models.create` for the model of a run, all of which JSON can hold."""
+    """Return what `dilax.loading.make_model` makes the model of a run from; JSON can hold it."""
     fields = config.model.to_dict()
     outputs = dict.fromkeys(dilax.models.output_fields(fields["name"]), len(spec.outputs))
-    # A model that holds its symbols and its outputs in one field reads what it writes.
-    symbols = dict.fromkeys(dilax.models.symbol_fields(fields["name"]), len(spec.symbols))
+    # A model with one field for its symbols and its outputs reads what it writes.
+    field = dilax.models.input_symbols_field(fields["name"])
+    symbols = {field: len(spec.symbols)} if field else {}
     dtype = {} if config.dtype == "float32" else {"dtype": config.dtype}
     return {**fields, **outputs, **symbols, **dtype}
 
@@ -162,12 +162,12 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     config, status = folder.read_run(workdir)
     with config.unlocked():
         config.data.update(changes or {})
-    variables = read_variables(workdir)
+    variables = loading.read_variables(workdir)
     # Evaluation pads its batches, so the batch of training is rounded up where it does not fit the devices that are here now.
     unit = jax.device_count() * config.optim.accumulate
     config.batch_size = -(-config.batch_size // unit) * unit
     setup = build(config, DataSpec.from_json(status["data"]))
-    saved, wanted = describe_leaves(variables), describe_leaves(setup.shapes)
+    saved, wanted = loading.describe_leaves(variables), loading.describe_leaves(setup.shapes)
     checkpoint.check_same_leaves(saved, wanted, f"the checkpoint in {workdir}")
     return Trained(setup, setup.inference(variables))
 

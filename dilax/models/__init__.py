@@ -50,7 +50,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "tcn": TCN,
     "wavenet": WaveNet,
     "xception": Xception,
-    "xception_slim": functools.partial(Xception, stem=(16, 32), entry=(48, 96, 192), middle=4, exit=(192, 256, 256, 320, 320, 384)),
+    "xception_slim": functools.partial(
+        Xception, stem_features=(16, 32), entry_features=(48, 96, 192), middle_blocks=4, exit_features=(192, 256, 256, 320, 320, 384)
+    ),
 }
 DRNS = ("drn_c_26", "drn_c_42", "drn_d_22", "drn_d_38", "drn_d_54", "drn_d_105")
 BACKBONES = (*DRNS, "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception", "xception_slim")
@@ -90,17 +92,22 @@ __all__ = [
     "WaveNet",
     "Xception",
     "create",
+    "input_symbols_field",
     "names",
+    "output_fields",
 ]
 
 
+_OUTPUTS = ("num_classes", "out_features", "sources", "vocabulary")
+
+
 def names() -> list[str]:
-    """Names that `create` knows."""
+    """Return the names that `create` knows, sorted."""
     return sorted(MODELS)
 
 
 def create(name: str, /, **fields: Any) -> nn.Module:
-    """Make a model by its name.
+    """Create a model by its name.
 
     Args:
         name: One of `names()`.
@@ -116,10 +123,52 @@ def create(name: str, /, **fields: Any) -> nn.Module:
         >>> create("dilated_cnn", num_classes=10).num_classes
         10
     """
-    if name not in MODELS:
-        raise UserError(f"models.create: unknown model {name!r}; known are {', '.join(names())}.{did_you_mean(str(name), MODELS)}")
-    known = [field for field in inspect.signature(MODELS[name]).parameters if field not in ("parent", "name")]
+    known = _fields("create", name)
     for field in fields:
         if field not in known:
             raise UserError(f"models.create: {name!r} has no field {field!r}; it has {', '.join(known)}.{did_you_mean(field, known)}")
     return MODELS[name](**fields)
+
+
+def output_fields(name: str) -> tuple[str, ...]:
+    """Return the fields of a model that hold its number of outputs.
+
+    They are called what the outputs are: `num_classes` of an image, a pixel or a sequence, `out_features` at every step of a sequence,
+    `sources` of a mixture, or the `vocabulary` of a model whose outputs are logits of the symbols that it reads. (With outputs="mixture"
+    the number of outputs of a WaveNet follows from `mixtures` instead.)
+
+    Args:
+        name: One of `names()`.
+
+    Raises:
+        UserError: if the name is unknown.
+
+    Example:
+        >>> output_fields("resnet50"), output_fields("tcn"), output_fields("bytenet")
+        (('num_classes',), ('out_features',), ('vocabulary',))
+    """
+    known = _fields("output_fields", name)
+    return next(((field,) for field in _OUTPUTS if field in known), ())
+
+
+def input_symbols_field(name: str) -> str | None:
+    """Return the field of a model that holds the number of symbols of its input, integer codes; None if it takes no codes.
+
+    Args:
+        name: One of `names()`.
+
+    Raises:
+        UserError: if the name is unknown.
+
+    Example:
+        >>> input_symbols_field("tcn"), input_symbols_field("resnet50")
+        ('vocabulary', None)
+    """
+    return "vocabulary" if "vocabulary" in _fields("input_symbols_field", name) else None
+
+
+def _fields(caller: str, name: str) -> list[str]:
+    """Return the fields that a model can be created with."""
+    if name not in MODELS:
+        raise UserError(f"models.{caller}: unknown model {name!r}; use one of {', '.join(names())}.{did_you_mean(str(name), MODELS)}")
+    return [field for field in inspect.signature(MODELS[name]).parameters if field not in ("parent", "name")]

@@ -73,10 +73,10 @@ def check_image(caller: str, x: jax.Array) -> None:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
 
 
-def check_lengths(caller: str, stages: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
-    """Refuse widths or blocks that are not one per stage."""
-    if not len(widths) == len(blocks) == stages:
-        raise UserError(f"{caller}: widths={widths} and blocks={blocks} must have {stages} entries each, one per stage.")
+def check_lengths(caller: str, stages: int, stage_features: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    """Refuse stage_features or blocks that are not one per stage."""
+    if not len(stage_features) == len(blocks) == stages:
+        raise UserError(f"{caller}: stage_features={stage_features} and blocks={blocks} must have {stages} entries each, one per stage.")
 
 
 def check_multi_grid(caller: str, grid: tuple[int, ...]) -> None:

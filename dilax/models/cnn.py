@@ -111,7 +111,7 @@ class SeparableCNN(nn.Module):
 
     Attributes:
         num_classes: Outputs.
-        stem: Channels of the first convolution.
+        stem_features: Channels of the first convolution.
         separable_stem: Whether that one is separable too, with the first of the dilations; else it is dense and not dilated.
         features: Channels of each stage.
         blocks: Blocks of each stage.
@@ -126,7 +126,7 @@ class SeparableCNN(nn.Module):
     """
 
     num_classes: int = 10
-    stem: int = 32
+    stem_features: int = 32
     separable_stem: bool = False
     features: tuple[int, ...] = (64, 128, 256)
     blocks: tuple[int, ...] = (2, 2, 2)
@@ -151,7 +151,7 @@ class SeparableCNN(nn.Module):
         """One 3x3 depthwise and 1x1 pointwise convolution to 64 features, global average, dense: the textbook toy, kept as a baseline."""
         return cls(
             num_classes=num_classes,
-            stem=64,
+            stem_features=64,
             separable_stem=True,
             features=(),
             blocks=(),
@@ -172,7 +172,7 @@ class SeparableCNN(nn.Module):
             )
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         stem_dilation = self.dilations[0] if self.separable_stem else 1
-        x = ConvNormAct(self.stem, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
+        x = ConvNormAct(self.stem_features, dilation=stem_dilation, separable=self.separable_stem, **shared)(x, train=train)
         for stage, (features, blocks) in enumerate(zip(self.features, self.blocks)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -96,7 +96,7 @@ class SeparableBlock(nn.Module):
     """1x1 convolution, PReLU, norm, dilated depthwise convolution, PReLU, norm, and 1x1 convolutions to residual and skip (figure 1c).
 
     Attributes:
-        hidden: Channels between the 1x1 convolutions.
+        hidden_features: Channels between the 1x1 convolutions.
         skip_features: Channels of the skip output.
         kernel_size: Taps.
         dilation: Of the depthwise convolution.
@@ -106,7 +106,7 @@ class SeparableBlock(nn.Module):
         dtype: Of the computation.
     """
 
-    hidden: int
+    hidden_features: int
     skip_features: int
     kernel_size: int
     dilation: int
@@ -118,7 +118,7 @@ class SeparableBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Map (batch, frames, channels) to the next x and the skip output (batch, frames, skip_features); mask is bool (batch, frames)."""
-        y = self._normalised(nn.Dense(self.hidden, dtype=self.dtype, name="expand")(x), 1, train, mask)
+        y = self._normalised(nn.Dense(self.hidden_features, dtype=self.dtype, name="expand")(x), 1, train, mask)
         padding = "CAUSAL" if self.causal else "SAME"
         conv = DepthwiseConv((self.kernel_size,), dilation=self.dilation, padding=padding, dtype=self.dtype, name="conv")
         y = self._normalised(conv(y if self.causal else masked(y, mask)), 2, train, mask)
@@ -153,9 +153,9 @@ class ConvTasNet(Streamable):
         features: Of the frames, between encoder and decoder (the paper's N).
         kernel_size: Samples in a frame (L), a multiple of the stride.
         stride: Samples from frame to frame; the paper's is half the kernel.
-        bottleneck: Channels of the residual path (B).
-        hidden: Channels in a block (H).
-        skip: Channels of the skip path (Sc).
+        bottleneck_features: Channels of the residual path (B).
+        hidden_features: Channels in a block (H).
+        skip_features: Channels of the skip path (Sc).
         block_kernel_size: Taps in a block (P).
         blocks: Blocks in a repeat (X).
         repeats: Of the row of dilations (R).
@@ -174,9 +174,9 @@ class ConvTasNet(Streamable):
     features: int = 512
     kernel_size: int = 16
     stride: int = 8
-    bottleneck: int = 128
-    hidden: int = 512
-    skip: int = 128
+    bottleneck_features: int = 128
+    hidden_features: int = 512
+    skip_features: int = 128
     block_kernel_size: int = 3
     blocks: int = 8
     repeats: int = 3
@@ -219,11 +219,13 @@ class ConvTasNet(Streamable):
         norm = self.norm or ("cumulative" if self.causal else "global")
         shared: dict[str, Any] = dict(causal=self.causal, norm=norm, dtype=self.dtype)
         y = Norm(norm, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
-        y = nn.Dense(self.bottleneck, dtype=self.dtype, name="input")(y)
+        y = nn.Dense(self.bottleneck_features, dtype=self.dtype, name="input")(y)
         skips: Any = None
         for i in range(self.repeats * self.blocks):
             dilation, residual = 2 ** (i % self.blocks), i < self.repeats * self.blocks - 1
-            block = SeparableBlock(self.hidden, self.skip, self.block_kernel_size, dilation, residual, name=f"block{i}", **shared)
+            block = SeparableBlock(
+                self.hidden_features, self.skip_features, self.block_kernel_size, dilation, residual, name=f"block{i}", **shared
+            )
             y, skip = block(y, train=train, mask=mask)
             skips = skip if skips is None else skips + skip
         y = nn.Dense(self.sources * self.features, dtype=self.dtype, name="masks")(prelu("prelu")(skips))

@@ -55,7 +55,7 @@ class DRN(nn.Module):
         num_classes: Outputs.
         architecture: "C" or "D".
         blocks: Blocks, or plain convolutions, of each of the eight levels.
-        widths: Channels of each level; those of the stem are the first level's.
+        stage_features: Channels of each level; those of the stem are the first level's.
         bottleneck: Whether the blocks of levels 3 to 6 are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels.
         multi_grid: Factors of the dilations of level 6's blocks, the last residual ones, in turn.
         norm: As `dilax.blocks.Norm`.
@@ -66,7 +66,7 @@ class DRN(nn.Module):
     num_classes: int = 1000
     architecture: str = "D"
     blocks: tuple[int, ...] = (1, 1, 2, 2, 2, 2, 1, 1)
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 512, 512)
+    stage_features: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 512, 512)
     bottleneck: bool = False
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
@@ -100,7 +100,7 @@ class DRN(nn.Module):
         self._check(x)
         reached, target = 1, output_stride_or(8, output_stride, "DRN")
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        x = ConvNormAct(self.widths[0], (7, 7), padding="TORCH", name="stem", **shared)(x, train=train)
+        x = ConvNormAct(self.stage_features[0], (7, 7), padding="TORCH", name="stem", **shared)(x, train=train)
         maps = []
         for level, (stride, dilation) in enumerate(zip(STRIDES, DILATIONS), start=1):
             reached *= stride
@@ -116,7 +116,7 @@ class DRN(nn.Module):
 
     def _block(self, level: int, index: int, channels: int, stride: int, dilation: int, shared: dict[str, Any]) -> nn.Module:
         """Block or plain convolution `index` of a level, for an input of so many channels."""
-        width, stride = self.widths[level - 1], stride if index == 0 else 1
+        width, stride = self.stage_features[level - 1], stride if index == 0 else 1
         if self.architecture == "D" and level in PLAIN:
             return ConvNormAct(width, (3, 3), stride, "TORCH", dilation, name=f"layer{level}_conv{index}", **shared)
         factor = self.multi_grid[index % len(self.multi_grid)] if level == 6 else 1
@@ -127,7 +127,7 @@ class DRN(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         check_image("DRN", x)
-        check_lengths("DRN", 8, self.widths, self.blocks)
+        check_lengths("DRN", 8, self.stage_features, self.blocks)
         check_multi_grid("DRN", self.multi_grid)
         if self.architecture not in ARCHITECTURES:
             hint = did_you_mean(str(self.architecture).upper(), ARCHITECTURES)

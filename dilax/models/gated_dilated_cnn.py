@@ -58,7 +58,7 @@ class GatedDilatedCNN(nn.Module):
         norm: As `dilax.blocks.Norm`.
         dropout: Rate in the blocks, and before the linear layer.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding: Channels of a symbol.
+        embedding_features: Channels of a symbol.
         dtype: Of the computation; parameters and logits stay float32.
 
     Example:
@@ -75,7 +75,7 @@ class GatedDilatedCNN(nn.Module):
     norm: str = "layer"
     dropout: float = 0.0
     vocabulary: int = 0
-    embedding: int = 128
+    embedding_features: int = 128
     dtype: Any = None
 
     @nn.compact
@@ -95,7 +95,7 @@ class GatedDilatedCNN(nn.Module):
             raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
         if not self.dilations:
             raise UserError("GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
-        x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding)
+        x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)

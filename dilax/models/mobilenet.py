@@ -60,11 +60,11 @@ class MobileNetV2(nn.Module):
     Attributes:
         num_classes: Outputs.
         blocks: Blocks of each group.
-        widths: Output channels of each group.
-        stem_width: Channels of the first convolution.
-        last_width: Channels of the 1x1 convolution before the head; it is no part of `features`.
+        stage_features: Output channels of each group.
+        stem_features: Channels of the first convolution.
+        last_features: Channels of the 1x1 convolution before the head; it is no part of `features`.
         expansion: Of the blocks of all groups but the first, which has 1.
-        width_factor: Multiplies all channels, then rounded to multiples of 8; `last_width` only where it is above 1.
+        width_multiplier: Multiplies all channels, then rounded to multiples of 8; `last_features` only where it is above 1.
         dropout: Rate before the head.
         multi_grid: Factors of the dilations of the blocks at stride 32, the last two groups', in turn.
         norm: As `dilax.blocks.Norm`.
@@ -74,11 +74,11 @@ class MobileNetV2(nn.Module):
 
     num_classes: int = 1000
     blocks: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
-    widths: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
-    stem_width: int = 32
-    last_width: int = 1280
+    stage_features: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
+    stem_features: int = 32
+    last_features: int = 1280
     expansion: int = 6
-    width_factor: float = 1.0
+    width_multiplier: float = 1.0
     dropout: float = 0.2
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
@@ -87,7 +87,7 @@ class MobileNetV2(nn.Module):
 
     def setup(self) -> None:
         """Make what follows the features."""
-        wide = _scaled(self.last_width, max(1.0, self.width_factor))
+        wide = _scaled(self.last_features, max(1.0, self.width_multiplier))
         self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, dtype=self.dtype)
         self.drop = Dropout(self.dropout)
         self.head = nn.Dense(self.num_classes)
@@ -112,10 +112,10 @@ class MobileNetV2(nn.Module):
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        x = ConvNormAct(_scaled(self.stem_width, self.width_factor), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
+        x = ConvNormAct(_scaled(self.stem_features, self.width_multiplier), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
         maps, number, grid = [], 0, itertools.cycle(self.multi_grid)
-        for group, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):
-            features, expansion = _scaled(width, self.width_factor), 1 if group == 1 else self.expansion
+        for group, (width, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
+            features, expansion = _scaled(width, self.width_multiplier), 1 if group == 1 else self.expansion
             for index in range(blocks):
                 number += 1
                 stride, (dilation, _) = block_geometry(stage, index)
@@ -129,10 +129,10 @@ class MobileNetV2(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         check_image("MobileNetV2", x)
-        check_lengths("MobileNetV2", 7, self.widths, self.blocks)
+        check_lengths("MobileNetV2", 7, self.stage_features, self.blocks)
         check_multi_grid("MobileNetV2", self.multi_grid)
-        if not self.width_factor > 0:
-            raise UserError(f"MobileNetV2: width_factor={self.width_factor} must be above 0, such as 0.5.")
+        if not self.width_multiplier > 0:
+            raise UserError(f"MobileNetV2: width_multiplier={self.width_multiplier} must be above 0, such as 0.5.")
 
 
 def _scaled(channels: int, factor: float) -> int:

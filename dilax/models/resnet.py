@@ -28,7 +28,7 @@ class ResNet(nn.Module):
     Attributes:
         num_classes: Outputs.
         blocks: Blocks of each of the four stages.
-        widths: Channels of each stage; those of the stem are the first stage's.
+        stage_features: Channels of each stage; those of the stem are the first stage's.
         bottleneck: Whether blocks are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels, or `BasicBlock`.
         multi_grid: Factors of the dilations of the last stage's blocks, in turn (Chen et al. 2017, arXiv:1706.05587, section 3.2).
         norm: As `dilax.blocks.Norm`.
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
 
     num_classes: int = 1000
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stage_features: tuple[int, ...] = (64, 128, 256, 512)
     bottleneck: bool = True
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
@@ -68,15 +68,15 @@ class ResNet(nn.Module):
             UserError: if x is no batch of images, or a field or the output stride is not supported.
         """
         check_image("ResNet", x)
-        check_lengths("ResNet", 4, self.widths, self.blocks)
+        check_lengths("ResNet", 4, self.stage_features, self.blocks)
         check_multi_grid("ResNet", self.multi_grid)
         plan = stages((1, 2, 2, 2), 4, output_stride_or(32, output_stride, "ResNet"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        x = ConvNormAct(self.widths[0], (7, 7), 2, padding="TORCH", name="stem", **shared)(x, train=train)
+        x = ConvNormAct(self.stage_features[0], (7, 7), 2, padding="TORCH", name="stem", **shared)(x, train=train)
         x = max_pool(x, 3, stride=2, padding=1)
         block = Bottleneck if self.bottleneck else BasicBlock
         maps = []
-        for layer, (width, blocks, stage) in enumerate(zip(self.widths, self.blocks, plan), start=1):
+        for layer, (width, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
             for index in range(blocks):
                 stride, dilation = block_geometry(stage, index, self.multi_grid if layer == 4 else (1,))
                 project = index == 0 and (layer > 1 or self.bottleneck)

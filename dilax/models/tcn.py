@@ -74,7 +74,7 @@ class TCN(Streamable):
         causal: As `TemporalBlock`. A network that is not sees as far ahead as back.
         weight_norm: As `dilax.DilatedConv`.
         vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding: Channels of a symbol.
+        embedding_features: Channels of a symbol.
         dtype: Of the computation; parameters and outputs stay float32.
 
     Example:
@@ -91,7 +91,7 @@ class TCN(Streamable):
     causal: bool = True
     weight_norm: bool = True
     vocabulary: int = 0
-    embedding: int = 100
+    embedding_features: int = 100
     dtype: Any = None
 
     @nn.compact
@@ -107,7 +107,7 @@ class TCN(Streamable):
         Raises:
             UserError: if x is neither, or there is not one dilation for each block.
         """
-        x = embed_sequence("TCN", x, vocabulary=self.vocabulary, features=self.embedding)
+        x = embed_sequence("TCN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):

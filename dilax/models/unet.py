@@ -21,14 +21,14 @@ class UNetEncoder(nn.Module):
     """Levels of two 3x3 convolutions, each at half the size of the one above; the last has dilated convolutions whose outputs are summed.
 
     Attributes:
-        widths: Channels of each level.
+        stage_features: Channels of each level.
         multi_grid: Dilations of the last level's convolutions, one each, added to the map that the first of them reads (Zhou et al. 2018,
             "D-LinkNet", CVPR Workshops).
         norm: As `dilax.blocks.Norm`.
         dtype: Of the computation.
     """
 
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    stage_features: tuple[int, ...] = (32, 64, 128, 256)
     multi_grid: tuple[int, ...] = (1, 2, 4, 8)
     norm: str = "batch"
     dtype: Any = None
@@ -48,11 +48,11 @@ class UNetEncoder(nn.Module):
         """
         self._check(x, output_stride)
         rank = x.ndim - 2
-        natural = 2 ** (len(self.widths) - 1)
-        plan = stages((1,) + (2,) * (len(self.widths) - 1), 1, natural if output_stride is None else output_stride)
+        natural = 2 ** (len(self.stage_features) - 1)
+        plan = stages((1,) + (2,) * (len(self.stage_features) - 1), 1, natural if output_stride is None else output_stride)
         shared: dict[str, Any] = dict(kernel_size=(3,) * rank, norm=self.norm, dtype=self.dtype)
         maps = []
-        for level, (width, stage) in enumerate(zip(self.widths, plan)):
+        for level, (width, stage) in enumerate(zip(self.stage_features, plan)):
             if level:
                 x = max_pool(x, 2, stride=stage.stride, padding=((0, stage.before),) * rank, dilation=stage.before)
             for i in range(2):
@@ -60,19 +60,21 @@ class UNetEncoder(nn.Module):
             maps.append(x)
         y = x
         for i, factor in enumerate(self.multi_grid):
-            y = ConvNormAct(self.widths[-1], dilation=factor * plan[-1].dilation, name=f"dilated_{i}", **shared)(y, train=train)
+            y = ConvNormAct(self.stage_features[-1], dilation=factor * plan[-1].dilation, name=f"dilated_{i}", **shared)(y, train=train)
             x = x + y
         return (*maps[:-1], x)
 
     def _check(self, x: jax.Array, output_stride: int | None) -> None:
         if not 3 <= x.ndim <= 5:
             raise UserError(f"UNet: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
-        if len(self.widths) < 2:
-            raise UserError(f"UNet: widths={self.widths} must have two levels at least, such as (32, 64).")
+        if len(self.stage_features) < 2:
+            raise UserError(f"UNet: stage_features={self.stage_features} must have two levels at least, such as (32, 64).")
         check_multi_grid("UNet", self.multi_grid)
-        allowed = tuple(2**level for level in range(len(self.widths)))
+        allowed = tuple(2**level for level in range(len(self.stage_features)))
         if output_stride is not None and (not is_integer(output_stride) or output_stride not in allowed):
-            raise UserError(f"UNet: output_stride={output_stride!r} is not supported with {len(self.widths)} levels; use one of {allowed}.")
+            raise UserError(
+                f"UNet: output_stride={output_stride!r} is not supported with {len(self.stage_features)} levels; use one of {allowed}."
+            )
 
 
 class UNet(Segmenter):
@@ -81,7 +83,7 @@ class UNet(Segmenter):
     It takes images, sequences (batch, length, channels) and volumes (batch, depth, height, width, channels) of any size.
 
     Attributes:
-        backbone: `UNetEncoder`, or a `functools.partial` of it with other `widths`.
+        backbone: `UNetEncoder`, or a `functools.partial` of it with other `stage_features`.
         output_stride: As `UNetEncoder.features`.
         dropout: Rate between encoder and decoder.
         multi_grid: As `UNetEncoder`: the dilations; (1, 1, 1, 1) for none.

@@ -19,7 +19,7 @@ class XceptionBlock(nn.Module):
         features: Output channels of each convolution.
         stride: Of the third convolution and of the short cut.
         dilation: Of each convolution.
-        short_cut: "project" adds x after a 1x1 convolution, "identity" adds x, "none" adds nothing. The first two have the activation
+        shortcut: "project" adds x after a 1x1 convolution, "identity" adds x, "none" adds nothing. The first two have the activation
             before each separable convolution, the last after each half of it.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
@@ -29,7 +29,7 @@ class XceptionBlock(nn.Module):
     features: tuple[int, ...]
     stride: int = 1
     dilation: tuple[int, ...] = (1, 1, 1)
-    short_cut: str = "identity"
+    shortcut: str = "identity"
     norm: str = "batch"
     activation: str = "relu"
     dtype: Any = None
@@ -39,17 +39,17 @@ class XceptionBlock(nn.Module):
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features[-1])."""
         act = activation(self.activation)
         shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
-        after: dict[str, Any] = dict(activation=self.activation if self.short_cut == "none" else "none", **shared)
+        after: dict[str, Any] = dict(activation=self.activation if self.shortcut == "none" else "none", **shared)
         y = x
         for i, (features, dilation) in enumerate(zip(self.features, self.dilation), start=1):
-            y, stride = y if self.short_cut == "none" else act(y), self.stride if i == 3 else 1
+            y, stride = y if self.shortcut == "none" else act(y), self.stride if i == 3 else 1
             y = ConvNormAct(y.shape[-1], (3, 3), stride, dilation=dilation, groups=y.shape[-1], name=f"depthwise{i}", **after)(
                 y, train=train
             )
             y = ConvNormAct(features, (1, 1), name=f"pointwise{i}", **after)(y, train=train)
-        if self.short_cut == "none":
+        if self.shortcut == "none":
             return y
-        if self.short_cut == "project":
+        if self.shortcut == "project":
             x = ConvNormAct(self.features[-1], (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
         return x + y
 
@@ -57,16 +57,16 @@ class XceptionBlock(nn.Module):
 class Xception(nn.Module):
     """Separable residual network: two convolutions, three entry blocks, middle blocks, two exit blocks.
 
-    The defaults have 8 middle blocks (Xception-41); `middle=16` is the Xception-65 of the paper. Parameters are named `stem1`, `stem2`,
-    `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`; each but the head is a
+    The defaults have 8 middle blocks (Xception-41); with `middle_blocks=16` it is the Xception-65 of the paper. Parameters are named `stem1`,
+    `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`; each but the head is a
     `dilax.blocks.ConvNormAct`.
 
     Attributes:
         num_classes: Outputs.
-        stem: Channels of the first two convolutions.
-        entry: Channels of each entry block; those of the middle blocks are the last.
-        middle: Number of middle blocks.
-        exit: Channels of the three separable convolutions of each of the two exit blocks.
+        stem_features: Channels of the first two convolutions.
+        entry_features: Channels of each entry block; those of the middle blocks are the last.
+        middle_blocks: Number of middle blocks.
+        exit_features: Channels of the three separable convolutions of each of the two exit blocks.
         multi_grid: Factors of the dilations of the last three separable convolutions, in turn.
         norm: As `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
@@ -74,10 +74,10 @@ class Xception(nn.Module):
     """
 
     num_classes: int = 1000
-    stem: tuple[int, int] = (32, 64)
-    entry: tuple[int, int, int] = (128, 256, 728)
-    middle: int = 8
-    exit: tuple[int, ...] = (728, 1024, 1024, 1536, 1536, 2048)
+    stem_features: tuple[int, int] = (32, 64)
+    entry_features: tuple[int, int, int] = (128, 256, 728)
+    middle_blocks: int = 8
+    exit_features: tuple[int, ...] = (728, 1024, 1024, 1536, 1536, 2048)
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
@@ -108,24 +108,24 @@ class Xception(nn.Module):
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "Xception"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        for i, (width, stride) in enumerate(zip(self.stem, (2, 1)), start=1):
+        for i, (width, stride) in enumerate(zip(self.stem_features, (2, 1)), start=1):
             x = ConvNormAct(width, (3, 3), stride, "TORCH", name=f"stem{i}", **shared)(x, train=train)
         entry = []
-        for i, (width, stage) in enumerate(zip(self.entry, plan), start=1):
+        for i, (width, stage) in enumerate(zip(self.entry_features, plan), start=1):
             # Only the last convolution of a block has the stride: the whole block works at the size, and dilation, before it.
             x = XceptionBlock((width,) * 3, stage.stride, (stage.before,) * 3, "project", name=f"entry{i}", **shared)(x, train=train)
             entry.append(x)
-        for i in range(1, self.middle + 1):
-            x = XceptionBlock((self.entry[-1],) * 3, 1, (plan[3].before,) * 3, name=f"middle{i}", **shared)(x, train=train)
+        for i in range(1, self.middle_blocks + 1):
+            x = XceptionBlock((self.entry_features[-1],) * 3, 1, (plan[3].before,) * 3, name=f"middle{i}", **shared)(x, train=train)
         first, last = plan[4:]
-        y = XceptionBlock(self.exit[:3], first.stride, (first.before,) * 3, "project", name="exit1", **shared)(x, train=train)
+        y = XceptionBlock(self.exit_features[:3], first.stride, (first.before,) * 3, "project", name="exit1", **shared)(x, train=train)
         grid = tuple(last.before * self.multi_grid[i % len(self.multi_grid)] for i in range(3))
-        y = XceptionBlock(self.exit[3:], 1, grid, "none", name="exit2", **shared)(y, train=train)
+        y = XceptionBlock(self.exit_features[3:], 1, grid, "none", name="exit2", **shared)(y, train=train)
         return entry[0], entry[1], x, y
 
     def _check(self, x: jax.Array) -> None:
         check_image("Xception", x)
         check_multi_grid("Xception", self.multi_grid)
-        for field, count in (("stem", 2), ("entry", 3), ("exit", 6)):
+        for field, count in (("stem_features", 2), ("entry_features", 3), ("exit_features", 6)):
             if len(getattr(self, field)) != count:
                 raise UserError(f"Xception: {field}={getattr(self, field)} must have {count} entries.")

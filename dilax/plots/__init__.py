@@ -1,6 +1,13 @@
-"""Pictures of dilations, receptive fields, training runs and predictions: arrays in, a matplotlib `Figure` out.
+"""Plots of dilations, receptive fields, training runs and predictions. Every function takes arrays and returns a matplotlib `Figure`.
 
-Nothing is shown, no global state is touched. Arrays may be numpy's or jax's. matplotlib is imported only when a picture is made.
+Nothing is displayed and no global state is changed; use `save` to write a figure to a file. Arrays may be NumPy's or JAX's. matplotlib is
+imported only when a figure is drawn.
+
+dilation.py      which samples dilated kernels read
+fields.py        receptive fields
+training.py      learning curves, classifiers, kernels and feature maps
+segmentation.py  masks
+sequences.py     series and waveforms
 """
 
 from dilax.plots.canvas import save

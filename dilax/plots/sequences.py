@@ -1,30 +1,36 @@
-"""Pictures of sequences: classified series, predictions at every step, waveforms."""
+"""Plots of sequences: classified series, predictions at every step, waveforms."""
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dilax.errors import UserError
-from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, new_figure, short
+from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, new_figure, truncate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINES = (BLUE, ORANGE, GREEN, RED, GREY)
-_FEW = len(_LINES)  # channels drawn as lines; more of them are an image
+_MAX_LINES = len(_LINES)  # up to as many channels are drawn as lines, more as an image
 
 
-def series_grid(series: Sequence[Any], labels: Any, probabilities: Any, class_names: Sequence[str], *, columns: int = 4) -> "Figure":
-    """Show series under "true → predicted (probability)", in the order given; mistakes are red.
+def series_grid(
+    series: Sequence[ArrayLike], labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str], *, columns: int = 4
+) -> "Figure":
+    """Show series in the order given, each titled "true → predicted (probability)"; the titles of mistakes are red.
 
     Args:
-        series: Of each (time, channels); up to 5 channels are lines, more are rows of an image.
-        labels: (n,), the true classes.
-        probabilities: (n, C).
-        class_names: C names.
+        series: n arrays (time, channels), which may differ in length. Up to 5 channels are drawn as lines, more as the rows of an image.
+        labels: (n,), the true classes, integers.
+        probabilities: (n, num_classes), the predicted probabilities.
+        class_names: One name per class.
         columns: Series per row.
+
+    Returns:
+        A grid with one panel per series.
 
     Raises:
         UserError: if there is no series, or the lengths differ.
@@ -34,7 +40,7 @@ def series_grid(series: Sequence[Any], labels: Any, probabilities: Any, class_na
     if not count or labels.shape != (count,) or probabilities.shape != (count, len(class_names)):
         raise UserError(
             f"series_grid: {count} series, labels {labels.shape}, probabilities {probabilities.shape} and {len(class_names)} class names "
-            "do not fit; give n > 0 series, (n,) labels and (n, classes) probabilities."
+            "do not match; give n > 0 series, (n,) labels and (n, classes) probabilities."
         )
     columns = min(columns, count)
     rows = math.ceil(count / columns)
@@ -43,47 +49,48 @@ def series_grid(series: Sequence[Any], labels: Any, probabilities: Any, class_na
     for axes in cells.flat[count:]:
         axes.set_axis_off()
     for axes, values, label, row in zip(cells.flat, series, labels, probabilities):
-        _draw(axes, as_float(values))
+        _draw_series(axes, as_float(values))
         wrong = row.argmax() != label
-        text = f"{short(class_names[int(label)], 12)} → {short(class_names[int(row.argmax())], 12)} ({row.max():.0%})"
+        text = f"{truncate(class_names[int(label)], 12)} → {truncate(class_names[int(row.argmax())], 12)} ({row.max():.0%})"
         axes.set_title(text, size=8, color=RED if wrong else INK, parse_math=False)
         axes.tick_params(labelsize=6)
     return figure
 
 
-def step_outputs(truth: Any, predicted: Any, names: Sequence[str], *, title: str = "") -> "Figure":
-    """Show what a sequence was, and what was predicted of it, step by step.
+def step_outputs(truth: ArrayLike, predicted: ArrayLike, names: Sequence[str], *, title: str = "") -> "Figure":
+    """Compare the true outputs of a sequence with the predicted ones, step by step.
 
     Args:
         truth: (time, n), floats or bools.
-        predicted: As truth; bools as probabilities.
-        names: Of the n outputs.
-        title: Above both.
+        predicted: (time, n), floats; probabilities where the truth is bool.
+        names: The names of the n outputs.
+        title: Title of the figure.
 
     Returns:
-        For up to 5 outputs a panel of each, the truth grey and the prediction blue; for more, two images, outputs upwards.
+        Up to 5 outputs: one panel per output, the truth in grey and the prediction in blue. More outputs: two images, with time to the
+        right and the outputs upwards.
 
     Raises:
-        UserError: if the shapes differ, or do not fit the names.
+        UserError: if the shapes differ, or do not match the names.
     """
     truth, predicted = as_float(truth), as_float(predicted)
     if truth.ndim != 2 or truth.shape != predicted.shape or truth.shape[1] != len(names) or not truth.size:
         raise UserError(
-            f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not fit; give (time, n) twice."
+            f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not match; give (time, n)."
         )
-    if len(names) > _FEW:
+    if len(names) > _MAX_LINES:
         figure = new_figure(9, 5, layout="constrained")
         panels: Any = figure.subplots(2, 1, sharex=True)
         for axes, values, word in zip(panels, (truth, predicted), ("true", "predicted")):
             axes.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", cmap="Blues")
-            axes.set_ylabel(f"{word}: {short(names[0], 10)} to {short(names[-1], 10)}", size=8, parse_math=False)
+            axes.set_ylabel(f"{word}: {truncate(names[0], 10)} to {truncate(names[-1], 10)}", size=8, parse_math=False)
     else:
         figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, name, true, found in zip(panels, names, truth.T, predicted.T):
-            axes.plot(true, color=GREY, linewidth=3, label="true")
-            axes.plot(found, color=BLUE, linewidth=1.2, label="predicted")
-            axes.set_ylabel(short(name, 16), size=8, parse_math=False)
+        for axes, name, true_values, predicted_values in zip(panels, names, truth.T, predicted.T):
+            axes.plot(true_values, color=GREY, linewidth=3, label="true")
+            axes.plot(predicted_values, color=BLUE, linewidth=1.2, label="predicted")
+            axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
         panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     panels[-1].set_xlabel("step")
     if title:
@@ -91,30 +98,38 @@ def step_outputs(truth: Any, predicted: Any, names: Sequence[str], *, title: str
     return figure
 
 
-def waveforms(samples: Any, rate: int, names: Sequence[str]) -> "Figure":
-    """Draw waveforms, one below the other.
+def waveforms(samples: ArrayLike, rate: float, names: Sequence[str]) -> "Figure":
+    """Draw waveforms one below the other, with a common time axis in seconds.
 
     Args:
         samples: (n, time), in -1..1.
         rate: Samples per second.
-        names: Of the n.
+        names: The names of the n waveforms.
+
+    Returns:
+        One panel per waveform.
+
+    Raises:
+        UserError: if there are no samples, or the shapes do not match.
     """
     samples = as_float(samples)
     if samples.ndim != 2 or len(names) != len(samples) or not samples.size or rate <= 0:
-        raise UserError(f"waveforms: samples {samples.shape}, rate={rate} and {len(names)} names do not fit; give (n, time) and n names.")
+        raise UserError(
+            f"waveforms: samples {samples.shape}, rate={rate} and {len(names)} names do not match; give (n, time) and rate > 0."
+        )
     figure = new_figure(9, 1.3 * len(samples) + 0.5, layout="constrained")
     panels: Any = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row, name in zip(panels, samples, names):
         axes.plot(np.arange(len(row)) / rate, row, color=BLUE, linewidth=0.6)
         axes.set(ylim=(-1.05, 1.05))
-        axes.set_ylabel(short(name, 16), size=8, parse_math=False)
+        axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
     panels[-1].set_xlabel("seconds")
     return figure
 
 
-def _draw(axes: Any, values: np.ndarray) -> None:
+def _draw_series(axes: Any, values: np.ndarray) -> None:
     """Draw one series (time, channels)."""
-    if values.shape[1] > _FEW:
+    if values.shape[1] > _MAX_LINES:
         axes.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis")
         return
     for channel, colour in zip(values.T, _LINES):

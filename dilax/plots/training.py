@@ -1,13 +1,30 @@
-"""Pictures of training runs and classifiers: curves, confusion, predictions, kernels, feature maps."""
+"""Plots of training runs and classifiers: learning curves, confusion matrices, predictions, kernels, feature maps."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dilax.errors import UserError
-from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, displayable, frame, grid, new_figure, short, show, times
+from dilax.plots.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    RED,
+    as_float,
+    draw_frame,
+    format_size,
+    image_grid,
+    new_figure,
+    show_image,
+    to_display,
+    truncate,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,14 +35,14 @@ _LINES = (BLUE, ORANGE, GREEN)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[str] = ("loss", "accuracy")) -> "Figure":
-    """Draw loss (nats), accuracy (share) or other figures against the step.
+    """Draw metrics of a training run against the step, with one curve each for training, validation and test.
 
     Args:
-        history: The lines of metrics.jsonl: each a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy".
-        metrics: Words after the slash.
+        history: The lines of metrics.jsonl, each with a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy".
+        metrics: The metrics to draw, such as loss (in nats) and accuracy (in 0..1): the part of their names after the slash.
 
     Returns:
-        A panel for each of `metrics`. A curve's legend tells its last value.
+        One panel per metric. The legend shows the last value of each curve.
     """
     figure = new_figure(4.5 * len(metrics), 3.6, layout="constrained")
     panels: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -49,17 +66,21 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     return figure
 
 
-def confusion_matrix(counts: Any, class_names: Sequence[str]) -> "Figure":
-    """Draw which class is taken for which: colours are shares of the true class, numbers are counts (up to 20 classes).
+def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
+    """Draw a confusion matrix. Colours show shares of the true class.
 
-    Where counts go beyond 9,999, as those of pixels do, the numbers are per cent of the true class.
+    For up to 20 classes the cells are labelled with counts, or with percentages of the true class if any count exceeds 9,999, as those of
+    pixels do.
 
     Args:
-        counts: (C, C), examples or pixels; rows the true class, columns the predicted one.
-        class_names: C names.
+        counts: (num_classes, num_classes), examples or pixels; rows are the true class, columns the predicted one.
+        class_names: One name per class.
+
+    Returns:
+        One panel with a colour bar.
 
     Raises:
-        UserError: if `counts` is not square, or has not one name per class.
+        UserError: if `counts` is not square or does not match the names.
     """
     counts = as_float(counts)
     classes = len(class_names)
@@ -67,7 +88,7 @@ def confusion_matrix(counts: Any, class_names: Sequence[str]) -> "Figure":
         raise UserError(
             f"confusion_matrix: counts has shape {counts.shape} for {classes} class names; give a ({classes}, {classes}) array."
         )
-    # The square root keeps the rare mistakes visible.
+    # The square root keeps rare mistakes visible.
     from matplotlib.colors import PowerNorm
 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -80,7 +101,7 @@ def confusion_matrix(counts: Any, class_names: Sequence[str]) -> "Figure":
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if classes <= 50:
-        names = [short(name, 16) for name in class_names]
+        names = [truncate(name, 16) for name in class_names]
         rotation = 90 if max(map(len, names)) > 3 else 0
         size = 9 if classes <= 20 else 7
         axes.set_xticks(range(classes), names, rotation=rotation, size=size, parse_math=False)
@@ -94,15 +115,20 @@ def confusion_matrix(counts: Any, class_names: Sequence[str]) -> "Figure":
     return figure
 
 
-def prediction_grid(images: Any, labels: Any, probabilities: Any, class_names: Sequence[str], *, columns: int = 8) -> "Figure":
-    """Show images under "true → predicted (probability)", in the order given; mistakes are red.
+def prediction_grid(
+    images: np.ndarray | jax.Array, labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str], *, columns: int = 8
+) -> "Figure":
+    """Show images in the order given, each titled "true → predicted (probability)"; mistakes are red.
 
     Args:
-        images: (n, height, width, channels), uint8, or floats between 0 and 1. 3 channels are RGB; all else is shown as its mean.
-        labels: (n,), the true classes.
-        probabilities: (n, C).
-        class_names: C names.
+        images: (n, height, width, channels), uint8, or floats in 0..1. 3 channels are shown as RGB, any other number by their mean.
+        labels: (n,), the true classes, integers.
+        probabilities: (n, num_classes), the predicted probabilities.
+        class_names: One name per class.
         columns: Images per row.
+
+    Returns:
+        A grid with one panel per image.
 
     Raises:
         UserError: if there is no image, or the lengths differ.
@@ -112,94 +138,101 @@ def prediction_grid(images: Any, labels: Any, probabilities: Any, class_names: S
     if not count or labels.shape != (count,) or probabilities.shape != (count, classes):
         raise UserError(
             f"prediction_grid: images {images.shape}, labels {labels.shape}, probabilities {probabilities.shape} and {classes} class names "
-            "do not fit; give n > 0 images, (n,) labels and (n, classes) probabilities."
+            "do not match; give n > 0 images, (n,) labels and (n, classes) probabilities."
         )
     columns, predictions = min(columns, count), probabilities.argmax(1)
     titles = [_prediction_title(class_names[int(t)], class_names[int(p)], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
     room = 0.36 if "\n" in "".join(titles) else 0.2
-    figure, cells = grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
-    for axes, image, title, wrong in zip(cells.flat, displayable(images, "prediction_grid"), titles, predictions != labels):
-        show(axes, image, cmap="gray", vmin=0, vmax=1)
-        frame(axes, RED if wrong else "#CCCCCC", 2 if wrong else 0.6)
+    figure, cells = image_grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
+    for axes, image, title, wrong in zip(cells.flat, to_display(images, "prediction_grid"), titles, predictions != labels):
+        show_image(axes, image, cmap="gray", vmin=0, vmax=1)
+        draw_frame(axes, RED if wrong else "#CCCCCC", 2 if wrong else 0.6)
         axes.set_title(title, size=8, pad=3, color=RED if wrong else INK, parse_math=False, linespacing=1.05)
     return figure
 
 
-def kernels(kernel: Any, *, max_kernels: int = 64) -> "Figure":
-    """Draw the kernels of a layer, one per output channel, on one scale that is symmetric about 0.
+def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
+    """Draw the kernels of a layer, one per output channel, all on one scale that is symmetric about 0.
 
     Args:
-        kernel: (*window, c_in, c_out). In 2-D and 3-D, 3 input channels are shown as RGB, mid-grey being 0, and other numbers of them by
-            their mean; the slices of 3-D stand side by side. In 1-D, up to 3 input channels are lines of their own, and more by their mean.
-        max_kernels: The first so many output channels are drawn.
+        kernel: (*window, c_in, c_out). In 2-D and 3-D, 3 input channels are shown as RGB with 0 as mid-grey, any other number by their
+            mean; the slices of a 3-D kernel are placed side by side. In 1-D, up to 3 input channels are drawn as separate lines, more by
+            their mean.
+        max_kernels: Maximum number of output channels that are drawn, from the first on.
+
+    Returns:
+        One panel with all kernels.
 
     Raises:
-        UserError: if the kernel is empty or has no 1 to 3 window axes, or max_kernels is below 1.
+        UserError: if the kernel is empty or does not have 1 to 3 window axes, or max_kernels is below 1.
     """
     kernel = as_float(kernel)
     if kernel.ndim not in (3, 4, 5) or not kernel.size or max_kernels < 1:
         raise UserError(
-            f"kernels: a kernel of shape {kernel.shape} and max_kernels={max_kernels} show nothing; give (*window, c_in, c_out)."
+            f"kernels: a kernel of shape {kernel.shape} with max_kernels={max_kernels} cannot be drawn; give (*window, c_in, c_out)."
         )
     *window, c_in, c_out = kernel.shape
-    kernel = np.moveaxis(kernel[..., :max_kernels], -1, 0)
+    tiles: np.ndarray = np.moveaxis(kernel[..., :max_kernels], -1, 0)
     if c_in != 3 and not (len(window) == 1 and c_in < 3):
-        kernel = kernel.mean(-1, keepdims=True)
-    scale = float(np.abs(kernel[np.isfinite(kernel)]).max(initial=0)) or 1.0
-    title = "first " * (len(kernel) < c_out) + f"{len(kernel)} of {c_out} kernels, {times((*window, c_in))}"
-    title += "\nmean over input channels" * (c_in > kernel.shape[-1]) + _kernel_note(len(window), kernel.shape[-1], scale)
+        tiles = tiles.mean(-1, keepdims=True)
+    scale = float(np.abs(tiles[np.isfinite(tiles)]).max(initial=0)) or 1.0
+    title = "first " * (len(tiles) < c_out) + f"{len(tiles)} of {c_out} kernels, {format_size((*window, c_in))}"
+    title += "\nmean over input channels" * (c_in > tiles.shape[-1]) + _kernel_note(len(window), tiles.shape[-1], scale)
     aspect = 0.7 if len(window) == 1 else window[-2] / math.prod(window[:-2] + window[-1:])
-    columns = min(len(kernel), 8 if aspect > 0.4 else 3)
-    rows = math.ceil(len(kernel) / columns)
+    columns = min(len(tiles), 8 if aspect > 0.4 else 3)
+    rows = math.ceil(len(tiles) / columns)
     cell = 0.8 if aspect > 0.4 else 2
-    bar = 0.8 if len(window) > 1 and kernel.shape[-1] == 1 else 0
+    bar = 0.8 if len(window) > 1 and tiles.shape[-1] == 1 else 0
     height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * title.count("\n") + bar
     figure = new_figure(max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, size=10, color=INK)
-    corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(kernel))]
-    (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, kernel, corners, aspect, scale)
+    corners = [(1.12 * (i % columns), (aspect + 0.12) * (i // columns)) for i in range(len(tiles))]
+    (_kernel_lines if len(window) == 1 else _kernel_tiles)(axes, tiles, corners, aspect, scale)
     axes.set(xlim=(-0.06, 1.12 * columns - 0.06), ylim=((aspect + 0.12) * rows - 0.06, -0.06))
     return figure
 
 
-def feature_maps(maps: Mapping[str, Any], image: Any, *, channels: int = 6) -> "Figure":
-    """Show what layers see: a row per layer, with the image and the channels that vary most, each on its own scale (dark = least).
+def feature_maps(maps: Mapping[str, ArrayLike], image: np.ndarray | jax.Array, *, channels: int = 6) -> "Figure":
+    """Show the outputs of layers: one row per layer, with the image and the channels of the highest variance.
 
     Args:
-        maps: Name, such as "conv_1, dilation 2", -> (height, width, channels).
-        image: (height, width, channels), uint8, or floats between 0 and 1.
-        channels: Channels shown of each layer.
+        maps: Title, such as "conv_1, dilation 2", -> (height, width, channels).
+        image: (height, width, channels), uint8, or floats in 0..1.
+        channels: Number of channels shown per layer.
+
+    Returns:
+        One row of panels per layer; each channel has its own scale, from dark (lowest) to bright (highest).
 
     Raises:
         UserError: if there is no map, or one is not (height, width, channels).
     """
     arrays = {name: as_float(value) for name, value in maps.items()}
-    wrong = next((f"{name!r} has shape {value.shape}" for name, value in arrays.items() if value.ndim != 3 or not value.size), None)
-    if wrong or not arrays:
-        raise UserError(f"feature_maps: {wrong or 'maps is empty'}; give name -> (height, width, channels).")
-    picture = displayable(np.asarray(image)[None], "feature_maps")[0]
-    # Four columns at least, so that a name has room above few channels.
-    figure, cells = grid(len(arrays), max(channels + 1, 4), 1.15, picture.shape[0] / picture.shape[1], 0.42)
+    invalid = next((f"{name!r} has shape {value.shape}" for name, value in arrays.items() if value.ndim != 3 or not value.size), None)
+    if invalid or not arrays:
+        raise UserError(f"feature_maps: {invalid or 'maps is empty'}; give name -> (height, width, channels).")
+    picture = to_display(np.asarray(image)[None], "feature_maps")[0]
+    # At least four columns, so that a title has room above few channels.
+    figure, cells = image_grid(len(arrays), max(channels + 1, 4), 1.15, picture.shape[0] / picture.shape[1], 0.42)
     for row, (name, value) in zip(cells, arrays.items()):
-        show(row[0], picture, cmap="gray", vmin=0, vmax=1)
-        size = f"  ({times(value.shape)})"
-        heading = short(name, int(10 * figure.get_figwidth()) - len(size)) + size
+        show_image(row[0], picture, cmap="gray", vmin=0, vmax=1)
+        size = f"  ({format_size(value.shape)})"
+        heading = truncate(name, int(10 * figure.get_figwidth()) - len(size)) + size
         corner = row[0].get_position()
         figure.text(corner.x0, corner.y1 + 0.2 / figure.get_figheight(), heading, size=10, weight="bold", color=INK, parse_math=False)
         row[0].set_title("image", size=8, pad=2, color=INK)
         for axes, channel in zip(row[1:], np.argsort(-value.var((0, 1)), kind="stable")[:channels]):
-            show(axes, value[..., channel], cmap="viridis")
+            show_image(axes, value[..., channel], cmap="viridis")
             axes.set_title(f"channel {channel}", size=8, pad=2, color=INK)
     return figure
 
 
 def _kernel_note(rank: int, channels: int, scale: float) -> str:
-    """Return how to read kernels of `rank` window axes that are drawn with `channels` input channels."""
+    """Return the explanation of kernels with `rank` window axes that are drawn with `channels` input channels."""
     if rank == 1:
         return (
-            f"\na line per input channel, boxes from {-scale:.2g} to {scale:.2g}"
+            f"\none line per input channel, boxes from {-scale:.2g} to {scale:.2g}"
             if channels > 1
             else f"\nboxes from {-scale:.2g} to {scale:.2g}"
         )
@@ -208,7 +241,7 @@ def _kernel_note(rank: int, channels: int, scale: float) -> str:
 
 
 def _kernel_tiles(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, float]], aspect: float, scale: float) -> None:
-    """Draw kernels (n, *window, 1 or 3) as images, each 1 wide, on the scale -scale to scale."""
+    """Draw kernels (n, *window, 1 or 3) as images of width 1, with values from -scale to scale."""
     colour = kernel.shape[-1] == 3
     for tile, (x, y) in zip(kernel, corners):
         flat = tile if tile.ndim == 3 else np.concatenate(list(tile), axis=1)
@@ -225,7 +258,7 @@ def _kernel_tiles(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, f
 
 
 def _kernel_lines(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, float]], aspect: float, scale: float) -> None:
-    """Draw kernels (n, window, channels) as lines in boxes 1 wide, the box's height from -scale to scale."""
+    """Draw kernels (n, window, channels) as lines in boxes of width 1, whose height spans -scale to scale."""
     from matplotlib.patches import Rectangle
 
     for taps, (x, y) in zip(kernel, corners):
@@ -238,4 +271,4 @@ def _kernel_lines(axes: "Axes", kernel: np.ndarray, corners: list[tuple[float, f
 
 def _prediction_title(true: str, predicted: str, probability: float) -> str:
     line = f"{true} → {predicted} ({probability:.0%})"
-    return line if len(line) <= 17 else f"{short(true, 18)}\n→ {short(predicted, 9)} ({probability:.0%})"
+    return line if len(line) <= 17 else f"{truncate(true, 18)}\n→ {truncate(predicted, 9)} ({probability:.0%})"

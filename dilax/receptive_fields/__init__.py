@@ -1,15 +1,15 @@
-"""Receptive fields: what a function's outputs can see of its input.
+"""Receptive fields: which inputs the outputs of a function depend on.
 
-reach.py       sets of inputs per output phase, and `ReceptiveField`, the numbers that describe them
-bands.py       the sets of a constant matrix: resizing, picking samples
-constants.py   arrays that do not depend on the input, computed only if needed
-views.py       what an array sees, axis by axis
-windows.py     the windows of convolutions, and their taps that only see padding
-products.py    matrix products and gathers
-rules.py       every other operation
-analysis.py    `receptive_field`: a jaxpr from the input to the output
-effective.py   `effective_receptive_field`: what is seen, weighted by gradients
-dilations.py   `suggest_dilations`: stacks without holes
+reach.py         sets of inputs per output phase, and `ReceptiveField`, which summarises them
+bands.py         the sets of a constant matrix: resizing, gathering
+constants.py     arrays that do not depend on the input, computed only if needed
+views.py         what an array sees, axis by axis
+windows.py       the windows of convolutions, and taps that only see padding
+contractions.py  matrix products and gathers
+rules.py         all other operations
+analysis.py      `receptive_field`: follows a jaxpr from the input to the output
+effective.py     `effective_receptive_field`: the dependence weighted by gradients
+dilations.py     `suggest_dilations`: stacks without holes
 """
 
 from dilax.receptive_fields.analysis import reaches, receptive_field, receptive_fields

@@ -1,4 +1,4 @@
-"""Arrays that do not depend on the input: computed only where their values say what an output sees."""
+"""Arrays that do not depend on the input. They are computed only where their values determine what an output sees."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-# Each output depends on the inputs at its own place alone. Named one by one: cumsum and sort keep the shape, too.
+# Operations of which each output depends on the inputs at its own position only. Listed by name, since cumsum and sort keep the shape, too.
 ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
@@ -25,68 +25,68 @@ class Constant:
     """An array that does not depend on the input.
 
     Attributes:
-        value: Computes it; None if it is not known, as the weights of a model that is traced.
-        level: Tells whether it is the same all along an axis, at the places given as a mask.
+        value: Computes the array; returns None if it is unknown, such as the weights of a model that is being traced.
+        is_uniform: Given an axis and a mask of positions along it, returns whether the array has the same value at all of them.
     """
 
     value: Callable[[], Any]
-    level: Callable[[int, np.ndarray], bool]
+    is_uniform: Callable[[int, np.ndarray], bool]
 
 
-def given(array: Any) -> Constant:
-    """A constant whose values are at hand, unless they are traced (None or a tracer)."""
+def from_value(array: Any) -> Constant:
+    """Return the constant of an array; its value is unknown if the array is None or a tracer."""
     known = None if isinstance(array, Tracer) else array
-    return Constant(lambda: known, lambda axis, where: _level(known, axis, where))
+    return Constant(lambda: known, lambda axis, mask: _is_uniform(known, axis, mask))
 
 
-def made(var: Any, eqn: Any, jaxpr: Any, known: dict[Any, Any]) -> Constant:
-    """A constant that an equation makes.
+def from_equation(var: Any, eqn: Any, jaxpr: Any, constants: dict[Any, Any]) -> Constant:
+    """Return the constant that an equation computes.
 
     Args:
-        var: Its variable.
+        var: The output variable.
         eqn: The equation.
-        jaxpr: Where it stands.
-        known: The `Constant` of each variable there that does not depend on the input.
+        jaxpr: The jaxpr that contains it.
+        constants: The `Constant` of each variable of the jaxpr that does not depend on the input.
     """
 
-    def level(axis: int, where: np.ndarray) -> bool:
+    def is_uniform(axis: int, mask: np.ndarray) -> bool:
         if eqn.primitive.name == "broadcast_in_dim":
             source = dict(zip(eqn.params["broadcast_dimensions"], range(len(var.aval.shape)))).get(axis)
-            if source is None or eqn.invars[0].aval.shape[source] == 1 or known[eqn.invars[0]].level(source, where):
+            if source is None or eqn.invars[0].aval.shape[source] == 1 or constants[eqn.invars[0]].is_uniform(source, mask):
                 return True
-        elif eqn.primitive.name in ELEMENTWISE and all(_level_operand(v, known, axis, where) for v in eqn.invars):
+        elif eqn.primitive.name in ELEMENTWISE and all(_operand_is_uniform(v, constants, axis, mask) for v in eqn.invars):
             return True
-        return _level(_evaluated(var, jaxpr, known), axis, where)
+        return _is_uniform(_evaluate(var, jaxpr, constants), axis, mask)
 
-    return Constant(lambda: _evaluated(var, jaxpr, known), level)
+    return Constant(lambda: _evaluate(var, jaxpr, constants), is_uniform)
 
 
-def _level_operand(var: Any, known: dict[Any, Any], axis: int, where: np.ndarray) -> bool:
+def _operand_is_uniform(var: Any, constants: dict[Any, Any], axis: int, mask: np.ndarray) -> bool:
     shape = var.aval.shape
-    return isinstance(var, core.Literal) or not shape or shape[axis] == 1 or known[var].level(axis, where)
+    return isinstance(var, core.Literal) or not shape or shape[axis] == 1 or constants[var].is_uniform(axis, mask)
 
 
-def _level(array: Any, axis: int, where: np.ndarray) -> bool:
+def _is_uniform(array: Any, axis: int, mask: np.ndarray) -> bool:
     if array is None:
         return False
-    kept = np.moveaxis(np.asarray(array), axis, 0)[where]
-    return bool((kept == kept[:1]).all())
+    selected = np.moveaxis(np.asarray(array), axis, 0)[mask]
+    return bool((selected == selected[:1]).all())
 
 
-def _evaluated(var: Any, jaxpr: Any, known: dict[Any, Any]) -> Any:
-    """Run the equations that lead to a variable, compiled at once: one by one, each would be a program."""
+def _evaluate(var: Any, jaxpr: Any, constants: dict[Any, Any]) -> Any:
+    """Evaluate a variable by compiling the equations that lead to it into one program; None if a value is unknown."""
     eqns: list[Any] = []
-    wanted = {var: None}
+    needed = {var: None}
     for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted for v in eqn.outvars):
+        if any(v in needed for v in eqn.outvars):
             eqns.insert(0, eqn)
-            wanted.update((v, None) for v in eqn.invars if not isinstance(v, core.Literal))
-    made_here = {v for eqn in eqns for v in eqn.outvars}
-    outside = [v for v in wanted if v not in made_here]
-    values = [known[v].value() for v in outside]
+            needed.update((v, None) for v in eqn.invars if not isinstance(v, core.Literal))
+    computed = {v for eqn in eqns for v in eqn.outvars}
+    inputs = [v for v in needed if v not in computed]
+    values = [constants[v].value() for v in inputs]
     if any(value is None for value in values):
         return None
-    part = jaxpr.replace(constvars=[], invars=outside, outvars=[var], eqns=eqns)
-    # Compiled ahead, so that it also runs while something else is traced.
-    (found,) = jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(part, []))).lower(*values).compile()(*values)
-    return found
+    part = jaxpr.replace(constvars=[], invars=inputs, outvars=[var], eqns=eqns)
+    # Compiled ahead of time, so that it also runs while another function is being traced.
+    (result,) = jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(part, []))).lower(*values).compile()(*values)
+    return result

@@ -4,23 +4,23 @@ from dilax.errors import UserError
 from dilax.geometry import is_integer
 
 
-def suggest_dilations(kernel_size: int, target_size: int, layers: int | None = None) -> tuple[int, ...]:
-    """The smallest stack of dilations, at stride 1, whose receptive field reaches a size and has no holes.
+def suggest_dilations(kernel_size: int, target_size: int, *, layers: int | None = None) -> tuple[int, ...]:
+    """Return the smallest stack of dilations, at stride 1, whose receptive field reaches `target_size` and has no holes.
 
-    A stack sees 1 + (kernel_size - 1) * sum(dilations) samples. In rising order it has no holes just when each dilation is at most what the
-    layers before it see. The fewest layers are taken, then the smallest sum, so the smallest field; of stacks with the same sum, the one
-    whose last layer is the widest.
+    A stack sees 1 + (kernel_size - 1) * sum(dilations) samples. In increasing order, it has no holes if and only if each dilation is at
+    most the receptive field of the layers before it. The result has the fewest layers possible, then the smallest sum and hence the
+    smallest receptive field; among stacks with the same sum, the one with the largest last dilation is chosen.
 
     Args:
         kernel_size: Taps of every layer along the axis.
-        target_size: Samples that the last layer's outputs should see at least.
-        layers: How many layers; None takes as few as possible.
+        target_size: Minimum receptive field of the last layer, in samples.
+        layers: Number of layers; None uses as few as possible.
 
     Returns:
-        One dilation per layer, in rising order; () if target_size is 1 and layers None.
+        One dilation per layer, in increasing order; () if target_size is 1 and layers is None.
 
     Raises:
-        UserError: if no such stack exists: kernels of one tap, or too few layers.
+        UserError: if there is no such stack, because kernels have a single tap or there are too few layers.
 
     Example:
         >>> suggest_dilations(3, 17)
@@ -29,7 +29,7 @@ def suggest_dilations(kernel_size: int, target_size: int, layers: int | None = N
         (1, 2, 4, 8)
 
     Reference:
-        Wang et al. 2018, arXiv:1702.08502 (hybrid dilated convolution), whose rule for three taps and more is stricter than need be.
+        Wang et al. 2018, arXiv:1702.08502 (hybrid dilated convolution), whose rule is stricter than necessary for three taps and more.
     """
     caller = "suggest_dilations"
     for name, value in (("kernel_size", kernel_size), ("target_size", target_size), ("layers", 1 if layers is None else layers)):
@@ -45,15 +45,15 @@ def suggest_dilations(kernel_size: int, target_size: int, layers: int | None = N
             f"{caller}: {layers} layers of {kernel_size} taps see at most {kernel_size**layers} samples without holes, not {target_size}; "
             f"use layers={fewest} or a larger kernel_size."
         )
-    return _with_sum(kernel_size, fewest if layers is None else layers, -(-(target_size - 1) // max(kernel_size - 1, 1)))
+    return _stack_of_sum(kernel_size, fewest if layers is None else layers, -(-(target_size - 1) // max(kernel_size - 1, 1)))
 
 
-def _with_sum(kernel_size: int, layers: int, total: int) -> tuple[int, ...]:
-    """The stack with that sum, or of ones if they have a larger one; each last layer as wide as those before it allow."""
-    found = []
+def _stack_of_sum(kernel_size: int, layers: int, total: int) -> tuple[int, ...]:
+    """Return the stack whose dilations sum to `total`, or to `layers` if that is more, with each last dilation as large as allowed."""
+    dilations = []
     for before in reversed(range(layers)):
-        # A layer is at most 1 + (kernel_size - 1) * the sum of those before it, which are 1 at least.
+        # A dilation is at most 1 + (kernel_size - 1) * the sum of those before it, each of which is at least 1.
         rest = max(before, -(-(total - 1) // kernel_size)) if before else 0
-        found.append(max(total - rest, 1))
+        dilations.append(max(total - rest, 1))
         total = rest
-    return tuple(sorted(found))
+    return tuple(sorted(dilations))

@@ -1,8 +1,7 @@
-"""The effective receptive field: how much each input matters to an output, not only whether it can."""
+"""The effective receptive field: how strongly an output depends on each input, not only whether it does."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +9,27 @@ import jax.numpy as jnp
 from dilax.errors import UserError
 
 
-def effective_receptive_field(fn: Callable[[jax.Array], jax.Array], x: Any, *, key: jax.Array, samples: int = 16) -> jax.Array:
-    """How strongly the central output depends on each place of the input.
+def effective_receptive_field(
+    fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.ShapeDtypeStruct, *, key: jax.Array, samples: int = 16
+) -> jax.Array:
+    """Return how strongly the central output depends on each position of the input.
 
-    The gradient of the central output (index size // 2 along every axis of space, all channels weighted with random signs) with respect to
-    the input, at normally distributed inputs: its magnitude, averaged over channels, batch and inputs. It is widest in the middle and
-    thins out towards the edge of what `receptive_field` gives; training widens it.
+    It is the magnitude of the gradient of the central output (index size // 2 along every spatial axis, all channels weighted with random
+    signs) with respect to normally distributed inputs, averaged over channels, batch and inputs. It typically peaks in the middle and fades
+    towards the edges of the field that `receptive_field` returns; training widens it.
 
     Args:
-        fn: Maps (batch, *space, channels) to (batch, *space_out, channels_out), differentiable. If it returns another number of axes, all
-            of them but the first count as channels.
-        x: Its input, or a `jax.ShapeDtypeStruct`; only shape and dtype are read. Floating point.
-        key: For inputs and signs; the same key gives the same map.
-        samples: Number of random inputs, one after the other.
+        fn: A differentiable function that maps (batch, *space, channels) to (batch, *space_out, channels_out). If it returns another number
+            of axes, all of them but the first are treated as channels.
+        x: Its input, floating point; only the shape and dtype are used.
+        key: Key for the random inputs and signs; the same key gives the same result.
+        samples: Number of random inputs, computed one after the other.
 
     Returns:
-        (*space), float32, the largest value 1.
+        (*space,), float32, scaled to a maximum of 1.
 
     Raises:
-        UserError: if x is not floating point, has no space, or the output does not depend on it.
+        UserError: if x is not floating point or has no spatial axes, or if the output does not depend on it.
 
     Example:
         >>> from dilax.functional import dilated_conv
@@ -48,19 +49,19 @@ def effective_receptive_field(fn: Callable[[jax.Array], jax.Array], x: Any, *, k
         raise UserError(f"{caller}: samples={samples} is below 1; use 1 or more.")
 
     def magnitude(key: jax.Array) -> jax.Array:
-        inputs, signs = jax.random.split(key)
-        y, pullback = jax.vjp(lambda x: _centre(fn(x), len(x.shape)), jax.random.normal(inputs, x.shape, x.dtype))
-        (gradient,) = pullback(jax.random.rademacher(signs, y.shape, y.dtype))
+        input_key, sign_key = jax.random.split(key)
+        y, pullback = jax.vjp(lambda x: _central_output(fn(x), len(x.shape)), jax.random.normal(input_key, x.shape, x.dtype))
+        (gradient,) = pullback(jax.random.rademacher(sign_key, y.shape, y.dtype))
         return jnp.abs(gradient.astype(jnp.float32)).mean((0, -1))
 
-    # One input at a time, so that memory is that of one.
-    found = jax.jit(lambda keys: jax.lax.map(magnitude, keys).mean(0))(jax.random.split(key, samples))
-    largest = float(found.max())
+    # One input at a time, to limit the memory.
+    mean = jax.jit(lambda keys: jax.lax.map(magnitude, keys).mean(0))(jax.random.split(key, samples))
+    largest = float(mean.max())
     if not 0 < largest < math.inf:
         raise UserError(f"{caller}: the gradient of the central output is {largest} everywhere; check that fn depends on x and is finite.")
-    return found / largest
+    return mean / largest
 
 
-def _centre(y: jax.Array, rank: int) -> jax.Array:
-    """The central place of an output that has space."""
+def _central_output(y: jax.Array, rank: int) -> jax.Array:
+    """Return the output at the centre of space; all of y if it has no space."""
     return y[(slice(None), *(n // 2 for n in y.shape[1:-1]))] if y.ndim == rank else y

@@ -1,4 +1,4 @@
-"""Which inputs each output along one axis sees, exactly: one set per output phase, as the bits of an integer."""
+"""Which inputs each output along one axis sees, exactly: one set of indices per output phase, stored as the bits of an integer."""
 
 import dataclasses
 import functools
@@ -6,32 +6,33 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
-# Beyond, an axis counts as seen whole: the sets would fill the memory.
-MOST_PHASES = 8192
+# With more phases, an axis counts as seen whole: the sets would exhaust the memory.
+MAX_PHASES = 8192
 
-# The first place, and an integer whose bit i says whether the place first + i is in the set; (0, 0) is the empty set.
-Places = tuple[int, int]
-NOWHERE: Places = (0, 0)
+# The first index, and an integer whose bit i says whether index first + i is in the set; (0, 0) is the empty set.
+IndexSet = tuple[int, int]
+EMPTY: IndexSet = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """What the outputs along one axis see of the input, away from its border.
+    """The receptive field of the outputs along one axis, away from the border of the input.
 
     Attributes:
-        size: Samples from the first to the last that an output sees, the most over all outputs; None if every output sees the whole axis
-            (a global reduction, attention, a dense layer).
-        stride: Input samples between neighbouring outputs; a `Fraction` where outputs are not whole samples apart (1/2 after doubling).
-        offset: First sample that output 0 sees; negative in the padding.
-        left: Output o sees no input before o * stride - left, whichever o is; negative if all it sees comes later. 0 if size is None.
-        right: Output o sees no input after o * stride + right. 0 if size is None.
-        period: Input samples by which the input may be shifted so that the output shifts, too, and does not change otherwise: the stride
-            of an ordinary network, 8 for one of stride 8 whose output is enlarged 8 times. None if there are none: size is None, or the
-            function tells places apart (coordinates, a resize to an odd size).
-        holes: Places within the field, counted from its first sample, that no tap reaches. Of outputs that see different sets, those of
-            one whose field has that size, with the most holes.
-        trimmed: Samples at the start and at the end of the input that were cut off before padding took their place: an output feels the
-            border if what it sees reaches into them. (0, 0) unless the function crops and then pads.
+        size: Samples from the first to the last that an output depends on, the maximum over all outputs; None if every output depends on
+            the whole axis (a global reduction, attention, a dense layer).
+        stride: Input samples between neighbouring outputs; a `Fraction` where this is not an integer (1/2 after doubling).
+        offset: The first sample that output 0 depends on; negative if it lies in the padding.
+        left: Output o depends on no input before o * stride - left, for every o; negative if it depends on later samples only. 0 if size is
+            None.
+        right: Output o depends on no input after o * stride + right. 0 if size is None.
+        period: The number of samples by which a shift of the input shifts the output and leaves it otherwise unchanged: the stride of an
+            ordinary network, or 8 for a network of stride 8 whose output is enlarged 8 times. None if there is no such number, because
+            size is None or the function depends on the position (coordinates, a resize to a size that is not a multiple).
+        holes: Positions within the field, counted from its first sample, that no tap reaches. If outputs see different sets, those of the
+            output with the most holes among the ones whose field has that size.
+        trimmed: Samples at the start and at the end of the input that were cropped before padding took their place: an output is affected
+            by the border if its field reaches into them. (0, 0) unless the function crops and then pads.
     """
 
     size: int | None
@@ -45,11 +46,11 @@ class ReceptiveField:
 
     @property
     def coverage(self) -> float:
-        """Share of the field that any tap reaches; below 1 is gridding."""
+        """The fraction of the field that at least one tap reaches; a value below 1 is known as gridding."""
         return 1 - len(self.holes) / self.size if self.size else 1.0
 
     def __repr__(self) -> str:
-        """The three numbers of an ordinary field, and the coverage if there are holes."""
+        """Return size, stride and offset, and the coverage if there are holes."""
         coverage = f", coverage={self.coverage:.3g}" if self.holes else ""
         return f"ReceptiveField(size={self.size}, stride={self.stride}, offset={self.offset}{coverage})"
 
@@ -63,47 +64,47 @@ class Reach:
 
     Attributes:
         rate: Input samples between neighbouring outputs.
-        sets: What the first outputs see. Later ones see the same again, rate * len(sets) samples further on for every len(sets) outputs.
-        listed: The sets are those of all outputs; there is nothing before and after them.
-        shifts: Whether the function commutes with shifts by a period; not if places differ in more than what they see.
+        sets: The sets of the first outputs. They repeat for later outputs, shifted by rate * len(sets) samples every len(sets) outputs.
+        listed: Whether `sets` lists every output, so that nothing repeats before or after it.
+        equivariant: Whether shifting the input by a period shifts the output. False if outputs also differ in their weights.
     """
 
     rate: Fraction
-    sets: tuple[Places, ...]
+    sets: tuple[IndexSet, ...]
     listed: bool = False
-    shifts: bool = True
+    equivariant: bool = True
 
     @functools.cached_property
     def inputs(self) -> int:
-        """Samples in a period, a whole number unless all sets are listed."""
+        """Input samples per period, an integer unless all sets are listed."""
         return int(self.rate * len(self.sets))
 
     @property
     def period(self) -> int | None:
-        """Input samples by which the function commutes with shifts, if there are such."""
-        return self.inputs if self.shifts and not self.listed else None
+        """The number of input samples by which the function is shift-equivariant, or None."""
+        return self.inputs if self.equivariant and not self.listed else None
 
-    def at(self, output: int) -> Places:
-        """The inputs that one output sees."""
+    def at(self, output: int) -> IndexSet:
+        """Return the set that one output sees."""
         turn, phase = divmod(output, len(self.sets))
         first, bits = self.sets[phase]
         if not bits or (turn and self.listed):
-            return NOWHERE
+            return EMPTY
         return first + turn * self.inputs, bits
 
     def sees(self, output: int, size: int) -> bool:
-        """Whether an output sees any of the samples 0 ... size - 1."""
+        """Return whether an output sees any of the samples 0 ... size - 1."""
         first, bits = self.at(output)
         return bool((bits << first if first >= 0 else bits >> -first) & ((1 << size) - 1))
 
     def lies_inside(self, output: int, size: int) -> bool:
-        """Whether all that an output sees are samples 0 ... size - 1."""
+        """Return whether an output sees nothing outside the samples 0 ... size - 1."""
         first, bits = self.at(output)
         return first >= 0 and first + bits.bit_length() <= size
 
-    def reads(self, size: int, outputs: int) -> set[int]:
-        """The places outside 0 ... size - 1 that any of the first `outputs` outputs sees."""
-        found: set[int] = set()
+    def padding_indices(self, size: int, outputs: int) -> set[int]:
+        """Return the indices outside 0 ... size - 1 that any of the first `outputs` outputs sees."""
+        indices: set[int] = set()
         for order in (range(outputs), reversed(range(outputs))):
             inside = 0
             for output in order:
@@ -112,32 +113,32 @@ class Reach:
                     inside += 1
                 else:
                     inside = 0
-                    found.update(place for place in members(first, bits) if not 0 <= place < size)
-                # A whole period of them sees none; nor do those further in.
+                    indices.update(index for index in members(first, bits) if not 0 <= index < size)
+                # Once a whole period of outputs sees no padding, those further in do not either.
                 if inside == len(self.sets):
                     break
-        return found
+        return indices
 
-    def pinned(self) -> "Reach":
-        """The same sets in a function that does not commute with shifts."""
-        return dataclasses.replace(self, shifts=False)
+    def without_equivariance(self) -> "Reach":
+        """Return the same sets, for a function that is not shift-equivariant."""
+        return dataclasses.replace(self, equivariant=False)
 
     def field(self) -> ReceptiveField:
-        """The numbers that describe it."""
-        seen = [(phase * self.rate, first, bits) for phase, (first, bits) in enumerate(self.sets) if bits]
+        """Return the receptive field that summarises the sets."""
+        phases = [(phase * self.rate, first, bits) for phase, (first, bits) in enumerate(self.sets) if bits]
         stride = self.rate.numerator if self.rate.denominator == 1 else self.rate
-        if not seen:
+        if not phases:
             return ReceptiveField(0, stride, period=self.period)
-        size = max(bits.bit_length() for _, _, bits in seen)
-        bits = min((bits for _, _, bits in seen if bits.bit_length() == size), key=int.bit_count)
+        size = max(bits.bit_length() for _, _, bits in phases)
+        bits = min((bits for _, _, bits in phases if bits.bit_length() == size), key=int.bit_count)
         return ReceptiveField(
             size=size,
             stride=stride,
-            offset=seen[0][1],
-            left=max(math.ceil(place - first) for place, first, _ in seen),
-            right=max(math.ceil(first + bits.bit_length() - 1 - place) for place, first, bits in seen),
+            offset=phases[0][1],
+            left=max(math.ceil(position - first) for position, first, _ in phases),
+            right=max(math.ceil(first + bits.bit_length() - 1 - position) for position, first, bits in phases),
             period=self.period,
-            holes=tuple(place for place, bit in enumerate(reversed(f"{bits:b}")) if bit == "0"),
+            holes=tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "0"),
         )
 
 
@@ -145,59 +146,60 @@ IDENTITY = Reach(Fraction(1), ((0, 1),))
 
 
 def window(taps: int, stride: int = 1, lo: int = 0, dilation: int = 1, base: int = 1) -> Reach:
-    """A sliding window: output o reads o * stride + t * dilation - lo for t = 0 ... taps - 1.
+    """Return the reach of a sliding window: output o reads index o * stride + t * dilation - lo for t = 0 ... taps - 1.
 
-    With `base` above 1, that is a place on an axis whose samples are `base` apart, with nothing between them: the window of a transposed
-    convolution, or of interior padding.
+    With `base` above 1, these are indices of an axis whose samples are `base` apart with zeros between them, as in a transposed convolution
+    or interior padding.
     """
-    # NumPy's integers would overflow as bits.
+    # NumPy integers would overflow when used as bit sets.
     taps, stride, lo, dilation, base = map(int, (taps, stride, lo, dilation, base))
     rows = [[phase * stride + t * dilation - lo for t in range(taps)] for phase in range(base // math.gcd(base, stride))]
-    return Reach(Fraction(stride, base), tuple(places(place // base for place in row if place % base == 0) for row in rows))
+    return Reach(Fraction(stride, base), tuple(index_set(index // base for index in row if index % base == 0) for row in rows))
 
 
 def repeat(times: int) -> Reach:
-    """Every sample `times` times."""
+    """Return the reach of repeating every sample `times` times."""
     return Reach(Fraction(1, times), ((0, 1),) * times)
 
 
-def chain(first: Reach, second: Reach, size: int) -> Reach | None:
-    """What the `size` outputs of `second` see through `first`; None if there are too many phases."""
+def compose(first: Reach, second: Reach, size: int) -> Reach | None:
+    """Return what the `size` outputs of `second` see through `first`; None if there are too many phases."""
     listed = first.listed or second.listed
     outputs = size if listed else len(second.sets) * math.lcm(second.inputs, len(first.sets)) // second.inputs
-    if outputs > MOST_PHASES:
+    if outputs > MAX_PHASES:
         return None
-    sets = tuple(union(first.at(place) for place in members(*second.at(output))) for output in range(outputs))
-    return Reach(first.rate * second.rate, sets, listed, first.shifts and second.shifts)
+    sets = tuple(union(first.at(index) for index in members(*second.at(output))) for output in range(outputs))
+    return Reach(first.rate * second.rate, sets, listed, first.equivariant and second.equivariant)
 
 
-def both(a: Reach, b: Reach, size: int) -> Reach | None:
-    """What either sees, on an axis of `size` outputs; None if there are too many phases."""
+def merge(a: Reach, b: Reach, size: int) -> Reach | None:
+    """Return the union of what `a` and `b` see, for an axis of `size` outputs; None if there are too many phases."""
     if a == b:
         return a
-    # Outputs that drift apart have no common period.
+    # Different rates have no common period.
     listed = a.listed or b.listed or a.rate != b.rate
     outputs = size if listed else math.lcm(len(a.sets), len(b.sets))
-    if outputs > MOST_PHASES:
+    if outputs > MAX_PHASES:
         return None
-    return Reach(a.rate, tuple(union((a.at(output), b.at(output))) for output in range(outputs)), listed, a.shifts and b.shifts)
+    sets = tuple(union((a.at(output), b.at(output))) for output in range(outputs))
+    return Reach(a.rate, sets, listed, a.equivariant and b.equivariant)
 
 
-def union(sets: Iterable[Places]) -> Places:
-    """All places that are in any of the sets."""
-    found = [(first, bits) for first, bits in sets if bits]
-    start = min((first for first, _ in found), default=0)
+def union(sets: Iterable[IndexSet]) -> IndexSet:
+    """Return the union of sets."""
+    nonempty = [(first, bits) for first, bits in sets if bits]
+    start = min((first for first, _ in nonempty), default=0)
     total = 0
-    for first, bits in found:
+    for first, bits in nonempty:
         total |= bits << (first - start)
     return start, total
 
 
-def places(each: Iterable[int]) -> Places:
-    """The set of these places."""
-    return union((place, 1) for place in each)
+def index_set(indices: Iterable[int]) -> IndexSet:
+    """Return the set of these indices."""
+    return union((index, 1) for index in indices)
 
 
 def members(first: int, bits: int) -> list[int]:
-    """The places in a set."""
+    """Return the indices in a set, in increasing order."""
     return [first + i for i, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]

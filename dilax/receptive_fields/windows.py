@@ -1,4 +1,4 @@
-"""The sliding windows of convolutions, and the taps of them that an input of this size never feeds."""
+"""The sliding windows of convolutions, and a warning about taps that only ever read padding."""
 
 import dataclasses
 import math
@@ -9,19 +9,19 @@ from dilax.receptive_fields.views import Axis, Operand, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """A convolution along one axis: output o reads o * stride + t * dilation - lo, between samples that are `base` apart.
+class ConvWindow:
+    """A convolution along one axis: output o reads index o * stride + t * dilation - lo, on an axis whose samples are `base` apart.
 
     Attributes:
-        source: The axis it runs along.
-        target: The axis of its outputs.
-        samples: Length of the first.
-        outputs: Length of the second.
-        taps: Those of the kernel.
-        stride: Between outputs.
+        source: The axis of the input that it runs along.
+        target: The corresponding axis of the output.
+        samples: Length of the input's axis.
+        outputs: Length of the output's axis.
+        taps: Taps of the kernel.
+        stride: Stride between outputs.
         lo: Padding before the first sample.
-        dilation: Between taps.
-        base: Above 1 in transposed convolutions: their stride.
+        dilation: Dilation between taps.
+        base: Base dilation, the stride of a transposed convolution; 1 otherwise.
     """
 
     source: int
@@ -35,65 +35,65 @@ class Window:
     base: int
 
     def reach(self) -> Reach:
-        """What its outputs see."""
+        """Return what the outputs see."""
         return window(self.taps, self.stride, self.lo, self.dilation, self.base)
 
     def live_taps(self, axis: Axis | None) -> int:
-        """How many taps read, for any output, a sample that sees some of the network's input."""
-        places = range(self.samples)
+        """Return the number of taps that, for some output, read a sample that sees the network's input."""
+        positions = range(self.samples)
         if axis is not None:
-            first = next((p for p in places if axis.reach.sees(p, axis.samples)), self.samples)
-            last = next((p for p in reversed(places) if axis.reach.sees(p, axis.samples)), -1)
-            places = range(first, last + 1)
-        return sum(self._reads(t * self.dilation - self.lo, places) for t in range(self.taps))
+            first = next((p for p in positions if axis.reach.sees(p, axis.samples)), self.samples)
+            last = next((p for p in reversed(positions) if axis.reach.sees(p, axis.samples)), -1)
+            positions = range(first, last + 1)
+        return sum(self._reads_any(t * self.dilation - self.lo, positions) for t in range(self.taps))
 
-    def _reads(self, shift: int, places: range) -> bool:
-        """Whether o * stride + shift is one of the places, times base, for any output o."""
-        if not places:
+    def _reads_any(self, shift: int, positions: range) -> bool:
+        """Return whether o * stride + shift equals base times one of the positions, for any output o."""
+        if not positions:
             return False
-        begin = max(0, -((shift - places[0] * self.base) // self.stride))
-        end = min(self.outputs - 1, (places[-1] * self.base - shift) // self.stride)
-        return any((o * self.stride + shift) % self.base == 0 for o in range(begin, min(end, begin + self.base - 1) + 1))
+        first = max(0, -((shift - positions[0] * self.base) // self.stride))
+        last = min(self.outputs - 1, (positions[-1] * self.base - shift) // self.stride)
+        return any((o * self.stride + shift) % self.base == 0 for o in range(first, min(last, first + self.base - 1) + 1))
 
 
-def windows(eqn: Any) -> list[Window]:
-    """The windows of a convolution, one per axis of space; none for other operations."""
+def conv_windows(eqn: Any) -> list[ConvWindow]:
+    """Return the windows of a convolution, one per spatial axis; none for other operations."""
     name = eqn.primitive.name
     if name == "conv_general_dilated":
         p = eqn.params
         numbers, x, kernel, y = p["dimension_numbers"], eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
         steps = zip(p["window_strides"], (lo for lo, _ in p["padding"]), p["rhs_dilation"], p["lhs_dilation"])
-        spaces = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], numbers.rhs_spec[2:])
-        return [Window(a, b, x.shape[a], y.shape[b], kernel.shape[k], *step) for (a, b, k), step in zip(spaces, steps)]
+        axes = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], numbers.rhs_spec[2:])
+        return [ConvWindow(a, b, x.shape[a], y.shape[b], kernel.shape[k], *step) for (a, b, k), step in zip(axes, steps)]
     if name == "dilated_conv":
         plan = eqn.params["plan"]
         steps = zip(plan.kernel_size, plan.stride, (lo for lo, _ in plan.padding), plan.dilation)
         sizes = zip(plan.input_size, plan.output_size)
-        return [Window(i, i, n, m, *step, 1) for i, ((n, m), step) in enumerate(zip(sizes, steps), start=1)]
+        return [ConvWindow(i, i, n, m, *step, 1) for i, ((n, m), step) in enumerate(zip(sizes, steps), start=1)]
     if name == "dilated_conv_input_gradient":
         plan = eqn.params["plan"]
         before = ((k - 1) * d - lo for k, d, (lo, _) in zip(plan.kernel_size, plan.dilation, plan.padding))
         steps = zip(plan.kernel_size, before, plan.dilation, plan.stride)
         sizes = zip(plan.output_size, plan.input_size)
-        return [Window(i, i, n, m, k, 1, lo, d, s) for i, ((n, m), (k, lo, d, s)) in enumerate(zip(sizes, steps), start=1)]
+        return [ConvWindow(i, i, n, m, k, 1, lo, d, s) for i, ((n, m), (k, lo, d, s)) in enumerate(zip(sizes, steps), start=1)]
     return []
 
 
-def idle_taps(eqn: Any, operands: list[Operand]) -> str | None:
-    """A sentence about the taps of a convolution that only ever read padding, if there are such."""
-    steps, x = windows(eqn), operands[0] if operands else None
-    if not steps or not isinstance(x, View):
+def idle_taps_warning(eqn: Any, operands: list[Operand]) -> str | None:
+    """Return a warning about the taps of a convolution that only ever read padding, or None."""
+    windows, x = conv_windows(eqn), operands[0] if operands else None
+    if not windows or not isinstance(x, View):
         return None
-    live = math.prod(step.live_taps(x.axes[step.source]) for step in steps)
-    total = math.prod(step.taps for step in steps)
+    live = math.prod(window.live_taps(x.axes[window.source]) for window in windows)
+    total = math.prod(window.taps for window in windows)
     if live == total:
         return None
-    taps, dilation, size = (_words([getattr(step, name) for step in steps]) for name in ("taps", "dilation", "samples"))
+    kernel_size, dilation, size = (_format([getattr(window, name) for window in windows]) for name in ("taps", "dilation", "samples"))
     return (
-        f"receptive_field: {total - live} of the {total} taps of a convolution of window {taps}, dilation {dilation} only ever see "
-        f"padding, as its input has size {size}; use a smaller dilation or a larger input."
+        f"receptive_field: {total - live} of the {total} taps of a convolution with kernel_size={kernel_size} and dilation={dilation} only "
+        f"ever read padding, because its input has size {size}; use a smaller dilation or a larger input."
     )
 
 
-def _words(values: list[int]) -> str:
+def _format(values: list[int]) -> str:
     return str(values[0] if len(values) == 1 else tuple(values))

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
@@ -28,7 +29,7 @@ Shape = tuple[int, ...]
 Bytes = io.BufferedReader | io.BytesIO
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Loss:
     """What a task makes of a batch in training.
 

@@ -99,5 +99,5 @@ class Classification(Task):
 
 def augment_labelled(key: jax.Array, batch: Batch, options: Any, classes: int, first: Any) -> Batch:
     """Augment images with their classes; the targets go into "target" (batch, classes)."""
-    target = one_hot(batch["label"], classes, options.label_smoothing)
+    target = one_hot(batch["label"], classes)  # `augment` smooths it
     return {**batch, **augment(key, {"image": batch["image"], "target": target}, options, first=first)}

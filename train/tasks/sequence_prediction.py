@@ -95,9 +95,8 @@ class SequencePrediction(StepTask):
         self._check_table()
         streams.check_flag(args, "steps", args.steps >= 1, "at least 1")
         read = [tables.read_table(pathlib.Path(path), missing=self.config.data.missing) for path in args.inputs]
-        columns = tables.RowReader(self.spec.outputs)
         for path, (names, _) in zip(args.inputs, read):
-            columns.check_names(path, names)
+            tables.check_columns(path, names, self.spec.outputs)
         for path, (_, values) in zip(args.inputs, read):
             if len(read) > 1:
                 yield f"# {path}"
@@ -111,7 +110,7 @@ class SequencePrediction(StepTask):
         feeder, reader = streams.Feeder(inference), tables.RowReader(self.spec.outputs)
         yield (csv_row(self.spec.outputs) + "\n").encode()
         for line in streams.lines(file):
-            values = reader(line)
+            values = reader.read(line)
             if values is None:  # a header or a blank line
                 continue
             (row,) = self.spec.unscale(feeder(self.spec.scale(values)[None]))

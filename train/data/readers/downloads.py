@@ -163,29 +163,27 @@ def check_reachable(url: str) -> None:
 
 
 def _fetch_all(downloads: Sequence[Download], folder: pathlib.Path, manual: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return {file name: path}; what is neither in `folder` nor in `manual` is downloaded into `folder`."""
-    paths = {one.name: next((path for path in (folder / one.name, manual / one.name) if path.is_file()), None) for one in downloads}
-    missing = [one for one in downloads if paths[one.name] is None]
-    for one in missing[:1]:
-        check_reachable(one.url)
-    for one in missing:
-        paths[one.name] = _fetch(one, folder)
-    present = {name: path for name, path in paths.items() if path is not None}
-    for one in downloads:
-        path = present[one.name]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != one.sha256:
-            raise OSError(f"{path} has the wrong checksum: its SHA-256 is {digest} instead of {one.sha256}; remove it")
-    return present
+    """Return {file name: path}; a file that is neither in `folder` nor in `manual` is downloaded into `folder`."""
+    paths, missing = {}, []
+    for download in downloads:
+        path = next((path for path in (folder / download.name, manual / download.name) if path.is_file()), None)
+        if path is None:
+            missing.append(download)
+        else:
+            _check_sha256(path, path, download.sha256)
+            paths[download.name] = path
+    for download in missing[:1]:
+        check_reachable(download.url)
+    return {**paths, **{download.name: _fetch(download, folder) for download in missing}}
 
 
 def _fetch(download: Download, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file, and move it into `folder` once it is complete."""
+    """Download a file, and give it its name once it is complete."""
     import requests
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    path, part, digest = folder / download.name, folder / f"{download.name}.part", hashlib.sha256()
+    part = folder / f"{download.name}.part"
     with requests.get(download.url, stream=True, timeout=_TIMEOUT_S) as answer, part.open("wb") as file:
         if not answer.ok:
             raise OSError(f"{download.url} answered HTTP {answer.status_code} ({answer.reason})")
@@ -193,12 +191,16 @@ def _fetch(download: Download, folder: pathlib.Path) -> pathlib.Path:
         with tqdm(total=size, desc=download.name, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             for block in answer.iter_content(_BLOCK):
                 file.write(block)
-                digest.update(block)
                 bar.update(len(block))
-    if digest.hexdigest() != download.sha256:
-        raise OSError(f"{download.url} has the wrong checksum: its SHA-256 is {digest.hexdigest()} instead of {download.sha256}")
-    part.replace(path)
-    return path
+    _check_sha256(part, download.url, download.sha256)
+    return part.replace(folder / download.name)
+
+
+def _check_sha256(path: pathlib.Path, where: object, expected: str) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        raise OSError(f"{where} has the wrong checksum, SHA-256 {digest} instead of {expected}")
 
 
 def _own_builder(name: str, directory: pathlib.Path, downloads: Sequence[Download] | None) -> Any:

@@ -1,4 +1,4 @@
-"""Mixtures of sounds with the sources that they are of, in .wav files."""
+"""Mixtures of sounds together with their sources, in folders of sound files."""
 
 import dataclasses
 import pathlib
@@ -6,17 +6,19 @@ import pathlib
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.sound import read_wavs
+from train.data.readers.sound import SUFFIXES, read_sounds
+
+_LAYOUT = "mix/, s1/, s2/ and so on"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixtures:
-    """Mixtures, and what they are of.
+    """Mixtures and their sources.
 
     Attributes:
-        names: Of the sources, those of their folders.
-        rate: Samples a second.
-        sounds: Of each mixture (samples, 1 + sources): the mixture first, then its sources.
+        names: The sources, by the names of their folders.
+        rate: The sample rate in Hz.
+        sounds: For each mixture an array (samples, 1 + sources): the mixture first, then its sources.
     """
 
     names: tuple[str, ...]
@@ -24,43 +26,61 @@ class Mixtures:
     sounds: list[np.ndarray]
 
 
-def read_mixtures(folder: pathlib.Path) -> Mixtures:
-    """Read a folder with the sub-folders mix/, s1/, s2/, ...: files of one name in each are a mixture and its sources.
+def read_mixtures(folder: pathlib.Path, *, rate: int | None = None) -> Mixtures:
+    """Read a folder with the sub-folders mix/, s1/, s2/, ..., where files of the same name are a mixture and its sources.
 
-    For mix/ may stand another name that begins so, such as mix_clean/ of LibriMix, if it is the only one. All other folders are left alone.
+    If it is the only one, another folder whose name begins with "mix" may replace mix/, such as mix_clean/ of LibriMix. All other folders
+    and hidden files are ignored.
+
+    Args:
+        folder: The folder.
+        rate: The sample rate to return, as for `read_sounds`.
 
     Raises:
-        UserError: if a folder or a file is missing, or the files of one name differ in length, or any in their rate.
+        UserError: if a folder or a file is missing or cannot be read, or files of the same name differ in length.
     """
     if not folder.is_dir():
-        raise UserError(f'"{folder}" is not a folder; give one with mix/, s1/, s2/ and so on.')
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    mixed = [name for name in found if name == "mix"] or [name for name in found if name.startswith("mix")]
-    sources = sorted((name for name in found if name[0] == "s" and name[1:].isdecimal()), key=lambda name: int(name[1:]))
-    if len(mixed) != 1 or len(sources) < 2:
-        here = f"the folders {', '.join(found)}" if found else "no folders"
-        raise UserError(f"{folder} holds {here}; give one of mixtures, mix, and two or more of sources, s1, s2 and so on.")
-    files = {name: {path.name for path in (folder / name).glob("*.wav")} for name in (*mixed, *sources)}
-    for name, other in files.items():
-        if odd := sorted(files[mixed[0]] ^ other):
-            here, there = (name, mixed[0]) if odd[0] in other else (mixed[0], name)
-            raise UserError(f"{folder / here / odd[0]} has no file of that name in {there}/; add it, or remove this one.")
-    if not files[mixed[0]]:
-        raise UserError(f"{folder / mixed[0]} holds no .wav files; add some.")
-    paths = [[folder / name / file for name in files] for file in sorted(files[mixed[0]])]
-    waves, rate = read_wavs([path for row in paths for path in row])
+        raise UserError(f'"{folder}" is not a folder; give one with {_LAYOUT}.')
+    mixture, sources = _folders(folder)
+    files = {name: _sound_files(folder / name) for name in (mixture, *sources)}
+    for name, others in files.items():
+        if unmatched := sorted(files[mixture] ^ others):
+            here, there = (name, mixture) if unmatched[0] in others else (mixture, name)
+            raise UserError(f"{folder / here / unmatched[0]} has no counterpart of the same name in {there}/; add it, or remove this file.")
+    if not files[mixture]:
+        raise UserError(f"{folder / mixture} has no sound files; add some, with names that end in {', '.join(SUFFIXES)}.")
+    paths = [[folder / name / file for name in files] for file in sorted(files[mixture])]
+    samples, rate = read_sounds([path for row in paths for path in row], rate=rate)
     sounds = []
     for i, row in enumerate(paths):
-        parts = waves[i * len(row) : (i + 1) * len(row)]
+        parts = samples[i * len(row) : (i + 1) * len(row)]
         for path, part in zip(row, parts):
             if len(part) != len(parts[0]):
-                raise UserError(f"{path} has {len(part)} samples, and {row[0]} has {len(parts[0])}; cut them to one length.")
+                raise UserError(f"{path} has {len(part)} samples and {row[0]} has {len(parts[0])}; cut them to the same length.")
         sounds.append(np.stack(parts, axis=1))
     return Mixtures(tuple(sources), rate, sounds)
 
 
+def _folders(folder: pathlib.Path) -> tuple[str, list[str]]:
+    """Return the names of the folder of mixtures and of the folders of sources."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    mixtures = [name for name in names if name == "mix"] or [name for name in names if name.startswith("mix")]
+    sources = sorted((name for name in names if name[0] == "s" and name[1:].isdecimal()), key=lambda name: int(name[1:]))
+    if len(mixtures) != 1 or len(sources) < 2:
+        present = f"the folders {', '.join(names)}" if names else "no folders"
+        raise UserError(f"{folder} has {present}; give it one folder of mixtures, mix, and two or more of sources, s1, s2 and so on.")
+    return mixtures[0], sources
+
+
+def _sound_files(folder: pathlib.Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")}
+
+
 def pieces(sounds: list[np.ndarray], length: int) -> list[np.ndarray]:
-    """Cut sounds (samples, ...) into pieces of `length`; the last of each ends where the sound does, a shorter sound stays whole."""
+    """Cut sounds (samples, ...) into pieces of `length` samples.
+
+    The last piece of a sound ends where the sound does, so that it may overlap the one before; a shorter sound is returned whole.
+    """
     cut = []
     for sound in sounds:
         last = max(0, len(sound) - length)

