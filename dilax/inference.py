@@ -120,7 +120,7 @@ class Inference:
 
     def to_sound(self, values: np.ndarray) -> np.ndarray:
         """Map mu-law codes (batch, time), or samples (batch, time, 1), to waveforms (batch, time) in -1..1."""
-        return np.asarray(mu_law_decode(jnp.asarray(values), len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
+        return np.asarray(mu_law_decode(jnp.asarray(values), levels=len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
 
 
 def model_arguments(model: nn.Module, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:
