@@ -79,7 +79,8 @@ class DataSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "DataSpec":
         """Return the spec that `to_json` was called on."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**values)
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -264,7 +264,10 @@ CASES = {
         "separation",
         "mixtures",
         write_mixtures,
-        ("conv_tasnet", dict(features=12, bottleneck_features=6, hidden_features=8, skip_features=6, blocks=2, repeats=1, causal=True, kernel_size=24)),
+        (
+            "conv_tasnet",
+            dict(features=12, bottleneck_features=6, hidden_features=8, skip_features=6, blocks=2, repeats=1, causal=True, kernel_size=24),
+        ),
         {"sequence.length": 400, "sequence.test": 0.2},
         ("mix/2.wav", "mix/3.wav"),
         2,

@@ -112,7 +112,7 @@ TRAIN = [
     "train.data.readers.downloads",
     "train.data.readers.tfds",
     "train.data.readers.sound",
-    "train.data.readers.numbers",
+    "train.data.readers.values",
     "train.data.readers.tables",
     "train.data.readers.series",
     "train.data.readers.text",

@@ -210,7 +210,7 @@ def run_training(model: nn.Module, variables: Any, inputs: Batch, key: jax.Array
         The outputs and the collections after them.
     """
     before = {name: tree for name, tree in variables.items() if name != "params"}
-    keys: ClassVar[Keys] = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+    keys = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
     outputs, updates = model.apply(variables, **inputs, train=True, mutable=list(before), rngs=keys)
     return outputs, {**before, **updates}
 

@@ -91,7 +91,8 @@ def feature_maps(inference: Inference, images: np.ndarray) -> dict[str, np.ndarr
         return y
 
     with nn.intercept_methods(record):
-        inference.model.apply(inference.variables, **inference.arguments(jax.numpy.asarray(images)), train=False)
+        arguments: dict[str, Any] = inference.arguments(jax.numpy.asarray(images))
+        inference.model.apply(inference.variables, **arguments, train=False)
     return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}
 
 
