@@ -102,6 +102,7 @@ TRAIN = [
     "train.data.augment.pixels",
     "train.data.augment.geometry",
     "train.data.augment",
+    "train.data.mel",
     "train.data.readers.files",
     "train.data.readers.images",
     "train.data.readers.masks",
