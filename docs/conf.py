@@ -1,4 +1,4 @@
-"""Settings of the documentation: `sphinx-build -W docs docs/_build`."""
+"""Settings of the documentation: `sphinx-build -W docs docs/_build/html`."""
 
 import inspect
 import pathlib
@@ -17,7 +17,7 @@ project = "dilax"
 author = "the dilax authors"
 project_copyright = "2026, the dilax authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
-exclude_patterns = ["_build", "generated/keys.md"]
+exclude_patterns = ["_build", "jupyter_execute", "generated/keys.md"]
 html_theme = "furo"
 html_title = "dilax"
 html_copy_source = False

@@ -75,11 +75,18 @@ def _natural(name: str) -> list[int | str]:
 
 def model_row(name: str) -> str:
     """Return the row of one model, with the defaults of its fields."""
-    paper, number = PAPERS[class_name(name)]
-    link = f"{paper}, [arXiv:{number}](https://arxiv.org/abs/{number})" if number else paper
-    published = [library for library, models in weights.SOURCES.items() if name in models]
-    cells = (f"`{name}`", link, f"{parameters(name):,}", field(name), strides(name), ", ".join(published) or "none")
-    return f"| {' | '.join(cells)} |"
+    return f"| `{name}` | {paper(name)} | {parameters(name):,} | {field(name)} | {strides(name)} | {published(name)} |"
+
+
+def paper(name: str) -> str:
+    """Return the paper of a model, with a link."""
+    words, number = PAPERS[class_name(name)]
+    return f"{words}, [arXiv:{number}](https://arxiv.org/abs/{number})" if number else words
+
+
+def published(name: str) -> str:
+    """Return the libraries whose weights of a model are read."""
+    return ", ".join(library for library, models in weights.SOURCES.items() if name in models) or "none"
 
 
 def class_name(name: str) -> str:
@@ -118,7 +125,7 @@ def strides(name: str) -> str:
     known: tuple[int, ...] = (8, 16, 32)
     default = getattr(model, "output_stride", None) or (8 if class_name(name) == "DRN" else 32)
     if class_name(name) == "UNet":
-        known = tuple(2**level for level in range(len(dilax.models.UNetEncoder().widths)))
+        known = tuple(2**level for level in range(len(dilax.models.UNetEncoder().stage_features)))
         default = known[-1]
     return ", ".join(f"**{stride}**" if stride == default else str(stride) for stride in known)
 
@@ -160,14 +167,20 @@ def keys_table(keys: Any) -> str:
     """Return the table of some keys."""
     rows = ["| key | default | meaning | on resume |", "|---|---|---|---|"]
     for name, key in keys.items():
-        words = [key.meaning.rstrip(".")]
+        words = [key.meaning[:1].upper() + key.meaning[1:].rstrip(".")]
         words += [f"One of {', '.join(f'`{choice!r}`' for choice in key.choices)}"] if key.choices else []
-        lowest, highest = key.limits
-        if math.isfinite(lowest) or math.isfinite(highest):
-            words.append(f"From {lowest:g}" + (f" to {highest:g}" if math.isfinite(highest) else ""))
+        words += _limits(*key.limits)
         meaning = ". ".join(words).replace("|", "\\|")
         rows.append(f"| `{name}` | `{key.default!r}` | {meaning}. | {'may change' if key.may_change else 'fixed'} |")
     return "\n".join(rows)
+
+
+def _limits(lowest: float, highest: float) -> list[str]:
+    """Limits in words; none where there are none."""
+    first = "Above 0" if 0 < lowest < 1e-6 else f"At least {lowest}"
+    if math.isfinite(highest):
+        return [f"From {lowest} to {highest}" if lowest == 0 or lowest >= 1e-6 else f"{first}, at most {highest}"]
+    return [first] if math.isfinite(lowest) else []
 
 
 def write_models_table() -> None:

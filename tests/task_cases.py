@@ -196,7 +196,7 @@ CASES = {
         ("high/2.wav", "low/5.wav"),
         2,
         streamed=lambda folder: (folder / "data" / "high" / "2.wav").read_bytes(),
-        wrong=("words.txt", "{0} is not"),
+        wrong=("words.txt", "{0} cannot be read as sound"),
     ),
     "texts": Case(
         "sequence_classification",
@@ -258,7 +258,7 @@ CASES = {
         ("high/2.wav",),
         1,
         streamed=lambda folder: (folder / "data" / "high" / "2.wav").read_bytes(),
-        wrong=("words.txt", "{0} is not"),
+        wrong=("words.txt", "{0} cannot be read as sound"),
     ),
     "mixtures": Case(
         "separation",
@@ -272,6 +272,6 @@ CASES = {
         ("mix/2.wav", "mix/3.wav"),
         2,
         streamed=lambda folder: (folder / "data" / "mix" / "2.wav").read_bytes(),
-        wrong=("words.txt", "{0} is not"),
+        wrong=("words.txt", "{0} cannot be read as sound"),
     ),
 }

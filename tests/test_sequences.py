@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train.data.open_sequences import load_sequences
 
 from dilax.errors import UserError
 from train import data, run, sequences
 from train.config import check, default_config, model_config
-from train.data.open_sequences import load_sequences
 from train.data.readers.made_up import adding, copy_memory
 from train.data.windows import Table, padded, windows
 from train.evaluate import score

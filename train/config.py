@@ -92,7 +92,7 @@ def model_config(name: str, **fields: Any) -> dict[str, Any]:
         raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     # The data sets the outputs and the symbols, config.dtype the dtype; a backbone is a class, which no text can hold.
-    given = {*dilax.models.output_fields(name), dilax.models.input_symbols_field(name), "dtype", "backbone", "parent", "name"}
+    given = {*dilax.models.output_fields(name), *dilax.models.symbol_fields(name), "dtype", "backbone", "parent", "name"}
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in given}, **fields}
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ from train.data.readers.files import labelled_splits
 from train.data.source import Table, gather
 from train.data.splits import Splits, hold_out
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key
+from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images, streams
 from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, ratios
 from train.tasks.classification import augment_labelled
@@ -38,7 +38,7 @@ class SequenceClassification(Task):
     """Learns the class of a sequence, by cross-entropy of the pooled outputs."""
 
     name = "sequence_classification"
-    keys = {
+    keys: ClassVar[Keys] = {
         **IMAGE_KEYS,
         **GEOMETRY_KEYS,
         **CLASS_KEYS,
@@ -59,7 +59,7 @@ class SequenceClassification(Task):
         name = config.data.name.partition(":")[0]
         if name not in _READERS:
             return
-        unused = [key for key in ("data.classes", "data.per_class", "data.image_size", *GEOMETRY_KEYS, "augment.cutout", "augment.mixup")]
+        unused = ("data.classes", "data.per_class", "data.image_size", *GEOMETRY_KEYS, "augment.cutout", "augment.mixup")
         for key in unused:
             section, _, field = key.partition(".")
             if config[section][field]:

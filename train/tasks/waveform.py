@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
 from train.data.splits import Splits
-from train.keys import Key
+from train.keys import Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, output_files
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
@@ -26,7 +26,7 @@ class Waveform(StepTask):
     """Learns the next sample of sound: a mu-law code, or a mixture of logistics."""
 
     name = "waveform"
-    keys = {
+    keys: ClassVar[Keys] = {
         **WINDOW_KEYS,
         **TEST_KEYS,
         **SAMPLE_KEYS,
