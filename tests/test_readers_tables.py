@@ -223,6 +223,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ('a,b\n5%,2\n6%,2\n', f'{{path}}, line 2: the cell in column "a" is "5%", which is not a number; correct it, or {REMOVE}'),
     ('a,b\n$5,2\n$6,2\n', f'{{path}}, line 2: the cell in column "a" is "$5", which is not a number; correct it, or {REMOVE}'),
     ('a,b\nTrue,2\n', f'{{path}}, line 2: the cell in column "a" is "True", which is not a number; correct it, or {REMOVE}'),
+    ('a,b\nFalse,2\n', f'{{path}}, line 2: the cell in column "a" is "False", which is not a number; correct it, or {REMOVE}'),
     ("a\n1e39\n", '{path}, line 2: the cell in column "a" is "1e39", which is not a finite float32 number; correct it.'),
     ("a\n3.4028236e38\n", '{path}, line 2: the cell in column "a" is "3.4028236e38", which is not a finite float32 number; correct it.'),
     ("a;b\n1,234;2\n", '{path}, line 2: the cell in column "a" is "1,234", which may be 1234 or 1.234; write one of these.'),
