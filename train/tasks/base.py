@@ -186,6 +186,7 @@ class Task(abc.ABC):
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Add the flags and positional arguments of `train.predict` that this task understands."""
+        add_inputs(parser, "files to predict from")
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield the lines to print for args.inputs; every input is read before the first line."""
@@ -210,7 +211,7 @@ def run_training(model: nn.Module, variables: Any, inputs: Batch, key: jax.Array
         The outputs and the collections after them.
     """
     before = {name: tree for name, tree in variables.items() if name != "params"}
-    keys: ClassVar[Keys] = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+    keys = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
     outputs, updates = model.apply(variables, **inputs, train=True, mutable=list(before), rngs=keys)
     return outputs, {**before, **updates}
 
