@@ -156,7 +156,23 @@ TRAIN = [
     "train.prepare",
     "train.main",
 ]
-HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax", "safetensors"}
+HEAVY = {
+    "matplotlib",
+    "orbax",
+    "tensorflow_datasets",
+    "grain",
+    "PIL",
+    "tensorboardX",
+    "tqdm",
+    "sklearn",
+    "torch",
+    "optax",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pandas",
+    "scipy",
+}
 TRAIN_ALWAYS = {"optax"}
 
 
