@@ -1,8 +1,7 @@
-"""The networks of `benchmarks.train`: as dilax writes them, of Flax's own modules, and of torch's; and a training step of each."""
+"""The networks of `benchmarks.train`, built with dilax and with Flax's own modules, and their training steps."""
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +19,13 @@ CLASSES = 10
 RATE = 0.01
 MOMENTUM = 0.9
 
-# Takes a training step, waits for it and returns its loss.
+# Runs one training step, blocks until it is done, and returns its loss.
 Step = Callable[[], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A dense conv-norm-relu layer and a pool; or, if residual, two separable conv-norm layers beside a short cut."""
+    """A dense conv-norm-relu layer followed by pooling or, if residual, two separable conv-norm layers with a shortcut."""
 
     features: int
     dilation: int = 1
@@ -38,7 +37,15 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One architecture: as dilax writes it, and as stages from which it is built of Flax's own modules and of torch's."""
+    """One architecture: the model of dilax, and the stages from which it is rebuilt with Flax's own modules and with torch.
+
+    Attributes:
+        name: Its name.
+        model: The model of dilax.
+        stages: The same architecture as a list of stages.
+        batch: Examples per step.
+        shape: Shape of one example, (*space, channels).
+    """
 
     name: str
     model: nn.Module
@@ -54,7 +61,7 @@ class Network:
 
 
 class CausalResidual(nn.Module):
-    """x + two causal separable convolutions, each normalised."""
+    """Two normalised causal separable convolutions with a residual connection."""
 
     features: int
     dilation: int
@@ -68,7 +75,7 @@ class CausalResidual(nn.Module):
 
 
 class TCN(nn.Module):
-    """A causal network of dilated separable convolutions over a sequence (Bai et al. 2018, arXiv:1803.01271), and a classifier."""
+    """A causal network of dilated separable convolutions with a classifier (Bai et al. 2018, arXiv:1803.01271)."""
 
     features: int
     dilations: tuple[int, ...]
@@ -83,7 +90,7 @@ class TCN(nn.Module):
 
 
 class FlaxLayer(nn.Module):
-    """Convolution, normalisation and activation of Flax's own modules."""
+    """Convolution, normalisation and activation, built with Flax's own modules."""
 
     features: int
     kernel: tuple[int, ...]
@@ -112,14 +119,14 @@ class FlaxLayer(nn.Module):
 
 
 class FlaxNetwork(nn.Module):
-    """A network of Flax's own modules."""
+    """A network built with Flax's own modules."""
 
     stages: tuple[Stage, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, channels) to logits (batch, CLASSES)."""
-        del train  # always in training
+        del train  # always True
         for stage in self.stages:
             x = self._residual(stage, x) if stage.residual else FlaxLayer(stage.features, stage.kernel, stage.dilation, stage.stride)(x)
             if stage.pool > 1:
@@ -135,7 +142,7 @@ class FlaxNetwork(nn.Module):
 
 
 def networks(batch: int | None) -> list[Network]:
-    """Return the networks that are measured, at their own batch or at the one given."""
+    """Return the networks to measure, with the given batch size, or their own if it is None."""
     cnn, image = DilatedCNN(num_classes=CLASSES), (32, 32, 3)
     plain = tuple(Stage(f, dilation=d, pool=p) for f, d, p in zip(cnn.features, cnn.dilations, cnn.pools))
     tcn = TCN(64, tuple(2**i for i in range(7)))
@@ -162,17 +169,17 @@ def _separable(name: str, model: SeparableCNN, batch: int | None) -> Network:
     return Network(name, model, (Stage(model.stem_features), *residuals), batch or 128, (32, 32, 3))
 
 
-# Parameters by path, in the order in which the network makes them: the same in all implementations.
+# Parameters by path, in the order in which the network creates them, which is the same in all implementations.
 Values = dict[tuple[str, ...], np.ndarray]
 
 
 def initial_values(model: nn.Module, network: Network) -> tuple[Values, Any]:
-    """Return random parameters of a fixed seed, and the running statistics of the start."""
+    """Return random parameters from a fixed seed, and the initial running statistics."""
     paths: list[tuple[str, ...]] = []
 
     def init(key: jax.Array, x: jax.Array) -> Any:
         variables = model.init(key, x, train=True)
-        paths.extend(flatten_dict(variables["params"]))  # a tree that leaves a trace is sorted
+        paths.extend(flatten_dict(variables["params"]))  # in here, since eval_shape returns sorted dictionaries
         return variables
 
     x = jax.ShapeDtypeStruct((2, *network.shape), np.float32)
@@ -180,19 +187,19 @@ def initial_values(model: nn.Module, network: Network) -> tuple[Values, Any]:
     flat: dict[Any, Any] = flatten_dict(shapes["params"])
     running: dict[Any, Any] = flatten_dict(shapes["batch_stats"])
     rng = np.random.default_rng(1)
-    values = {path: _random(rng, path[-1], flat[path].shape) for path in paths}
+    values = {path: _random_parameter(rng, path[-1], flat[path].shape) for path in paths}
     stats = {path: np.full(leaf.shape, path[-1] == "var", np.float32) for path, leaf in running.items()}
     return values, unflatten_dict(stats)
 
 
-def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels that keep the variance; scales near 1 and biases near 0."""
+def _random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a kernel that preserves the variance, a scale near 1 or a bias near 0."""
     deviation = 0.1 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5
     return ((name == "scale") + deviation * rng.standard_normal(shape)).astype(np.float32)
 
 
-def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, compiled: bool = False) -> tuple[Step, str]:
-    """Return the step of a Flax module; if `compiled`, compile it now and return its program's text too."""
+def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, *, compiled: bool = False) -> tuple[Step, str]:
+    """Return the training step of a Flax module; if `compiled`, compile it now and also return the text of its program."""
     tx = optax.sgd(RATE, MOMENTUM)
 
     def update(state: Any, x: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
@@ -218,88 +225,3 @@ def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, com
         return float(loss)
 
     return step, run.as_text() if compiled else ""
-
-
-def torch_step(network: Network, values: Values, as_image: bool, compiled: bool) -> Step:
-    """Return the step of the network in torch; `as_image` runs a sequence as an image of height 1, which channels_last needs."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    x, labels = (torch.from_numpy(array) for array in network.data())
-    x = torch.movedim(x[:, None] if as_image else x, -1, 1)
-    model = torch_network(network, as_image)
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), values.values(), strict=True):
-            order = (-1, -2, *range(value.ndim - 2)) if value.ndim > 1 else (0,)
-            parameter.copy_(torch.from_numpy(value.transpose(order).copy()).reshape(parameter.shape))
-    if x.ndim == 4:
-        x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
-    else:
-        x = x.contiguous()
-    optimiser = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    labels = labels.long()
-
-    def loss_fn(x: Any, labels: Any) -> Any:
-        return torch.nn.functional.cross_entropy(model(x), labels)
-
-    run = torch.compile(loss_fn) if compiled else loss_fn
-
-    def step() -> float:
-        optimiser.zero_grad(set_to_none=True)
-        loss = run(x, labels)
-        loss.backward()
-        optimiser.step()
-        return loss.item()
-
-    return step
-
-
-def torch_network(network: Network, as_image: bool) -> Any:
-    """Return the network as a `torch.nn.Module`, in training mode."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch import nn as tnn  # pyright: ignore[reportMissingImports]
-
-    rank = 2 if as_image else len(network.shape) - 1
-    conv, norm, pool, mean = (
-        (tnn.Conv1d, tnn.BatchNorm1d, tnn.MaxPool1d, tnn.AdaptiveAvgPool1d)
-        if rank == 1
-        else (tnn.Conv2d, tnn.BatchNorm2d, tnn.MaxPool2d, tnn.AdaptiveAvgPool2d)
-    )
-
-    def layer(c_in: int, stage: Stage, separable: bool = False, relu: bool = True) -> list[Any]:
-        """Convolution, normalisation and activation, after `Stage`."""
-        causal, reach = len(stage.kernel) == 1, stage.dilation * (stage.kernel[-1] - 1)
-        one: Any = (lambda n, rest: (rest, n)) if as_image else (lambda n, _: n)
-        shared: dict[str, Any] = dict(
-            kernel_size=one(stage.kernel[-1], 1),
-            stride=one(stage.stride, 1),
-            dilation=one(stage.dilation, 1),
-            padding=0 if causal else reach // 2,
-            bias=False,
-        )
-        pads = [tnn.ZeroPad2d((reach, 0, 0, 0)) if as_image else tnn.ConstantPad1d((reach, 0), 0.0)] if causal and reach else []
-        if separable:
-            convs = [conv(c_in, c_in, groups=c_in, **shared), conv(c_in, stage.features, 1, bias=False)]
-        else:
-            convs = [conv(c_in, stage.features, **shared)]
-        return [*pads, *convs, norm(stage.features), *([tnn.ReLU(inplace=True)] if relu else [])]
-
-    class Residual(tnn.Module):
-        def __init__(self, c_in: int, stage: Stage):
-            super().__init__()
-            second = dataclasses.replace(stage, stride=1)
-            branch = layer(c_in, stage, separable=True) + layer(stage.features, second, separable=True, relu=False)
-            self.branch, self.short = tnn.Sequential(*branch), tnn.Sequential()
-            if c_in != stage.features or stage.stride > 1:
-                cut = Stage(stage.features, stride=stage.stride, kernel=(1,) * len(stage.kernel))
-                self.short = tnn.Sequential(*layer(c_in, cut, relu=False))
-
-        def forward(self, x: Any) -> Any:
-            return torch.relu(self.branch(x) + self.short(x))
-
-    layers, c_in = [], network.shape[-1]
-    for stage in network.stages:
-        layers += [Residual(c_in, stage)] if stage.residual else layer(c_in, stage)
-        layers += [pool(stage.pool)] if stage.pool > 1 else []
-        c_in = stage.features
-    return tnn.Sequential(*layers, mean(1), tnn.Flatten(), tnn.Linear(c_in, CLASSES))

@@ -107,8 +107,8 @@ def summarise_case(case: Case, measure: str, results: dict[str, dict[str, Any]])
 def choice(plan: dilax.ConvPlan, measure: str) -> str:
     """Return what "auto" chooses: one lowering, or those of the output, of dx and of dkernel where they differ."""
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    faces = lowerings.FACES if measure == "gradients" else ("output",)
-    names = [lowerings.select_lowering(plan, platform, face) for face in faces]
+    operations = lowerings.OPERATIONS if measure == "gradients" else ("output",)
+    names = [lowerings.select_lowering(plan, platform=platform, operation=operation) for operation in operations]
     return names[0] if len(set(names)) == 1 else "/".join(names)
 
 

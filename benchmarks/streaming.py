@@ -1,13 +1,13 @@
-"""Cost of one more sample of a causal network: against its receptive field, recomputing the window, and pytorch-tcn.
+"""Time one step of a streaming causal network: against its receptive field, recomputing a window, and pytorch-tcn.
 
 taskset -c 0 python -m benchmarks.streaming             on one core
 python -m benchmarks.streaming --markdown
 
-The network is a TCN of ten convolutions of 64 channels with two taps (and weight normalisation, which pytorch-tcn has, too); its receptive
-field grows with its dilations alone. "stream" is one step in a compiled loop of many, as in sampling; "call" is one step a call, as for
-samples that come one by one; "window" computes the last output from a window as long as the receptive field. pytorch-tcn runs in inference
-mode, eagerly, with as many threads as there are cores for it, where it is installed; it streams a batch of 1 alone. Before anything is
-timed the outputs of all must be the same. Medians of turns that rotate.
+The network is a TCN of ten convolutions with 64 channels, two taps and weight normalisation (which pytorch-tcn has as well); only its
+dilations grow with the receptive field. "stream" is a step within a compiled loop of many, as in sampling; "call" is a step that is called
+on its own, as for samples that arrive one by one; "window" computes the last output from a window as long as the receptive field.
+pytorch-tcn, where it is installed, runs eagerly in inference mode, with as many threads as there are cores for this process; it can stream
+a batch of 1 only. All outputs must agree before anything is timed. The times are medians over turns that rotate.
 """
 
 import argparse
@@ -30,25 +30,25 @@ from train import cli
 
 CHANNELS, BLOCKS = 64, 5
 FIELDS = (128, 512, 2048, 8192)
-STEPS, CALLS = 1000, 50  # of a compiled loop, and one by one, in a turn
+STEPS, CALLS = 1000, 50  # steps per turn in a compiled loop, and called one by one
 HEAD = ("receptive field", "batch", "stream, µs", "call, µs", "window, µs", "pytorch-tcn, µs", "window / stream", "pytorch-tcn / call")
 WIDTHS = (15, 5, 10, 9, 11, 15, 15, 18)
 
 
 def network(field: int) -> dilax.models.TCN:
-    """A TCN whose outputs see `field` samples or, since dilations are whole, nearly so."""
+    """Return a TCN with a receptive field of `field` samples, or close to it, since dilations are integers."""
     weights = [2**i for i in range(BLOCKS)]
     dilations = tuple(max(1, round((field - 1) / 2 * weight / sum(weights))) for weight in weights)
     return dilax.models.TCN(CHANNELS, 2, (CHANNELS,) * BLOCKS, dilations)
 
 
 def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name: all take the same samples, and have agreed."""
+    """Return the functions to time, by name, once their outputs for the same samples have been compared."""
     model: Any = network(field)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, STEPS, CHANNELS)), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:, :1], train=False))
-    # Of a size that keeps what passes through alive.
+    # Large enough for the signal not to vanish.
     variables = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.2, a.shape), a.dtype), shapes)
     state = model.apply(variables, batch, method="init_stream")
 
@@ -62,33 +62,35 @@ def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
 
     single = jax.jit(functools.partial(model.apply, method="stream"), donate_argnums=2)
     window = jax.jit(lambda variables, x: model.apply(variables, x, train=False)[:, -1])
-    past = jnp.asarray(rng.normal(size=(batch, field, CHANNELS)), jnp.float32)
-    held, sample = {"state": jax.tree.map(jnp.copy, state)}, x[:, :1]
+    history = jnp.asarray(rng.normal(size=(batch, field, CHANNELS)), jnp.float32)
+    latest, sample = {"state": jax.tree.map(jnp.copy, state)}, x[:, :1]
 
     def call() -> None:
         for _ in range(CALLS):
-            y, held["state"] = single(variables, sample, held["state"])
+            y, latest["state"] = single(variables, sample, latest["state"])
             jax.block_until_ready(y)
 
     expected = np.asarray(model.apply(variables, x, train=False))
-    _agree("stream", np.moveaxis(np.asarray(stream(variables, state, x)[1]), 0, 1), expected)
-    found: dict[str, Callable[[], Any]] = {
+    _check_equal("stream", np.moveaxis(np.asarray(stream(variables, state, x)[1]), 0, 1), expected)
+    functions: dict[str, Callable[[], Any]] = {
         "stream": lambda: jax.block_until_ready(stream(variables, state, x)),
         "call": call,
-        "window": lambda: jax.block_until_ready(window(variables, past)),
+        "window": lambda: jax.block_until_ready(window(variables, history)),
     }
     if batch == 1 and importlib.util.find_spec("pytorch_tcn") and not common.without_torch():
-        found["pytorch-tcn"] = _pytorch_tcn(model, variables, np.asarray(x), expected)
-    return found
+        functions["pytorch-tcn"] = _pytorch_tcn(model, variables, np.asarray(x), expected)
+    return functions
 
 
-def _agree(name: str, found: np.ndarray, expected: np.ndarray) -> None:
-    if not np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
-        raise UserError(f"benchmarks.streaming: {name} differs from the whole sequence by {np.abs(found - expected).max():.3g}.")
+def _check_equal(name: str, outputs: np.ndarray, expected: np.ndarray) -> None:
+    if not np.allclose(outputs, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
+        raise UserError(
+            f"benchmarks.streaming: {name} differs from the outputs of the whole sequence by up to {np.abs(outputs - expected).max():.3g}."
+        )
 
 
 def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expected: np.ndarray) -> Callable[[], Any]:
-    """One step of pytorch-tcn with the same parameters."""
+    """Return the steps of pytorch-tcn with the same parameters, called one by one."""
     import pytorch_tcn  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -104,12 +106,14 @@ def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expecte
     ours += [params["head"]["kernel"].T[:, :, None], params["head"]["bias"]]
     theirs = list(net.parameters())
     if [tuple(p.shape) for p in theirs] != [a.shape for a in ours]:
-        raise UserError(f"benchmarks.streaming: pytorch-tcn has parameters {[tuple(p.shape) for p in theirs]}, not those of dilax.")
+        raise UserError(
+            f"benchmarks.streaming: pytorch-tcn has parameters of shapes {[tuple(p.shape) for p in theirs]}, not those of dilax."
+        )
     with torch.no_grad():
         for parameter, array in zip(theirs, ours):
             parameter.copy_(torch.tensor(array))
         samples = torch.tensor(x.transpose(0, 2, 1))
-        _agree("pytorch-tcn", net(samples).numpy().transpose(0, 2, 1), expected)
+        _check_equal("pytorch-tcn", net(samples).numpy().transpose(0, 2, 1), expected)
         net.reset_buffers()
     one = samples[:, :, :1].contiguous()
 
@@ -122,21 +126,23 @@ def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expecte
 
 
 def measure(field: int, batch: int, repeats: int) -> dict[str, float]:
-    """Microseconds a step of each, the median."""
-    times = common.in_turn(calls(field, batch), repeats=repeats, budget_s=3.0)
+    """Return the median microseconds per step of each function."""
+    times = common.interleave(calls(field, batch), repeats=repeats, budget_s=3.0)
     steps = {"stream": STEPS, "call": CALLS, "pytorch-tcn": CALLS, "window": 1}
-    return {name: 1e6 * statistics.median(found) / steps[name] for name, found in times.items()}
+    return {name: 1e6 * statistics.median(seconds) / steps[name] for name, seconds in times.items()}
 
 
-def row(field: int, batch: int, found: dict[str, float]) -> list[str]:
-    """One row of the table."""
-    (seen,) = dilax.receptive_field(_whole(network(field)), jnp.zeros((1, 2 * field, CHANNELS)))
-    other = found.get("pytorch-tcn")
-    cells = [str(seen.size), str(batch), *(common.number(found.get(name)) for name in ("stream", "call", "window", "pytorch-tcn"))]
-    return [*cells, common.number(found["window"] / found["stream"]), common.number(other / found["call"] if other else None)]
+def row(field: int, batch: int, micros: dict[str, float]) -> list[str]:
+    """Return one row of the table."""
+    (analysed,) = dilax.receptive_field(_whole_sequence(network(field)), jnp.zeros((1, 2 * field, CHANNELS)))
+    other = micros.get("pytorch-tcn")
+    times = (common.format_number(micros.get(name)) for name in ("stream", "call", "window", "pytorch-tcn"))
+    ratios = (micros["window"] / micros["stream"], other / micros["call"] if other else None)
+    return [str(analysed.size), str(batch), *times, *map(common.format_number, ratios)]
 
 
-def _whole(model: dilax.models.TCN) -> Callable[[jax.Array], Any]:
+def _whole_sequence(model: dilax.models.TCN) -> Callable[[jax.Array], Any]:
+    """Return the model as a function of a whole sequence, with parameters of 1."""
     x = jnp.zeros((1, 1, CHANNELS))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
@@ -144,23 +150,23 @@ def _whole(model: dilax.models.TCN) -> Callable[[jax.Array], Any]:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure every receptive field and batch size, and print a table."""
     parser = cli.parser(sys.modules[__name__])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each at most")
+    parser.add_argument("--repeats", type=int, default=15, help="maximum number of turns of each function")
     parser.add_argument("--fields", default=",".join(map(str, FIELDS)), help="receptive fields, separated by commas")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table instead")
     args = parser.parse_args()
     print(common.heading(common.environment()))
-    print(f"{len(os.sched_getaffinity(0))} cores are used; {BLOCKS} blocks, {CHANNELS} channels, float32")
+    print(f"{len(os.sched_getaffinity(0))} cores; {BLOCKS} blocks, {CHANNELS} channels, float32")
     rows = []
     if not args.markdown:
-        print(common.line(HEAD, WIDTHS))
+        print(common.format_row(HEAD, WIDTHS))
     for batch in (1, 32):
         for field in map(int, args.fields.split(",")):
             rows.append(row(field, batch, measure(field, batch, args.repeats)))
             if not args.markdown:
-                print(common.line(rows[-1], WIDTHS), flush=True)
+                print(common.format_row(rows[-1], WIDTHS), flush=True)
     if args.markdown:
         print(common.markdown(HEAD, rows))
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on a CPU, kernel by kernel, from a trace of JAX's profiler."""
+"""Attribute the time of a training step on a CPU to its kernels, from a trace of JAX's profiler."""
 
 import dataclasses
 import pathlib
@@ -15,27 +15,32 @@ TRACED_STEPS = 3
 
 
 def trace(network: Network, folder: pathlib.Path) -> None:
-    """Run a few steps of dilax under the profiler and print the kernels that take the most of their time.
+    """Run a few training steps of dilax under the profiler and print the kernels that take the most time.
 
-    XLA keeps no place for what it rewrites, such as the kernel gradients whose window is the whole map: they stand under "other".
+    Args:
+        network: The network to train.
+        folder: Where the profiler writes its trace.
+
+    XLA does not record where in the network an operation that it rewrote came from, such as the kernel gradients whose window is the whole
+    feature map. These are listed under "other".
     """
     step, program = jax_step(network.model, network, *initial_values(network.model, network), compiled=True)
     step()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    began = time.time()
+    start = time.time()
     with jax.profiler.trace(str(folder), profiler_options=options):
         for _ in range(TRACED_STEPS):
             step()
     path = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime, default=None)
-    if path is None or path.stat().st_mtime < began - 1:
-        sys.exit(f"{network.name}: the profiler wrote no *.xplane.pb in {folder}.")
+    if path is None or path.stat().st_mtime < start - 1:
+        sys.exit(f"{network.name}: the profiler did not write a *.xplane.pb file to {folder}.")
     kernels = instructions(program)
     containers = {name for name, kernel in kernels.items() if kernel.opcode in ("while", "call", "conditional")}
     spent, calls = time_by_kernel(path, containers)
     total = sum(spent.values())
     if not total:
-        sys.exit(f"{network.name}: there are no kernels in {path}.")
+        sys.exit(f"{network.name}: {path} does not contain any kernels.")
     print(f"\n{network.name}, batch {network.batch}: {total / 1e6 / TRACED_STEPS:.1f} ms per step under the profiler, in {path}")
     print("\n  ms/step   share  kind of work")
     kinds: dict[str, float] = defaultdict(float)
@@ -50,10 +55,10 @@ def trace(network: Network, folder: pathlib.Path) -> None:
 
 
 def time_by_kernel(path: pathlib.Path, containers: set[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """Return the nanoseconds and the calls of each kernel in a trace of XLA on a CPU.
+    """Return the nanoseconds and the number of calls of each kernel in a CPU trace.
 
-    Every instant is shared equally by the kernels in flight, so the sum is the time that passed. A kernel that hands its work to other
-    threads lasts until its "end" mark, not only while it is called. The containers, such as a loop, are left out: their kernels count.
+    Kernels that run at the same time share it equally, so that the times add up to the elapsed time. A kernel that passes its work to other
+    threads lasts until its "end" event, beyond the call itself. Containers, such as loops, are excluded, since their kernels are counted.
     """
     begins: dict[str, list[tuple[float, float]]] = {}
     ends: dict[str, list[float]] = {}
@@ -67,26 +72,33 @@ def time_by_kernel(path: pathlib.Path, containers: set[str]) -> tuple[dict[str, 
     for name in begins.keys() - containers:
         times, marks = sorted(begins[name]), sorted(ends.get(name, []))
         marks = marks if len(marks) == len(times) else [returned for _, returned in times]
-        changes += [(began, 1, name) for began, _ in times]
+        changes += [(start, 1, name) for start, _ in times]
         changes += [(max(mark, returned), -1, name) for mark, (_, returned) in zip(marks, times)]
     changes.sort()
     spent: dict[str, float] = defaultdict(float)
-    flying: Counter[str] = Counter()
-    before = changes[0][0] if changes else 0.0
-    for moment, change, name in changes:
-        running = [name for name, count in flying.items() if count > 0] or ["(no kernel runs: dispatch, turns of loops, between steps)"]
+    in_flight: Counter[str] = Counter()
+    previous = changes[0][0] if changes else 0.0
+    for instant, change, name in changes:
+        running = [name for name, count in in_flight.items() if count > 0] or ["(no kernel: dispatch, loop overhead, between steps)"]
         for other in running:
-            spent[other] += (moment - before) / len(running)
-        flying[name] += change
-        if not flying[name]:
-            del flying[name]
-        before = moment
+            spent[other] += (instant - previous) / len(running)
+        in_flight[name] += change
+        if not in_flight[name]:
+            del in_flight[name]
+        previous = instant
     return spent, defaultdict(int, {name: len(times) for name, times in begins.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What the program's text says of an instruction: where in the network it stands, and the convolution it computes, if any."""
+    """An instruction of a compiled program, as described by the program's text.
+
+    Attributes:
+        opcode: The operation of XLA.
+        shape: Shape of its result.
+        place: The pass and the module of the network that it belongs to, if known.
+        convolution: Window and groups of the convolution that it computes, if any.
+    """
 
     opcode: str
     shape: str
@@ -94,18 +106,18 @@ class Kernel:
     convolution: str
 
     def kind(self) -> str:
-        """Return the pass and the operation, without the place."""
-        way, grouped = self.place.split(" ")[0], ", grouped" if "groups=" in self.convolution else ""
+        """Return the pass and the operation, without the module."""
+        phase, grouped = self.place.split(" ")[0], ", grouped" if "groups=" in self.convolution else ""
         operation = "convolution" if self.convolution else self.place.split("/")[-1] or self.opcode
-        return f"{way if way in ('forward', 'backward') else 'other'}: {operation}{grouped}"
+        return f"{phase if phase in ('forward', 'backward') else 'other'}: {operation}{grouped}"
 
     def text(self) -> str:
-        """Return all of it in one line."""
+        """Return place, shape and convolution in one line."""
         return " ".join(part for part in (self.place, self.shape, self.convolution) if part)
 
 
 def instructions(program: str) -> dict[str, Kernel]:
-    """Return the instructions of a compiled program, read from its text, by name."""
+    """Parse the text of a compiled program and return its instructions by name."""
     convolutions: dict[str, str] = {}
     places: dict[str, str] = {}
     kernels: dict[str, Kernel] = {}
@@ -113,10 +125,10 @@ def instructions(program: str) -> dict[str, Kernel]:
     for line in program.splitlines():
         if header := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
             computation = header[1]
-        found = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(", line)
-        if found is None:
+        match = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(", line)
+        if match is None:
             continue
-        name, shape, opcode = found.groups()
+        name, shape, opcode = match.groups()
         convolution, called = "", re.search(r"calls=%([\w.-]+)", line)
         if opcode == "convolution":
             groups = re.search(r"(?:feature|batch)_group_count=(\d+)", line)
@@ -125,15 +137,15 @@ def instructions(program: str) -> dict[str, Kernel]:
             convolutions[computation] = convolution
         elif called:
             convolution = convolutions.get(called[1], "")
-        own = re.search(r'op_name="([^"]*)"', line)
-        place = _place(own[1]) if own else places.get(called[1], "") if called else ""
+        metadata = re.search(r'op_name="([^"]*)"', line)
+        place = _place(metadata[1]) if metadata else places.get(called[1], "") if called else ""
         places[computation] = place or places.get(computation, "")
         kernels[name] = Kernel(opcode, re.sub(r"\{[^}]*\}", "", shape), place, convolution)
     return kernels
 
 
 def _place(op_name: str) -> str:
-    """Shorten "jit(update)/transpose(jvp(Net))/Layer_0/mul" to "backward Layer_0/mul"."""
+    """Shorten the name of an operation, such as "jit(update)/transpose(jvp(Net))/Layer_0/mul", to "backward Layer_0/mul"."""
     path = re.sub(r"^jit\(\w+\)/", "", op_name)
     path = re.sub(r"^transpose\(jvp\(\w*\)\)/", "backward ", path)
     return re.sub(r"^jvp\(\w*\)/", "forward ", path)

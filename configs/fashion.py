@@ -1,6 +1,6 @@
 """Fashion-MNIST (through TFDS): 60,000 grey images of clothes, 28x28, ten classes. Not measured.
 
-    python -m train.main --config configs/fashion.py
+python -m train.main --config configs/fashion.py
 """
 
 from ml_collections import ConfigDict

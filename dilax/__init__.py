@@ -1,13 +1,32 @@
 """Dilated (atrous) convolution for JAX: pure functions, Flax modules and models."""
 
-from dilax import audio, blocks, geometry, losses, lowerings, metrics, models, plots, streaming
+from dilax import (
+    audio,
+    blocks,
+    context,
+    errors,
+    generate,
+    geometry,
+    inference,
+    loading,
+    losses,
+    lowerings,
+    metrics,
+    models,
+    plots,
+    pooling,
+    spec,
+    streaming,
+    summary,
+    weights,
+)
 from dilax.autotuning import autotune
 from dilax.causal import CausalConvTranspose, CumulativeNorm
 from dilax.context import ASPP, ContextModule, DenseASPP, HybridDilatedBlock
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
-from dilax.generate import forecast, sample
+from dilax.generate import continue_sequence, forecast, sample
 from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
 from dilax.inference import Inference
 from dilax.loading import load
@@ -48,18 +67,24 @@ __all__ = [
     "blocks",
     "check_causal",
     "check_streamable",
+    "context",
+    "continue_sequence",
     "depthwise_conv",
     "dilated_conv",
     "dilated_conv_transpose",
     "effective_kernel_size",
     "effective_receptive_field",
     "end_stream",
+    "errors",
     "explicit_padding",
     "fold_batch_norm",
     "forecast",
+    "generate",
     "geometry",
+    "inference",
     "load",
     "load_weights",
+    "loading",
     "losses",
     "lowerings",
     "max_pool",
@@ -68,13 +93,17 @@ __all__ = [
     "output_size",
     "plots",
     "pool_sequence",
+    "pooling",
     "receptive_field",
     "resize",
     "sample",
     "select_lowering",
     "separable_conv",
+    "spec",
     "streaming",
     "suggest_dilations",
+    "summary",
     "tiled",
     "use_lowering",
+    "weights",
 ]

@@ -19,45 +19,47 @@ def log_mel(
     highest: float | None = None,
     floor: float = 1e-6,
 ) -> jax.Array:
-    """Return the natural logarithm of the energies of `x` in mel bands.
+    """Compute a log-mel spectrogram: the natural logarithm of the energy of each frame in each mel band.
 
-    Frame f is x[f * hop : f * hop + window] times a periodic Hann window; nothing is padded, and samples behind the last whole frame are
-    not seen. The squared magnitudes of its Fourier transform, of the next power of two of samples, are summed with triangular weights.
-    The scale is HTK's, mel(f) = 2595 log10(1 + f / 700): the triangles stand at equal distances on it, are linear in mel, rise from the
-    centre of one neighbour to their own, where they are 1, and fall to that of the other; they are not scaled by their width.
+    Frame f is x[f * hop : f * hop + window] times a periodic Hann window. The signal is not padded: samples after the last complete frame
+    are ignored. Each frame is zero-padded to a power of two samples and Fourier-transformed, and the squared magnitudes are summed with
+    triangular weights. The triangles are equally spaced on the mel scale of HTK, mel(f) = 2595 log10(1 + f / 700), and linear in mel: each
+    rises from the centre of its lower neighbour to 1 at its own centre and falls to the centre of its upper neighbour. They are not
+    normalised by their width.
 
     Args:
-        x: (batch, time) samples, floats.
-        sample_rate: Samples a second, in Hz; a Python number, as all that follow.
-        window: Samples in a frame; 400 are 25 ms at 16 kHz.
-        hop: Samples from one frame to the next; 160 are 10 ms at 16 kHz.
-        bands: Number of bands.
-        lowest: Hz at which the first triangle begins.
-        highest: Hz at which the last ends; None is half of `sample_rate`.
-        floor: Energies below it count as it, and pass no gradient.
+        x: (batch, time) floating-point samples.
+        sample_rate: Sampling rate in Hz. This and all further arguments are Python numbers.
+        window: Samples per frame; 400 are 25 ms at 16 kHz.
+        hop: Samples between the starts of neighbouring frames; 160 are 10 ms at 16 kHz.
+        bands: Number of mel bands.
+        lowest: Lower edge of the first triangle in Hz.
+        highest: Upper edge of the last triangle in Hz; None is half of `sample_rate`.
+        floor: Smallest energy; lower ones are replaced by it and pass no gradient.
 
     Returns:
-        (batch, 1 + (time - window) // hop, bands), float32, or float64 for such an x.
+        (batch, 1 + (time - window) // hop, bands), float32, or float64 if x is float64.
 
     Raises:
-        UserError: if x is not of floats (batch, time), is shorter than a frame, or a number is out of its range; and if a band is so narrow
-            that no frequency of the transform lies in it.
+        UserError: if x is not floating-point of shape (batch, time), is shorter than a frame, or an option is out of range; or if a band is
+            so narrow that no frequency of the transform falls into it.
 
     Example:
         >>> log_mel(jnp.zeros((2, 16000)), 16000).shape
         (2, 98, 40)
 
-    Reference: Young et al. 2002, The HTK Book, section 5.4 (there with a Hamming window and, by default, magnitudes).
+    Reference:
+        Young et al. 2002, The HTK Book, section 5.4 (which uses a Hamming window and, by default, magnitudes).
     """
     x = jnp.asarray(x)
     highest = sample_rate / 2 if highest is None else highest
     _check(x, sample_rate, window, hop, bands, lowest, highest, floor)
     size = 1 << (window - 1).bit_length()
-    filters = mel_filters(sample_rate, size, bands, lowest, highest)
+    filters = mel_filters(sample_rate, size=size, bands=bands, lowest=lowest, highest=highest)
     empty = np.flatnonzero(filters.max(0) == 0)
     if len(empty):
         raise UserError(
-            f"log_mel: band {empty[0]} of {bands} lies between two frequencies of a transform of {size} samples at {sample_rate} Hz; "
+            f"log_mel: band {empty[0]} of {bands} falls between two frequencies of a transform of {size} samples at {sample_rate} Hz; "
             "use fewer bands, a longer window, or a higher lowest."
         )
     x = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
@@ -69,11 +71,21 @@ def log_mel(
     return jnp.log(jnp.maximum(energies, floor))
 
 
-def mel_filters(sample_rate: float, size: int, bands: int, lowest: float, highest: float) -> np.ndarray:
-    """Return the weights of the frequencies of a transform of `size` samples in each band, (size // 2 + 1, bands), as `log_mel` says.
+def mel_filters(sample_rate: float, *, size: int, bands: int, lowest: float, highest: float) -> np.ndarray:
+    """Return the triangular weights of each frequency in each mel band, as defined in `log_mel`.
+
+    Args:
+        sample_rate: Sampling rate in Hz.
+        size: Samples of the Fourier transform.
+        bands: Number of mel bands.
+        lowest: Lower edge of the first triangle in Hz.
+        highest: Upper edge of the last triangle in Hz.
+
+    Returns:
+        (size // 2 + 1, bands), from 0 to 1.
 
     Example:
-        >>> mel_filters(16000, 512, 40, 20.0, 8000.0).shape
+        >>> mel_filters(16000, size=512, bands=40, lowest=20.0, highest=8000.0).shape
         (257, 40)
     """
     mels = _mel(np.arange(size // 2 + 1) * (sample_rate / size))[:, None]
@@ -84,7 +96,7 @@ def mel_filters(sample_rate: float, size: int, bands: int, lowest: float, highes
 
 
 def mu_law_encode(x: jax.Array, *, levels: int = 256) -> jax.Array:
-    """Quantise a waveform by the mu-law, which is finer near 0.
+    """Quantise a waveform by the mu-law, whose steps are finer near 0.
 
     Args:
         x: Samples in -1..1, of any shape; values outside that range are clipped.
@@ -107,7 +119,7 @@ def mu_law_encode(x: jax.Array, *, levels: int = 256) -> jax.Array:
 
 
 def mu_law_decode(codes: jax.Array, *, levels: int = 256) -> jax.Array:
-    """Return the waveform of mu-law codes, the inverse of `mu_law_encode`.
+    """Map mu-law codes back to a waveform; the inverse of `mu_law_encode`.
 
     Args:
         codes: Integers 0..levels - 1, of any shape.
@@ -131,15 +143,15 @@ def _mel(hertz: np.ndarray | float) -> np.ndarray:
 
 def _check(x: jax.Array, sample_rate: float, window: int, hop: int, bands: int, lowest: float, highest: float, floor: float) -> None:
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"log_mel: x is {x.dtype} of shape {x.shape}; give floats (batch, time).")
+        raise UserError(f"log_mel: x is {x.dtype} of shape {x.shape}; give floating-point samples (batch, time).")
     for name, value, least in (("window", window, 2), ("hop", hop, 1), ("bands", bands, 1)):
         if not isinstance(value, (int, np.integer)) or value < least:
-            raise UserError(f"log_mel: {name}={value} must be a whole number of at least {least}.")
+            raise UserError(f"log_mel: {name}={value} must be an integer of at least {least}.")
     if x.shape[1] < window:
-        raise UserError(f"log_mel: {x.shape[1]} samples hold no frame of window={window}; give a longer x, or a shorter window.")
+        raise UserError(f"log_mel: {x.shape[1]} samples are shorter than a frame of window={window}; give a longer x or a shorter window.")
     if not 0 <= lowest < highest <= sample_rate / 2:
         raise UserError(
-            f"log_mel: lowest={lowest} and highest={highest} must rise from 0 to at most half of sample_rate={sample_rate}; correct them."
+            f"log_mel: lowest={lowest} and highest={highest} must satisfy 0 <= lowest < highest <= sample_rate / 2 = {sample_rate / 2}."
         )
     if not floor > 0:
-        raise UserError(f"log_mel: floor={floor} has no logarithm; give a number above 0, such as 1e-6.")
+        raise UserError(f"log_mel: floor={floor} must be positive, since its logarithm is taken; use a number such as 1e-6.")

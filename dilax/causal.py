@@ -1,33 +1,32 @@
-"""Layers of causal sequence models besides convolutions.
+"""Layers of causal sequence models other than convolutions.
 
-All take (batch, time, channels) and work in `dilax.streaming`.
+All of them take (batch, time, channels) and can be fed in chunks; see `dilax.streaming`.
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.typing import DTypeLike
 
 from dilax.functional import dilated_conv_transpose
 from dilax.geometry import effective_kernel_size
-from dilax.streaming import Flow, Layer, Ring, conv_transpose_step, new_ring, turn
+from dilax.streaming import Flow, Layer, Ring, advance_ring, conv_transpose_step, new_ring
 
 
 class CausalConvTranspose(Layer):
-    """`dilated_conv_transpose` along time without a look ahead: `stride` outputs for each input.
+    """`dilated_conv_transpose` along time without lookahead: each input gives `stride` outputs.
 
-    y[m] = sum over p, t with p * stride + t * dilation = m of x[p] kernel[t]; what would come after the last input's outputs is left out.
+    y[m] = sum over p, t with p * stride + t * dilation = m of x[p] kernel[t]; outputs beyond those of the last input are cut off.
 
     Attributes:
         features: Output channels.
         kernel_size: Taps.
         stride: Outputs per input.
-        dilation: Outputs between neighbouring taps.
+        dilation: Output samples between neighbouring taps.
         use_bias: Whether to add a bias.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
 
     Example:
         >>> x = jnp.ones((8, 100, 16))
@@ -41,7 +40,7 @@ class CausalConvTranspose(Layer):
     stride: int = 1
     dilation: int = 1
     use_bias: bool = True
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,34 +49,34 @@ class CausalConvTranspose(Layer):
         kernel = self.param("kernel", init, (self.kernel_size, self.features, x.shape[-1]), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        behind = max(0, effective_kernel_size(self.kernel_size, self.dilation) - self.stride)
+        excess = max(0, effective_kernel_size(self.kernel_size, self.dilation) - self.stride)
         size = x.shape[1] * self.stride
-        y = dilated_conv_transpose(x, kernel, stride=self.stride, dilation=self.dilation, padding=((0, behind),), output_size=size)
+        y = dilated_conv_transpose(x, kernel, stride=self.stride, dilation=self.dilation, padding=((0, excess),), output_size=size)
         return y if bias is None else y + bias[None, None]
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
         """Return one sample of zeros."""
         return jnp.zeros((batch_size, 1, self.get_variable("params", "kernel").shape[-1]), dtype)
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
-        """Return a ring of the inputs that still have outputs to come."""
+        """Return a ring of the inputs that still contribute to later outputs."""
         flow.require_no_latency(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], (self.kernel_size - 1) * self.dilation // self.stride, x.shape[2:], x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
-        """Return the outputs for a chunk, and the ring after it."""
+        """Return the outputs for a chunk, and the next ring."""
         kernel, bias = (self.get_variable("params", name) if self.has_variable("params", name) else None for name in ("kernel", "bias"))
         chunk, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y, after = conv_transpose_step(chunk, kernel, state, stride=self.stride, dilation=self.dilation)
-        return (y if bias is None else y + bias[None, None]), after
+        y, ring = conv_transpose_step(chunk, kernel, state, stride=self.stride, dilation=self.dilation)
+        return (y if bias is None else y + bias[None, None]), ring
 
 
 class Delay(Layer):
-    """The same sequence; fed in chunks, `samples` late, to be added to a branch that looks as far ahead.
+    """The identity; fed in chunks, it delays a sequence, so that it can be added to a branch that looks equally far ahead.
 
     Attributes:
-        samples: By how many.
+        samples: The delay, in samples.
     """
 
     samples: int
@@ -87,58 +86,58 @@ class Delay(Layer):
         return x
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
-        """Return a ring of what is held back."""
+        """Return a ring of the samples that are held back."""
         return new_ring(x.shape[0], self.samples, x.shape[2:], x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
-        """Return the samples before, and the ring after the chunk."""
-        (late,), after = turn(state, x, [self.samples])
-        return late, after
+        """Return the delayed samples, and the next ring."""
+        (delayed,), ring = advance_ring(state, x, [self.samples])
+        return delayed, ring
 
 
 class CumulativeNorm(Layer):
-    """Layer normalisation over all channels of all samples so far: the causal form of one over the whole sequence.
+    """Layer normalisation over all channels of all samples so far: the causal form of normalisation over the whole sequence.
 
     Attributes:
         epsilon: Added to the variance.
-        dtype: Of the result; statistics are taken in float32.
+        dtype: Dtype of the result; statistics are computed in float32.
 
     Reference:
         Luo & Mesgarani 2019, arXiv:1809.07454, section II-E.
     """
 
     epsilon: float = 1e-8
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, time, channels) to the same shape."""
-        return self._normalised(x, self._zeros(x), jnp.ones(x.shape[1], bool))[0]
+        return self._normalise(x, self._zeros(x), jnp.ones(x.shape[1], bool))[0]
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
         """Return one sample of zeros."""
         return jnp.zeros((batch_size, 1, *self.get_variable("params", "scale").shape), dtype)
 
     def start(self, x: jax.Array, flow: Flow) -> dict[str, jax.Array]:
-        """Return sums over nothing."""
+        """Return the sums over no samples."""
         return self._zeros(x)
 
     def step(self, x: jax.Array, state: dict[str, jax.Array], flow: Flow) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the normalised chunk, and the sums after it."""
-        return self._normalised(x, state, flow.valid_samples(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
+        """Return the normalised chunk, and the next sums."""
+        return self._normalise(x, state, flow.valid_samples(x, flow.latency) if flow.latency else jnp.ones(x.shape[1], bool))
 
     def _zeros(self, x: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.zeros((x.shape[0], 1, 1), jnp.float32) for name in ("count", "origin", "sum", "squares")}
 
     @nn.compact
-    def _normalised(self, x: jax.Array, state: dict[str, jax.Array], counts: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Normalise samples of which those count that `counts`, bool (time,), says."""
+    def _normalise(self, x: jax.Array, state: dict[str, jax.Array], valid: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Normalise samples; only those where `valid`, bool (time,), is True enter the statistics."""
         wide = x.astype(jnp.float32)
-        # Sums of what lies far from zero lose the digits of its spread: they are of the distance from the first sample that counts. The
-        # result does not depend on it, so neither does its gradient.
-        first = lax.stop_gradient(jnp.take(wide, counts.argmax(), axis=1, mode="clip").mean(-1)[:, None, None])
+        # Sums of values far from zero lose the digits that hold their spread, so the first valid sample is subtracted. The result does not
+        # depend on it, and neither does the gradient.
+        first = lax.stop_gradient(jnp.take(wide, valid.argmax(), axis=1, mode="clip").mean(-1)[:, None, None])
         origin = jnp.where(state["count"] > 0, state["origin"], first)
-        wide = jnp.where(counts[None, :, None], wide - origin, 0.0)
-        steps = jnp.broadcast_to(jnp.cumsum(counts.astype(jnp.float32))[None, :, None] * x.shape[-1], (x.shape[0], x.shape[1], 1))
+        wide = jnp.where(valid[None, :, None], wide - origin, 0.0)
+        steps = jnp.broadcast_to(jnp.cumsum(valid.astype(jnp.float32))[None, :, None] * x.shape[-1], (x.shape[0], x.shape[1], 1))
         count = jnp.maximum(state["count"] + steps, 1.0)
         total = state["sum"] + jnp.cumsum(wide.sum(-1, keepdims=True), axis=1)
         squares = state["squares"] + jnp.cumsum(jnp.square(wide).sum(-1, keepdims=True), axis=1)

@@ -213,7 +213,7 @@ class ContextModule(nn.Module):
     dtype: Any = None
 
     @classmethod
-    def large(cls, noise: float = 0.01, dtype: Any = None) -> "ContextModule":
+    def large(cls, *, noise: float = 0.01, dtype: Any = None) -> "ContextModule":
         """The large module of the paper: 2, 2, 4, 8, 16, 32 and 32 times the channels of the input."""
         return cls(multipliers=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
 
@@ -229,14 +229,14 @@ class ContextModule(nn.Module):
             )
         channels = x.shape[-1]
         ones, threes = _windows(x)
-        init = identity_init(channels, self.noise)
+        init = identity_init(channels, noise=self.noise)
         for i, (dilation, multiplier) in enumerate(zip(self.dilations, self.multipliers)):
             conv = DilatedConv(channels * multiplier, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
             x = nn.relu(conv(x))
         return DilatedConv(channels, ones, dtype=self.dtype, kernel_init=init, name="last")(x)
 
 
-def identity_init(channels: int, noise: float = 0.0) -> Any:
+def identity_init(channels: int, *, noise: float = 0.0) -> Any:
     """Return the initializer of a kernel that hands on `channels` maps, of each of which its input and output hold several copies.
 
     The centre tap from a copy of a map to a copy of the same is channels / c_out, and all others are normal with standard deviation

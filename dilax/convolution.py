@@ -139,8 +139,8 @@ class TimeConv(ConvModule, Layer):
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
         """Return the outputs for a chunk, and the next ring."""
         taps = self._taps(x)
-        # Layers before this one that look ahead also give outputs for samples outside the sequence, and so does this one. A single tap
-        # does not spread them, and may stand in a branch that is less late, as a shortcut does.
+        # Layers before this one that look ahead also give outputs outside the sequence, which are masked here. A kernel of one tap does not
+        # spread them, and may be in a branch with less latency, such as a shortcut.
         if flow.latency and taps[0] > 1:
             lookahead = self._time_pads(taps)[0][1]
             valid = flow.valid_samples(x, flow.latency - lookahead).reshape(1, -1, *(1,) * (x.ndim - 2))

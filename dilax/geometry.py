@@ -25,7 +25,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, minimum: int = 1) -> tuple[int, ...]:
+def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, *, minimum: int = 1) -> tuple[int, ...]:
     """Return `value` as one integer per spatial axis.
 
     Args:
@@ -270,10 +270,6 @@ class ConvPlan:
     def output_size(self) -> tuple[int, ...]:
         """Outputs per axis."""
         return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
-
-    def replace(self, **fields: Any) -> "ConvPlan":
-        """The same plan with some fields changed."""
-        return dataclasses.replace(self, **fields)
 
     @property
     def multiply_adds(self) -> int:

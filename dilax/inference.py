@@ -51,7 +51,11 @@ class Inference:
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
-        return jax.jit(lambda variables, x, length: self.model.apply(variables, **self.arguments(x, length), train=False))
+        def run(variables: Any, x: jax.Array, length: jax.Array | None) -> Any:
+            arguments: dict[str, Any] = self.arguments(x, length)
+            return self.model.apply(variables, **arguments, train=False)
+
+        return jax.jit(run)
 
     def arguments(self, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:
         """Return the arguments of the model for a batch, by name; arguments as `outputs`."""
@@ -109,7 +113,7 @@ class Inference:
         self, prompt: np.ndarray, steps: int, *, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
     ) -> np.ndarray:
         """Continue prompts, codes (batch, time) or waveforms (batch, time, 1), by `steps` samples; see `dilax.sample`."""
-        options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         run: Any = jax.jit(lambda variables, key, prompt: generate.sample(self.model, variables, key, prompt, steps, **options))
         return np.asarray(run(self.variables, jax.random.key(seed), jnp.asarray(prompt)))
 
@@ -120,7 +124,7 @@ class Inference:
 
     def to_sound(self, values: np.ndarray) -> np.ndarray:
         """Map mu-law codes (batch, time), or samples (batch, time, 1), to waveforms (batch, time) in -1..1."""
-        return np.asarray(mu_law_decode(jnp.asarray(values), len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
+        return np.asarray(mu_law_decode(jnp.asarray(values), levels=len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
 
 
 def model_arguments(model: nn.Module, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:

@@ -105,15 +105,15 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
             raise
         except Exception as error:  # orbax has no error class of its own for damaged files
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run to write another.") from error
+            raise UserError(
+                f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run to write another."
+            ) from error
     return jax.tree.map(np.asarray, tree)
 
 
 def _tree_of(leaves: dict[str, list[Any]], sharding: Any) -> dict[str, Any]:
     """Return the nested dicts of shapes that `describe_leaves` was called on."""
-    flat = {
-        tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding) for path, (shape, dtype) in leaves.items()
-    }
+    flat = {tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding) for path, (shape, dtype) in leaves.items()}
     return {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat)}
 
 

@@ -17,7 +17,7 @@ from dilax.convolution import ConvModule, Initializer, TimeConv, add_bias, check
 from dilax.errors import UserError, did_you_mean
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.geometry import IntOrTuple, is_integer, per_axis
-from dilax.streaming import Ring
+from dilax.streaming import Flow, Layer, Ring
 
 
 class DilatedConv(TimeConv):
@@ -161,7 +161,7 @@ class SeparableConv(TimeConv):
         return self._add_stored_bias(jnp.einsum("...c,co->...o", y, pointwise, precision=self.precision)), ring
 
 
-class DilatedConvTranspose(ConvModule):
+class DilatedConvTranspose(ConvModule, Layer):
     """`dilated_conv_transpose` with a learned kernel (*kernel_size, features // groups, c_in) and bias.
 
     The kernel is that of `flax.linen.ConvTranspose` with `transpose_kernel=True`.
@@ -200,6 +200,10 @@ class DilatedConvTranspose(ConvModule):
         x, kernel, bias = promote_dtype(x, kernel, self._bias(self.features), dtype=self.dtype)
         options = dict(dilation=self.dilation, groups=self.groups, output_size=self.output_size)
         return add_bias(self._convolve(dilated_conv_transpose, x, kernel, **options), bias)
+
+    def start(self, x: jax.Array, flow: Flow) -> Ring:
+        """Refuse to be fed in chunks."""
+        raise UserError(f"{flow.name_of(self)} is a DilatedConvTranspose, which looks ahead; use `dilax.CausalConvTranspose`.")
 
 
 class MultiDilationConv(TimeConv):

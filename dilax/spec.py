@@ -24,7 +24,8 @@ class DataSpec:
         sample_rate: Samples per second, for sound.
         mean: Subtracted from each input channel, before the division by `std`. For images, of colours from 0 to 1.
         std: Standard deviation of each channel; see `mean`.
-        pixels: How images become sequences: "" leaves them images, "rows" reads the pixels row by row, "permuted" in one fixed random order.
+        pixels: How images become sequences: "" leaves them images, "rows" reads their pixels row by row, "permuted" in one fixed random
+            order.
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
     """
 
@@ -78,7 +79,8 @@ class DataSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "DataSpec":
         """Return the spec that `to_json` was called on."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**values)
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -93,18 +93,18 @@ def test_narrow_floats_are_summed_in_float32(dtype):
 
 
 MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
-    (SOUND[0], {}, "log_mel: x is float32 of shape (130,); give floats (batch, time)."),
-    (SOUND.astype(np.int16), {}, "log_mel: x is int16 of shape (3, 130); give floats (batch, time)."),
-    (SOUND, dict(window=131), "log_mel: 130 samples hold no frame of window=131; give a longer x, or a shorter window."),
-    (SOUND, dict(window=1), "log_mel: window=1 must be a whole number of at least 2."),
-    (SOUND, dict(window=20.5), "log_mel: window=20.5 must be a whole number of at least 2."),
-    (SOUND, dict(hop=0), "log_mel: hop=0 must be a whole number of at least 1."),
-    (SOUND, dict(bands=0), "log_mel: bands=0 must be a whole number of at least 1."),
-    (SOUND, dict(lowest=-1.0), "log_mel: lowest=-1.0 and highest=4000.0 must rise from 0 to at most half of sample_rate=8000; correct them."),
-    (SOUND, dict(highest=4001.0), "log_mel: lowest=20.0 and highest=4001.0 must rise from 0 to at most half of sample_rate=8000; correct them."),
-    (SOUND, dict(lowest=4000.0), "log_mel: lowest=4000.0 and highest=4000.0 must rise from 0 to at most half of sample_rate=8000; correct them."),
-    (SOUND, dict(floor=0.0), "log_mel: floor=0.0 has no logarithm; give a number above 0, such as 1e-6."),
-    (SOUND, dict(bands=40), "log_mel: band 0 of 40 lies between two frequencies of a transform of 64 samples at 8000 Hz; "
+    (SOUND[0], {}, "log_mel: x is float32 of shape (130,); give floating-point samples (batch, time)."),
+    (SOUND.astype(np.int16), {}, "log_mel: x is int16 of shape (3, 130); give floating-point samples (batch, time)."),
+    (SOUND, dict(window=131), "log_mel: 130 samples are shorter than a frame of window=131; give a longer x or a shorter window."),
+    (SOUND, dict(window=1), "log_mel: window=1 must be an integer of at least 2."),
+    (SOUND, dict(window=20.5), "log_mel: window=20.5 must be an integer of at least 2."),
+    (SOUND, dict(hop=0), "log_mel: hop=0 must be an integer of at least 1."),
+    (SOUND, dict(bands=0), "log_mel: bands=0 must be an integer of at least 1."),
+    (SOUND, dict(lowest=-1.0), "log_mel: lowest=-1.0 and highest=4000.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
+    (SOUND, dict(highest=4001.0), "log_mel: lowest=20.0 and highest=4001.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
+    (SOUND, dict(lowest=4000.0), "log_mel: lowest=4000.0 and highest=4000.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
+    (SOUND, dict(floor=0.0), "log_mel: floor=0.0 must be positive, since its logarithm is taken; use a number such as 1e-6."),
+    (SOUND, dict(bands=40), "log_mel: band 0 of 40 falls between two frequencies of a transform of 64 samples at 8000 Hz; "
      "use fewer bands, a longer window, or a higher lowest."),
 ]  # fmt: skip
 

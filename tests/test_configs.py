@@ -87,9 +87,9 @@ def test_builds_and_steps(name, variant):
         shape, symbols = SHAPES[config.data.name], 0
         outputs = SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
         batch = image_batch(config, shape, outputs)
-    pixels = {"pixels": "permuted" if config.sequence.permute else "rows"} if shape == (784, 1) else {}
+    order = "" if shape != (784, 1) else "permuted" if config.sequence.permute else "rows"
     names, codes = (tuple(map(str, range(count))) for count in (outputs, symbols))
-    setup = build(config, DataSpec(config.data.name, shape, names, 1000, codes, **pixels))
+    setup = build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order))
     if variant != "smoke":  # which takes the same step on fewer or narrower layers, and compiles
         state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))
         assert jax.tree.map(lambda a: a.shape, state.params) == jax.tree.map(lambda a: a.shape, setup.shapes["params"])
@@ -124,11 +124,12 @@ def test_model_config_knows_all_fields_of_a_model():
         model_config("x")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections reads config files with it
 def test_the_list_names_every_config(root):
     lines = listing.table(root / "configs").splitlines()
     assert lines[0].split() == ["config", "task", "data", "measured", "time"]
     for name in NAMES:
         assert any(f"configs/{name}.py" in line for line in lines), name
-    (digits,) = (line for line in lines if "digits.py" in line and "seq" not in line and "tune" not in line and "train" not in line.split()[0] and "permuted" not in line and "spoken" not in line)
+    (digits,) = (line for line in lines if "configs/digits.py" in line)
     assert "98.8 % test accuracy (seed 0)" in digits
-    assert "classification" in digits
+    assert " classification " in digits

@@ -185,7 +185,7 @@ def test_identity_init_is_that_of_the_paper(c_in, c_out):
         for b in range(c_out):
             expected[1, 1, a, b] = 2 / c_out if a * 2 // c_in == b * 2 // c_out else 0
     np.testing.assert_allclose(context.identity_init(2)(KEY, expected.shape), expected, rtol=1e-6)
-    noisy = np.asarray(context.identity_init(2, 0.05)(KEY, expected.shape))
+    noisy = np.asarray(context.identity_init(2, noise=0.05)(KEY, expected.shape))
     np.testing.assert_allclose(noisy[expected > 0], expected[expected > 0], rtol=1e-6)
     np.testing.assert_allclose(noisy[expected == 0].std(), 0.05 * 2 / c_out, rtol=0.3)
 

@@ -177,26 +177,21 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 PROGRAM = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from test_data import slow_source, take
+import multiprocessing, sys, time
+import numpy as np
 from train.data import train_batches
-if __name__ == "__main__":
-    import multiprocessing
-    batches = train_batches(slow_source(), 4, seed=0, workers=2)
-    take(batches, 3)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    {ending}
-"""
+from train.data.source import Lazy
 
-
-def slow_source() -> Lazy:
-    return Lazy(50, slow_records)
-
-
-def slow_records(indices):
+def read(indices):
     time.sleep(0.01)
     return [{"label": np.int32(i)} for i in indices]
+
+if __name__ == "__main__":
+    batches = train_batches(Lazy(50, read), 4, seed=0, workers=2)
+    next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    %s
+"""
 
 
 def is_running(pid: int) -> bool:
@@ -223,7 +218,7 @@ def is_running(pid: int) -> bool:
     ids=["exit", "Ctrl-C", "killed", "a killed worker"],
 )
 def test_no_worker_process_survives(tmp_path, ending, send, code, error):
-    (tmp_path / "program.py").write_text(PROGRAM.format(tests=str(ROOT / "tests"), ending=ending))
+    (tmp_path / "program.py").write_text(PROGRAM % ending)
     command, pipe = [sys.executable, str(tmp_path / "program.py")], subprocess.PIPE
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environment) as program:

@@ -122,7 +122,7 @@ CASES = {
         "dilated_conv_transpose: padding=2 leaves an output of size (-1,); use less padding or give output_size.",
     ),
     "unknown platform": (
-        lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), "gpu"),
+        lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), platform="gpu"),
         "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
     ),
     "an int on an image": (
@@ -193,10 +193,10 @@ CASES = {
         model("dilated_cnn", activation="rulu"),
         "activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
     ),
-    "dropout of 1": (model("dilated_cnn", dropout=1.0), "Dropout: rate=1.0 is not a probability; use 0 <= rate < 1."),
+    "dropout of 1": (model("dilated_cnn", dropout=1.0), "Dropout: rate=1.0 is not a valid probability; use 0 <= rate < 1."),
     "batch statistics of one value": (
         lambda: blocks.Norm().apply({"batch_stats": {}}, jnp.ones((1, 1, 1, 4)), train=True, mutable=["batch_stats"]),
-        "Norm: an input of shape (1, 1, 1, 4) has one value per channel, whose batch statistics are void; use a larger batch, or norm='group' or 'frozen'.",
+        "Norm: an input of shape (1, 1, 1, 4) has a single value per channel, for which batch statistics are undefined; use a larger batch, or norm='group' or 'frozen'.",
     ),
     "pieces joined along space": (
         lambda: dilax.receptive_field(lambda x: jnp.roll(x[:, :8], 4, 1), X1),

@@ -5,6 +5,7 @@ import inspect
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -50,6 +51,9 @@ DILAX = [
     "dilax.convolution",
     "dilax.modules",
     "dilax.causal",
+    "dilax.blocks.norm",
+    "dilax.blocks.sequences",
+    "dilax.blocks.conv",
     "dilax.blocks",
     "dilax.context",
     "dilax.losses",
@@ -74,6 +78,8 @@ DILAX = [
     "dilax.models",
     "dilax.weights",
     "dilax.generate",
+    "dilax.inference",
+    "dilax.loading",
     "dilax.folding",
     "dilax.summary",
     "dilax.plots.canvas",
@@ -90,28 +96,33 @@ TRAIN = [
     "train.keys",
     "train.runtime",
     "train.writers",
-    "train.data.windows",
     "train.data.source",
+    "train.data.windows",
     "train.data.splits",
     "train.data.batches",
     "train.data",
+    "train.data.augment.options",
+    "train.data.augment.pixels",
+    "train.data.augment.geometry",
     "train.data.augment",
+    "train.data.mel",
     "train.data.readers.files",
     "train.data.readers.images",
     "train.data.readers.masks",
     "train.data.readers.mask_folders",
     "train.data.readers.packaged",
     "train.data.readers.cells",
+    "train.data.readers.archives",
     "train.data.readers.downloads",
     "train.data.readers.tfds",
     "train.data.readers.sound",
+    "train.data.readers.values",
     "train.data.readers.tables",
     "train.data.readers.series",
     "train.data.readers.text",
     "train.data.readers.piano",
     "train.data.readers.mixtures",
     "train.data.readers.made_up",
-    "train.data.readers",
     "train.data.image_sets",
     "train.tasks.base",
     "train.tasks.images",
@@ -206,8 +217,16 @@ def test_only_tasks_name_a_task(path):
     from train.tasks import TASKS
 
     tree = ast.parse(path.read_text())
-    documentation = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)}
-    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation}
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+    }
+    words = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+    }
     # The task that a config has unless it names another is the one name outside.
     assert words & set(TASKS) <= ({"classification"} if path.name == "config.py" else set())
     compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith("config.task")]
@@ -264,6 +283,56 @@ def test_no_public_function_takes_loose_keywords():
         name for name in dilax.__all__ if inspect.isfunction(getattr(dilax, name)) and "**" in str(inspect.signature(getattr(dilax, name)))
     }
     assert takers == set()
+
+
+def public_functions() -> dict[str, Callable]:
+    """Every function of the public list, of its modules, and every method of its classes."""
+    things = {name: getattr(dilax, name) for name in dilax.__all__}
+    for name, module in [(name, thing) for name, thing in things.items() if inspect.ismodule(thing)]:
+        listed = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
+        ours = {each: getattr(module, each) for each in listed}
+        things |= {f"{name}.{each}": thing for each, thing in ours.items() if getattr(thing, "__module__", "").startswith(module.__name__)}
+    functions = {name: thing for name, thing in things.items() if inspect.isfunction(thing)}
+    for name, thing in things.items():
+        if inspect.isclass(thing):
+            methods = {each: inspect.unwrap(getattr(method, "__func__", method)) for each, method in vars(thing).items()}
+            ours = {
+                each: method for each, method in methods.items() if inspect.isfunction(method) and method.__module__ == thing.__module__
+            }
+            functions |= {f"{name}.{each}": method for each, method in ours.items() if each == "__call__" or not each.startswith("_")}
+    return functions
+
+
+# What these functions are about, though it has a default.
+LEADING = {("tiled", "tile"), ("suggest_dilations", "layers")}
+
+
+def test_options_of_public_functions_are_keywords():
+    """Arguments may be given by position only where they are required, or arrays; `dilation_taps()` and the like begin with a default."""
+    functions, wrong = public_functions(), set()
+    assert len(functions) > 150
+    for name, function in functions.items():
+        given = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("self", "cls")
+        ]
+        options = {p.name for p in given if p.default is not p.empty and "Array" not in str(p.annotation)}
+        wrong |= {(name, option) for option in options if len(options) < len(given)} - LEADING
+    assert wrong == set()
+
+
+def test_a_misspelt_argument_is_refused():
+    for name, function in public_functions().items():
+        if name not in ("models.create", "streaming.Streamable.stream"):  # they take the fields and the arguments of any model
+            with pytest.raises(TypeError):
+                inspect.signature(function).bind_partial(misspelt=None)
+
+
+def test_what_others_import_from_dilax_is_public():
+    for path in files("train") + files("configs") + files("benchmarks"):
+        ours = [name.split(".") for name in imports(path) if name.startswith("dilax.")]
+        assert [parts for parts in ours if parts[1] not in dilax.__all__ or any(part.startswith("_") for part in parts)] == [], path
 
 
 def test_size_of_files():

@@ -43,7 +43,7 @@ def marked(x, kernel, plan):
 @pytest.fixture
 def cpu_is_marked(monkeypatch):
     monkeypatch.setitem(lowerings.LOWERINGS, "marked", dilax.Lowering(marked))
-    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, face: "marked" if platform == "cpu" else "lax")
+    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, operation: "marked" if platform == "cpu" else "lax")
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -68,9 +68,9 @@ PLANS = {
 
 @pytest.mark.parametrize(("plan", "expected"), PLANS.values(), ids=PLANS)
 def test_the_rule(plan, expected):
-    assert tuple(dilax.select_lowering(plan, "cpu", face) for face in lowerings.FACES) == expected
-    others = itertools.product(("cuda", "rocm", "tpu", "other"), lowerings.FACES)
-    assert {dilax.select_lowering(plan, platform, face) for platform, face in others} == {"lax"}
+    assert tuple(dilax.select_lowering(plan, operation=operation) for operation in lowerings.OPERATIONS) == expected
+    others = itertools.product(("cuda", "rocm", "tpu", "other"), lowerings.OPERATIONS)
+    assert {dilax.select_lowering(plan, platform=platform, operation=operation) for platform, operation in others} == {"lax"}
     assert all(lowerings.supports(name, plan) for name in expected)
 
 
@@ -162,14 +162,14 @@ LARGE = {
 def test_larger_maps_agree_with_lax(lowering, plan):
     x, kernel, y = draw(plan.x_shape, plan.kernel_shape, plan.y_shape)
 
-    def faces(lowering):
+    def gradients(lowering):
         def run(x, kernel, y):
             result, pull_back = jax.vjp(lambda x, kernel: lowerings.convolve(x, kernel, plan, lowering), x, kernel)
             return result, *pull_back(y)
 
         return jax.jit(run)(x, kernel, y)
 
-    for found, expected in zip(faces(lowering), faces("lax")):
+    for found, expected in zip(gradients(lowering), gradients("lax")):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
@@ -258,10 +258,10 @@ def test_a_lowering_that_cannot_is_refused():
     assert str(error.value) == (
         "dilated_conv: lowering='taps' cannot compute 3 taps of 3 channels in 1 groups; use one of ('auto', 'lax', 'products', 'patches')."
     )
-    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown face 'forward'; use one of \('output', "):
-        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), "cpu", "forward")
+    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown operation 'forward'; use one of \('output', "):
+        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), operation="forward")
     with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown platform 'gpu'; use one of \('cpu', 'cuda', "):
-        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), "gpu")
+        dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), platform="gpu")
 
 
 def test_autotune_of_a_plan(capsys):

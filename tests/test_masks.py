@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 def config_of(keys: Any, **changes: Any) -> ConfigDict:
     defaults = {name.removeprefix("data."): key.default for name, key in keys.items()}
-    config = ConfigDict({**defaults, **dict(name="", dir="", validation=0.25, memory_mb=64, workers=0, download=False)})
+    config = ConfigDict({**defaults, **dict(name="", dir="", validation=0.25, memory_mb=2048, workers=0, download=False)})
     config.update(changes)
     return config
 

@@ -162,15 +162,15 @@ def test_the_field_of_the_outputs(name):
 def test_the_field_of_the_outputs_sets_their_number():
     codes = jnp.zeros((1, 64), jnp.int32)
     for name in SEQUENCES:
-        symbols = models.input_symbols_field(name)
-        fields = dict.fromkeys(models.output_fields(name), 7) | ({symbols: 7} if symbols else {})
+        symbols = models.symbol_fields(name)
+        fields = dict.fromkeys((*models.output_fields(name), *symbols), 7)
         x = codes if symbols else jnp.zeros((1, 64, 1))
         y = jax.eval_shape(lambda name=name, fields=fields, x=x: models.create(name, **fields).init_with_output(KEY, x, train=False)[0])
         assert y.shape[-1] == 7
-    assert {name for name in models.names() if models.input_symbols_field(name)} == {"bytenet", "gated_dilated_cnn", "tcn", "wavenet"}
+    assert {name for name in models.names() if models.symbol_fields(name)} == {"bytenet", "gated_dilated_cnn", "tcn", "wavenet"}
 
 
-@pytest.mark.parametrize("function", [models.output_fields, models.input_symbols_field, models.create])
+@pytest.mark.parametrize("function", [models.output_fields, models.symbol_fields, models.create])
 def test_an_unknown_model_is_refused(function):
     with pytest.raises(UserError) as error:
         function("tcnn")

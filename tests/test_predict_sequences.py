@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from train.predict_sequences import Options, predict
+from train.predict_stream import stream
 
 import dilax
 from dilax.errors import UserError
@@ -21,8 +23,6 @@ from train import predict as command
 from train.config import default_config, model_config
 from train.data.readers import series, tables, text
 from train.data.readers import sound as sounds_
-from train.predict_sequences import Options, predict
-from train.predict_stream import stream
 
 WORDS = "the rain in spain stays mainly in the plain\nand the grain\n"
 RATE = 8000

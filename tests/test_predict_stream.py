@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train.data.open_sequences import log_mel_frames
+from train.predict_sequences import Options
+from train.predict_stream import stream
+from train.run import Trained
+from train.sequence_report import probabilities
 
 import dilax
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
 from train import run
 from train.config import default_config, model_config
-from train.data.open_sequences import log_mel_frames
 from train.data.readers import sound as sounds_
-from train.predict_sequences import Options
-from train.predict_stream import stream
-from train.run import Trained
-from train.sequence_report import probabilities
 
 RATE, RNG = 8000, np.random.default_rng(5)
 TIME = np.arange(5237) / RATE

@@ -1,5 +1,6 @@
 """Sets of TFDS without TensorFlow: prepared from files on a loopback server, then read."""
 
+import functools
 import gzip
 import hashlib
 import http.server
@@ -11,22 +12,21 @@ import socket
 import tarfile
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core import registered, utils
-from tensorflow_datasets.core.download.checksums import UrlInfo
 from test_data import load, random_images
 
 from dilax.errors import UserError
-from train import cli, data
+from train import cli
 from train import prepare as command
-from train.data import source as sources
-from train.data.readers import downloads as prepare
-from train.data.readers import tfds as tfds_source
+from train.data import image_sets
+from train.data.readers.downloads import Download, find, prepare
+from train.data.source import Lazy, Subset, Table, field
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
 
@@ -98,7 +98,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write({"torn": content[:-10], "wrong": content[:-1] + b"?", "stalled": content[:10]}.get(kind, content))
+        self.wfile.write({"truncated": content[:-10], "wrong": content[:-1] + b"?", "stalled": content[:10]}.get(kind, content))
         if kind == "stalled":
             self.wfile.flush()
             time.sleep(1.5)
@@ -121,7 +121,17 @@ def serve(server, name, kind="good"):
     """Put a tiny set on the loopback server; return where its files are, and its truth."""
     server.kind, server.asked, (server.files, truth) = kind, [], fake(name)
     url = f"http://127.0.0.1:{server.server_port}"
-    return {f"{url}/{file}": UrlInfo(utils.Size(len(b)), hashlib.sha256(b).hexdigest(), file) for file, b in server.files.items()}, truth
+    return [Download(f"{url}/{file}", file, hashlib.sha256(content).hexdigest()) for file, content in server.files.items()], truth
+
+
+def url_infos(downloads, ports):
+    """Return what TFDS knows of its downloads; `ports` replaces parts of the addresses."""
+    return {
+        functools.reduce(lambda url, port: url.replace(*port), ports.items(), one.url): SimpleNamespace(
+            filename=one.name, checksum=one.sha256
+        )
+        for one in downloads
+    }
 
 
 def pairs(images, values):
@@ -135,14 +145,14 @@ def pairs(images, values):
 def test_prepare_writes_what_tfds_reads(tmp_path, server, name, version, class_name):
     downloads, truth = serve(server, name)
     known: Any = tfds.builder_cls(name).url_infos
-    assert {info.filename for info in downloads.values()} == {info.filename for info in known.values()}
-    assert prepare.prepare(name, str(tmp_path), downloads) == tmp_path / name / version
+    assert {download.name for download in downloads} == {info.filename for info in known.values()}
+    assert prepare(name, str(tmp_path), downloads) == tmp_path / name / version
     server.kind = "missing"
-    assert prepare.prepare(name, str(tmp_path), downloads) == tmp_path / name / version
+    assert prepare(name, str(tmp_path), downloads) == tmp_path / name / version
     shutil.rmtree(tmp_path / name)
-    assert prepare.prepare(name, str(tmp_path), downloads) == tmp_path / name / version  # from TFDS's folder of downloads
+    assert prepare(name, str(tmp_path), downloads) == tmp_path / name / version  # from the folder of downloads
     splits = load(name=name, dir=str(tmp_path), validation=0)
-    assert splits.class_names[3] == class_name
+    assert splits.spec.outputs[3] == class_name
     for split, (images, labels) in truth.items():
         records = list(tfds.data_source(name, data_dir=tmp_path, split=split, builder_kwargs={"file_format": "array_record"}))
         assert len(records) == len(images)
@@ -151,7 +161,7 @@ def test_prepare_writes_what_tfds_reads(tmp_path, server, name, version, class_n
             expected = [{**known, "id": f"{split}_{i:05d}".encode()} for i, known in enumerate(expected)]
         assert pairs([record.pop("image") for record in records], records) == pairs(images, expected)
         held = getattr(splits, split)
-        assert pairs(held.images, held.labels) == pairs(images, labels["label"])
+        assert pairs(held.arrays["image"], held.arrays["label"]) == pairs(images, labels["label"])
     official: Any = tfds.builder(name, data_dir=tmp_path, file_format="array_record").info
     assert official.full_name == f"{name}/{version}"
     assert official.features["label"].names[3] == class_name
@@ -161,10 +171,10 @@ def test_prepare_writes_what_tfds_reads(tmp_path, server, name, version, class_n
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("wrong", r"has wrong checksum: .* try again, or put what you downloaded yourself into .*downloads/manual\."),
-        ("torn", r"Connection broken.*\d+ bytes read"),
+        ("wrong", r"gz has the wrong checksum, SHA-256 \w+ instead of \w+; try again, or put files that you .* into .*downloads/manual\."),
+        ("truncated", r"Connection broken.*\d+ bytes read"),
         ("stalled", "Read timed out"),
-        ("overloaded", "too many 503"),
+        ("overloaded", r"answered HTTP 503 \(Service Unavailable\)"),
         ("missing", "answered HTTP 404"),
         ("silent", r"127\.0\.0\.1:\d+/\S+ cannot be reached \(timed out\)"),
         ("no name server", r"127\.0\.0\.1:\d+/\S+ cannot be reached \(timed out\)"),
@@ -174,13 +184,12 @@ def test_prepare_writes_what_tfds_reads(tmp_path, server, name, version, class_n
 def test_a_bad_network_is_one_line_and_prepares_nothing(tmp_path, server, monkeypatch, capsys, kind, message):
     downloads, _ = serve(server, "mnist", kind)
     with monkeypatch.context() as bad:
-        bad.setattr(prepare, "_TIMEOUT_S", 0.5)
+        bad.setattr("train.data.readers.downloads._TIMEOUT_S", 0.5)
         bad.setattr("sys.argv", ["prepare", "mnist", f"--data_dir={tmp_path}"])
         if kind == "no name server":
             bad.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.5) or [])
         port = "1" if kind == "refused" else str(server.server_port)
-        infos = {url.replace(str(server.server_port), port): info for url, info in downloads.items()}
-        bad.setattr(tfds.builder_cls("mnist"), "url_infos", infos)
+        bad.setattr(tfds.builder_cls("mnist"), "url_infos", url_infos(downloads, {str(server.server_port): port}))
         start = time.monotonic()
         with pytest.raises(SystemExit, match="2"):
             cli.run(command.main)
@@ -190,31 +199,31 @@ def test_a_bad_network_is_one_line_and_prepares_nothing(tmp_path, server, monkey
             load(name="mnist", dir=str(tmp_path), download=True)
         assert time.monotonic() - start < 5
     assert [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "downloads" not in path.parents] == []
-    assert prepare.find("mnist", tmp_path) is None
+    assert find("mnist", tmp_path) is None
     server.kind = "good"
-    monkeypatch.setattr(tfds.builder_cls("mnist"), "url_infos", downloads)
-    assert load(name="mnist", dir=str(tmp_path), download=True, validation=0).input_shape == (28, 28, 1)
+    monkeypatch.setattr(tfds.builder_cls("mnist"), "url_infos", url_infos(downloads, {}))
+    assert load(name="mnist", dir=str(tmp_path), download=True, validation=0).spec.input_shape == (28, 28, 1)
 
 
 def test_a_file_put_there_by_hand_is_used(tmp_path, server):
     downloads, _ = serve(server, "cifar100", "missing")
     (by_hand := tmp_path / "downloads" / "manual" / "cifar-100-binary.tar.gz").parent.mkdir(parents=True)
     by_hand.write_bytes(b"something else")
-    with pytest.raises(UserError, match=f"{by_hand}, has wrong checksum"):
-        prepare.prepare("cifar100", str(tmp_path), downloads)
+    with pytest.raises(UserError, match=f"{by_hand} has the wrong checksum"):
+        prepare("cifar100", str(tmp_path), downloads)
     by_hand.write_bytes(server.files[by_hand.name])
-    assert prepare.prepare("cifar100", str(tmp_path), downloads).name == "3.0.2"
+    assert prepare("cifar100", str(tmp_path), downloads).name == "3.0.2"
     assert server.asked == []
 
 
 def test_prepare_errors(tmp_path, server):
     with pytest.raises(UserError, match="only TensorFlow can prepare food101"):
-        prepare.prepare("food101", str(tmp_path))
+        prepare("food101", str(tmp_path))
     with pytest.raises(UserError, match=r'there is no dataset "minst".*Did you mean "mnist"'):
-        prepare.prepare("minst", str(tmp_path))
+        prepare("minst", str(tmp_path))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"mnist cannot be prepared in .*file"):
-        prepare.prepare("mnist", str(tmp_path / "file"), serve(server, "mnist")[0])
+        prepare("mnist", str(tmp_path / "file"), serve(server, "mnist")[0])
 
 
 # Reading
@@ -225,30 +234,32 @@ def cifar(tmp_path_factory, server):
     """A directory with a tiny cifar10, and its truth."""
     folder = tmp_path_factory.mktemp("tfds")
     downloads, truth = serve(server, "cifar10")
-    prepare.prepare("cifar10", str(folder), downloads)
+    prepare("cifar10", str(folder), downloads)
     return folder, truth
 
 
 @pytest.mark.parametrize(("stratified", "classes"), [(100, range(9, -1, -1)), (100, ()), (0, ())])
 def test_memory_changes_nothing(cifar, monkeypatch, stratified, classes):
-    monkeypatch.setattr(data, "_STRATIFIED", stratified)
+    monkeypatch.setattr(image_sets, "_STRATIFIED", stratified)
     common = dict(name="cifar10", dir=str(cifar[0]), classes=tuple(classes), validation=0.2, image_size=16)
     held, streamed = load(**common), load(**common, memory_mb=0)
-    assert isinstance(held.train, data.ArraySource)
-    assert isinstance(streamed.train, sources.Subset)
-    assert isinstance(streamed.test, tfds_source.TfdsSource) or classes
-    assert (streamed.train.labels is None) == (stratified == 0)
-    assert held.input_shape == streamed.input_shape == (16, 16, 3)
+    assert isinstance(held.train, Table)
+    assert isinstance(streamed.train, Subset)
+    assert isinstance(streamed.test, Subset if classes else Lazy)
+    assert ("label" in streamed.train.replaced) == (stratified > 0)
+    assert held.spec == streamed.spec
+    assert held.spec.input_shape == (16, 16, 3)
     for split, count in (("train", 16), ("validation", 4), ("test", 7)):
         records = [getattr(streamed, split)[i] for i in range(count)]
-        np.testing.assert_array_equal([record["image"] for record in records], getattr(held, split).images)
-        np.testing.assert_array_equal([record["label"] for record in records], getattr(held, split).labels)
+        for name, values in getattr(held, split).arrays.items():
+            np.testing.assert_array_equal([record[name] for record in records], values)
+        np.testing.assert_array_equal(field(getattr(streamed, split), "label"), getattr(held, split).arrays["label"])
     truth = cifar[1]["test"][1]["label"].astype(int)
-    assert sorted(held.test.labels) == sorted(9 - truth if classes else truth)
+    assert sorted(held.test.arrays["label"]) == sorted(9 - truth if classes else truth)
 
 
 def test_tfds_default_directory(cifar, monkeypatch):
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(cifar[0]))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(cifar[0]))
     assert len(load(name="cifar10:3.0.2", validation=0).train) == 20
 
 
@@ -263,22 +274,38 @@ def write_set(folder, features, splits, images, hidden=()):
             label = -1 if split in hidden else i % 2
             yield i, {"image": Image.fromarray(image)} | ({"label": label} if "label" in features else {})
 
-    with registered.skip_registration():
+    class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
 
-        class Other(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        def _split_generators(self, _):
+            return {split: examples(split) for split in splits}
 
-            def _split_generators(self, _):
-                return {split: examples(split) for split in splits}
+        def _generate_examples(self, split):
+            return examples(split)
 
-            def _generate_examples(self, split):
-                return examples(split)
-
-        Other(data_dir=folder, file_format="array_record").download_and_prepare()
+    Other(data_dir=folder, file_format="array_record").download_and_prepare()
     return dict(name="other", dir=str(folder))
+
+
+def test_versions_and_configs_of_a_set(tmp_path):
+    image = {"image": tfds.features.Image(shape=(None, None, 3))}
+    write_set(tmp_path, image, ("train",), random_images(2, 6, 5, 3))
+    folder = tmp_path / "other"
+    for version in ("1.2.0", "1.10.0", "2.0.0.incomplete"):
+        shutil.copytree(folder / "1.0.0", folder / version)
+    shutil.copytree(folder / "1.0.0", tmp_path / "configured" / "small" / "1.0.0")
+
+    def found(name):
+        builder = find(name, tmp_path)
+        return builder and str(pathlib.Path(builder.data_path).relative_to(tmp_path))
+
+    assert found("other") == found("other:1.*.*") == "other/1.10.0"
+    assert (found("other:1.2.*"), found("other:1.0.0")) == ("other/1.2.0", "other/1.0.0")
+    assert [found(name) for name in ("other:3.0.0", "other/large", "nowhere", "../other", "other:latest")] == [None] * 5
+    assert found("configured") == found("configured/small:1.0.0") == "configured/small/1.0.0"
 
 
 def test_tfds_sets_that_do_not_fit(tmp_path):
@@ -291,20 +318,20 @@ def test_tfds_sets_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"has the splits \['test', 'train'\]; .* with labels"):
         load(**write_set(tmp_path / "hidden", both, ("train", "test"), same, hidden=("test",)))
     imagenet = write_set(tmp_path / "imagenet", both, ("train", "validation", "test"), same, hidden=("test",))
-    assert load(**imagenet).test.labels.tolist().count(1) == 1
+    assert load(**imagenet).test.arrays["label"].tolist().count(1) == 1
     assert len(load(**write_set(tmp_path / "all", both, ("train", "validation", "test"), same)).test) == 10
     mixed = write_set(tmp_path / "mixed", both, ("train", "validation"), [*same, random_images(1, 4, 5, 3)[0]])
     with pytest.raises(UserError, match=r"data\.image_size=0 needs images of one size"):
         load(**mixed)
-    assert load(**mixed, image_size=4, validation=0).test.images.shape == (3, 4, 4, 3)
+    assert load(**mixed, image_size=4, validation=0).test.arrays["image"].shape == (3, 4, 4, 3)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: the real CIFAR-10 in TFDS layout")
 def test_the_real_cifar10():
     splits = load(name="cifar10", dir=str(SHARED), classes=(0, 3, 5), per_class=11, validation=0.02)
-    assert splits.class_names == ("airplane", "cat", "dog")
-    assert np.bincount(splits.train.labels).tolist() == [11] * 3
-    assert np.bincount(splits.validation.labels).tolist() == [100] * 3
-    assert np.bincount(splits.test.labels).tolist() == [1000] * 3
-    mean = splits.test.images[splits.test.labels == 0].mean((0, 1, 2))
+    assert splits.spec.outputs == ("airplane", "cat", "dog")
+    assert np.bincount(splits.train.arrays["label"]).tolist() == [11] * 3
+    assert np.bincount(splits.validation.arrays["label"]).tolist() == [100] * 3
+    assert np.bincount(splits.test.arrays["label"]).tolist() == [1000] * 3
+    mean = splits.test.arrays["image"][splits.test.arrays["label"] == 0].mean((0, 1, 2))
     assert mean[2] > mean[0]  # aeroplanes stand before the sky

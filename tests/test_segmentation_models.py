@@ -310,7 +310,7 @@ def run(model: Any, x: jax.Array = X, train: bool = False, **given: Any) -> Any:
 CASES = {
     "batch statistics of one image": (
         run(SLIM["deeplabv3"], ONE, train=True),
-        "Norm: an input of shape (1, 1, 1, 8) has one value per channel, whose batch statistics are void; "
+        "Norm: an input of shape (1, 1, 1, 8) has a single value per channel, for which batch statistics are undefined; "
         "use a larger batch, or norm='group' or 'frozen'.",
     ),
     "no image": (

@@ -210,7 +210,7 @@ def test_what_does_not_stream_says_why():
     model = NETWORKS["causal"]
     variables = variables_of(model)
     state = model.apply(variables, 2, method="init_stream")
-    with pytest.raises(UserError, match=r"ConvTasNet\.stream: a chunk of 12 samples is no multiple of stride=8; feed chunks that are"):
+    with pytest.raises(UserError, match=r"ConvTasNet\.stream: a chunk of 12 samples is not a multiple of stride=8; feed multiples of it"):
         model.apply(variables, MIXTURE[:, :12], state, method="stream")
 
 
@@ -218,8 +218,8 @@ ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "rank": ({}, MIXTURE[..., 0], "ConvTasNet: x must be floats (batch, time, 1), got float32 (2, 48)."),
     "channels": ({}, jnp.ones((2, 48, 2)), "ConvTasNet: x must be floats (batch, time, 1), got float32 (2, 48, 2)."),
     "dtype": ({}, jnp.ones((2, 48, 1), jnp.int32), "ConvTasNet: x must be floats (batch, time, 1), got int32 (2, 48, 1)."),
-    "stride": ({"stride": 5}, MIXTURE, "ConvTasNet: kernel_size=16 must be a multiple of stride=5, such as 16 of 8."),
-    "blocks": ({"blocks": 0}, MIXTURE, "ConvTasNet: blocks=0 and repeats=3 make no network; give at least 1 of each."),
+    "stride": ({"stride": 5}, MIXTURE, "ConvTasNet: kernel_size=16 must be a multiple of stride=5; use 16 and 8, for instance."),
+    "blocks": ({"blocks": 0}, MIXTURE, "ConvTasNet: blocks=0 and repeats=3 must both be at least 1."),
     "masks": (
         {"mask_activation": "sigmod"},
         MIXTURE,
@@ -228,7 +228,7 @@ ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "norm": (
         {"causal": True, "norm": "global"},
         MIXTURE,
-        "ConvTasNet: norm='global' looks at the whole sequence, and causal=True forbids it; "
+        "ConvTasNet: norm='global' looks at the whole sequence, which causal=True does not allow; "
         "use one of ('batch', 'layer', 'cumulative', 'none', 'frozen').",
     ),
 }

@@ -194,7 +194,7 @@ def test_two_axes_of_which_the_first_is_time():
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_ring_holds_just_what_a_kernel_looks_back(kernel):
     layer: Any = dilax.DilatedConv(2, (kernel,), dilation=4, dtype=jnp.bfloat16, **CAUSAL)
-    state = layer.apply(variables_of(layer), 3, jnp.bfloat16, method="init_stream")
+    state = layer.apply(variables_of(layer), 3, dtype=jnp.bfloat16, method="init_stream")
     assert jax.tree.map(jnp.shape, state) == {"DilatedConv": ((3, (kernel - 1) * 4 + 1, 4), ())}
     assert state["DilatedConv"].samples.dtype == jnp.bfloat16
 
@@ -219,9 +219,11 @@ class Leaky(streaming.Streamable):
             x = dilax.max_pool(x, 3, stride=1, padding="SAME")
         elif self.what == "ahead after a stride":
             x = dilax.DilatedConv(4, (3,))(dilax.DilatedConv(4, (2,), stride=2, **CAUSAL)(x))
-        elif self.what == "a stride after what looks ahead":
+        elif self.what == "transposed":
+            x = dilax.DilatedConvTranspose(4, (3,))(x)
+        elif self.what == "a stride after lookahead":
             x = dilax.DilatedConv(4, (2,), stride=2, **CAUSAL)(dilax.DilatedConv(4, (3,))(x))
-        elif self.what == "transposed after what looks ahead":
+        elif self.what == "transposed after lookahead":
             x = dilax.CausalConvTranspose(4, 3)(dilax.DilatedConv(4, (3,))(x))
         elif self.what == "unequal":
             x = dilax.DilatedConv(4, (3,))(x) + dilax.DilatedConv(4, (3,))(x)
@@ -244,9 +246,10 @@ class Leaky(streaming.Streamable):
         ("batch", "Leaky.init_stream: BatchNorm_0 is a BatchNorm, which looks at the whole sequence"),
         ("layer over time", "Leaky.init_stream: LayerNorm_0 is a LayerNorm, which looks at the whole sequence"),
         ("ahead after a stride", "DilatedConv_1 looks ahead, which cannot be combined with strides or with several dilations"),
-        ("a stride after what looks ahead", "DilatedConv_1 cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL'"),
-        ("transposed after what looks ahead", "CausalConvTranspose_0 cannot be fed in chunks behind layers that look ahead"),
-        ("flax", "Conv_1 is a Conv of Flax, which keeps nothing of the past; use `dilax.DilatedConv`"),
+        ("a stride after lookahead", "DilatedConv_1 cannot be fed in chunks after layers that look ahead; use padding 'CAUSAL'"),
+        ("transposed after lookahead", "CausalConvTranspose_0 cannot be fed in chunks after layers that look ahead"),
+        ("transposed", "DilatedConvTranspose_0 is a DilatedConvTranspose, which looks ahead; use `dilax.CausalConvTranspose`"),
+        ("flax", "Conv_1 is a Conv of Flax, which does not keep past samples; use `dilax.DilatedConv`"),
         ("wrap", "DilatedConv_1 pads with padding_mode='wrap', which needs the whole sequence"),
         ("valid", "DilatedConv_1 has padding='VALID', with which it cannot be fed in chunks"),
     ],
@@ -264,7 +267,7 @@ def test_what_the_layers_do_not_know_of_is_found(what):
     variables = model.init(jax.random.key(0), x, train=True)
     with pytest.raises(
         UserError,
-        match=r"check_streamable: output [01] differs by .* something besides the layers of dilax looks at other .* unequally far",
+        match=r"check_streamable: output [01] differs by .* something other than a layer of dilax looks at other .* unequal lookahead",
     ):
         dilax.check_streamable(model, variables, x)
     with pytest.raises(UserError, match="check_causal: output 0 changes"):
@@ -281,11 +284,11 @@ def test_states_and_chunks_that_do_not_fit():
 
     other = models.TCN(3, 3, (5, 6), dilations=(1, 5))
     cases = [
-        (x[:1], state, r"TCN\.stream: a chunk of batch size 1 meets a state of batch size 2; make a state for it with init_stream"),
-        (x, other.apply(variables, 2, method="init_stream"), r"the buffer of block1/conv1 is \(2, 11, 5\), not \(2, 5, 5\)"),
-        (x, {}, r"the state has no buffer for block0/conv1, it is of another model"),
-        (x, {**state, "more": state["block0/conv1"]}, r"the state holds a buffer for more, it is of another model"),
-        (x, None, r"the state is a NoneType; make one with init_stream"),
+        (x[:1], state, r"TCN\.stream: a chunk of batch size 1 does not fit a state of batch size 2; make a state of that batch size"),
+        (x, other.apply(variables, 2, method="init_stream"), r"the buffer of block1/conv1 has shape \(2, 11, 5\), not \(2, 5, 5\)"),
+        (x, {}, r"the state has no buffer for block0/conv1: it belongs to another model"),
+        (x, {**state, "more": state["block0/conv1"]}, r"the state has a buffer for more: it belongs to another model"),
+        (x, None, r"the state is a NoneType, not a dict; make one with init_stream"),
         (x[:, :0], state, r"a chunk of shape \(2, 0, 4\) must be \(batch, n, \.\.\.\) with n of at least 1"),
     ]
     for chunk, given, words in cases:
@@ -300,28 +303,28 @@ def test_states_and_chunks_that_do_not_fit():
 def test_checks_refuse_what_they_cannot_check():
     with pytest.raises(UserError, match=r"check_causal: x of shape \(3,\) must be"):
         dilax.check_causal(lambda x: x, jnp.ones(3))
-    with pytest.raises(UserError, match="check_causal: x is the same backwards"):
+    with pytest.raises(UserError, match="check_causal: x equals itself reversed in time"):
         dilax.check_causal(lambda x: x, jnp.ones((1, 4, 1)))
-    with pytest.raises(UserError, match=r"check_causal: outputs of shape \(1, 3, 1\) for 4 samples"):
+    with pytest.raises(UserError, match=r"check_causal: the function maps 4 samples to outputs of shape \(1, 3, 1\)"):
         dilax.check_causal(lambda x: x[:, 1:], jnp.arange(4.0).reshape(1, 4, 1))
     with pytest.raises(UserError, match="check_causal: output 2 changes by up to"):
         dilax.check_causal(lambda x: x.at[:, 2].add(x[:, 3]), input_of(LAYERS["conv"]), cuts=range(TIME - 1))
     for cuts in ((), (23,), (-1,)):
-        with pytest.raises(UserError, match=r"check_causal: cuts=\(.*\) must be one or more of 0 to 22"):
+        with pytest.raises(UserError, match=r"check_causal: cuts=\(.*\) must be one or more indices from 0 to 22"):
             dilax.check_causal(lambda x: x[:, ::-1], input_of(LAYERS["conv"]), cuts=cuts)
     layer, x = LAYERS["conv"], input_of(LAYERS["conv"])
     with pytest.raises(UserError, match="check_causal: an output is NaN or infinite"):
         dilax.check_causal(lambda x: x * np.nan, x)
     with pytest.raises(UserError, match="check_streamable: an output for the whole sequence is NaN or infinite"):
         dilax.check_streamable(layer, variables_of(layer), x.at[0, 3].set(np.nan))
-    with pytest.raises(UserError, match=r"check_streamable: chunks=\(\) must be sizes of at least 1"):
+    with pytest.raises(UserError, match=r"check_streamable: chunks=\(\) must be one or more sizes of at least 1"):
         dilax.check_streamable(layer, variables_of(layer), x, chunks=())
 
     class Unknown(streaming.Streamable):
         def __call__(self, x: jax.Array) -> jax.Array:
             return x
 
-    with pytest.raises(UserError, match=r"Unknown: what it takes is not known; define Unknown\.stream_input\(batch_size, dtype\)"):
+    with pytest.raises(UserError, match=r"Unknown: the shape of its input is unknown; define Unknown\.stream_input\(batch_size, dtype\)"):
         dilax.check_streamable(Unknown(), {}, x)
 
 
@@ -347,7 +350,7 @@ def test_a_delay_is_late_in_chunks_alone():
     layer = Delay(3)
     assert layer.apply({}, x) is x
     ring = streaming.new_ring(2, 3, (4,), jnp.float32)
-    (late,), _ = streaming.turn(ring, x, [3])
+    (late,), _ = streaming.advance_ring(ring, x, [3])
     np.testing.assert_array_equal(late, jnp.pad(x, ((0, 0), (3, 0), (0, 0)))[:, :-3])
 
 

@@ -85,7 +85,7 @@ def test_a_model_is_made_of_plain_convolutions(name):
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def loss(params):
-        return (model.apply({**variables, "params": params}, x, train=False) ** 2).sum()
+        return jnp.square(model.apply({**variables, "params": params}, x, train=False)).sum()
 
     ours = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
     assert any(found.startswith("dilated_conv") for found in ours)

@@ -118,8 +118,7 @@ def model_fields(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
     fields = config.model.to_dict()
     outputs = dict.fromkeys(dilax.models.output_fields(fields["name"]), len(spec.outputs))
     # A model with one field for its symbols and its outputs reads what it writes.
-    field = dilax.models.input_symbols_field(fields["name"])
-    symbols = {field: len(spec.symbols)} if field else {}
+    symbols = dict.fromkeys(dilax.models.symbol_fields(fields["name"]), len(spec.symbols))
     dtype = {} if config.dtype == "float32" else {"dtype": config.dtype}
     return {**fields, **outputs, **symbols, **dtype}
 

@@ -1,7 +1,6 @@
 """What every command line shares: one parser, and mistakes of the user as one line on stderr with exit code 2, never a traceback."""
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError, did_you_mean
 from train.config import task_class
-from train.folder import CONFIG
+from train.folder import read_run
 from train.tasks import TASKS, Task
 
 
@@ -41,29 +40,25 @@ def parser(module: Any) -> Parser:
 
 
 def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> Parser:
-    """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all."""
+    """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all.
+
+    Raises:
+        UserError: if --workdir is given, but does not hold a run.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--workdir", type=pathlib.Path)
     try:
         workdir = first.parse_known_args()[0].workdir
     except argparse.ArgumentError:
         workdir = None
-    task = None if workdir is None else task_of(workdir)
     made = parser(module)
     made.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    if task is not None:
-        add_flags(task, made)
-        return made
-    made.epilog = "\n".join(_flags_of_tasks(add_flags))
+    if workdir is None:
+        made.epilog = "\n".join(_flags_of_tasks(add_flags))
+    else:
+        config, _ = read_run(workdir.absolute())
+        add_flags(task_class(config.task), made)
     return made
-
-
-def task_of(workdir: pathlib.Path) -> type[Task] | None:
-    """Return the task of the run in a folder, or None if that cannot be read; opening the run then says why."""
-    try:
-        return task_class(json.loads((workdir / CONFIG).read_text())["task"])
-    except (OSError, ValueError, KeyError, UserError):
-        return None
 
 
 def _flags_of_tasks(add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> list[str]:

@@ -92,7 +92,7 @@ def model_config(name: str, **fields: Any) -> dict[str, Any]:
         raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     # The data sets the outputs and the symbols, config.dtype the dtype; a backbone is a class, which no text can hold.
-    given = {*dilax.models.output_fields(name), dilax.models.input_symbols_field(name), "dtype", "backbone", "parent", "name"}
+    given = {*dilax.models.output_fields(name), *dilax.models.symbol_fields(name), "dtype", "backbone", "parent", "name"}
     return {"name": name, **{key: p.default for key, p in signature.items() if key not in given}, **fields}
 
 
@@ -109,9 +109,11 @@ def check(config: ConfigDict) -> None:
     keys, values = keys_of(given.task), flatten({key: value for key, value in given.to_dict().items() if key != "model"})
     for key in values:
         if key not in (*keys, "name", "task"):
+            others = [name for name, other in TASKS.items() if key in other.keys]
+            hint = f" It is a key of {', '.join(others)}." if others else did_you_mean(key, keys)
             raise UserError(
                 f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin with "
-                f"default_config({given.name!r}, task=...).{did_you_mean(key, keys)}"
+                f"default_config({given.name!r}, task=...).{hint}"
             )
     for key, described in keys.items():
         if key not in values:

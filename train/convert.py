@@ -60,7 +60,9 @@ def _config(source: str, model: object, base: ConfigDict | None) -> tuple[Config
     config = _known_data(kind, classes) if base is None else base.copy_and_resolve_references()
     if config is None:
         raise UserError(f"{source}: no data with {classes} classes is known for it; give --config=FILE of a run on its data.")
-    names = tuple(config.data.get("class_names", ())) or (None if base is None else _opened_names(config)) or tuple(map(str, range(classes)))
+    names = (
+        tuple(config.data.get("class_names", ())) or (None if base is None else _opened_names(config)) or tuple(map(str, range(classes)))
+    )
     if len(names) != classes:
         raise UserError(f"--config has {len(names)} classes, and {source} in this file has {classes}; give the config of its data.")
     given: Any = config.data  # the values of a ConfigDict have no static types

@@ -1,6 +1,6 @@
-"""Download an image set and write it where `config.data.name` finds it.
+"""Download image sets and write them where config.data.name finds them.
 
-cifar10, cifar100, mnist and fashion_mnist need no TensorFlow; the other image sets of TFDS do.
+cifar10, cifar100, mnist and fashion_mnist need no TensorFlow; the other image sets of TensorFlow Datasets (TFDS) do.
 """
 
 import sys
@@ -10,10 +10,10 @@ from train.data.readers.downloads import prepare
 
 
 def main() -> None:
-    """Print the directory of each set."""
+    """Prepare each set, and print its folder."""
     parser = cli.parser(sys.modules[__name__])
-    parser.add_argument("names", nargs="+", metavar="name", help="name of the set in TFDS, such as cifar10")
-    parser.add_argument("--data_dir", default="", help="where to write; default is TFDS_DATA_DIR, else the default of TFDS")
+    parser.add_argument("names", nargs="+", metavar="name", help="name of a set in TFDS, such as cifar10")
+    parser.add_argument("--data_dir", default="", help="folder to write to; the default is TFDS_DATA_DIR, else ~/tensorflow_datasets")
     args = parser.parse_args()
     for name in args.names:
         print(prepare(name, args.data_dir))

@@ -32,7 +32,9 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
     if into:
         if into not in variables["params"]:
             known = sorted(variables["params"])
-            raise UserError(f"config.init_into={into!r} is not a module of this model; it has {', '.join(known)}.{did_you_mean(into, known)}")
+            raise UserError(
+                f"config.init_into={into!r} is not a module of this model; it has {', '.join(known)}.{did_you_mean(into, known)}"
+            )
         source = {part: {into: tree} for part, tree in source.items()}
         allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
     return merge(variables, source, allowed, config.init_from)

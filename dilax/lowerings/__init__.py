@@ -13,15 +13,19 @@ import jax
 
 from dilax.geometry import ConvPlan
 from dilax.lowerings import primitives, registry
-from dilax.lowerings.registry import FACES, LOWERINGS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
+from dilax.lowerings.registry import LOWERINGS, OPERATIONS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
 
-__all__ = ["FACES", "LOWERINGS", "PLATFORMS", "Lowering", "convolve", "select_lowering", "supports", "use_lowering"]
+__all__ = ["LOWERINGS", "OPERATIONS", "PLATFORMS", "Lowering", "convolve", "select_lowering", "supports", "use_lowering"]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
     """Run `plan` by the lowering of that name, or by each platform's own choice when it is "auto" and no `use_lowering` says otherwise."""
     lowering = registry.in_scope(lowering, plan)
-    if lowering == "auto" and all(registry.select_lowering(plan, platform, face) == "lax" for platform in PLATFORMS for face in FACES):
+    if lowering == "auto" and all(
+        registry.select_lowering(plan, platform=platform, operation=operation) == "lax"
+        for platform in PLATFORMS
+        for operation in OPERATIONS
+    ):
         lowering = "lax"
     if lowering == "lax":
         return LOWERINGS["lax"].output(x, kernel, plan)

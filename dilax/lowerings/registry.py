@@ -14,9 +14,9 @@ from dilax.geometry import ConvPlan
 from dilax.lowerings import patches, products, split, taps, xla
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-FACES = ("output", "input_gradient", "kernel_gradient")
+OPERATIONS = ("output", "input_gradient", "kernel_gradient")
 
-Face = Callable[[jax.Array, jax.Array, ConvPlan], jax.Array]
+Operation = Callable[[jax.Array, jax.Array, ConvPlan], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Lowering:
         supports: Whether it can compute a plan.
     """
 
-    output: Face
-    input_gradient: Face | None = None
-    kernel_gradient: Face | None = None
+    output: Operation
+    input_gradient: Operation | None = None
+    kernel_gradient: Operation | None = None
     supports: Callable[[ConvPlan], bool] = lambda plan: True
 
 
@@ -56,7 +56,7 @@ def supports(name: str, plan: ConvPlan) -> bool:
     return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
 
 
-def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output") -> str:
+def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output") -> str:
     """Return the lowering that `lowering="auto"` takes, outside of any `use_lowering` scope.
 
     On GPU and TPU, and where a length is symbolic: "lax". On a CPU:
@@ -75,20 +75,20 @@ def select_lowering(plan: ConvPlan, platform: str = "cpu", face: str = "output")
     Args:
         plan: The convolution.
         platform: "cpu", "cuda", "rocm" or "tpu"; on any other, "lax" is taken.
-        face: "output", "input_gradient" or "kernel_gradient": what is computed of it.
+        operation: "output", "input_gradient" or "kernel_gradient": what is computed of it.
 
     Returns:
         A key of `LOWERINGS`.
 
     Raises:
-        UserError: if the platform or the face is unknown.
+        UserError: if the platform or the operation is unknown.
     """
-    for word, known, given in (("platform", (*PLATFORMS, "other"), platform), ("face", FACES, face)):
+    for word, known, given in (("platform", (*PLATFORMS, "other"), platform), ("operation", OPERATIONS, operation)):
         if given not in known:
             raise UserError(f"select_lowering: unknown {word} {given!r}; use one of {known}.{did_you_mean(str(given), known)}")
     if platform != "cpu" or plan.symbolic:
         return "lax"
-    return next((name for name in _wanted(plan, face) if supports(name, plan)), "lax")
+    return next((name for name in _wanted(plan, operation) if supports(name, plan)), "lax")
 
 
 _SCOPE = contextvars.ContextVar("dilax_lowering", default="auto")
@@ -135,7 +135,7 @@ def in_scope(lowering: str, plan: ConvPlan) -> str:
     return scope if lowering == "auto" != scope and supports(scope, plan) else lowering
 
 
-def _wanted(plan: ConvPlan, face: str) -> tuple[str, ...]:
+def _wanted(plan: ConvPlan, operation: str) -> tuple[str, ...]:
     """What the rule names, best first; "lax" where none of it can be done."""
     if plan.groups > 1:
         return ("taps", "split")
@@ -144,7 +144,7 @@ def _wanted(plan: ConvPlan, face: str) -> tuple[str, ...]:
     if plan.rank == 3:
         return ("patches",)
     wide = min(plan.c_in, plan.c_out)
-    if face != "kernel_gradient":
+    if operation != "kernel_gradient":
         return ("products",) if wide >= 32 and (_meets_padding(plan) or max(plan.stride) > 1) else ()
     few = plan.rank > 1 and plan.batch * math.prod(plan.output_size) <= 8192
     if wide >= 64 and (few or _meets_padding(plan)):

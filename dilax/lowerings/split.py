@@ -3,6 +3,7 @@
 XLA's CPU backend runs a dense convolution at 70 to 150 GFLOP/s and a grouped one in a naive loop.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -32,18 +33,18 @@ def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     """The kernel gradient of every group, by patches where they fit."""
-    face = patches.kernel_gradient if patches.supports(_part(plan)) else xla.kernel_gradient
-    return _joined(face, _parts(x, plan), _parts(y, plan), plan, -1)
+    operation = patches.kernel_gradient if patches.supports(_part(plan)) else xla.kernel_gradient
+    return _joined(operation, _parts(x, plan), _parts(y, plan), plan, -1)
 
 
 def _part(plan: ConvPlan) -> ConvPlan:
-    return plan.replace(c_in=plan.c_in // plan.groups, c_out=plan.c_out // plan.groups, groups=1)
+    return dataclasses.replace(plan, c_in=plan.c_in // plan.groups, c_out=plan.c_out // plan.groups, groups=1)
 
 
 def _parts(x: jax.Array, plan: ConvPlan) -> list[jax.Array]:
     return jnp.split(x, plan.groups, axis=-1)
 
 
-def _joined(face: Callable, a: list[jax.Array], b: list[jax.Array], plan: ConvPlan, axis: int) -> jax.Array:
+def _joined(operation: Callable, a: list[jax.Array], b: list[jax.Array], plan: ConvPlan, axis: int) -> jax.Array:
     part = _part(plan)
-    return jnp.concatenate([face(first, second, part) for first, second in zip(a, b)], axis)
+    return jnp.concatenate([operation(first, second, part) for first, second in zip(a, b)], axis)

@@ -92,9 +92,9 @@ __all__ = [
     "WaveNet",
     "Xception",
     "create",
-    "input_symbols_field",
     "names",
     "output_fields",
+    "symbol_fields",
 ]
 
 
@@ -151,8 +151,8 @@ def output_fields(name: str) -> tuple[str, ...]:
     return next(((field,) for field in _OUTPUTS if field in known), ())
 
 
-def input_symbols_field(name: str) -> str | None:
-    """Return the field of a model that holds the number of symbols of its input, integer codes; None if it takes no codes.
+def symbol_fields(name: str) -> tuple[str, ...]:
+    """Return the fields of a model that hold the number of symbols of its input, integer codes; () if it takes no codes.
 
     Args:
         name: One of `names()`.
@@ -161,10 +161,10 @@ def input_symbols_field(name: str) -> str | None:
         UserError: if the name is unknown.
 
     Example:
-        >>> input_symbols_field("tcn"), input_symbols_field("resnet50")
-        ('vocabulary', None)
+        >>> symbol_fields("tcn"), symbol_fields("resnet50")
+        (('vocabulary',), ())
     """
-    return "vocabulary" if "vocabulary" in _fields("input_symbols_field", name) else None
+    return tuple(field for field in ("vocabulary",) if field in _fields("symbol_fields", name))
 
 
 def _fields(caller: str, name: str) -> list[str]:

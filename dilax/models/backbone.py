@@ -53,7 +53,7 @@ def stages(strides: tuple[int, ...], start: int, output_stride: int) -> list[Sta
     return plan
 
 
-def block_geometry(stage: Stage, index: int, grid: tuple[int, ...] = (1,)) -> tuple[int, tuple[int, int]]:
+def block_geometry(stage: Stage, index: int, *, grid: tuple[int, ...] = (1,)) -> tuple[int, tuple[int, int]]:
     """Return the stride of block `index` of a stage, and the dilations of its convolution with the stride and of those after it.
 
     Args:
@@ -73,7 +73,7 @@ def check_image(caller: str, x: jax.Array) -> None:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
 
 
-def check_lengths(caller: str, stages: int, stage_features: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+def check_lengths(caller: str, stages: int, *, stage_features: tuple[int, ...], blocks: tuple[int, ...]) -> None:
     """Refuse stage_features or blocks that are not one per stage."""
     if not len(stage_features) == len(blocks) == stages:
         raise UserError(f"{caller}: stage_features={stage_features} and blocks={blocks} must have {stages} entries each, one per stage.")

@@ -46,6 +46,7 @@ class DilatedCNN(nn.Module):
     @classmethod
     def mnist(
         cls,
+        *,
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
@@ -67,6 +68,7 @@ class DilatedCNN(nn.Module):
     @classmethod
     def rgb(
         cls,
+        *,
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
@@ -142,6 +144,7 @@ class SeparableCNN(nn.Module):
     @classmethod
     def single_layer(
         cls,
+        *,
         num_classes: int = 10,
         dilations: tuple[int, ...] = (1,),
         dropout: float = 0.0,

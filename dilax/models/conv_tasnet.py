@@ -1,4 +1,4 @@
-"""Conv-TasNet (Luo & Mesgarani 2019, arXiv:1809.07454): a mixture of sources parted by masks on learned frames of the waveform."""
+"""Conv-TasNet (Luo & Mesgarani 2019, arXiv:1809.07454): source separation by masking a learned representation of the waveform."""
 
 import functools
 from typing import Any
@@ -6,35 +6,44 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import NORMS, Norm, masked
 from dilax.errors import UserError, did_you_mean
 from dilax.modules import DepthwiseConv
-from dilax.streaming import Flow, Layer, Ring, Streamable, new_ring, turn
+from dilax.streaming import Flow, Layer, Ring, Streamable, advance_ring, new_ring
 
 MASK_ACTIVATIONS = {"sigmoid": nn.sigmoid, "relu": nn.relu}
-_LOOK_AHEAD = ("group", "global")  # norms that see all of a sequence
+_NOT_CAUSAL = ("group", "global")  # norms with statistics over the whole sequence
 
 
-def pieces_of(x: jax.Array, size: int) -> jax.Array:
-    """Cut x (batch, time) into (batch, pieces, size), the last filled up with zeros."""
+def split_segments(x: jax.Array, size: int) -> jax.Array:
+    """Split x (batch, time) into segments (batch, segments, size); the last one is padded with zeros."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size))).reshape(x.shape[0], -1, size)
 
 
-def windows_of(pieces: jax.Array, count: int) -> jax.Array:
-    """Join every `count` neighbours of (batch, pieces, size): (batch, pieces + count - 1, count * size), with zeros before and behind."""
-    padded = jnp.pad(pieces, ((0, 0), (count - 1, count - 1), (0, 0)))
-    return jnp.concatenate([padded[:, i : i + pieces.shape[1] + count - 1] for i in range(count)], axis=-1)
+def overlapping_frames(segments: jax.Array, count: int) -> jax.Array:
+    """Join every `count` neighbouring segments, with zeros before the first and after the last.
+
+    Args:
+        segments: (batch, segments, size).
+        count: Segments per frame.
+
+    Returns:
+        (batch, segments + count - 1, count * size).
+    """
+    padded = jnp.pad(segments, ((0, 0), (count - 1, count - 1), (0, 0)))
+    return jnp.concatenate([padded[:, i : i + segments.shape[1] + count - 1] for i in range(count)], axis=-1)
 
 
 class Frames(Layer):
-    """A waveform as overlapping frames: frame p ends with the piece p of `stride` samples, the last frames with zeros behind the end.
+    """Split a waveform into overlapping frames: frame p ends with segment p of `stride` samples; the last frames are padded with zeros.
 
-    Fed in chunks, the frames come with the pieces they end with.
+    Fed in chunks, each frame is returned with the segment that it ends with.
 
     Attributes:
-        kernel_size: Samples in a frame, a multiple of the stride.
-        stride: Samples from frame to frame.
+        kernel_size: Samples per frame, a multiple of the stride.
+        stride: Samples between the starts of neighbouring frames.
     """
 
     kernel_size: int
@@ -42,30 +51,31 @@ class Frames(Layer):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, time, 1) to (batch, ceil(time / stride) + kernel_size / stride - 1, kernel_size)."""
-        return windows_of(pieces_of(x[..., 0], self.stride), self.kernel_size // self.stride)
+        return overlapping_frames(split_segments(x[..., 0], self.stride), self.kernel_size // self.stride)
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
-        """Return a ring of the pieces before."""
+        """Return a ring of the previous segments."""
         if flow.old is not None and x.shape[1] % self.stride:
             raise UserError(
-                f"{flow.caller}: a chunk of {x.shape[1]} samples is no multiple of stride={self.stride}; "
-                "feed chunks that are, the last filled up with zeros."
+                f"{flow.caller}: a chunk of {x.shape[1]} samples is not a multiple of stride={self.stride}; "
+                "feed multiples of it, the last chunk padded with zeros."
             )
         flow.require_no_latency(self)
         flow.strided |= self.stride > 1
         return new_ring(x.shape[0], self.kernel_size // self.stride - 1, (self.stride,), x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
-        """Return the frames that a chunk ends, and the ring after it."""
-        reads, after = turn(state, pieces_of(x[..., 0], self.stride), range(self.kernel_size // self.stride - 1, -1, -1))
-        return jnp.concatenate(reads, axis=-1), after
+        """Return the frames that end in a chunk, and the next ring."""
+        shifts = range(self.kernel_size // self.stride - 1, -1, -1)
+        segments, ring = advance_ring(state, split_segments(x[..., 0], self.stride), shifts)
+        return jnp.concatenate(segments, axis=-1), ring
 
 
 class OverlapAdd(Layer):
-    """The waveforms of which `Frames` are made: the sum of the frames, each in its place; in chunks, kernel_size - stride samples late.
+    """Overlap-add: sum `Frames`, each at its own position, to waveforms. Fed in chunks, the outputs are kernel_size - stride samples late.
 
     Attributes:
-        stride: Samples from frame to frame.
+        stride: Samples between the starts of neighbouring frames.
     """
 
     stride: int
@@ -73,21 +83,21 @@ class OverlapAdd(Layer):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, frames, sources, kernel_size) to (batch, (frames - kernel_size / stride + 1) * stride, sources)."""
         count = x.shape[-1] // self.stride
-        return self._added([x[:, count - 1 - i : x.shape[1] - i] for i in range(count)])
+        return self._sum_segments([x[:, count - 1 - i : x.shape[1] - i] for i in range(count)])
 
     def start(self, x: jax.Array, flow: Flow) -> Ring:
-        """Return a ring of the frames whose ends are still to come."""
+        """Return a ring of the frames that overlap later ones."""
         flow.latency += x.shape[-1] - self.stride
         return new_ring(x.shape[0], x.shape[-1] // self.stride - 1, x.shape[2:], x.dtype)
 
     def step(self, x: jax.Array, state: Ring, flow: Flow) -> tuple[jax.Array, Ring]:
-        """Return the samples that no later frame covers, and the ring after the chunk."""
-        reads, after = turn(state, x, range(x.shape[-1] // self.stride))
-        return self._added(reads), after
+        """Return the samples that no later frame overlaps, and the next ring."""
+        frames, ring = advance_ring(state, x, range(x.shape[-1] // self.stride))
+        return self._sum_segments(frames), ring
 
-    def _added(self, reads: list[jax.Array]) -> jax.Array:
-        """Add the pieces: the first of the last frame, the second of the frame before it, and so on."""
-        parts = [read[..., i * self.stride : (i + 1) * self.stride] for i, read in enumerate(reads)]
+    def _sum_segments(self, frames: list[jax.Array]) -> jax.Array:
+        """Sum the first segment of the last frame, the second segment of the frame before it, and so on."""
+        parts = [frame[..., i * self.stride : (i + 1) * self.stride] for i, frame in enumerate(frames)]
         y = functools.reduce(jnp.add, parts)
         return jnp.swapaxes(y, 2, 3).reshape(y.shape[0], -1, y.shape[2])
 
@@ -98,12 +108,12 @@ class SeparableBlock(nn.Module):
     Attributes:
         hidden_features: Channels between the 1x1 convolutions.
         skip_features: Channels of the skip output.
-        kernel_size: Taps.
-        dilation: Of the depthwise convolution.
+        kernel_size: Taps of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
         residual: Whether there is a residual output; the last block of a network has none.
-        causal: Whether no output sees a later input; else the padding is "SAME".
-        norm: As `dilax.blocks.Norm`.
-        dtype: Of the computation.
+        causal: Whether the convolution is causal; otherwise its padding is "SAME".
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        dtype: Dtype of the computation.
     """
 
     hidden_features: int
@@ -113,56 +123,56 @@ class SeparableBlock(nn.Module):
     residual: bool = True
     causal: bool = False
     norm: str = "global"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Map (batch, frames, channels) to the next x and the skip output (batch, frames, skip_features); mask is bool (batch, frames)."""
-        y = self._normalised(nn.Dense(self.hidden_features, dtype=self.dtype, name="expand")(x), 1, train, mask)
+        y = self._act_norm(nn.Dense(self.hidden_features, dtype=self.dtype, name="expand")(x), 1, train, mask)
         padding = "CAUSAL" if self.causal else "SAME"
         conv = DepthwiseConv((self.kernel_size,), dilation=self.dilation, padding=padding, dtype=self.dtype, name="conv")
-        y = self._normalised(conv(y if self.causal else masked(y, mask)), 2, train, mask)
+        y = self._act_norm(conv(y if self.causal else masked(y, mask)), 2, train, mask)
         if self.residual:
             x = x + nn.Dense(x.shape[-1], dtype=self.dtype, name="residual_out")(y)
         return x, nn.Dense(self.skip_features, dtype=self.dtype, name="skip_out")(y)
 
-    def _normalised(self, y: jax.Array, place: int, train: bool, mask: jax.Array | None) -> jax.Array:
-        y = prelu(f"prelu{place}")(y)
-        return Norm(self.norm, self.dtype, name=f"norm{place}")(y, train=train, mask=mask)
+    def _act_norm(self, y: jax.Array, number: int, train: bool, mask: jax.Array | None) -> jax.Array:
+        y = prelu(f"prelu{number}")(y)
+        return Norm(self.norm, self.dtype, name=f"norm{number}")(y, train=train, mask=mask)
 
 
 def prelu(name: str) -> nn.PReLU:
-    """One learned slope, at first that of He et al. 2015 (arXiv:1502.01852)."""
+    """Return a PReLU with a single learned slope, initially 0.25 as in He et al. 2015 (arXiv:1502.01852)."""
     return nn.PReLU(negative_slope_init=0.25, name=name)
 
 
 class ConvTasNet(Streamable):
-    """Frames of a mixture, encoded by `features` filters; a mask on them for each source; the masked features decoded and added.
+    """Encode the frames of a mixture by `features` filters, mask them for each source, and decode and overlap-add the masked features.
 
-    The masks come from `repeats` times `blocks` blocks with the dilations 1, 2, 4, ..., of which each sums up to a skip output; they see
-    1 + repeats * (block_kernel_size - 1) * (2^blocks - 1) frames. The defaults are the paper's best network that is not causal, with
-    4,984,881 parameters, as many as torchaudio's `conv_tasnet_base`; there as here an example is normalised as a whole.
+    The masks are computed from the sum of the skip outputs of `repeats` times `blocks` blocks with the dilations 1, 2, 4, ...; they see
+    1 + repeats * (block_kernel_size - 1) * (2^blocks - 1) frames. The defaults are the paper's best non-causal network, with 4,984,881
+    parameters like torchaudio's `conv_tasnet_base`; as there, each example is normalised as a whole.
 
-    A causal network streams in chunks that are multiples of the stride, kernel_size - stride samples late: a sample is the sum of all
-    frames that cover it. So the source at t is estimated from the mixture up to t + kernel_size - 1 at most.
+    A causal network is fed in chunks that are multiples of the stride. Its outputs are kernel_size - stride samples late, since a sample is
+    the sum of all frames that cover it: the sources at t are estimated from the mixture up to at most t + kernel_size - 1.
 
     Parameters are named `encoder`, `input_norm`, `input`, `block0/expand`, `block0/conv` ..., `prelu`, `masks` and `decoder`.
 
     Attributes:
-        sources: Of a mixture.
-        features: Of the frames, between encoder and decoder (the paper's N).
-        kernel_size: Samples in a frame (L), a multiple of the stride.
-        stride: Samples from frame to frame; the paper's is half the kernel.
+        sources: Number of sources of a mixture.
+        features: Channels between encoder and decoder (the paper's N).
+        kernel_size: Samples per frame (L), a multiple of the stride.
+        stride: Samples between the starts of neighbouring frames; half of `kernel_size` in the paper.
         bottleneck_features: Channels of the residual path (B).
-        hidden_features: Channels in a block (H).
+        hidden_features: Channels within a block (H).
         skip_features: Channels of the skip path (Sc).
-        block_kernel_size: Taps in a block (P).
-        blocks: Blocks in a repeat (X).
-        repeats: Of the row of dilations (R).
+        block_kernel_size: Taps within a block (P).
+        blocks: Blocks per repeat (X).
+        repeats: Repeats of the sequence of dilations (R).
         causal: Whether no frame sees a later one.
-        norm: As `dilax.blocks.Norm`; None is "cumulative" in a causal network, else "global".
+        norm: One of `dilax.blocks.NORMS`, see `dilax.blocks.Norm`; None is "cumulative" in a causal network, else "global".
         mask_activation: "sigmoid" or "relu".
-        dtype: Of the computation; parameters and outputs stay float32.
+        dtype: Dtype of the computation; parameters and outputs stay float32.
 
     Example:
         >>> model, x = ConvTasNet(blocks=4, repeats=1), jnp.zeros((2, 1000, 1))
@@ -183,7 +193,7 @@ class ConvTasNet(Streamable):
     causal: bool = False
     norm: str | None = None
     mask_activation: str = "sigmoid"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -192,16 +202,16 @@ class ConvTasNet(Streamable):
         Args:
             x: The mixtures.
             train: Whether norm="batch" uses the statistics of the batch.
-            mask: bool (batch, time), False behind the end of a shorter mixture, which no output before it then sees.
+            mask: bool (batch, time), False after the end of a shorter mixture: no valid output depends on those samples.
 
         Raises:
-            UserError: if x is no mixture, or a field does not fit.
+            UserError: if x has the wrong shape or dtype, or a field is invalid.
         """
         self._check(x)
         frames = None
         if mask is not None:
-            frames = windows_of(pieces_of(mask, self.stride), self.kernel_size // self.stride).any(-1)
-            frames |= ~frames.any(1, keepdims=True)  # statistics of nothing are not finite: an empty mixture is one of silence
+            frames = overlapping_frames(split_segments(mask, self.stride), self.kernel_size // self.stride).any(-1)
+            frames |= ~frames.any(1, keepdims=True)  # statistics of no samples are not finite: an empty mixture counts as silence
             x = masked(x, mask)
         encoder = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="encoder")
         encoded = encoder(Frames(self.kernel_size, self.stride, name="frames")(x))
@@ -210,12 +220,12 @@ class ConvTasNet(Streamable):
         y = decoder((masks * encoded[:, :, None]).astype(jnp.float32))
         return OverlapAdd(self.stride, name="overlap_add")(y)[:, : x.shape[1]]
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
-        """Return the shortest chunk, of `stride` samples."""
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
+        """Return the shortest possible chunk, `stride` samples of zeros."""
         return jnp.zeros((batch_size, self.stride, 1), dtype)
 
     def _masks(self, encoded: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
-        """Map (batch, frames, features) to what the activation makes masks, (batch, frames, sources, features)."""
+        """Map (batch, frames, features) to masks before their activation, (batch, frames, sources, features)."""
         norm = self.norm or ("cumulative" if self.causal else "global")
         shared: dict[str, Any] = dict(causal=self.causal, norm=norm, dtype=self.dtype)
         y = Norm(norm, self.dtype, name="input_norm")(encoded, train=train, mask=mask)
@@ -235,12 +245,16 @@ class ConvTasNet(Streamable):
         if x.ndim != 3 or x.shape[-1] != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"ConvTasNet: x must be floats (batch, time, 1), got {x.dtype} {x.shape}.")
         if self.stride < 1 or self.kernel_size < 1 or self.kernel_size % self.stride:
-            raise UserError(f"ConvTasNet: kernel_size={self.kernel_size} must be a multiple of stride={self.stride}, such as 16 of 8.")
+            raise UserError(
+                f"ConvTasNet: kernel_size={self.kernel_size} must be a multiple of stride={self.stride}; use 16 and 8, for instance."
+            )
         if self.blocks < 1 or self.repeats < 1:
-            raise UserError(f"ConvTasNet: blocks={self.blocks} and repeats={self.repeats} make no network; give at least 1 of each.")
+            raise UserError(f"ConvTasNet: blocks={self.blocks} and repeats={self.repeats} must both be at least 1.")
         if self.mask_activation not in MASK_ACTIVATIONS:
             hint = did_you_mean(str(self.mask_activation), MASK_ACTIVATIONS)
             raise UserError(f"ConvTasNet: mask_activation={self.mask_activation!r} is unknown; use one of {tuple(MASK_ACTIVATIONS)}.{hint}")
-        if self.causal and self.norm in _LOOK_AHEAD:
-            causal = tuple(name for name in NORMS if name not in _LOOK_AHEAD)
-            raise UserError(f"ConvTasNet: norm={self.norm!r} looks at the whole sequence, and causal=True forbids it; use one of {causal}.")
+        if self.causal and self.norm in _NOT_CAUSAL:
+            causal = tuple(name for name in NORMS if name not in _NOT_CAUSAL)
+            raise UserError(
+                f"ConvTasNet: norm={self.norm!r} looks at the whole sequence, which causal=True does not allow; use one of {causal}."
+            )

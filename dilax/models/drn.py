@@ -127,7 +127,7 @@ class DRN(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         check_image("DRN", x)
-        check_lengths("DRN", 8, self.stage_features, self.blocks)
+        check_lengths("DRN", 8, stage_features=self.stage_features, blocks=self.blocks)
         check_multi_grid("DRN", self.multi_grid)
         if self.architecture not in ARCHITECTURES:
             hint = did_you_mean(str(self.architecture).upper(), ARCHITECTURES)

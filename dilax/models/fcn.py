@@ -56,4 +56,4 @@ class LRASPP(Segmenter):
         y = ConvNormAct(self.head_features, (1, 1), name="conv", **shared)(high, train=train)
         gate = DilatedConv(self.head_features, (1, 1), use_bias=False, dtype=self.dtype, name="gate")
         y = resize(y * nn.sigmoid(gate(space_mean("LRASPP", high, image_mean))), low.shape[1:-1])
-        return logits(self.num_classes, y) + logits(self.num_classes, low, "low_logits")
+        return logits(self.num_classes, y) + logits(self.num_classes, low, name="low_logits")

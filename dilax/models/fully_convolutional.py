@@ -78,9 +78,9 @@ class PixelHead(nn.Module):
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...], size: tuple[int, ...]) -> jax.Array:
         """Map (batch, *space, channels) of growing sizes to (batch, *size, num_classes), in float32."""
-        total = logits(self.num_classes, maps[0], "logits_0")
+        total = logits(self.num_classes, maps[0], name="logits_0")
         for i, x in enumerate(maps[1:], start=1):
-            total = resize(total, x.shape[1:-1]) + logits(self.num_classes, x, f"logits_{i}")
+            total = resize(total, x.shape[1:-1]) + logits(self.num_classes, x, name=f"logits_{i}")
         return resize(total, size)
 
 

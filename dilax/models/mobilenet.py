@@ -129,7 +129,7 @@ class MobileNetV2(nn.Module):
 
     def _check(self, x: jax.Array) -> None:
         check_image("MobileNetV2", x)
-        check_lengths("MobileNetV2", 7, self.stage_features, self.blocks)
+        check_lengths("MobileNetV2", 7, stage_features=self.stage_features, blocks=self.blocks)
         check_multi_grid("MobileNetV2", self.multi_grid)
         if not self.width_multiplier > 0:
             raise UserError(f"MobileNetV2: width_multiplier={self.width_multiplier} must be above 0, such as 0.5.")

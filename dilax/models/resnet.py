@@ -68,7 +68,7 @@ class ResNet(nn.Module):
             UserError: if x is no batch of images, or a field or the output stride is not supported.
         """
         check_image("ResNet", x)
-        check_lengths("ResNet", 4, self.stage_features, self.blocks)
+        check_lengths("ResNet", 4, stage_features=self.stage_features, blocks=self.blocks)
         check_multi_grid("ResNet", self.multi_grid)
         plan = stages((1, 2, 2, 2), 4, output_stride_or(32, output_stride, "ResNet"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         maps = []
         for layer, (width, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
             for index in range(blocks):
-                stride, dilation = block_geometry(stage, index, self.multi_grid if layer == 4 else (1,))
+                stride, dilation = block_geometry(stage, index, grid=self.multi_grid if layer == 4 else (1,))
                 project = index == 0 and (layer > 1 or self.bottleneck)
                 x = block(width, stride, dilation, project, name=f"layer{layer}_block{index}", **shared)(x, train=train)
             maps.append(x)

@@ -117,6 +117,6 @@ class FCNHead(nn.Module):
         return logits(self.num_classes, x)
 
 
-def logits(num_classes: int, x: jax.Array, name: str = "logits") -> jax.Array:
+def logits(num_classes: int, x: jax.Array, *, name: str = "logits") -> jax.Array:
     """Map (batch, *space, channels) to (batch, *space, num_classes) by a 1x1 convolution of that name, in float32."""
     return DilatedConv(num_classes, (1,) * (x.ndim - 2), name=name)(x.astype(jnp.float32))

@@ -1,13 +1,13 @@
 """Causal networks fed in chunks.
 
-rings.py    the last samples of a sequence, and convolutions computed from them
+rings.py    ring buffers of past samples, and convolutions computed from them
 flow.py     `Streamable` and `Layer`: modules that keep what they need of the past in an explicit state
-checks.py   `check_causal`, `check_streamable`: proofs on the user's own network
+checks.py   `check_causal`, `check_streamable`: checks of the user's own network
 """
 
 from dilax.streaming.checks import check_causal, check_streamable
 from dilax.streaming.flow import Flow, Layer, State, Streamable, end_stream
-from dilax.streaming.rings import Ring, conv_step, conv_step_nd, conv_transpose_step, new_ring, turn
+from dilax.streaming.rings import Ring, advance_ring, conv_step, conv_step_nd, conv_transpose_step, new_ring
 
 __all__ = [
     "Flow",
@@ -15,6 +15,7 @@ __all__ = [
     "Ring",
     "State",
     "Streamable",
+    "advance_ring",
     "check_causal",
     "check_streamable",
     "conv_step",
@@ -22,5 +23,4 @@ __all__ = [
     "conv_transpose_step",
     "end_stream",
     "new_ring",
-    "turn",
 ]

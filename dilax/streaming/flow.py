@@ -1,10 +1,10 @@
-"""Modules fed in chunks: what a layer needs of the past stands in an explicit state.
+"""Modules fed in chunks: what a layer needs of the past is kept in an explicit state.
 
-`Streamable` gives a module `init_stream` and `stream`: they run its own `__call__`, in which every `Layer`, one that looks back, takes
-its samples from the state instead of from the sequence. So a network is written once, for whole sequences.
+`Streamable` gives a module the methods `init_stream` and `stream`. They run its own `__call__`, in which every `Layer`, a module that looks
+back in time, reads past samples from the state instead of from the sequence. A network is thus written once, for whole sequences.
 
-The first spatial axis is time. Zero padding on both sides ("SAME") is allowed where the size is kept: outputs then come `latency` samples
-late, and `end_stream` says where the sequence ends.
+Time is the first spatial axis. Zero padding on both sides ("SAME") is allowed where it keeps the size: the outputs are then `latency`
+samples late, and `end_stream` marks where the sequence ends.
 """
 
 import inspect
@@ -15,42 +15,46 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dilax.errors import UserError
 
 State = dict[str, Any]
 _NEVER = 2**31 - 1
 _CLOCK = "clock"
-# Modules that take statistics over time, or look at all of it.
-_OFFENDERS = (nn.GroupNorm, nn.InstanceNorm, nn.MultiHeadDotProductAttention, nn.RNN, nn.Bidirectional)
+# Modules that compute statistics over time, or look at the whole sequence.
+_NOT_CAUSAL = (nn.GroupNorm, nn.InstanceNorm, nn.MultiHeadDotProductAttention, nn.RNN, nn.Bidirectional)
 
 
 class Flow:
-    """What one chunk meets on its way through a network: the state it came with, and the one it leaves behind.
+    """The pass of one chunk through a network: it carries the state before the chunk, and collects the state after it.
 
     Attributes:
-        latency: Samples by which the outputs of the layers run so far are late.
-        strided: Whether one of them had a stride.
+        caller: Name that error messages start with.
+        old: The state before the chunk; None while the initial state is collected.
+        new: The state after the layers that have run so far.
+        latency: Samples by which the outputs of these layers are late.
+        strided: Whether one of these layers has a stride.
     """
 
     def __init__(self, caller: str, state: State | None) -> None:
-        """Begin with a state, or with none to collect one from what the layers start with."""
+        """Start from a state, or from None to collect the initial state of each layer."""
         self.caller, self.old, self.new = caller, state, dict[str, Any]()
         self.latency, self.strided = 0, False
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        """Run a layer that looks back on its state, and any other module as it is."""
+        """Run a `Layer` on its state, and any other module unchanged; an interceptor for `flax.linen.intercept_methods`."""
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, nn.Module):
             return call(*args, **kwargs)
-        if isinstance(module, _OFFENDERS) or _looks_along_time(module, args, kwargs):
+        if isinstance(module, _NOT_CAUSAL) or _has_statistics_over_time(module, args, kwargs):
             raise UserError(
                 f"{self.name_of(module)} is a {type(module).__name__}, which looks at the whole sequence; "
                 "use batch, layer or cumulative normalisation, and train=False."
             )
         if isinstance(module, nn.Conv | nn.ConvTranspose) and np.ravel(module.kernel_size)[0] != 1:
             raise UserError(
-                f"{self.name_of(module)} is a {type(module).__name__} of Flax, which keeps nothing of the past; "
+                f"{self.name_of(module)} is a {type(module).__name__} of Flax, which does not keep past samples; "
                 "use `dilax.DilatedConv` or `dilax.CausalConvTranspose`."
             )
         if not isinstance(module, Layer):
@@ -65,54 +69,60 @@ class Flow:
             if self.latency:
                 self.new[_CLOCK] = _clock()
             return call(*args, **kwargs)
-        y, self.new[key] = module.step(x, self._held(key, start), self)
+        y, self.new[key] = module.step(x, self._state_of(key, start), self)
         return y
 
     def name_of(self, module: nn.Module) -> str:
-        """Who calls, and the place of a module, for errors."""
+        """Return the caller and the path of a module, which error messages start with."""
         return f"{self.caller}: {'/'.join(module.path) or type(module).__name__}"
 
     def require_no_latency(self, module: nn.Module) -> None:
-        """Refuse a layer that changes the rate, or cannot leave samples out, behind layers that look ahead."""
+        """Refuse a layer that changes the rate, or cannot leave out invalid samples, if layers before it look ahead."""
         if self.latency:
             raise UserError(
-                f"{self.name_of(module)} cannot be fed in chunks behind layers that look ahead; use padding 'CAUSAL' along time in those."
+                f"{self.name_of(module)} cannot be fed in chunks after layers that look ahead; use padding 'CAUSAL' along time in those."
             )
 
     def valid_samples(self, x: jax.Array, latency: int) -> jax.Array:
-        """Return which samples (n,) of a chunk that is `latency` late lie in the sequence, neither before its start nor after its end."""
-        now = self._held(_CLOCK, _clock())
-        places = now["time"] - latency + jnp.arange(x.shape[1], dtype=jnp.int32)
-        return (places >= 0) & (places < now["end"])
+        """Return which samples of a chunk that is `latency` samples late lie between the start and the end of the sequence, bool (n,)."""
+        clock = self._state_of(_CLOCK, _clock())
+        times = clock["time"] - latency + jnp.arange(x.shape[1], dtype=jnp.int32)
+        return (times >= 0) & (times < clock["end"])
 
-    def _held(self, key: str, start: Any) -> Any:
-        """The state of one layer, checked against the one it starts with."""
+    def _state_of(self, key: str, start: Any) -> Any:
+        """Return the state of one layer, checked against its initial state."""
         assert self.old is not None
         if key not in self.old:
-            raise UserError(f"{self.caller}: the state has no buffer for {key}, it is of another model; make one with init_stream.")
-        held = self.old[key]
-        for ours, given in zip(jax.tree.leaves(start), jax.tree.leaves(held), strict=False):
-            if ours.shape == given.shape:
+            raise UserError(f"{self.caller}: the state has no buffer for {key}: it belongs to another model; make one with init_stream.")
+        state = self.old[key]
+        for expected, given in zip(jax.tree.leaves(start), jax.tree.leaves(state), strict=False):
+            if expected.shape == given.shape:
                 continue
-            if ours.shape[1:] == given.shape[1:]:
+            if expected.shape[1:] == given.shape[1:]:
                 raise UserError(
-                    f"{self.caller}: a chunk of batch size {ours.shape[0]} meets a state of batch size {given.shape[0]}; "
-                    "make a state for it with init_stream."
+                    f"{self.caller}: a chunk of batch size {expected.shape[0]} does not fit a state of batch size {given.shape[0]}; "
+                    "make a state of that batch size with init_stream."
                 )
             raise UserError(
-                f"{self.caller}: the buffer of {key} is {tuple(given.shape)}, not {tuple(ours.shape)}: the state is of another model, "
-                "or the chunk has other channels; make one with init_stream."
+                f"{self.caller}: the buffer of {key} has shape {tuple(given.shape)}, not {tuple(expected.shape)}: the state belongs to "
+                "another model, or the chunk has a different number of channels; make one with init_stream."
             )
-        return held
+        return state
 
 
 def _clock() -> dict[str, jax.Array]:
-    """Samples fed so far, and in all: no more than can be counted, until `end_stream` says so."""
+    """The number of samples fed so far, and the length of the sequence: infinite until `end_stream`."""
     return {"time": jnp.zeros((), jnp.int32), "end": jnp.full((), _NEVER, jnp.int32)}
 
 
 def end_stream(state: State) -> State:
-    """Say that the sequence has ended: zeros that are fed from here on, `latency` of them, bring out what is left.
+    """Mark the end of the sequence in a state; feed `latency` zeros after it to obtain the outputs that are still due.
+
+    Args:
+        state: The state after the last sample.
+
+    Returns:
+        The state to feed the zeros with.
 
     Example:
         >>> rest, _ = model.apply(variables, zeros, dilax.end_stream(state), method="stream")  # doctest: +SKIP
@@ -122,8 +132,8 @@ def end_stream(state: State) -> State:
     return {**state, _CLOCK: {**state[_CLOCK], "end": state[_CLOCK]["time"]}}
 
 
-def _looks_along_time(module: nn.Module, args: Any, kwargs: Any) -> bool:
-    """Whether a normalisation takes its statistics from the batch, or over time, the second axis."""
+def _has_statistics_over_time(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a normalisation computes its statistics from the batch, or over time, the second axis."""
     if isinstance(module, nn.BatchNorm):
         return not kwargs.get("use_running_average", module.use_running_average)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
@@ -132,7 +142,7 @@ def _looks_along_time(module: nn.Module, args: Any, kwargs: Any) -> bool:
 
 
 class Streamable(nn.Module):
-    """A module that maps (batch, time, ...) to (batch, time_out, ...), and can be fed in chunks if what it is made of is causal.
+    """A module from (batch, time, ...) to (batch, time_out, ...) that can be fed in chunks, provided that its layers can.
 
     Example:
         >>> from dilax import DilatedConv, check_streamable
@@ -142,64 +152,64 @@ class Streamable(nn.Module):
         ...         return x + nn.relu(DilatedConv(4, (3,), dilation=2, padding="CAUSAL")(x))
         ...
         ...     def stream_input(self, batch_size, dtype):
-        ...         return jnp.zeros((batch_size, 1, 4), dtype)  # one sample, to begin with
+        ...         return jnp.zeros((batch_size, 1, 4), dtype)  # one sample
         >>> model, x = Network(), jax.random.normal(jax.random.key(0), (2, 9, 4))
         >>> check_streamable(model, model.init(jax.random.key(0), x), x)
     """
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
-        """Return one sample (batch_size, 1, ...) of zeros, such as `stream` takes; the parameters are there to be read."""
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
+        """Return an input of one sample of zeros, (batch_size, 1, ...); a subclass defines this, and may read its parameters to do so."""
         name = type(self).__name__
-        raise UserError(f"{name}: what it takes is not known; define {name}.stream_input(batch_size, dtype), as `Streamable` does.")
+        raise UserError(f"{name}: the shape of its input is unknown; define {name}.stream_input(batch_size, dtype), see `Streamable`.")
 
     def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
-        """Return what else `__call__` must be given, for that sample."""
+        """Return the further arguments that `__call__` requires with that sample, by name."""
         return {}
 
-    def init_stream(self, batch_size: int, dtype: Any = jnp.float32) -> State:
+    def init_stream(self, batch_size: int, *, dtype: DTypeLike = jnp.float32) -> State:
         """Return the state before the first sample: `model.apply(variables, batch_size, method="init_stream")`.
 
         Args:
-            batch_size: Sequences fed side by side.
-            dtype: Of the chunks to come (the integer codes of a model that takes those have their own).
+            batch_size: Number of sequences fed in parallel.
+            dtype: Dtype of the chunks; a model that takes integer codes ignores it.
 
         Raises:
-            UserError: if a part of the module cannot be fed in chunks.
+            UserError: if a layer cannot be fed in chunks.
         """
-        return self._begun(batch_size, dtype).new
+        return self._initial(batch_size, dtype).new
 
     def latency(self) -> int:
-        """Return by how many samples the outputs of `stream` are late: `model.apply(variables, method="latency")`; 0 if causal."""
-        return self._begun(1, jnp.float32).latency
+        """Return how many samples late the outputs of `stream` are, 0 if causal: `model.apply(variables, method="latency")`."""
+        return self._initial(1, jnp.float32).latency
 
     def stream(self, chunk: jax.Array, state: State, **conditions: jax.Array) -> tuple[Any, State]:
         """Feed the next samples: `model.apply(variables, chunk, state, method="stream")`.
 
         Args:
-            chunk: (batch, n, ...), n from 1; it may differ from call to call, but is a multiple of the strides.
-            state: As `init_stream` or the last call returned it.
-            **conditions: Further arguments of `__call__`, for those samples.
+            chunk: (batch, n, ...) with n of at least 1, a multiple of the strides; n may differ from call to call.
+            state: The state returned by `init_stream` or by the previous call.
+            **conditions: Further arguments of `__call__` for these samples.
 
         Returns:
-            The outputs for those samples, as `__call__` with train=False would give them for the whole sequence, and the next state.
+            The outputs for these samples, equal to those of `__call__` with train=False on the whole sequence, and the next state.
 
         Raises:
-            UserError: if the chunk does not fit the state, or the state the model.
+            UserError: if the chunk does not fit the state, or the state does not fit the model.
         """
         caller = f"{type(self).__name__}.stream"
         if chunk.ndim < 2 or chunk.shape[1] < 1:
             raise UserError(f"{caller}: a chunk of shape {chunk.shape} must be (batch, n, ...) with n of at least 1.")
         if not isinstance(state, dict):
-            raise UserError(f"{caller}: the state is a {type(state).__name__}; make one with init_stream.")
+            raise UserError(f"{caller}: the state is a {type(state).__name__}, not a dict; make one with init_stream.")
         flow = Flow(caller, state)
         y = self._run(chunk, flow, conditions)
         if flow.latency and _CLOCK in state:
             flow.new[_CLOCK] = {**state[_CLOCK], "time": state[_CLOCK]["time"] + chunk.shape[1]}
         if extra := [key for key in state if key not in flow.new]:
-            raise UserError(f"{caller}: the state holds a buffer for {extra[0]}, it is of another model; make one with init_stream.")
+            raise UserError(f"{caller}: the state has a buffer for {extra[0]}: it belongs to another model; make one with init_stream.")
         return y, flow.new
 
-    def _begun(self, batch_size: int, dtype: Any) -> Flow:
+    def _initial(self, batch_size: int, dtype: DTypeLike) -> Flow:
         flow = Flow(f"{type(self).__name__}.init_stream", None)
         self._run(self.stream_input(batch_size, dtype), flow, self.stream_conditions(batch_size))
         return flow
@@ -211,10 +221,10 @@ class Streamable(nn.Module):
 
 
 class Layer(Streamable):
-    """A module that looks back along time, and keeps in a state of its own what it needs of the past."""
+    """A module that looks back in time, and keeps what it needs of the past in a state of its own."""
 
     def start(self, x: jax.Array, flow: Flow) -> Any:
-        """Return the state before the first sample, for an input such as x."""
+        """Return the state before the first sample, for an input like x."""
         raise NotImplementedError
 
     def step(self, x: jax.Array, state: Any, flow: Flow) -> tuple[jax.Array, Any]:

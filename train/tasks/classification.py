@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
 from train.data.splits import Splits
+from train.keys import Keys
 from train.tasks import images
 from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, ratios
 
@@ -26,7 +27,7 @@ class Classification(Task):
     """Learns the class of an image, by cross-entropy."""
 
     name = "classification"
-    keys = {**IMAGE_KEYS, **GEOMETRY_KEYS, **CLASS_KEYS}
+    keys: ClassVar[Keys] = {**IMAGE_KEYS, **GEOMETRY_KEYS, **CLASS_KEYS}
     best_by = "accuracy"
 
     @classmethod

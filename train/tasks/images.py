@@ -31,7 +31,9 @@ def check_channels(config: Any, channels: int) -> None:
     """Refuse data.mean and data.std that do not fit the channels of the images."""
     for key in ("mean", "std"):
         if len(config.data[key]) not in (0, 1, channels):
-            raise UserError(f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels.")
+            raise UserError(
+                f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels."
+            )
 
 
 def read_image(path: str, channels: int, image_size: int) -> np.ndarray:
@@ -89,7 +91,8 @@ def feature_maps(inference: Inference, images: np.ndarray) -> dict[str, np.ndarr
         return y
 
     with nn.intercept_methods(record):
-        inference.model.apply(inference.variables, **inference.arguments(jax.numpy.asarray(images)), train=False)
+        arguments: dict[str, Any] = inference.arguments(jax.numpy.asarray(images))
+        inference.model.apply(inference.variables, **arguments, train=False)
     return {f"{path}, dilation {dilation}": values for dilation, (path, values) in maps.items()}
 
 
@@ -119,6 +122,6 @@ def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, ima
 
 
 def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the order in which to show examples: mistakes first, the most confident first; then right answers, the least confident first."""
+    """Return the order to show examples in: mistakes, the most confident first, then right answers, the least confident first."""
     confidence, wrong = probabilities.max(1), probabilities.argmax(1) != labels
     return np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))

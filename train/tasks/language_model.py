@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -12,17 +12,28 @@ from dilax import Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
 from train.data.splits import Splits, split_paths
-from train.keys import Key
+from train.keys import Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores
-from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, prompts, window_splits
+from train.tasks.steps import (
+    CODE_MODELS,
+    SAMPLE_KEYS,
+    TEST_KEYS,
+    WINDOW_KEYS,
+    StepTask,
+    check_causal,
+    check_name,
+    cut_along_time,
+    prompts,
+    window_splits,
+)
 
 
 class LanguageModel(StepTask):
     """Learns the next symbol of a text."""
 
     name = "language_model"
-    keys = {
+    keys: ClassVar[Keys] = {
         **WINDOW_KEYS,
         **TEST_KEYS,
         **SAMPLE_KEYS,

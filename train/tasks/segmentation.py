@@ -5,7 +5,7 @@ import copy
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from train.data.image_sets import open_masked
 from train.data.readers.masks import class_pixels, nearest, resize, scaled_size
 from train.data.source import Source
 from train.data.splits import Splits
-from train.keys import UNLIMITED, Key
+from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images
 from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, output_files, ratios
 
@@ -34,7 +34,7 @@ class Segmentation(Task):
     """Learns the class of every pixel; evaluation may average over several sizes of the image and over mirrored images."""
 
     name = "segmentation"
-    keys = {
+    keys: ClassVar[Keys] = {
         **MASK_DATA_KEYS,
         **GEOMETRY_KEYS,
         **MASK_KEYS,
@@ -63,7 +63,9 @@ class Segmentation(Task):
                     f"{did_you_mean(name, LOSSES)}"
                 )
         if options.balance and options.class_weights:
-            raise UserError("config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one.")
+            raise UserError(
+                "config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one."
+            )
         if any(not 0 <= weight < math.inf for weight in options.class_weights):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} must be numbers of 0 or more.")
         if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):

@@ -1,10 +1,9 @@
 """Separation of a mixture of sounds into its sources."""
 
 import argparse
-import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,7 +18,7 @@ from train.data.readers.mixtures import pieces, read_mixtures
 from train.data.source import Table, gather
 from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key
+from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
 from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, output_files
 from train.tasks.steps import TEST_KEYS, check_name
@@ -29,7 +28,7 @@ class Separation(Task):
     """Learns the sources of a mixture, in the order that fits best, by SI-SDR."""
 
     name = "separation"
-    keys = {
+    keys: ClassVar[Keys] = {
         **TEST_KEYS,
         "sequence.length": Key(0, "samples of the pieces that mixtures are cut into; 0 is the longest mixture", (0, UNLIMITED)),
     }
@@ -42,7 +41,11 @@ class Separation(Task):
         check_name(config, ("mixtures",))
         folder = pathlib.Path(config.data.dir).expanduser()
         found = split_paths(folder)
-        read = {name: read_mixtures(path) for name, path in found.items()} if {"train", "test"} <= {*found} else {"train": read_mixtures(folder)}
+        read = (
+            {name: read_mixtures(path) for name, path in found.items()}
+            if {"train", "test"} <= {*found}
+            else {"train": read_mixtures(folder)}
+        )
         names, rate = read["train"].names, read["train"].rate
         for name, part in read.items():
             if (part.names, part.rate) != (names, rate):

@@ -5,7 +5,7 @@ import csv
 import io
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,10 +16,20 @@ from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, 
 from train.data.source import Table, gather
 from train.data.splits import Splits
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key
+from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, add_inputs
-from train.tasks.steps import ROW_MODELS, SPLIT_NAMES, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, cut_along_time, window_splits
+from train.tasks.steps import (
+    ROW_MODELS,
+    SPLIT_NAMES,
+    TEST_KEYS,
+    WINDOW_KEYS,
+    StepTask,
+    check_causal,
+    check_name,
+    cut_along_time,
+    window_splits,
+)
 
 # What a step of each kind of data asks for, and so the loss.
 LOSS_OF = {"adding": "mse", "csv": "mse", "copy_memory": "categorical", "piano": "binary"}
@@ -31,7 +41,7 @@ class SequencePrediction(StepTask):
     """Learns the target of every step: that of a made-up task, or the next row of a table or piano roll."""
 
     name = "sequence_prediction"
-    keys = {
+    keys: ClassVar[Keys] = {
         **WINDOW_KEYS,
         **TEST_KEYS,
         "sequence.loss": Key(

@@ -38,7 +38,9 @@ WINDOW_KEYS = {
 }
 TEST_KEYS = {
     "sequence.test": Key(
-        0.05, "share of the test split: the end of a text or a table, some of the sound files; data.validation is taken before it", (1e-9, 0.5)
+        0.05,
+        "share of the test split: the end of a text or a table, some of the sound files; data.validation is taken before it",
+        (1e-9, 0.5),
     )
 }
 SAMPLE_KEYS = {
@@ -58,8 +60,8 @@ class StepTask(Task):
     """A task that is scored at every step.
 
     Attributes:
-        kind: A key of `STEP_LOSSES`. "categorical": nats of the code (batch, time) under n logits; "binary": nats of n bits (batch, time, n)
-            under as many logits, added; "mse": mean of n squared errors; "mixture": nats of a sample (batch, time, 1) under logistics.
+        kind: A key of `STEP_LOSSES`. "categorical": nats of the code (batch, time) under n logits; "binary": nats of n bits (batch, time,
+            n) under as many logits, added; "mse": mean of n squared errors; "mixture": nats of a sample (batch, time, 1) under logistics.
     """
 
     lower_is_better = True

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
 from train.data.splits import Splits
-from train.keys import Key
+from train.keys import Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, output_files
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
@@ -26,7 +26,7 @@ class Waveform(StepTask):
     """Learns the next sample of sound: a mu-law code, or a mixture of logistics."""
 
     name = "waveform"
-    keys = {
+    keys: ClassVar[Keys] = {
         **WINDOW_KEYS,
         **TEST_KEYS,
         **SAMPLE_KEYS,
@@ -57,7 +57,7 @@ class Waveform(StepTask):
             raise UserError(f"config.data.dir={config.data.dir!r} does not hold sound files ({', '.join(sorted(sound.SUFFIXES))}).")
         sounds, rate = sound.read_sounds(paths)
         mixture, levels = _is_mixture(config), config.sequence.levels
-        values = [one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels)) for one in sounds]
+        values = [one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds]
         symbols = () if mixture else tuple(map(str, range(levels)))
         return window_splits(config, _parts(config, values), symbols or ("sample",), symbols=symbols, sample_rate=rate)
 
@@ -112,7 +112,7 @@ class Waveform(StepTask):
     def _model_input(self, samples: np.ndarray) -> np.ndarray:
         """Return samples as codes (time,), or as floats (time, 1) for a mixture."""
         levels = len(self.spec.symbols)
-        return np.asarray(mu_law_encode(jnp.asarray(samples), levels)) if levels else samples[:, None]
+        return np.asarray(mu_law_encode(jnp.asarray(samples), levels=levels)) if levels else samples[:, None]
 
 
 def _is_mixture(config: Any) -> bool:

@@ -13,8 +13,27 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from dilax.spec import to_float
-from train.data.augment.geometry import Places, Window, inside, move_boxes, random_place, random_rotation, random_zoom, read_linear, read_nearest
-from train.data.augment.options import AUGMENT_KEYS, CLASS_KEYS, COLOUR_KEYS, CUTOUT_KEYS, GEOMETRY_KEYS, MASK_KEYS, check_batch, read_options
+from train.data.augment.geometry import (
+    Places,
+    Window,
+    inside,
+    move_boxes,
+    random_place,
+    random_rotation,
+    random_zoom,
+    read_linear,
+    read_nearest,
+)
+from train.data.augment.options import (
+    AUGMENT_KEYS,
+    CLASS_KEYS,
+    COLOUR_KEYS,
+    CUTOUT_KEYS,
+    GEOMETRY_KEYS,
+    MASK_KEYS,
+    check_batch,
+    read_options,
+)
 from train.data.augment.pixels import cutout, mixup, one_hot, random_colour, smooth
 
 __all__ = [
@@ -39,7 +58,9 @@ def example_keys(key: jax.Array, count: int, first: int | jax.Array = 0) -> jax.
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 
-def augment(key: jax.Array, batch: Batch, options: Mapping[str, Any] | ConfigDict, *, first: int | jax.Array = 0, ignored: int = 255) -> Batch:
+def augment(
+    key: jax.Array, batch: Batch, options: Mapping[str, Any] | ConfigDict, *, first: int | jax.Array = 0, ignored: int = 255
+) -> Batch:
     """Apply the part `augment` of a config to a batch.
 
     One map of coordinates per example moves everything in it alike. How an image is moved depends on what comes with it:

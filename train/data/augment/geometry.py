@@ -148,7 +148,9 @@ def _read_axis(image: jax.Array, places: jax.Array, axis: int) -> jax.Array:
     return before * (1 - share) + after * share
 
 
-def move_boxes(boxes: jax.Array, exist: jax.Array, window: Window, rotation: Rotation | None, *, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+def move_boxes(
+    boxes: jax.Array, exist: jax.Array, window: Window, rotation: Rotation | None, *, sizes: Sizes
+) -> tuple[jax.Array, jax.Array]:
     """Move boxes to where the pixels within them move.
 
     Args:

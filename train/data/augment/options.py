@@ -73,7 +73,9 @@ def check_batch(batch: Mapping[str, Any], options: types.SimpleNamespace, ignore
     _check_array(batch, "mask", shape[:-1], jnp.integer, "integers (batch, *space)")
     _check_array(batch, "boxes", (shape[0], *boxes[1:2], 4), jnp.floating, "floats (batch, boxes, 4)")
     _check_array(batch, "box_mask", boxes[:2], jnp.bool_, "bool (batch, boxes)")
-    _check_array(batch, "target", (shape[0], *batch["target"].shape[1:2]) if "target" in batch else (), jnp.floating, "floats (batch, classes)")
+    _check_array(
+        batch, "target", (shape[0], *batch["target"].shape[1:2]) if "target" in batch else (), jnp.floating, "floats (batch, classes)"
+    )
     if "mask" in batch and not jnp.iinfo(batch["mask"].dtype).min <= ignored <= jnp.iinfo(batch["mask"].dtype).max:
         raise UserError(f"augment: ignored={ignored} does not fit into masks of {batch['mask'].dtype}; convert the masks to int32.")
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from dilax.errors import UserError, did_you_mean
 from train.data.readers.files import read_bytes
-from train.data.readers.numbers import cell_problem, to_number
 from train.data.readers.packaged import package_folder
+from train.data.readers.values import cell_problem, to_number
 
 _INSTALL = "pip install --no-deps aeon==1.6.0"
 _SHOWN = 40  # names of a list, or characters of a label, in a message

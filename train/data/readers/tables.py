@@ -15,7 +15,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from train.data.readers.files import read_bytes
-from train.data.readers.numbers import ambiguity, cell_problem, decimal_sign, is_label, is_missing, is_number, one_line, to_number
+from train.data.readers.values import ambiguity, cell_problem, decimal_sign, is_label, is_missing, is_number, one_line, to_number
 
 FILLS = ("error", "forward", "interpolate")
 _SEPARATORS = (",", ";", "\t")
@@ -234,7 +234,7 @@ class RowReader:
         self._line, self._separator, self._decimal = 0, "", ""
 
     def read(self, line: str) -> np.ndarray | None:
-        """Return the numbers of the next line, float64 (columns,), or None for a blank line and for names in the first one.
+        """Return the numbers of the next line, float64 (columns,), or None for a blank line and for names in the first row.
 
         A cell more than there are columns is ignored if it comes first and is a date or other text.
 
@@ -243,13 +243,13 @@ class RowReader:
         """
         self._line += 1
         where, width, first = f"line {self._line}", len(self._columns), not self._separator
-        if not line.strip():
+        if not line.strip(f" \r\n{''.join(_SEPARATORS)}" if first else None):
             return None
         self._separator = self._separator or _separator(line)
         try:
             cells = next(csv.reader([line], delimiter=self._separator))
-        except csv.Error as error:
-            raise UserError(f"{where} is not a row of a table ({error}); correct it.") from error
+        except csv.Error:  # a line end within the line
+            cells = [line]
         names = tuple(map(one_line, cells[1:] if len(cells) == width + 1 else cells))
         if first and (_has_names(cells) or (len(cells) > width and names == self._columns and not _are_dates(cells[:1]))):
             check_columns(where, names, self._columns)

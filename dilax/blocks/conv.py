@@ -1,0 +1,201 @@
+"""Convolution blocks: conv-norm-act, squeeze-excite, residual blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from dilax.blocks.norm import Norm
+from dilax.errors import UserError, did_you_mean
+from dilax.geometry import IntOrTuple, Padding
+from dilax.modules import DilatedConv, SeparableConv
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "tanh": nn.tanh,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Return the activation function with that name, a key of `ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation={name!r} is unknown; use one of {tuple(ACTIVATIONS)}.{did_you_mean(str(name), ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class ConvNormAct(nn.Module):
+    """Dilated convolution, normalisation, activation; the convolution has a bias only if no normalisation follows.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: Taps per axis; see `dilax.DilatedConv`.
+        stride: See `dilax.dilated_conv`.
+        padding: See `dilax.dilated_conv`.
+        dilation: See `dilax.dilated_conv`.
+        groups: See `dilax.dilated_conv`.
+        separable: Whether to use a `dilax.SeparableConv`, which ignores `groups`.
+        norm: One of `NORMS`; see `Norm`.
+        activation: A key of `ACTIVATIONS`, or "none".
+        dtype: Dtype of the computation.
+    """
+
+    features: int
+    kernel_size: IntOrTuple = (3, 3)
+    stride: IntOrTuple = 1
+    padding: Padding = "SAME"
+    dilation: IntOrTuple = 1
+    groups: int = 1
+    separable: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, *space, c_in) to (batch, *space_out, features)."""
+        shared: dict[str, Any] = dict(
+            stride=self.stride, padding=self.padding, dilation=self.dilation, use_bias=self.norm == "none", dtype=self.dtype
+        )
+        if self.separable:
+            x = SeparableConv(self.features, self.kernel_size, **shared)(x)
+        else:
+            x = DilatedConv(self.features, self.kernel_size, groups=self.groups, **shared)(x)
+        x = Norm(self.norm, self.dtype)(x, train=train)
+        return x if self.activation == "none" else activation(self.activation)(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that is computed from the spatial means of all channels (Hu et al. 2018, arXiv:1709.01507).
+
+    Attributes:
+        ratio: Reduction ratio: channels per hidden unit.
+        dtype: Dtype of the computation.
+    """
+
+    ratio: int = 4
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (batch, *space, channels) to the same shape."""
+        space = tuple(range(1, x.ndim - 1))
+        gate = x.mean(space, keepdims=True)
+        gate = nn.relu(nn.Dense(max(1, x.shape[-1] // self.ratio), dtype=self.dtype)(gate))
+        return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(gate))
+
+
+class SeparableResidual(nn.Module):
+    """Residual block of two separable dilated convolutions, each normalised; a 1x1 convolution on the shortcut where shapes differ.
+
+    Attributes:
+        features: Output channels.
+        stride: Stride of the first convolution and of the shortcut.
+        dilation: Dilation of both convolutions.
+        squeeze_excite: Whether the residual branch ends in a `SqueezeExcite`.
+        norm: One of `NORMS`; see `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        dtype: Dtype of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: IntOrTuple = 1
+    squeeze_excite: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
+        shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
+        separable: dict[str, Any] = dict(dilation=self.dilation, separable=True, **shared)
+        y = ConvNormAct(self.features, stride=self.stride, activation=self.activation, **separable)(x, train=train)
+        y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
+        if self.squeeze_excite:
+            y = SqueezeExcite(dtype=self.dtype)(y)
+        if x.shape != y.shape:
+            x = ConvNormAct(self.features, (1, 1), stride=self.stride, activation="none", **shared)(x, train=train)
+        return activation(self.activation)(x + y)
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, each normalised (He et al. 2016, arXiv:1512.03385, figure 5 left).
+
+    Attributes:
+        features: Output channels.
+        stride: Stride of the first convolution and of the shortcut.
+        dilation: Dilation of each convolution.
+        project: Whether the shortcut has a 1x1 convolution, normalised. This is explicit rather than inferred from the shapes, so that
+            the parameters stay the same where a stride is replaced by a dilation.
+        residual: Whether there is a shortcut at all.
+        norm: One of `NORMS`; see `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        dtype: Dtype of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: tuple[int, int] = (1, 1)
+    project: bool = False
+    residual: bool = True
+    norm: str = "batch"
+    activation: str = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
+        first, second = self.dilation
+        y = ConvNormAct(self.features, (3, 3), self.stride, dilation=first, activation=self.activation, name="conv1", **shared)(
+            x, train=train
+        )
+        y = ConvNormAct(self.features, (3, 3), dilation=second, activation="none", name="conv2", **shared)(y, train=train)
+        if self.residual:
+            if self.project:
+                x = ConvNormAct(self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
+            y = x + y
+        return activation(self.activation)(y)
+
+
+class Bottleneck(nn.Module):
+    """Residual block of 1x1, 3x3 and 1x1 convolutions, each normalised (He et al. 2016, arXiv:1512.03385, figure 5 right).
+
+    The stride is in the 3x3 convolution.
+
+    Attributes:
+        features: Channels of the first two convolutions; the output has 4 times as many.
+        stride: Stride of the 3x3 convolution and of the shortcut.
+        dilation: The first is that of the 3x3 convolution; the second is unused, since only a 1x1 kernel follows.
+        project: See `BasicBlock`.
+        norm: One of `NORMS`; see `Norm`.
+        activation: A key of `ACTIVATIONS`.
+        dtype: Dtype of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: tuple[int, int] = (1, 1)
+    project: bool = False
+    norm: str = "batch"
+    activation: str = "relu"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, height, width, c_in) to (batch, height_out, width_out, 4 * features)."""
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
+        inner: dict[str, Any] = dict(activation=self.activation, **shared)
+        y = ConvNormAct(self.features, (1, 1), name="conv1", **inner)(x, train=train)
+        y = ConvNormAct(self.features, (3, 3), self.stride, dilation=self.dilation[0], name="conv2", **inner)(y, train=train)
+        y = ConvNormAct(4 * self.features, (1, 1), activation="none", name="conv3", **shared)(y, train=train)
+        if self.project:
+            x = ConvNormAct(4 * self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
+        return activation(self.activation)(x + y)

@@ -1,0 +1,151 @@
+"""Normalisation and dropout; both treat a batch that is split over devices as one batch inside `batch_axis`."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from dilax.causal import CumulativeNorm
+from dilax.errors import UserError, did_you_mean
+
+NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
+_BATCH_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("dilax_batch_axis", default=None)
+
+
+@contextlib.contextmanager
+def batch_axis(name: str | None) -> Iterator[None]:
+    """Name the device axis over which the batch is split, for every block traced inside the scope.
+
+    Under `jax.pmap` and `jax.shard_map` each device traces its own share of the batch. Inside the scope, batch statistics and dropout masks
+    are those of the whole batch. Under `jax.jit` a sharded batch needs no name. The scope is read while a function is traced, so enter it
+    inside the function that is mapped.
+
+    Args:
+        name: The `axis_name` of `jax.pmap`, or the mesh axis of `jax.shard_map`; None for a batch that is not split.
+
+    Example:
+        >>> def normalise(x):
+        ...     with batch_axis("data"):
+        ...         return Norm("batch").init_with_output(jax.random.key(0), x, train=True)[0]
+        >>> jax.pmap(normalise, axis_name="data")(jnp.ones((1, 4, 3))).shape
+        (1, 4, 3)
+    """
+    token = _BATCH_AXIS.set(name)
+    try:
+        yield
+    finally:
+        _BATCH_AXIS.reset(token)
+
+
+class Norm(nn.Module):
+    """Normalisation selected by name.
+
+    Attributes:
+        kind: One of
+
+            - "batch": batch normalisation (Ioffe & Szegedy 2015);
+            - "group": group normalisation (Wu & He 2018) with as many groups, up to 8, as divide the channels;
+            - "layer": over the channels of each sample;
+            - "global": over all samples and channels of an example (Luo & Mesgarani 2019);
+            - "cumulative": the causal form of "global", `dilax.CumulativeNorm`;
+            - "frozen": "batch" with the running statistics even in training. They stay fixed while scale and bias are learned: for
+              fine-tuning on small batches, with the variables of "batch";
+            - "none": no normalisation.
+        dtype: Dtype of the result; statistics are always computed in float32.
+    """
+
+    kind: str = "batch"
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Normalise (batch, *space, channels); samples where the mask, bool (batch, *space), is False do not enter the statistics."""
+        if self.kind not in NORMS:
+            raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
+        if self.kind == "none":
+            return x
+        wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+        if self.kind == "cumulative":
+            return CumulativeNorm(dtype=self.dtype or x.dtype)(wide)
+        if mask is not None:
+            # Statistics of no samples are undefined: an example without a valid sample is normalised as a whole.
+            mask = mask | ~mask.any(tuple(range(1, mask.ndim)), keepdims=True) if self.kind in ("group", "global") else mask
+        where = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
+        return self._normalise(wide, train, where).astype(self.dtype or x.dtype)
+
+    def _normalise(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
+        if self.kind == "frozen":
+            return nn.BatchNorm(use_running_average=True)(x)
+        if self.kind == "batch":
+            axis, values_per_channel = _BATCH_AXIS.get(), x.size // x.shape[-1]
+            if train and values_per_channel == 1 and axis is None and not self.is_initializing():
+                raise UserError(
+                    f"Norm: an input of shape {x.shape} has a single value per channel, for which batch statistics are undefined; "
+                    "use a larger batch, or norm='group' or 'frozen'."
+                )
+            over_devices = train and mask is not None and axis is not None
+            norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
+            return norm(use_running_average=not train, momentum=0.9, axis_name=axis, name="BatchNorm_0")(x, mask=mask)
+        if self.kind in ("group", "global"):
+            groups = 1 if self.kind == "global" else max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+            return nn.GroupNorm(num_groups=groups)(x, mask=mask)
+        return nn.LayerNorm()(x)
+
+
+class _MaskedBatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm` in training over several devices, with every valid sample weighted equally.
+
+    Flax averages the statistics of the devices instead, however many valid samples each of them has.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None) -> jax.Array:
+        channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        valid = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
+        sums = [jnp.sum(part, axis=axes) for part in (valid, x * valid, jnp.square(x) * valid)]
+        if not self.is_initializing():
+            sums = lax.psum(sums, self.axis_name)
+        mean = sums[1] / sums[0]
+        var = jnp.maximum(sums[2] / sums[0] - jnp.square(mean), 0)
+        for name, start, new in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
+            running = self.variable("batch_stats", name, start, channels, jnp.float32)
+            if not self.is_initializing():
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        scale, bias = self.param("scale", self.scale_init, channels), self.param("bias", self.bias_init, channels)
+        mean, factor, bias = (each.reshape(*(1,) * len(axes), -1) for each in (mean, scale * lax.rsqrt(var + self.epsilon), bias))
+        return (x - mean) * factor + bias
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask depends only on the key and on the index of an example in the batch.
+
+    The mask is therefore the same on one device, with the batch sharded over many devices, and under pmap inside `batch_axis`
+    (`flax.linen.Dropout` draws a different mask on every device there).
+
+    Attributes:
+        rate: Probability of dropping a value.
+        spatial: Whether to drop whole channels, at all positions together (Tompson et al. 2015, arXiv:1411.4280).
+    """
+
+    rate: float
+    spatial: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map (batch, ...) to the same shape; with `train` and rate > 0 it needs the random key "dropout"."""
+        if not 0 <= self.rate < 1:
+            raise UserError(f"Dropout: rate={self.rate} is not a valid probability; use 0 <= rate < 1.")
+        if not train or self.rate == 0:
+            return x
+        axis = _BATCH_AXIS.get()
+        first = 0 if axis is None or self.is_initializing() else lax.axis_index(axis) * x.shape[0]
+        key = self.make_rng("dropout")
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
+        shape = (*(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else x.shape[1:]
+        keep = jnp.broadcast_to(jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, shape))(keys), x.shape)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
