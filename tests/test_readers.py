@@ -160,7 +160,7 @@ BAD_TS = "remove the series."
 MISTAKES: list[tuple[Callable[[pathlib.Path], Any], str, Any, str]] = [
     (read_text, "a.txt", None, "there is no file {path}; give a text file."),
     (read_text, "a.txt", "/", "{path} is a folder; give a text file."),
-    (read_text, "a.txt", b"", "{path} is empty; give a text file that is not."),
+    (read_text, "a.txt", b"", "{path} is empty; give a text file with content."),
     (read_text, "a.txt", b"\xef\xbb\xbf", "{path} has a byte order mark and no text; give a text file that is not empty."),
     (read_text, "a.txt", "né ".encode() + b"\xff\xfe", "{path} is not UTF-8: byte 0xff at position 4; convert it, or repair that byte."),
     (read_ts, "a.ts", None, "there is no file {path}; give a .ts file."),
