@@ -48,9 +48,8 @@ class Separation(Task):
         names, rate = train.names, train.rate
         for name, part in read.items():
             if part.names != names:
-                raise UserError(
-                    f"{folders[name]} has the sources {', '.join(part.names)}, and training has {', '.join(names)}; give the same."
-                )
+                here, there = (", ".join(words) for words in (part.names, names))
+                raise UserError(f"{folders[name]} has the sources {here}, and the training split has {there}; give the same.")
         sounds = {name: part.sounds for name, part in read.items()}
         if "test" not in sounds:
             sounds["train"], sounds["test"] = _share_out(sounds["train"], config.sequence.test, TEST_SPLIT, "sequence.test")
