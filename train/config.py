@@ -110,8 +110,8 @@ def check(config: ConfigDict) -> None:
     for key in values:
         if key not in (*keys, "name", "task"):
             raise UserError(
-                f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin with "
-                f"default_config({given.name!r}, task=...).{did_you_mean(key, keys)}"
+                f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin the config with "
+                f"default_config({given.name!r}, task={given.task!r}).{did_you_mean(key, keys)}"
             )
     for key, described in keys.items():
         if key not in values:
