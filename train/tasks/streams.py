@@ -74,8 +74,8 @@ def sound_pieces(inference: Inference, file: Bytes) -> Iterator[np.ndarray]:
     rate, pieces = sound.stream_wav(file, INPUT)
     if rate != inference.spec.sample_rate:
         raise UserError(
-            f"{INPUT} has {rate} samples per second, and the run was trained on {inference.spec.sample_rate}; resample it, "
-            f"as by `sox IN.wav -r {inference.spec.sample_rate} -t wav -`."
+            f"{INPUT} has {rate} samples per second, and the run was trained on {inference.spec.sample_rate}; resample it, for example "
+            f"with `sox IN.wav -r {inference.spec.sample_rate} -t wav -`."
         )
     return pieces
 
