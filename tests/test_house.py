@@ -17,6 +17,7 @@ DILAX = [
     "dilax.errors",
     "dilax.spec",
     "dilax.geometry",
+    "dilax.plan",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
     "dilax.lowerings.patches",
@@ -156,7 +157,23 @@ TRAIN = [
     "train.prepare",
     "train.main",
 ]
-HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax", "safetensors"}
+HEAVY = {
+    "matplotlib",
+    "orbax",
+    "tensorflow_datasets",
+    "grain",
+    "PIL",
+    "tensorboardX",
+    "tqdm",
+    "sklearn",
+    "torch",
+    "optax",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pandas",
+    "scipy",
+}
 TRAIN_ALWAYS = {"optax"}
 
 

@@ -57,9 +57,9 @@ class XceptionBlock(nn.Module):
 class Xception(nn.Module):
     """Separable residual network: two convolutions, three entry blocks, middle blocks, two exit blocks.
 
-    The defaults have 8 middle blocks (Xception-41); with `middle_blocks=16` it is the Xception-65 of the paper. Parameters are named `stem1`,
-    `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`; each but the head is a
-    `dilax.blocks.ConvNormAct`.
+    The defaults have 8 middle blocks (Xception-41); with `middle_blocks=16` it is the Xception-65 of the paper. Parameters are named
+    `stem1`, `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`; each but
+    the head is a `dilax.blocks.ConvNormAct`.
 
     Attributes:
         num_classes: Outputs.

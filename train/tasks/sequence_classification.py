@@ -150,7 +150,7 @@ class SequenceClassification(Task):
         if name == "ucr":
             named = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(path)[0])]
         elif name == "wav":
-            sounds = [sound.read_sound(path, rate=self.spec.sample_rate)[0] for path in paths]
+            sounds, _ = sound.read_sounds(paths, rate=self.spec.sample_rate)
             named = list(zip(args.inputs, log_mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
         elif name == "text":
             named = [(str(path), self._codes(text.read_text(path))) for path in paths]
