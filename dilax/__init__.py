@@ -27,11 +27,12 @@ from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.generate import continue_sequence, forecast, sample
-from dilax.geometry import ConvPlan, effective_kernel_size, explicit_padding, output_size
+from dilax.geometry import effective_kernel_size, explicit_padding, output_size
 from dilax.inference import Inference
 from dilax.loading import load
 from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
+from dilax.plan import ConvPlan
 from dilax.pooling import avg_pool, max_pool, pool_sequence
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize

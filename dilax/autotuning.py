@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from dilax.errors import UserError, did_you_mean
-from dilax.geometry import ConvPlan, is_integer
+from dilax.geometry import is_integer
 from dilax.lowerings import LOWERINGS, convolve, supports
+from dilax.plan import ConvPlan
 
 MEASURES = ("forward", "training")
 

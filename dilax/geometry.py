@@ -1,11 +1,9 @@
-"""The integers of a dilated convolution: spans, padding, output sizes. No arrays here.
+"""The geometry of a dilated convolution in integers: effective kernel sizes, padding, output sizes.
 
-A kernel axis with k taps that are `dilation` samples apart spans e = (k - 1) * dilation + 1 samples. On an axis of n samples that is
-padded with lo zeros before and hi after, a convolution with stride s has floor((n + lo + hi - e) / s) + 1 outputs.
+A kernel axis with k taps that are `dilation` samples apart spans e = (k - 1) * dilation + 1 samples. On an axis of n samples, padded with
+lo zeros before and hi zeros after it, a convolution with stride s has floor((n + lo + hi - e) / s) + 1 outputs.
 """
 
-import dataclasses
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +19,7 @@ Padding = str | int | Sequence[Any]
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is a whole number and not a bool."""
+    """Return whether `value` is an integer, Python's or NumPy's, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -31,19 +29,19 @@ def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, 
     Args:
         value: An int for all axes, or a sequence with one int per axis.
         rank: Number of spatial axes.
-        argument: Name of the argument, for the error.
-        caller: Name of the function the user called, for the error.
+        argument: Name of the argument, for error messages.
+        caller: Name of the function that the user called, which error messages start with.
         minimum: Smallest value allowed.
 
     Raises:
-        UserError: if there are not `rank` integers, or one is below `minimum`.
+        UserError: if `value` is neither an integer nor `rank` integers, or one of them is below `minimum`.
     """
     values: Any = (value,) * rank if is_integer(value) else value
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(is_integer(v) for v in values):
-        raise UserError(f"{caller}: {argument}={value!r} is not an integer; give an int or a tuple of {rank} ints.")
+        raise UserError(f"{caller}: {argument}={value!r} is not an integer; give an int or {_ints(rank)}.")
     if len(values) != rank:
         raise UserError(
-            f"{caller}: {argument}={tuple(values)} has {len(values)} entries for {rank} spatial axes; give an int or {rank} entries."
+            f"{caller}: {argument}={tuple(values)} has length {len(values)}, but there {_axes(rank)}; give an int or {_ints(rank)}."
         )
     if min(values) < minimum:
         raise UserError(f"{caller}: {argument}={value!r} is below {minimum}; use {minimum} or more.")
@@ -51,14 +49,14 @@ def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, 
 
 
 def effective_kernel_size(kernel_size: IntOrTuple, dilation: IntOrTuple) -> Any:
-    """Samples that a dilated kernel spans: (kernel_size - 1) * dilation + 1.
+    """Return the number of samples that a dilated kernel spans: (kernel_size - 1) * dilation + 1.
 
     Args:
         kernel_size: Taps, an int or one per axis.
         dilation: Samples between neighbouring taps, an int or one per axis.
 
     Returns:
-        An int when both are ints, else a tuple with one int per axis.
+        An int if both arguments are ints, otherwise a tuple with one int per axis.
 
     Example:
         >>> effective_kernel_size(3, 2), effective_kernel_size((3, 5), (4, 1))
@@ -80,30 +78,30 @@ def explicit_padding(
     dilation: IntOrTuple = 1,
     caller: str = "explicit_padding",
 ) -> Pairs:
-    """Return the samples that `padding` puts before and after each axis.
+    """Return how many samples `padding` adds before and after each axis.
 
-    With the span e = (kernel_size - 1) * dilation + 1, an axis of n samples gets
+    With e = (kernel_size - 1) * dilation + 1, an axis of n samples is padded by
 
-    - "SAME": max(0, (ceil(n / stride) - 1) * stride + e - n) in all, half before and half after, an odd one after (XLA, TensorFlow);
-      with stride 1 that is e - 1 in all, not on each side;
-    - "VALID": none;
-    - "CAUSAL": e - 1 before, none after, so that no output sees a later input;
-    - "TORCH": dilation * (kernel_size - 1) // 2 on both sides;
-    - an int: that many on both sides; a pair (lo, hi): just that.
+    - "SAME": max(0, (ceil(n / stride) - 1) * stride + e - n) samples in total, half before and half after, an odd one after (as in XLA and
+      TensorFlow); with stride 1 these are e - 1 in total, not on each side;
+    - "VALID": no samples;
+    - "CAUSAL": e - 1 samples before and none after, so that no output sees a later input;
+    - "TORCH": dilation * (kernel_size - 1) // 2 samples on each side;
+    - an int: that many samples on each side; a pair (lo, hi): lo samples before and hi after.
 
     Args:
         input_size: n, an int (one axis) or one per axis.
         kernel_size: Taps, an int or one per axis.
         stride: Samples between neighbouring outputs, an int or one per axis.
-        padding: One of the above for all axes, or a tuple with one of them per axis. In 1-D a pair is written ((lo, hi),).
+        padding: One of the above for all axes, or a tuple with one of them per axis. In 1-D, write a pair as ((lo, hi),).
         dilation: Samples between neighbouring taps, an int or one per axis.
-        caller: Name that errors begin with.
+        caller: Name that error messages start with.
 
     Returns:
         ((lo, hi), ...), one pair per axis.
 
     Raises:
-        UserError: if the padding is none of the above, or negative.
+        UserError: if the padding is not one of the above, or is negative.
 
     Example:
         >>> explicit_padding((10, 10), 3, padding=("CAUSAL", "SAME"), dilation=2)
@@ -126,17 +124,17 @@ def time_padding(
     dilation: IntOrTuple = 1,
     caller: str = "time_padding",
 ) -> tuple[int, int]:
-    """Return the samples that `padding` puts before and after time, the first axis, of a sequence that is longer than the kernel.
+    """Return how many samples `padding` adds before and after time, the first axis, of a long sequence.
 
-    The second number is how many samples a convolution looks ahead. With padding="SAME" and a stride the padding depends on the length;
-    here it is that of 2**24 samples.
+    The second number is the lookahead of the convolution in samples. With padding="SAME" and a stride, the padding depends on the length of
+    the sequence; it is then that of 2**24 samples.
 
     Args:
-        kernel_size: As `explicit_padding`; so are stride, padding, dilation and caller.
+        kernel_size: Taps, an int or one per axis.
         stride: Samples between neighbouring outputs, an int or one per axis.
-        padding: For all axes, or one per axis.
+        padding: See `explicit_padding`; for all axes, or one per axis.
         dilation: Samples between neighbouring taps, an int or one per axis.
-        caller: Name that errors begin with.
+        caller: Name that error messages start with.
 
     Example:
         >>> time_padding(3, dilation=4), time_padding(3, padding="CAUSAL", dilation=4)
@@ -155,15 +153,21 @@ def output_size(
     dilation: IntOrTuple = 1,
     caller: str = "output_size",
 ) -> Any:
-    """Outputs along each axis: floor((n + lo + hi - e) / stride) + 1 with e = (kernel_size - 1) * dilation + 1.
+    """Return the number of outputs along each axis: floor((n + lo + hi - e) / stride) + 1 with e = (kernel_size - 1) * dilation + 1.
 
-    Arguments and errors are those of `explicit_padding`.
+    Args:
+        input_size: n, an int (one axis) or one per axis.
+        kernel_size: Taps, an int or one per axis.
+        stride: Samples between neighbouring outputs, an int or one per axis.
+        padding: See `explicit_padding`, which also defines lo and hi.
+        dilation: Samples between neighbouring taps, an int or one per axis.
+        caller: Name that error messages start with.
 
     Returns:
-        An int when all sizes are ints, else a tuple with one int per axis.
+        An int if all sizes are ints, otherwise a tuple with one int per axis.
 
     Raises:
-        UserError: if an axis is empty, or its kernel is wider than the padded input.
+        UserError: if an axis is empty, its kernel is wider than the padded input, or the padding is invalid.
 
     Example:
         >>> output_size(32, 3, dilation=4), output_size((32, 20), 3, padding="VALID", dilation=(4, 1))
@@ -188,9 +192,17 @@ def transposed_size(
     dilation: IntOrTuple,
     caller: str = "transposed_size",
 ) -> tuple[int, ...]:
-    """Default output size of a transposed convolution: an input size whose convolution has `size` outputs.
+    """Return the default output size of a transposed convolution: an input size whose convolution has `size` outputs.
 
-    "SAME" and "CAUSAL" give size * stride, the largest such size; all else gives (size - 1) * stride + e - lo - hi, the smallest.
+    "SAME" and "CAUSAL" give size * stride, the largest such size; any other padding gives (size - 1) * stride + e - lo - hi, the smallest.
+
+    Args:
+        size: Input size of the transposed convolution, one per axis.
+        kernel_size: Taps, one per axis.
+        stride: As in the convolution; so are padding and dilation.
+        padding: See `explicit_padding`.
+        dilation: Samples between neighbouring taps, an int or one per axis.
+        caller: Name that error messages start with.
     """
     rank = len(size)
     steps = per_axis(stride, rank, "stride", caller)
@@ -206,98 +218,34 @@ def transposed_size(
     return sizes
 
 
-@dataclasses.dataclass(frozen=True)
-class ConvPlan:
-    """All that is known of a convolution before it runs: integers, and the dtype by name.
-
-    Attributes:
-        batch: Number of examples.
-        input_size: Samples per axis, padding not included.
-        c_in: Input channels.
-        c_out: Output channels.
-        kernel_size: Taps per axis.
-        stride: Samples between outputs per axis.
-        padding: (lo, hi) per axis.
-        dilation: Samples between taps per axis.
-        groups: Independent channel groups.
-        dtype: Name of the inputs' dtype.
-        precision: As in `jax.lax.conv_general_dilated`.
-    """
-
-    batch: int
-    input_size: tuple[int, ...]
-    c_in: int
-    c_out: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: Pairs
-    dilation: tuple[int, ...]
-    groups: int
-    dtype: str
-    precision: Any = None
-
-    @property
-    def rank(self) -> int:
-        """Number of spatial axes."""
-        return len(self.kernel_size)
-
-    @property
-    def taps(self) -> int:
-        """Taps of the whole window."""
-        return math.prod(self.kernel_size)
-
-    @property
-    def symbolic(self) -> bool:
-        """Whether a length is only known when the program runs (`jax.export` with symbolic shapes)."""
-        return not all(map(is_integer, (self.batch, *self.input_size, self.c_in, self.c_out)))
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        """Shape of the input: (batch, *input_size, c_in)."""
-        return (self.batch, *self.input_size, self.c_in)
-
-    @property
-    def kernel_shape(self) -> tuple[int, ...]:
-        """Shape of the kernel: (*kernel_size, c_in // groups, c_out)."""
-        return (*self.kernel_size, self.c_in // self.groups, self.c_out)
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        """Shape of the output: (batch, *output_size, c_out)."""
-        return (self.batch, *self.output_size, self.c_out)
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        """Outputs per axis."""
-        return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
-
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of the whole batch, taps that lie in the padding counted, as papers do."""
-        per_output = self.taps * self.c_in // self.groups
-        return self.batch * math.prod(self.output_size) * self.c_out * per_output
-
-
 def _rank(*values: Any) -> int:
-    """Number of axes that the first sequence among `values` speaks of; 0 if all are ints."""
+    """Number of axes: the length of the first sequence among `values`, 0 if all are ints."""
     return next((len(value) for value in values if isinstance(value, Sequence)), 0)
+
+
+def _axes(rank: int) -> str:
+    return f"are {rank} spatial axes" if rank != 1 else "is 1 spatial axis"
+
+
+def _ints(rank: int) -> str:
+    return f"a tuple of {rank} ints" if rank != 1 else "a tuple of one int"
 
 
 def _padding_per_axis(padding: Padding, rank: int, caller: str) -> tuple[Any, ...]:
     if isinstance(padding, str) or is_integer(padding):
         return (padding,) * rank
     if not isinstance(padding, Sequence):
-        raise UserError(f"{caller}: padding={padding!r} is no padding; give one of {PADDING_WORDS}, an int, or one of these per axis.")
+        raise UserError(f"{caller}: padding={padding!r} is not valid; use one of {PADDING_WORDS}, an int, or one of these per axis.")
     if len(padding) != rank:
-        hint = f" In 1-D write a pair as padding=({tuple(padding)},)." if rank == 1 and len(padding) == 2 else ""
-        raise UserError(f"{caller}: padding={padding!r} has {len(padding)} entries for {rank} spatial axes; give one per axis.{hint}")
+        hint = f" In 1-D, write a pair as padding=({tuple(padding)},)." if rank == 1 and len(padding) == 2 else ""
+        raise UserError(f"{caller}: padding={padding!r} has length {len(padding)}, but there {_axes(rank)}; give one entry per axis.{hint}")
     return tuple(padding)
 
 
 def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, given: Padding, caller: str) -> tuple[int, int]:
     span = (taps - 1) * dilation + 1
     if word == "SAME":
-        # A symbolic size (jax.export) cannot be compared; at stride 1 it does not matter.
+        # A symbolic size (jax.export) cannot be compared, but at stride 1 the padding does not depend on it.
         total = span - 1 if stride == 1 else max(0, (-(-size // stride) - 1) * stride + span - size)
         return total // 2, total - total // 2
     if word == "VALID":
@@ -310,11 +258,9 @@ def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, g
     pair = (word, word) if is_integer(word) else word
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_integer(p) for p in pair):
         hint = did_you_mean(word.upper(), PADDING_WORDS) if isinstance(word, str) else ""
-        raise UserError(
-            f"{caller}: padding={given!r} is no padding; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}"
-        )
+        raise UserError(f"{caller}: padding={given!r} is not valid; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}")
     if min(pair) < 0:
-        raise UserError(f"{caller}: padding={given!r} is negative; crop the input instead.")
+        raise UserError(f"{caller}: padding={given!r} is negative; use 0 or more, and crop the input instead.")
     return int(pair[0]), int(pair[1])
 
 
@@ -324,7 +270,7 @@ def _axis_output(size: int, pair: tuple[int, int], span: int, stride: int, paddi
         raise UserError(f"{caller}: the input has an axis of length {size}; every spatial axis needs at least one sample.")
     if is_integer(size) and padded < 0:
         raise UserError(
-            f"{caller}: the kernel spans {span} samples of an axis of {size} with padding={padding!r}, so no output is left; "
+            f"{caller}: the kernel spans {span} samples, which is more than an axis of {size} has with padding={padding!r}; "
             f"use a smaller kernel_size or dilation, or padding='SAME'."
         )
     return padded // stride + 1

@@ -281,7 +281,7 @@ CASES = {
     ),
     "size of another rank": (
         lambda: dilax.resize(X, (4,)),
-        "resize: size=(4,) has 1 entries for 2 spatial axes; give an int or 2 entries.",
+        "resize: size=(4,) has length 1, but there are 2 spatial axes; give an int or a tuple of 2 ints.",
     ),
     "size of 0": (lambda: dilax.resize(X, 0), "resize: size=0 is below 1; use 1 or more."),
     "empty axis": (

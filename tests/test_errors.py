@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import dilax
-from dilax import blocks, geometry, models
+from dilax import blocks, models
 from dilax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -36,7 +36,7 @@ CASES = {
     "stride of a float": (conv(stride=1.5), "dilated_conv: stride=1.5 is not an integer; give an int or a tuple of 2 ints."),
     "too many dilations": (
         conv(dilation=(1, 2, 3)),
-        "dilated_conv: dilation=(1, 2, 3) has 3 entries for 2 spatial axes; give an int or 2 entries.",
+        "dilated_conv: dilation=(1, 2, 3) has length 3, but there are 2 spatial axes; give an int or a tuple of 2 ints.",
     ),
     "groups that do not divide": (
         conv(groups=2),
@@ -48,11 +48,11 @@ CASES = {
     ),
     "kernel of another rank": (
         conv(kernel=K1),
-        "dilated_conv: a kernel of shape (3, 3, 4) has 1 spatial axes, x of shape (2, 9, 8, 3) 2; make the kernel (*window, c_in // groups, c_out).",
+        "dilated_conv: a kernel of shape (3, 3, 4) is for 1-D inputs, but x of shape (2, 9, 8, 3) is 2-D; make the kernel (*kernel_size, c_in // groups, c_out).",
     ),
     "kernel of other channels": (
         conv(kernel=jnp.ones((3, 3, 2, 4))),
-        "dilated_conv: a kernel of shape (3, 3, 2, 4) does not fit 3 input channels in 1 groups; its last but one axis must be 3.",
+        "dilated_conv: a kernel of shape (3, 3, 2, 4) does not fit 3 input channels with groups=1; its second-to-last axis must be 3.",
     ),
     "x without channels": (
         conv(x=jnp.ones((2, 9))),
@@ -66,31 +66,31 @@ CASES = {
         conv(x=X2[:, :0]),
         "dilated_conv: the input has an axis of length 0; every spatial axis needs at least one sample.",
     ),
-    "zero-length window": (
+    "zero-length kernel": (
         conv(kernel=K2[:0]),
-        "dilated_conv: x of shape (2, 9, 8, 3) and kernel of shape (0, 3, 3, 4) must have no channels or window of length 0.",
+        "dilated_conv: the channels of x (2, 9, 8, 3) and all axes of kernel (0, 3, 3, 4) must be at least 1; remove the axis of length 0.",
     ),
     "VALID with a kernel wider than the input": (
         conv(padding="VALID", dilation=5),
-        "dilated_conv: the kernel spans 11 samples of an axis of 9 with padding='VALID', so no output is left; "
+        "dilated_conv: the kernel spans 11 samples, which is more than an axis of 9 has with padding='VALID'; "
         "use a smaller kernel_size or dilation, or padding='SAME'.",
     ),
     "misspelt padding": (
         conv(padding="same"),
-        f"dilated_conv: padding='same' is no padding; use one of {PADDINGS}, an int, or a (lo, hi) pair per axis. Did you mean \"SAME\"?",
+        f"dilated_conv: padding='same' is not valid; use one of {PADDINGS}, an int, or a (lo, hi) pair per axis. Did you mean \"SAME\"?",
     ),
-    "negative padding": (conv(padding=-1), "dilated_conv: padding=-1 is negative; crop the input instead."),
+    "negative padding": (conv(padding=-1), "dilated_conv: padding=-1 is negative; use 0 or more, and crop the input instead."),
     "padding per axis": (
         conv(padding=("SAME",)),
-        "dilated_conv: padding=('SAME',) has 1 entries for 2 spatial axes; give one per axis.",
+        "dilated_conv: padding=('SAME',) has length 1, but there are 2 spatial axes; give one entry per axis.",
     ),
     "a flat pair in 1-D": (
         conv(X1, K1, padding=(2, 0)),
-        "dilated_conv: padding=(2, 0) has 2 entries for 1 spatial axes; give one per axis. In 1-D write a pair as padding=((2, 0),).",
+        "dilated_conv: padding=(2, 0) has length 2, but there is 1 spatial axis; give one entry per axis. In 1-D, write a pair as padding=((2, 0),).",
     ),
     "padding of a float": (
         conv(padding=0.5),
-        f"dilated_conv: padding=0.5 is no padding; give one of {PADDINGS}, an int, or one of these per axis.",
+        f"dilated_conv: padding=0.5 is not valid; use one of {PADDINGS}, an int, or one of these per axis.",
     ),
     "unknown padding mode": (
         conv(padding_mode="circular"),
@@ -105,24 +105,24 @@ CASES = {
         lambda: dilax.depthwise_conv(X2, jnp.ones((3, 3, 1, 4))),
         "depthwise_conv: a kernel of shape (3, 3, 1, 4) does not fit 3 input channels; its last two axes must be (1, 3 * multiplier).",
     ),
-    "pointwise kernel with a window": (
+    "pointwise kernel wider than 1": (
         lambda: dilax.separable_conv(X2, jnp.ones((3, 3, 1, 3)), K2),
-        "separable_conv: a pointwise_kernel of shape (3, 3, 3, 4) has a window; its leading axes must all be 1.",
+        "separable_conv: a pointwise_kernel of shape (3, 3, 3, 4) must have kernel size 1; make its leading axes of length 1.",
     ),
     "transposed kernel": (
         transpose(X2, K2),
-        "dilated_conv_transpose: a kernel of shape (3, 3, 3, 4) does not fit 3 input channels; its last axis must be 3, its last but one c_out // groups.",
+        "dilated_conv_transpose: a kernel of shape (3, 3, 3, 4) does not fit 3 input channels; its last two axes must be (c_out // groups, 3).",
     ),
     "transposed output_size": (
         transpose(jnp.ones((2, 5, 4)), K1, stride=2, output_size=12),
-        "dilated_conv_transpose: output_size=(12,) would convolve to (6,), not to the (5,) of x; choose another, or None.",
+        "dilated_conv_transpose: a convolution maps output_size=(12,) to (6,), but x has (5,); choose another size, or None.",
     ),
     "transposed to nothing": (
         transpose(jnp.ones((2, 1, 4)), K1, padding=2),
         "dilated_conv_transpose: padding=2 leaves an output of size (-1,); use less padding or give output_size.",
     ),
     "unknown platform": (
-        lambda: dilax.select_lowering(geometry.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), platform="gpu"),
+        lambda: dilax.select_lowering(dilax.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), platform="gpu"),
         "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
     ),
     "an int on an image": (
@@ -131,7 +131,7 @@ CASES = {
         "write kernel_size=(3, 3) for images, (3,) for sequences, or kernel_size=3, rank=2.",
     ),
     "rank 4": (layer(dilax.DilatedConv(4, 3, rank=4)), "DilatedConv: rank=4 is not supported; use 1, 2 or 3."),
-    "window of rank 4": (
+    "kernel of rank 4": (
         layer(dilax.DepthwiseConv((3, 3, 3, 3))),
         "DepthwiseConv: kernel_size=(3, 3, 3, 3) has 4 spatial axes; give 1, 2 or 3.",
     ),

@@ -17,6 +17,7 @@ DILAX = [
     "dilax.errors",
     "dilax.spec",
     "dilax.geometry",
+    "dilax.plan",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
     "dilax.lowerings.patches",

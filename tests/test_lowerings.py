@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 import dilax
 from dilax import lowerings
-from dilax.geometry import ConvPlan
 from dilax.lowerings import products, registry
+from dilax.plan import ConvPlan
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
 K = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4)), jnp.float32)
@@ -256,7 +256,8 @@ def test_a_lowering_that_cannot_is_refused():
     with pytest.raises(dilax.UserError) as error:
         dilax.dilated_conv(X, K, lowering="taps")
     assert str(error.value) == (
-        "dilated_conv: lowering='taps' cannot compute 3 taps of 3 channels in 1 groups; use one of ('auto', 'lax', 'products', 'patches')."
+        "dilated_conv: lowering='taps' does not support 3 taps, 3 input channels and groups=1; "
+        "use one of ('auto', 'lax', 'products', 'patches')."
     )
     with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown operation 'forward'; use one of \('output', "):
         dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), operation="forward")

@@ -293,7 +293,7 @@ ERRORS = {
     "window 0": (lambda: avg_pool(X, 0), "avg_pool: window=0 is below 1; use 1 or more."),
     "window of another rank": (
         lambda: max_pool(X, (2, 2, 2)),
-        "max_pool: window=(2, 2, 2) has 3 entries for 2 spatial axes; give an int or 2 entries.",
+        "max_pool: window=(2, 2, 2) has length 3, but there are 2 spatial axes; give an int or a tuple of 2 ints.",
     ),
     "stride of a float": (lambda: max_pool(X, 2, stride=1.5), "max_pool: stride=1.5 is not an integer; give an int or a tuple of 2 ints."),  # pyright: ignore[reportArgumentType]
     "dilation 0": (lambda: max_pool(X, 2, dilation=0), "max_pool: dilation=0 is below 1; use 1 or more."),
@@ -312,7 +312,7 @@ ERRORS = {
     ),
     "misspelt padding": (
         lambda: max_pool(X, 2, padding="same"),
-        "max_pool: padding='same' is no padding; use one of ('SAME', 'VALID', 'CAUSAL', 'TORCH'), an int, or a (lo, hi) pair per axis. "
+        "max_pool: padding='same' is not valid; use one of ('SAME', 'VALID', 'CAUSAL', 'TORCH'), an int, or a (lo, hi) pair per axis. "
         'Did you mean "SAME"?',
     ),
     "padding alone": (

@@ -361,7 +361,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "a key of images": (
         lambda: check(with_key(config_of("sequence_prediction"), "data.per_class", 3)),
-        "config.data.per_class is not a key of config.task='sequence_prediction'; remove it, or begin with "
+        "config.data.per_class is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
         "default_config('test', task=...). It is a key of classification, sequence_classification.",
     ),
     "a key of images, for series": (
@@ -370,7 +370,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt key": (
         lambda: check(with_key(config_of("sequence_prediction"), "sequence.lenght", 3)),
-        "config.sequence.lenght is not a key of config.task='sequence_prediction'; remove it, or begin with "
+        "config.sequence.lenght is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
         "default_config('test', task=...). Did you mean \"sequence.length\"?",
     ),
     "mixed sounds": (

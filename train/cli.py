@@ -1,6 +1,7 @@
 """What every command line shares: one parser, and mistakes of the user as one line on stderr with exit code 2, never a traceback."""
 
 import argparse
+import errno
 import os
 import pathlib
 import re
@@ -137,6 +138,7 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     argv = ["train", f"--config={file}", *overrides]
+    sys.modules.pop("config_config", None)  # where ml_collections loads each file, over what the file before left there
     try:
         values(argv)
         config: Any = holder.value
@@ -155,10 +157,13 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _unreadable(error: OSError) -> str:
-    path = re.search(r"No such file or directory: '([^']+)'", str(error))
-    if path is None:
-        return f"the config file cannot be read: {error.strerror or str(error).splitlines()[0]}; give --config=configs/NAME.py."
-    return f"the config file {path[1]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
+    """Word an error of the system, which ml_collections may have wrapped in one of its own."""
+    match = re.search(r"\[Errno \d+\] (.+?): '([^']+)'", str(error))
+    if match is None:
+        return f"the config file cannot be read: {str(error).splitlines()[0]}; give --config=configs/NAME.py."
+    if match[1] == os.strerror(errno.ENOENT):
+        return f"the config file {match[2]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
+    return f"the config file {match[2]} cannot be read: {match[1]}; give --config=configs/NAME.py."
 
 
 def _last_line(message: str) -> str:

@@ -112,7 +112,7 @@ def check(config: ConfigDict) -> None:
             others = [name for name, other in TASKS.items() if key in other.keys]
             hint = f" It is a key of {', '.join(others)}." if others else did_you_mean(key, keys)
             raise UserError(
-                f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin with "
+                f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin the config with "
                 f"default_config({given.name!r}, task=...).{hint}"
             )
     for key, described in keys.items():

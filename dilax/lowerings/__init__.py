@@ -11,9 +11,9 @@ patches.py      "patches": patches and one matrix product, block by block
 
 import jax
 
-from dilax.geometry import ConvPlan
 from dilax.lowerings import primitives, registry
 from dilax.lowerings.registry import LOWERINGS, OPERATIONS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
+from dilax.plan import ConvPlan
 
 __all__ = ["LOWERINGS", "OPERATIONS", "PLATFORMS", "Lowering", "convolve", "select_lowering", "supports", "use_lowering"]
 

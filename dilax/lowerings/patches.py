@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dilax.geometry import ConvPlan
 from dilax.lowerings import xla
+from dilax.plan import ConvPlan
 
 # Numbers in the patches of one block: 4 MB in float32 were best among 1 to 16 MB.
 BLOCK = 2**20

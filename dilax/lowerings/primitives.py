@@ -17,8 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dilax.geometry import ConvPlan
 from dilax.lowerings import registry
+from dilax.plan import ConvPlan
 
 # Operands of each operation, and what it makes.
 OPERANDS = {"output": ("x", "kernel", "y"), "input_gradient": ("y", "kernel", "x"), "kernel_gradient": ("x", "y", "kernel")}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dilax.geometry import ConvPlan
+from dilax.plan import ConvPlan
 
 # Each tap is a product of its own to compile.
 MOST_TAPS = 64

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from dilax.errors import UserError, did_you_mean
-from dilax.geometry import ConvPlan
 from dilax.lowerings import patches, products, split, taps, xla
+from dilax.plan import ConvPlan
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATIONS = ("output", "input_gradient", "kernel_gradient")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dilax.geometry import ConvPlan
 from dilax.lowerings import patches, xla
+from dilax.plan import ConvPlan
 
 # Every group is a convolution of its own to compile.
 MOST_GROUPS = 32

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dilax.geometry import ConvPlan
+from dilax.plan import ConvPlan
 
 # Beyond so many multiply-adds per output XLA compiles for seconds, and a loop over taps is no longer what the time goes into.
 MOST_TERMS = 64

@@ -3,7 +3,7 @@
 import jax
 from jax import lax
 
-from dilax.geometry import ConvPlan
+from dilax.plan import ConvPlan
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
