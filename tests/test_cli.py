@@ -56,8 +56,8 @@ CASES = {
     ),
     "another task": (
         [DIGITS, "--config.task=segmentation"],
-        "config.augment.cutout is not a key of config.task='segmentation'; remove it, or begin the config with "
-        "default_config('digits', task='segmentation'). Did you mean \"augment.colour\"?",
+        "config.augment.cutout is a key of config.task='classification' or 'sequence_classification', not of config.task='segmentation'; "
+        "remove it, or set the task in the config file, with default_config('digits', task=...).",
     ),
     "unknown task": (
         [DIGITS, "--config.task=segmentaton"],
