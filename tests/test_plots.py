@@ -11,7 +11,6 @@ import reference
 import dilax
 from dilax import plots
 from dilax.errors import UserError
-from train import report
 
 RNG = np.random.default_rng(0)
 
@@ -178,40 +177,6 @@ def test_errors(call, words):
     with pytest.raises(UserError) as error:
         call()
     assert words in str(error.value)
-
-
-def test_order_of_the_examples():
-    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55], [0.7, 0.3]])
-    labels = np.array([0, 0, 0, 0, 1])
-    # wrong: 2 (0.8), 4 (0.7), 3 (0.55); right: 1 (0.6), 0 (0.9)
-    assert report.most_telling(labels, probabilities).tolist() == [2, 4, 3, 1, 0]
-
-
-@pytest.mark.parametrize(("classes", "channels", "extras"), [(2, 1, True), (10, 3, False), (120, 3, True)])
-def test_report(tmp_path, classes, channels, extras):
-    n = 12
-    path = report.write_report(
-        tmp_path,
-        title="a run",
-        config_text='{"a": 1}',
-        history=[{"step": 1, "train/loss": 2.0}],
-        metrics={"test/accuracy": 0.987654},
-        versions={"jax": "1.2.3"},
-        seconds=61.4,
-        class_names=[f"name{i}" for i in range(classes)],
-        confusion=np.eye(classes),
-        images=RNG.integers(0, 256, (n, 8, 8, channels), np.uint8),
-        labels=RNG.integers(0, classes, n),
-        probabilities=RNG.dirichlet(np.ones(classes), n),
-        first_kernel=RNG.normal(size=(3, 3, channels, 4)) if extras else None,
-        feature_maps={"conv, dilation 2": RNG.normal(size=(8, 8, 3))} if extras else {},
-    )
-    text = path.read_text()
-    for words in ("# a run", "| test/accuracy | 0.9877 |", "| time | 61 s |", "| jax | 1.2.3 |", '{"a": 1}'):
-        assert words in text
-    pictures = {line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
-    assert len(pictures) == (5 if extras else 3)
-    assert {p.name for p in path.parent.glob("*.png")} == pictures
 
 
 def cells(axes, label: str) -> set[tuple[int, int]]:
