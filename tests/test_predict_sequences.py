@@ -1,14 +1,7 @@
-"""Runs on sequences from files to predictions: texts, tables, series and sounds; their reports; streams of lines; mistakes."""
+"""Runs on texts, tables and series from files to predictions: their reports, streams of lines, options of the draw, mistakes."""
 
-import argparse
 import functools
-import io
 import pathlib
-import shutil
-import subprocess
-import sys
-import tempfile
-import wave
 from collections.abc import Callable
 from typing import Any
 
@@ -16,176 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import soundfile
-import soxr
-from task_cases import RATE, WORDS, write_mixtures, write_series, write_sounds, write_texts
+from sequence_runs import FOLDER, answers, data_of, dir_of, open_data, outputs_of, predict, table_rows, trained
 
 import dilax
 from dilax.errors import UserError
 from dilax.loading import read_status
-from train import cli, loop
+from train import cli
 from train import predict as command
-from train.build import Trained, load_trained
-from train.config import default_config, model_config, task_class
-from train.data import Splits
-from train.data.readers import series, sound, text
-from train.data.source import gather
-
-TEMPORARY = tempfile.TemporaryDirectory(prefix="dilax-predict-", ignore_cleanup_errors=True)
-FOLDER = pathlib.Path(TEMPORARY.name)
-
-
-def write_words(folder: pathlib.Path) -> str:
-    (folder / "words.txt").write_text(WORDS * 30)
-    return str(folder / "words.txt")
-
-
-def table_rows() -> np.ndarray:
-    steps = np.arange(400)
-    return np.stack([10 + 3 * np.sin(steps / 5), 100 * np.cos(steps / 7)], 1)
-
-
-def write_dated_table(folder: pathlib.Path) -> str:
-    (folder / "table.csv").write_text("date,warm,wet\n" + "".join(f"2020-{i},{a:.5f},{b:.5f}\n" for i, (a, b) in enumerate(table_rows())))
-    return str(folder / "table.csv")
-
-
-TCN = dict(kernel_size=2, features=(12, 12, 12))
-TASNET = dict(features=24, bottleneck_features=12, hidden_features=16, skip_features=12, blocks=3, repeats=1)
-# Task, data, function that writes the data, model, its fields, changes of the config.
-RUNS: dict[str, tuple[str, str, Callable[[pathlib.Path], str], str, dict[str, Any], dict[str, Any]]] = {
-    "text": (
-        "language_model",
-        "text",
-        write_words,
-        "tcn",
-        dict(TCN, embedding_features=8),
-        {"sequence.length": 24, "sequence.context": 8, "sequence.sample": 20, "total_epochs": 4.0},
-    ),
-    "table": (
-        "sequence_prediction",
-        "csv",
-        write_dated_table,
-        "tcn",
-        TCN,
-        {"sequence.length": 32, "sequence.context": 8, "sequence.test": 0.2, "data.missing": "interpolate", "total_epochs": 30.0},
-    ),
-    "series": ("sequence_classification", "ucr:toy", write_series, "tcn", TCN, {"sequence.pool": "mean", "total_epochs": 10.0}),
-    "words": (
-        "sequence_classification",
-        "wav",
-        write_sounds,
-        "tcn",
-        TCN,
-        {"sequence.pool": "mean", "sequence.bands": 16, "total_epochs": 10.0, "report": False},  # it is made as that of the series
-    ),
-    "waves": (
-        "waveform",
-        "wav",
-        write_sounds,
-        "wavenet",
-        dict(dilations=(1, 2, 4), features=8, skip_features=8),
-        {"sequence.length": 400, "sequence.context": 8, "sequence.sample": 20, "total_epochs": 1.0},
-    ),
-    "voices": (
-        "separation",
-        "mixtures",
-        write_mixtures,
-        "conv_tasnet",
-        TASNET,
-        {"sequence.length": 400, "sequence.test": 0.2, "total_epochs": 15.0},
-    ),
-    "reviews": (
-        "sequence_classification",
-        "text",
-        write_texts,
-        "gated_dilated_cnn",
-        dict(features=16, dilations=(1, 2), embedding_features=8),
-        {"total_epochs": 20.0},
-    ),
-}
-SOUNDS = ("words", "waves", "voices")
-
-
-def data_of(name: str) -> pathlib.Path:
-    return FOLDER / name / "data"
-
-
-@functools.cache
-def dir_of(name: str) -> str:
-    """config.data.dir; the data is written once."""
-    data_of(name).mkdir(parents=True)
-    return RUNS[name][2](data_of(name))
-
-
-def config_of(name: str, **changes: Any) -> Any:
-    task, source, _, model, fields, own = RUNS[name]
-    config = default_config(name, task=task)
-    config.data.update(name=source, dir=dir_of(name))
-    config.model = model_config(model, **fields)
-    config.batch_size, config.eval_every_epochs = 8, 100.0
-    config.optim.update(lr=2e-2, warmup_epochs=0.1, clip_norm=1.0)
-    config.compilation_cache_dir = ""
-    config.update_from_flattened_dict({**own, **changes})
-    return config.lock()
-
-
-def open_data(name: str, folder: object, **changes: Any) -> Splits:
-    return task_class(RUNS[name][0]).open(config_of(name, **{"data.dir": str(folder), **changes}))
-
-
-@functools.cache
-def trained(name: str) -> Trained:
-    """A finished run; see `RUNS`."""
-    assert loop.run(config_of(name), FOLDER / name / "run") == 0
-    return load_trained(FOLDER / name / "run")
-
-
-def arguments(name: str, *words: str, out: pathlib.Path | None = None) -> argparse.Namespace:
-    """What the command line makes of these words, with --out or without."""
-    parser = argparse.ArgumentParser()
-    task_class(RUNS[name][0]).add_prediction_flags(parser)
-    args = parser.parse_args(words)
-    args.out, args.replace = out or FOLDER / name / "run" / "predictions", out is None
-    return args
-
-
-def predict(name: str, *words: object, out: pathlib.Path | None = None) -> list[str]:
-    run = trained(name)
-    return list(run.setup.task.predict(run.inference, arguments(name, *map(str, words), out=out)))
-
-
-def answers(name: str, lines: str, *words: str) -> list[str]:
-    """What --stream writes for these lines."""
-    run = trained(name)
-    return [piece.decode() for piece in run.setup.task.stream(run.inference, io.BytesIO(lines.encode()), arguments(name, *words))]
-
-
-def outputs_of(name: str, x: Any) -> np.ndarray:
-    """Outputs of the model for one whole sequence."""
-    return np.asarray(trained(name).inference.outputs(np.asarray(x)[None])[0])
-
+from train.data.readers import series, text
 
 LEARNED: dict[str, Callable[[dict[str, float]], bool]] = {
     "text": lambda metrics: metrics["test/bits_per_character"] < 1.5,
     "table": lambda metrics: metrics["test/mse"] < 0.1,
     "series": lambda metrics: metrics["test/accuracy"] > 0.9,
-    "words": lambda metrics: metrics["test/accuracy"] == 1,
-    "waves": lambda metrics: metrics["test/bits_per_sample"] < 8,
-    "voices": lambda metrics: metrics["test/si_sdr_improvement"] > 10,
     "reviews": lambda metrics: metrics["test/accuracy"] > 0.9,
 }
 SHOWN = {
     "text": [],
     "table": ["prediction.png"],
     "series": ["predictions.png", "confusion_matrix.png"],
-    "waves": ["samples.png", "sample_0.wav"],
-    "voices": ["separation.png", "mixture.wav", "s1.wav", "s1_separated.wav"],
     "reviews": ["confusion_matrix.png"],
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_runs_learn(name):
     trained(name)
     assert LEARNED[name](read_status(FOLDER / name / "run")["metrics"])
@@ -212,12 +59,6 @@ def test_the_report_of_a_table_says_what_there_is_to_beat():
     changes = np.diff(table_rows()[-80:], axis=0) / table_rows()[:280].std(0)
     words = f"A forecast that repeats each row has a mean squared error of {np.square(changes).mean():.4f}."
     assert words in (FOLDER / "table" / "run" / "report" / "report.md").read_text()
-
-
-def test_the_report_of_waves_holds_sounds():
-    trained("waves")
-    with wave.open(str(FOLDER / "waves" / "run" / "report" / "sample_0.wav")) as file:
-        assert (file.getframerate(), file.getnframes()) == (RATE, 200 + 20)
 
 
 def test_a_text_is_continued_as_by_the_whole_network():
@@ -321,111 +162,6 @@ def test_series_are_classified():
     assert np.mean(right) == pytest.approx(read_status(FOLDER / "series" / "run")["metrics"]["test/accuracy"])
 
 
-def test_sounds_are_classified():
-    lines = predict("words", *(data_of("words") / label / "3.wav" for label in ("low", "high")))
-    assert [line.split("\t")[1] for line in lines] == ["low", "high"]
-
-
-def test_a_sound_is_continued_in_a_file_of_its_own(tmp_path):
-    trained("waves")
-    path = data_of("waves") / "low" / "0.wav"
-    (line,) = predict("waves", path, "--steps=30", out=tmp_path / "out")
-    assert line == f"{path}\t{tmp_path / 'out' / '0_continued.wav'}\t{1630 / RATE:.3f} s"
-    before, after = sound.read_sound(path)[0], sound.read_sound(tmp_path / "out" / "0_continued.wav")[0]
-    np.testing.assert_allclose(after[:1600], before, atol=1e-4)
-    assert len(after) == 1630
-    with pytest.raises(UserError, match=r"0_continued\.wav exists and would be overwritten; give another folder with --out\."):
-        predict("waves", path, "--steps=30", out=tmp_path / "out")
-
-
-def separated(path: pathlib.Path, out: pathlib.Path) -> np.ndarray:
-    """The sources (2, time) that predict writes for a mixture."""
-    (line,) = predict("voices", path, out=out)
-    files = [out / f"{path.stem}_{name}.wav" for name in ("s1", "s2")]
-    assert line == "\t".join(map(str, [path, *files]))
-    return np.stack([sound.read_sound(file)[0] for file in files])
-
-
-def test_a_mixture_is_separated_into_files(tmp_path):
-    trained("voices")
-    sources = separated(data_of("voices") / "mix" / "3.wav", tmp_path / "out")
-    truth = [sound.read_sound(data_of("voices") / name / "3.wav")[0] for name in ("s1", "s2")]
-    # Of the scale of the sources, though the loss does not see the scale; in either order.
-    errors = [[np.square(a - b).mean() / np.square(b).mean() for b in truth] for a in sources]
-    assert min(errors[0][0] + errors[1][1], errors[0][1] + errors[1][0]) < 0.2
-    mixture = sound.read_sound(data_of("voices") / "mix" / "3.wav")[0]
-    assert np.square(sources.sum(0) - mixture).mean() < 0.1 * np.square(mixture).mean()
-
-
-def convert(path: pathlib.Path, to: pathlib.Path, *, rate: int = RATE, channels: int = 1) -> pathlib.Path:
-    """Save a sound in the format that the new name says, at another rate or with more channels."""
-    samples, _ = sound.read_sound(path)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    samples = samples if rate == RATE else soxr.resample(samples, RATE, rate)
-    soundfile.write(to, np.stack([samples] * channels, 1), rate, subtype="PCM_16")
-    return to
-
-
-@pytest.mark.parametrize("name", SOUNDS)
-def test_sounds_of_any_format_and_rate_are_opened(name, tmp_path, capsys):
-    wav, data = open_data(name, dir_of(name)), data_of(name)
-    for path in data.rglob("*.wav"):
-        convert(path, (tmp_path / "flac" / path.relative_to(data)).with_suffix(".flac"))
-    flac = open_data(name, tmp_path / "flac")
-    assert flac.spec == wav.spec
-    for one, other in ((flac.train, wav.train), (flac.validation, wav.validation), (flac.test, wav.test)):
-        assert one is not None and other is not None
-        batches = [gather(split, np.arange(len(split))) for split in (one, other)]
-        for field, values in batches[0].items():
-            np.testing.assert_array_equal(values, batches[1][field])
-    assert capsys.readouterr().err == ""
-
-    shutil.copytree(data, tmp_path / "mixed")
-    for path in data.rglob("5.wav"):
-        convert(path, tmp_path / "mixed" / path.relative_to(data), rate=2 * RATE)
-    mixed = open_data(name, tmp_path / "mixed")
-    assert (mixed.spec.sample_rate, mixed.spec.input_shape) == (RATE, wav.spec.input_shape)
-    assert [len(split) for split in (mixed.train, mixed.test)] == [len(split) for split in (wav.train, wav.test)]
-    count, total = len(list(data.rglob("5.wav"))), len(list(data.rglob("*.wav")))
-    assert capsys.readouterr().err == f"note: {count} of {total} files were resampled to {RATE} Hz.\n"
-
-
-def test_sounds_of_any_format_and_rate_are_classified(tmp_path, capsys):
-    path = data_of("words") / "low" / "3.wav"
-    trained("words")
-    (expected,) = (line.split("\t")[1:] for line in predict("words", path))
-    for same in (convert(path, tmp_path / "3.flac"), convert(path, tmp_path / "stereo.wav", channels=2)):
-        (line,) = predict("words", same)
-        assert line.split("\t") == [str(same), *expected]
-    capsys.readouterr()
-    (line,) = predict("words", convert(path, tmp_path / "fast.flac", rate=2 * RATE))
-    assert line.split("\t")[1] == "low"
-    assert capsys.readouterr().err == f"note: {tmp_path / 'fast.flac'} was resampled to {RATE} Hz.\n"
-
-
-def test_sounds_of_any_format_and_rate_are_separated(tmp_path):
-    trained("voices")
-    path = data_of("voices") / "mix" / "3.wav"
-    expected = separated(path, tmp_path / "wav")
-    np.testing.assert_array_equal(separated(convert(path, tmp_path / "3.flac"), tmp_path / "flac"), expected)
-    fast = separated(convert(path, tmp_path / "3.wav", rate=2 * RATE), tmp_path / "fast")
-    assert np.square(fast - expected).mean() < 0.05 * np.square(expected).mean()
-
-
-def test_sounds_of_any_format_and_rate_are_continued(tmp_path):
-    trained("waves")
-    path = data_of("waves") / "low" / "0.wav"
-    (line,) = predict("waves", convert(path, tmp_path / "0.flac"), "--steps=30", out=tmp_path / "flac")
-    predict("waves", path, "--steps=30", out=tmp_path / "wav")
-    assert line.endswith(f"\t{tmp_path / 'flac' / '0_continued.wav'}\t{1630 / RATE:.3f} s")
-    contents = [(tmp_path / name / "0_continued.wav").read_bytes() for name in ("flac", "wav")]
-    assert contents[0] == contents[1]
-    predict("waves", convert(path, tmp_path / "fast.wav", rate=2 * RATE), "--steps=30", out=tmp_path / "out")
-    samples, rate = sound.read_sound(tmp_path / "out" / "fast_continued.wav")
-    assert (len(samples), rate) == (1630, RATE)
-    assert np.corrcoef(samples[:1600], sound.read_sound(path)[0])[0, 1] > 0.99
-
-
 def test_texts_are_classified_by_files_and_by_lines(tmp_path):
     files = []
     for name, words in {"a": "fine rain", "b": "the poor plain", "c": "in spain " * 9 + "fine"}.items():
@@ -442,7 +178,6 @@ def test_texts_are_classified_by_files_and_by_lines(tmp_path):
 def wrong():
     folder = FOLDER / "wrong"
     folder.mkdir()
-    sound.write_wav(folder / "long.wav", np.zeros(9000, np.float32), RATE)
     (folder / "one.csv").write_text("warm\n1\n2\n")
     (folder / "turned.csv").write_text("wet,warm\n1,2\n3,4\n")
     (folder / "end.csv").write_text("warm,wet\n1,2\n1,nan\n")
@@ -456,7 +191,6 @@ def wrong():
 MISTAKES = {
     "an empty prompt": ("text", [""], "the prompt is empty; give at least one character to begin with."),
     "a character outside the vocabulary": ("text", ["thé"], "character '\\xe9' at position 2 is not in the vocabulary of 16 characters, "),
-    "a sound that is too long": ("words", ["long.wav"], "long.wav has 110 steps, and the run takes 39; shorten it, or train with a larger"),
     "a series that is too long": (
         "series",
         ["long.ts"],
@@ -468,9 +202,6 @@ MISTAKES = {
     "a word in a table": ("table", ["word.csv"], 'word.csv, line 3: the cell in column "wet" is "x", which is not a number;'),
     "no end of a gap": ("table", ["end.csv"], 'end.csv, line 3: the cell in column "wet" is missing, and there is no value below it'),
     "a character that no text had": ("reviews", ["odd.txt"], "character '\\xe9' at position 1 is not in the vocabulary of "),
-    "no such sound": ("words", ["gone.wav"], "gone.wav"),
-    "no such mixture": ("voices", ["gone.flac"], "gone.flac"),
-    "not a sound": ("waves", ["one.csv"], "one.csv cannot be read as sound"),
 }
 
 
@@ -503,17 +234,6 @@ def test_mistakes_in_a_stream_get_one_line(name, lines, words):
         answers(name, lines)
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
-
-
-def test_a_sound_is_classified_from_the_command_line(root):
-    path = data_of("words") / "low" / "3.wav"
-    (whole,) = predict("words", path)
-    words = [sys.executable, "-m", "train.predict", "--workdir", str(FOLDER / "words" / "run"), "--stream"]
-    done = subprocess.run(words, input=path.read_bytes(), capture_output=True, cwd=root, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    (_, answer, probability), (_, expected, other) = done.stdout.decode().splitlines()[-1].split("\t"), whole.split("\t")
-    assert answer == expected
-    assert float(probability) == pytest.approx(float(other), abs=2e-4)
 
 
 def printed(monkeypatch, capsys, *words: str) -> tuple[str, str, int | str | None]:
