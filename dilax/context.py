@@ -1,38 +1,39 @@
-"""Blocks that gather context from far around without losing places: ASPP, DenseASPP, the context module, hybrid dilated convolutions.
+"""Blocks that aggregate context at full resolution: ASPP, DenseASPP, the context module, hybrid dilated convolutions.
 
-They take maps of any number of spatial axes: windows have 3 taps, or 1, along each.
+They take maps with any number of spatial axes; kernels have 3 taps, or 1, along each.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dilax.blocks import ConvNormAct, Dropout, Norm, activation
 from dilax.errors import UserError
 from dilax.geometry import is_integer
 from dilax.modules import DilatedConv
 
-# At this output stride the dilations of ASPP are stated.
-STATED_AT = 16
+# The dilations of ASPP are specified for this output stride.
+REFERENCE_STRIDE = 16
 
 
 def scaled_dilations(dilations: Sequence[int], output_stride: int | None) -> tuple[int, ...]:
-    """Return dilations stated at output stride 16 as they are at another, so that they span as much of the image.
+    """Convert dilations from output stride 16 to another output stride, at which they span the same part of the image.
 
     Args:
-        dilations: One per branch.
-        output_stride: Input size over map size.
+        dilations: Dilations at output stride 16, one per branch.
+        output_stride: Input size divided by the size of the map.
 
     Returns:
-        dilation * 16 / output_stride, one per branch; what comes below 1 is 1.
+        dilation * 16 / output_stride for each branch, at least 1.
 
     Raises:
-        UserError: if the dilations are no tuple of ints from 1, or are not whole at that output stride.
+        UserError: if the dilations are not a tuple of positive ints, or are not integers at that output stride.
 
     Example:
         >>> scaled_dilations((6, 12, 18), 8), scaled_dilations((6, 12, 18), 32), scaled_dilations((1, 1, 1), 32)
@@ -44,12 +45,12 @@ def scaled_dilations(dilations: Sequence[int], output_stride: int | None) -> tup
     _check_dilations("ASPP", dilations)
     if output_stride is None or not is_integer(output_stride) or output_stride < 1:
         raise UserError(f"ASPP: output_stride={output_stride!r} is not an integer of at least 1; use 8, 16 or 32.")
-    if any(dilation * STATED_AT % output_stride for dilation in dilations if dilation * STATED_AT > output_stride):
+    if any(dilation * REFERENCE_STRIDE % output_stride for dilation in dilations if dilation * REFERENCE_STRIDE > output_stride):
         raise UserError(
-            f"ASPP: dilations={tuple(dilations)}, stated at output stride {STATED_AT}, are not whole at output_stride={output_stride}; "
-            f"use multiples of {output_stride // math.gcd(STATED_AT, output_stride)}."
+            f"ASPP: dilations={tuple(dilations)}, given for output stride {REFERENCE_STRIDE}, are not integers at "
+            f"output_stride={output_stride}; use multiples of {output_stride // math.gcd(REFERENCE_STRIDE, output_stride)}."
         )
-    return tuple(max(1, dilation * STATED_AT // output_stride) for dilation in dilations)
+    return tuple(max(1, dilation * REFERENCE_STRIDE // output_stride) for dilation in dilations)
 
 
 def _check_dilations(caller: str, dilations: Any) -> None:
@@ -58,20 +59,21 @@ def _check_dilations(caller: str, dilations: Any) -> None:
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: one map seen at several dilations and as a whole, side by side, then mixed.
+    """Atrous spatial pyramid pooling: parallel branches view a map at several dilations and as a whole, and are then combined.
 
-    A 1x1 branch, one 3x3 branch per dilation, and the mean over space, each convolved, normalised and activated, are joined along the
-    channels; a 1x1 convolution maps them to `features`.
+    The branches are a 1x1 convolution, a 3x3 convolution for each dilation, and a 1x1 convolution of the mean over space, each normalised
+    and activated. They are concatenated along the channels, and a 1x1 convolution maps them to `features`.
 
     Attributes:
-        features: Channels of each branch and of the result.
-        dilations: Of the 3x3 branches, stated at output stride 16; see `scaled_dilations`.
-        separable: Whether those branches are separable convolutions (Chen et al. 2018, arXiv:1802.02611).
-        image_pooling: Whether the mean over space is a branch; without it an output sees a bounded part of the input.
-        dropout: Rate after the last convolution.
-        norm: As `dilax.blocks.Norm`. "batch" cannot train on a single example with `image_pooling`: its mean is one value per channel.
+        features: Channels of each branch and of the output.
+        dilations: Dilations of the 3x3 branches at output stride 16; see `scaled_dilations`.
+        separable: Whether the 3x3 branches are separable convolutions (Chen et al. 2018, arXiv:1802.02611).
+        image_pooling: Whether the mean over space is a branch; without it, the receptive field is bounded.
+        dropout: Dropout rate after the last convolution.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`. With `image_pooling`, "batch" cannot train on a single example, whose
+            mean is a single value per channel.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
 
     Example:
         >>> x = jnp.ones((2, 32, 32, 64))
@@ -90,25 +92,25 @@ class ASPP(nn.Module):
     dropout: float = 0.5
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool, output_stride: int | None = STATED_AT, image_mean: jax.Array | None = None
+        self, x: jax.Array, *, train: bool, output_stride: int | None = REFERENCE_STRIDE, image_mean: jax.Array | None = None
     ) -> jax.Array:
         """Map (batch, *space, channels) to (batch, *space, features).
 
         Args:
             x: The map.
-            train: Whether to drop values and to use the statistics of the batch.
-            output_stride: Of the map, to scale the dilations.
-            image_mean: (batch, channels), the mean of the map over space where that is known from elsewhere: x is then but a part of it.
+            train: Whether to apply dropout and to normalise by the statistics of the batch.
+            output_stride: Output stride of the map, which scales the dilations.
+            image_mean: The mean over space (batch, channels) of the complete map, if x is only a part of it.
 
         Raises:
-            UserError: if the dilations are not whole at that output stride, or image_mean does not fit x.
+            UserError: if the dilations are not integers at that output stride, or `image_mean` does not fit x.
         """
         scaled = scaled_dilations(self.dilations, output_stride)
-        ones, threes = _windows(x)
+        ones, threes = _kernel_sizes(x)
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         branches = [ConvNormAct(self.features, ones, name="dense", **shared)(x, train=train)]
         for i, dilation in enumerate(scaled):
@@ -121,34 +123,43 @@ class ASPP(nn.Module):
         return Dropout(self.dropout)(y, train=train)
 
 
-def _windows(x: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Windows of 1 and of 3 taps along each spatial axis."""
+def _kernel_sizes(x: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel sizes of 1 and of 3 taps along each spatial axis."""
     return (1,) * (x.ndim - 2), (3,) * (x.ndim - 2)
 
 
-def space_mean(caller: str, x: jax.Array, given: jax.Array | None) -> jax.Array:
-    """The mean over space, axes kept, computed here or given as (batch, channels)."""
+def space_mean(caller: str, x: jax.Array, image_mean: jax.Array | None) -> jax.Array:
+    """Return the mean over space with axes of length 1: computed from x, or given as (batch, channels).
+
+    Args:
+        caller: Name that error messages start with.
+        x: (batch, *space, channels).
+        image_mean: (batch, channels), or None to compute the mean.
+
+    Raises:
+        UserError: if `image_mean` does not fit x.
+    """
     space = tuple(range(1, x.ndim - 1))
-    if given is None:
+    if image_mean is None:
         return x.mean(space, keepdims=True)
-    if given.shape != (x.shape[0], x.shape[-1]):
-        raise UserError(f"{caller}: image_mean of shape {given.shape} does not fit a map of shape {x.shape}; give (batch, channels).")
-    return jnp.expand_dims(given, space).astype(x.dtype)
+    if image_mean.shape != (x.shape[0], x.shape[-1]):
+        raise UserError(f"{caller}: image_mean of shape {image_mean.shape} does not fit a map of shape {x.shape}; give (batch, channels).")
+    return jnp.expand_dims(image_mean, space).astype(x.dtype)
 
 
 class DenseASPP(nn.Module):
-    """Dilated convolutions one after the other, each fed with the input and all results before: many scales, densely sampled.
+    """Densely connected dilated convolutions: each one sees the input and the outputs of all before it, so that many scales are sampled.
 
-    Each is norm, activation, 1x1 to `hidden_features`, norm, activation, 3x3 dilated to `growth`, dropout.
+    Each layer is norm, activation, 1x1 convolution to `hidden_features`, norm, activation, dilated 3x3 convolution to `growth`, dropout.
 
     Attributes:
-        growth: Channels that each convolution adds.
+        growth: Growth rate: channels that each layer adds.
         hidden_features: Channels of the 1x1 convolutions.
-        dilations: In samples of the map, as they are; the paper's are for output stride 8.
-        dropout: Rate after each 3x3 convolution.
-        norm: As `dilax.blocks.Norm`.
+        dilations: Dilations in samples of the map, whatever its output stride; those of the paper are for output stride 8.
+        dropout: Dropout rate after each 3x3 convolution.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
 
     Example:
         >>> x = jnp.ones((2, 16, 16, 8))
@@ -166,13 +177,13 @@ class DenseASPP(nn.Module):
     dropout: float = 0.1
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, channels) to (batch, *space, channels + growth * len(dilations))."""
         _check_dilations("DenseASPP", self.dilations)
-        ones, threes = _windows(x)
+        ones, threes = _kernel_sizes(x)
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
             y = act(Norm(self.norm, self.dtype, name=f"norm_{i}")(x, train=train))
@@ -185,17 +196,19 @@ class DenseASPP(nn.Module):
 
 
 class ContextModule(nn.Module):
-    """Yu and Koltun's context module: dilations that grow exponentially, from as many channels to as many, at first the identity.
+    """The context module of Yu and Koltun: exponentially growing dilations at constant resolution, initialised to the identity.
 
-    Seven 3x3 convolutions with a ReLU each, then a 1x1 convolution; an output sees 67 samples along each axis. It is put behind the
-    class maps of a network that is already trained: at the start it hands on what it gets, where that is not negative.
+    Seven 3x3 convolutions with ReLU are followed by a 1x1 convolution to the channels of the input; an output sees 67 samples along each
+    axis. The module is appended to the class maps of a trained network: initially it passes non-negative values on unchanged.
 
     Attributes:
-        dilations: Of the 3x3 convolutions.
-        multipliers: Channels of those, in multiples of the input's; the default is the basic module, `ContextModule.large()` the large one.
-        noise: Standard deviation of the initial weights that are not those of the identity, in multiples of the latter. It tells the
-            copies of a channel apart, which would otherwise stay equal in training: more than 0 where a multiplier is above 1.
-        dtype: Of the computation.
+        dilations: Dilations of the 3x3 convolutions.
+        multipliers: Channels of the 3x3 convolutions as multiples of the input's; the default is the basic module of the paper, and
+            `ContextModule.large()` the large one.
+        noise: Standard deviation of the initial weights outside the identity, relative to the weights of the identity. It breaks the
+            symmetry between the copies of a channel, which would otherwise stay equal in training; use a positive value if a multiplier is
+            above 1.
+        dtype: Dtype of the computation.
 
     Example:
         >>> x = jnp.ones((1, 8, 8, 3))
@@ -210,11 +223,11 @@ class ContextModule(nn.Module):
     dilations: tuple[int, ...] = (1, 1, 2, 4, 8, 16, 1)
     multipliers: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1)
     noise: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @classmethod
     def large(cls, *, noise: float = 0.01, dtype: Any = None) -> "ContextModule":
-        """The large module of the paper: 2, 2, 4, 8, 16, 32 and 32 times the channels of the input."""
+        """Return the large module of the paper, with 2, 2, 4, 8, 16, 32 and 32 times the channels of the input."""
         return cls(multipliers=(2, 2, 4, 8, 16, 32, 32), noise=noise, dtype=dtype)
 
     @nn.compact
@@ -228,7 +241,7 @@ class ContextModule(nn.Module):
                 f"ContextModule: multipliers={self.multipliers} must be ints of at least 1, one for each of dilations={self.dilations}."
             )
         channels = x.shape[-1]
-        ones, threes = _windows(x)
+        ones, threes = _kernel_sizes(x)
         init = identity_init(channels, noise=self.noise)
         for i, (dilation, multiplier) in enumerate(zip(self.dilations, self.multipliers)):
             conv = DilatedConv(channels * multiplier, threes, dilation=dilation, dtype=self.dtype, kernel_init=init, name=f"dilated_{i}")
@@ -236,15 +249,18 @@ class ContextModule(nn.Module):
         return DilatedConv(channels, ones, dtype=self.dtype, kernel_init=init, name="last")(x)
 
 
-def identity_init(channels: int, *, noise: float = 0.0) -> Any:
-    """Return the initializer of a kernel that hands on `channels` maps, of each of which its input and output hold several copies.
+def identity_init(channels: int, *, noise: float = 0.0) -> Callable[..., jax.Array]:
+    """Return an initializer of kernels that pass on `channels` maps, of which input and output may contain several copies each.
 
-    The centre tap from a copy of a map to a copy of the same is channels / c_out, and all others are normal with standard deviation
-    noise * channels / c_out: a chain of such kernels whose first input and last output have `channels` maps is the identity.
+    The centre tap between two copies of the same map is channels / c_out; all other weights are normally distributed with standard
+    deviation noise * channels / c_out. Without noise, a chain of such kernels from `channels` maps to `channels` maps is the identity.
 
     Args:
-        channels: Number of maps; input and output channels of the kernel are multiples of it.
-        noise: Standard deviation in multiples of the centre tap.
+        channels: Number of maps; the input and output channels of the kernel are multiples of it.
+        noise: Standard deviation relative to the centre tap.
+
+    Returns:
+        A function from (key, shape, dtype) to a kernel.
 
     Reference:
         Yu & Koltun 2016, arXiv:1511.07122, section 3, equations 4 and 5.
@@ -264,17 +280,16 @@ def identity_init(channels: int, *, noise: float = 0.0) -> Any:
 
 
 class HybridDilatedBlock(nn.Module):
-    """x + 3x3 convolutions whose dilations together leave no holes (hybrid dilated convolution), each normalised.
+    """Hybrid dilated convolution: a residual block of 3x3 convolutions whose dilations avoid gridding, each normalised.
 
-    A 1x1 convolution stands on the short cut where the channels differ.
+    The shortcut has a 1x1 convolution if the channels differ.
 
     Attributes:
         features: Output channels.
-        dilations: Of the convolutions; refused if there are samples within their receptive field that none of their taps reaches, as with
-            (2, 2, 2).
-        norm: As `dilax.blocks.Norm`.
+        dilations: Dilations of the convolutions. Dilations that leave holes in the receptive field, such as (2, 2, 2), are refused.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
 
     Example:
         >>> x = jnp.ones((2, 16, 16, 8))
@@ -290,7 +305,7 @@ class HybridDilatedBlock(nn.Module):
     dilations: tuple[int, ...] = (1, 2, 5)
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -299,10 +314,10 @@ class HybridDilatedBlock(nn.Module):
         holes = _holes(self.dilations)
         if holes:
             raise UserError(
-                f"HybridDilatedBlock: dilations={self.dilations} never reach {holes} of the {2 * sum(self.dilations) + 1} samples "
-                "that they span; use dilations without such holes, as (1, 2, 5)."
+                f"HybridDilatedBlock: dilations={self.dilations} leave {holes} holes among the {2 * sum(self.dilations) + 1} samples of "
+                "the receptive field; use dilations without holes, such as (1, 2, 5)."
             )
-        ones, threes = _windows(x)
+        ones, threes = _kernel_sizes(x)
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         y = x
         for i, dilation in enumerate(self.dilations):
@@ -314,8 +329,8 @@ class HybridDilatedBlock(nn.Module):
 
 
 def _holes(dilations: Sequence[int]) -> int:
-    """Samples along one axis, within the receptive field of 3-tap convolutions one after the other, that no tap reaches."""
+    """Count the samples along one axis that no tap reaches, within the receptive field of a stack of 3-tap convolutions."""
     reached = {0}
     for dilation in dilations:
-        reached = {place + tap * dilation for place in reached for tap in (-1, 0, 1)}
+        reached = {sample + tap * dilation for sample in reached for tap in (-1, 0, 1)}
     return 2 * sum(dilations) + 1 - len(reached)

@@ -1,9 +1,10 @@
 """Pooling as pure functions of arrays: max and mean over sliding, possibly dilated windows, and over the valid steps of sequences.
 
-One axis after the other, and along each windows of 2, 4, 8 ... taps made of two halves: about log2(taps) elementwise steps on shifted
-slices, which JAX differentiates in every way. The maximum of `lax.reduce_window` has no gradient for dilated windows, gives that of a NaN
-to another sample, and is slow to differentiate on a CPU. Medians on 2 cores, forward and gradient, `reduce_window` against this:
-128x16x16x64 window 2, 42 and 2.7 ms; 64x28x28x32 window 2, 35 and 2.0 ms; 8x56x56x64 window 3 stride 2, 46 and 4.0 ms.
+Windows are reduced one axis after the other, and along each axis by doubling: windows of 2, 4, 8, ... taps are combined from two halves.
+This takes about log2(taps) elementwise operations on shifted slices, which JAX differentiates in every mode. The maximum of
+`lax.reduce_window` has no gradient for dilated windows, assigns the gradient of a NaN to another sample, and is slow to differentiate on a
+CPU. Medians of forward and gradient on 2 cores, `reduce_window` and this implementation: 128x16x16x64 with window 2, 42 and 2.7 ms;
+64x28x28x32 with window 2, 35 and 2.0 ms; 8x56x56x64 with window 3 and stride 2, 46 and 4.0 ms.
 """
 
 import functools
@@ -31,23 +32,23 @@ def max_pool(
     padding: Padding = "VALID",
     dilation: IntOrTuple = 1,
 ) -> jax.Array:
-    """Largest sample of each window.
+    """Return the maximum of each window.
 
-    y[n, p, c] = max over t of x[n, p * stride + t * dilation - lo, c], samples outside x left out. A NaN in a window is its maximum. Of
-    equal samples the first in row-major order gets the whole gradient, as in `lax.reduce_window` (`jnp.maximum` splits it).
+    y[n, p, c] = max over t of x[n, p * stride + t * dilation - lo, c], ignoring samples outside x. The maximum of a window with a NaN is
+    NaN. Among equal samples, the first in row-major order receives the whole gradient, as in `lax.reduce_window` (`jnp.maximum` splits it).
 
     Args:
-        x: (batch, *space, channels), floating point or integer; 1, 2 or 3 spatial axes.
-        window: Taps, an int or one per axis.
-        stride: Samples between neighbouring outputs, per axis; None is `window`: side by side.
-        padding: As `dilated_conv`.
-        dilation: Samples between neighbouring taps, per axis.
+        x: (batch, *space, channels), floating-point or integer, with 1, 2 or 3 spatial axes.
+        window: Taps of the window, an int or one per axis.
+        stride: Samples between neighbouring outputs, an int or one per axis; None is `window`, for windows side by side.
+        padding: See `dilated_conv`.
+        dilation: Samples between neighbouring taps, an int or one per axis.
 
     Returns:
-        (batch, *space_out, channels), in the dtype of x; the space is `output_size` of the arguments.
+        (batch, *space_out, channels), in the dtype of x, where space_out is the `output_size` of the arguments.
 
     Raises:
-        UserError: if shapes, dtype or arguments do not fit, or a window holds padding alone.
+        UserError: if shapes, dtype or arguments do not fit, or a window contains only padding.
 
     Example:
         >>> max_pool(jnp.asarray([3.0, 5.0, 1.0, 2.0, 4.0]).reshape(1, 5, 1), 2).ravel().tolist()
@@ -58,7 +59,7 @@ def max_pool(
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
         raise UserError(f"{caller}: x has dtype {x.dtype}; convert it to an integer or a floating-point dtype such as float32 first.")
     windows = _windows(caller, x, window, stride, padding, dilation)
-    _check_padding_alone(caller, x, windows, padding)
+    _check_only_padding(caller, x, windows, padding)
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return _pool(x, windows, lowest, _first_of_largest)
 
@@ -72,24 +73,25 @@ def avg_pool(
     dilation: IntOrTuple = 1,
     count_padding: bool = True,
 ) -> jax.Array:
-    """Mean of each window.
+    """Return the mean of each window.
 
-    y[n, p, c] = 1 / count * sum over t of x[n, p * stride + t * dilation - lo, c] (x outside its range counts as 0).
+    y[n, p, c] = 1 / count * sum over t of x[n, p * stride + t * dilation - lo, c] (x is 0 outside its range).
 
     Args:
-        x: (batch, *space, channels), floating point; 1, 2 or 3 spatial axes.
-        window: As `max_pool`.
-        stride: As `max_pool`.
-        padding: As `dilated_conv`.
-        dilation: As `max_pool`.
-        count_padding: What count is where a window reaches into the padding. True: all its taps, so the result is a convolution with equal
-            weights (the default of Flax and PyTorch). False: those on samples of x, so the mean of ones is 1 (TensorFlow and Keras).
+        x: (batch, *space, channels), floating-point, with 1, 2 or 3 spatial axes.
+        window: See `max_pool`.
+        stride: See `max_pool`.
+        padding: See `dilated_conv`.
+        dilation: See `max_pool`.
+        count_padding: Whether `count` includes taps in the padding. If True, it is the number of all taps, and the result is a convolution
+            with equal weights (the default of Flax and PyTorch). If False, it is the number of taps on samples of x, and the mean of ones
+            is 1 (as in TensorFlow and Keras).
 
     Returns:
-        (batch, *space_out, channels), in the dtype of x. float16 and bfloat16 are summed in float32.
+        (batch, *space_out, channels), in the dtype of x; float16 and bfloat16 are summed in float32.
 
     Raises:
-        UserError: if shapes, dtype or arguments do not fit, or, without `count_padding`, a window holds padding alone.
+        UserError: if shapes, dtype or arguments do not fit, or, without `count_padding`, a window contains only padding.
 
     Example:
         >>> x = jnp.ones((1, 3, 1))
@@ -107,25 +109,25 @@ def avg_pool(
     total = _pool(wide, windows, 0, lax.add)
     if count_padding or not any(any(pair) for _, _, pair, _ in windows):
         return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)
-    _check_padding_alone(caller, x, windows, padding)
+    _check_only_padding(caller, x, windows, padding)
     counts = [_taps_inside(size, *axis) for size, axis in zip(x.shape[1:-1], windows)]
     count = functools.reduce(np.multiply.outer, counts)[None, ..., None]
     return (total / jnp.asarray(count, wide.dtype)).astype(x.dtype)
 
 
 def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> jax.Array:
-    """Pool a sequence over time, its padding left out.
+    """Pool sequences over their valid steps.
 
     Args:
-        x: (batch, time, channels), floating point.
-        kind: "max", "mean" or "last": over the valid steps, or the last of them.
-        mask: bool (batch, time), True at valid steps; None if all are. An example without a valid step gives zeros.
+        x: (batch, time, channels), floating-point.
+        kind: "max" or "mean" over the valid steps, or "last" for the last valid step.
+        mask: bool (batch, time), True at valid steps; None if all are valid. A sequence without valid steps gives zeros.
 
     Returns:
         (batch, channels), in the dtype of x.
 
     Raises:
-        UserError: if the kind is unknown, or x or the mask has another shape.
+        UserError: if the kind is unknown, or x or the mask has the wrong shape.
 
     Example:
         >>> x, mask = jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]])
@@ -143,7 +145,7 @@ def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> 
     if kind == "mean":
         return jnp.where(where, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
     if kind == "max":
-        # By its index: the gradient of jnp.max looks for what equals the maximum, which a compiler that computes x twice may not find.
+        # Taken by index: the gradient of jnp.max compares x with the maximum, and a compiler that recomputes x may find no equal value.
         index = jnp.argmax(jnp.where(where, x, -jnp.inf), axis=1, keepdims=True)
     else:
         index = x.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1, keepdims=True)
@@ -161,49 +163,49 @@ def _windows(caller: str, x: jax.Array, window: IntOrTuple, stride: IntOrTuple |
     for n, span, pair in zip(size, effective_kernel_size(taps, gaps), pads):
         if is_integer(n) and 0 < n + sum(pair) < span:
             raise UserError(
-                f"{caller}: the window spans {span} samples of an axis of {n} with padding={padding!r}, so no output is left; "
+                f"{caller}: the window spans {span} samples, which is more than an axis of {n} has with padding={padding!r}; "
                 "use a smaller window or dilation, or padding='SAME'."
             )
-    # Called for its errors: the input may be empty.
+    # Called for its checks: the input may be empty.
     output_size(size, taps, stride=steps, padding=padding, dilation=gaps, caller=caller)
     return tuple(zip(taps, steps, pads, gaps))
 
 
-def _check_padding_alone(caller: str, x: jax.Array, windows: Windows, padding: Padding) -> None:
+def _check_only_padding(caller: str, x: jax.Array, windows: Windows, padding: Padding) -> None:
     for size, axis in zip(x.shape[1:-1], windows):
         if is_integer(size) and any(axis[2]) and not _taps_inside(size, *axis).all():
             raise UserError(
-                f"{caller}: padding={padding!r} and dilation {axis[3]} leave a window of an axis of {size} with padding alone; "
-                "use less of either."
+                f"{caller}: with padding={padding!r} and dilation {axis[3]}, a window on an axis of {size} contains only padding; "
+                "use less padding or a smaller dilation."
             )
 
 
 def _taps_inside(size: int, taps: int, stride: int, pair: tuple[int, int], dilation: int) -> np.ndarray:
-    """How many taps of each window along one axis lie on samples, not on padding."""
+    """Count the taps of each window along one axis that lie on samples rather than in the padding."""
     starts = np.arange(-pair[0], size + pair[1] - (taps - 1) * dilation, stride)
-    places = starts[:, None] + np.arange(taps) * dilation
-    return ((places >= 0) & (places < size)).sum(axis=1)
+    positions = starts[:, None] + np.arange(taps) * dilation
+    return ((positions >= 0) & (positions < size)).sum(axis=1)
 
 
 def _first_of_largest(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger: a where both are equal, a NaN where there is one."""
+    """The larger of both; a if they are equal, NaN if either is."""
     return lax.select((a >= b) | (a != a), a, b)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _pool(x: jax.Array, windows: Windows, outside: float, combine: Combine) -> jax.Array:
-    """Combine the taps of every window, those before others in row-major order on the left."""
+    """Combine the taps of every window in row-major order."""
     if any(any(pair) for _, _, pair, _ in windows):
         config = [(lo, hi, 0) for _, _, (lo, hi), _ in windows]
         x = lax.pad(x, jnp.asarray(outside, x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
-    # The last axis first: the first of equal samples is then the first in row-major order.
+    # From the last axis to the first, so that the first of equal samples is the first in row-major order.
     for axis, (taps, stride, _, dilation) in reversed(list(enumerate(windows, start=1))):
         x = _pool_axis(x, axis, taps, stride, dilation, combine)
     return x
 
 
 def _pool_axis(x: jax.Array, axis: int, taps: int, stride: int, dilation: int, combine: Combine) -> jax.Array:
-    """Windows of 1, 2, 4, ... taps at every sample; those in the binary digits of `taps`, end to end, make up the whole window."""
+    """Combine windows of 1, 2, 4, ... taps, as the binary digits of `taps` say, to the whole window along one axis."""
     last = (x.shape[axis] - (taps - 1) * dilation - 1) // stride * stride
     parts, start, length = [], 0, 1
     while True:

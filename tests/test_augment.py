@@ -25,7 +25,7 @@ def compiled(options, ignored):
     return jax.jit(lambda key, batch, first: augment(key, batch, dict(options), first=first, ignored=ignored))
 
 
-def run(batch, key=KEY, first=0, ignored=255, **options):
+def run(batch: Any, key: Any = KEY, first: Any = 0, ignored: Any = 255, **options: Any) -> Any:
     """The augmented batch as numpy arrays; options that are the same are compiled once."""
     return jax.tree.map(np.asarray, compiled(tuple(sorted(options.items())), ignored)(key, batch, first))
 
@@ -432,7 +432,9 @@ def test_the_keys():
 
 def test_options_are_those_of_a_config():
     config = ConfigDict({"crop": (6, 7), "flip": True})
-    np.testing.assert_array_equal(augment(KEY, {"image": IMAGES}, config)["image"], augment(KEY, {"image": IMAGES}, dict(config))["image"])
+    np.testing.assert_array_equal(
+        augment(KEY, {"image": IMAGES}, config)["image"], augment(KEY, {"image": IMAGES}, config.to_dict())["image"]
+    )
 
 
 NAMES = "('crop_padding', 'flip', 'rotate', 'scale', 'crop', 'colour', 'cutout', 'mixup', 'label_smoothing')"

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from runs import ROOT, tiny
+from runs import ROOT, make_earlier_form, tiny
 
 from dilax import models
 from train import cli, folder
@@ -56,8 +56,8 @@ CASES = {
     ),
     "another task": (
         [DIGITS, "--config.task=segmentation"],
-        "config.augment.cutout is not a key of config.task='segmentation'; remove it, or begin the config with "
-        "default_config('digits', task='segmentation'). Did you mean \"augment.colour\"?",
+        "config.augment.cutout is a key of config.task='classification' or 'sequence_classification', not of config.task='segmentation'; "
+        "remove it, or set the task in the config file, with default_config('digits', task=...).",
     ),
     "unknown task": (
         [DIGITS, "--config.task=segmentaton"],
@@ -69,8 +69,6 @@ CASES = {
     ),
 }
 Result = tuple[int, str, str]
-# Of how ml_collections loads a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.fixture
@@ -243,6 +241,14 @@ def test_a_run_that_has_not_saved_anything(run_of, job):
     text = f"{workdir} does not hold a trained run (it has no best/); train one there, or give the folder of another run."
     for module, words in (("evaluate", []), ("predict", ["image.png"])):
         assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
+
+
+@pytest.mark.parametrize(("module", "words"), [("main", [DIGITS]), ("evaluate", ["--flip"]), ("predict", ["image.png"])])
+def test_a_folder_of_an_earlier_version(module, words, run_of, job):
+    workdir = run_of("classification")
+    make_earlier_form(workdir)
+    text = f"{workdir} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
+    assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
 
 
 def test_ctrl_c_before_training_is_one_line(monkeypatch, job):

@@ -295,7 +295,7 @@ CASES = {
     ),
     "dilations not whole": (
         layer(dilax.ASPP(dilations=(6, 9)), output_stride=32),
-        "ASPP: dilations=(6, 9), stated at output stride 16, are not whole at output_stride=32; use multiples of 2.",
+        "ASPP: dilations=(6, 9), given for output stride 16, are not integers at output_stride=32; use multiples of 2.",
     ),
     "output stride of 0": (
         layer(dilax.ASPP(), output_stride=0),
@@ -311,7 +311,7 @@ CASES = {
     ),
     "holes": (
         layer(dilax.HybridDilatedBlock(4, (2, 2, 2))),
-        "HybridDilatedBlock: dilations=(2, 2, 2) never reach 6 of the 13 samples that they span; use dilations without such holes, as (1, 2, 5).",
+        "HybridDilatedBlock: dilations=(2, 2, 2) leave 6 holes among the 13 samples of the receptive field; use dilations without holes, such as (1, 2, 5).",
     ),
 }
 

@@ -35,8 +35,6 @@ def get_config():
     config.data.update(name="folder", dir={folder!r}, image_size=40)
     return config
 """
-# Of how ml_collections loads a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +165,16 @@ def test_a_config_of_another_task_is_refused(paths, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-COLOURS: dict[str, tuple[float, ...]] = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.2, 0.4)}
-
-
 def test_images_are_standardised_for_training_too():
     config = default_config("x")
     config.model = model_config("dilated_cnn", features=(4,), dilations=(1,), pools=(1,), dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
     spec = DataSpec("x", (6, 6, 3), ("a", "b"), 10)
     np.testing.assert_array_equal(spec.prepare(jnp.asarray(images)), to_float(jnp.asarray(images)))
-    expected = (images / 255 - COLOURS["mean"]) / COLOURS["std"]
-    spec = DataSpec("x", (6, 6, 3), ("a", "b"), 10, **COLOURS)
+    mean: tuple[float, ...] = (0.1, 0.2, 0.3)
+    std: tuple[float, ...] = (0.5, 0.2, 0.4)
+    expected = (images / 255 - mean) / std
+    spec = DataSpec("x", (6, 6, 3), ("a", "b"), 10, mean=mean, std=std)
     np.testing.assert_allclose(spec.prepare(jnp.asarray(images)), expected, atol=1e-6)
     # With a learning rate of 0 the loss of a step is that of the logits of evaluation.
     config.optim.lr, config.optim.warmup_epochs = 0.0, 0.0

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +115,7 @@ def test_bfloat16_parameters_are_folded_in_float32():
 
 def test_the_epsilon_of_norm_is_used(monkeypatch):
     variables = trained(CONV_NORM_ACT)
-    monkeypatch.setattr(blocks.nn.BatchNorm, "__init__", with_epsilon(blocks.nn.BatchNorm.__init__))
+    monkeypatch.setattr(nn.BatchNorm, "__init__", with_epsilon(nn.BatchNorm.__init__))
     folded, folded_variables = fold_batch_norm(CONV_NORM_ACT, variables)
     assert_close(run(folded, folded_variables), run(CONV_NORM_ACT, variables))
 

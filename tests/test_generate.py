@@ -80,16 +80,18 @@ def test_it_goes_on_from_where_a_stream_stands():
         parts.append(new)
     whole = dilax.sample(model, variables, jax.random.key(1), prompt, 8, temperature=0, conditions=conditions)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    with pytest.raises(UserError, match=r"^continue_sequence: steps=0, temperature=1\.0, top_k=0, top_p=1\.0 must be at least 1"):
+    with pytest.raises(UserError, match=r"^continue_sequence: steps=0 is below 1; use 1 or more\."):
         continue_sequence(model, variables, jax.random.key(1), outputs, state, 0)
-    with pytest.raises(UserError, match=r"^continue_sequence: local_condition has 3 samples for 5 steps; give one for each\."):
+    with pytest.raises(
+        UserError, match=r"^continue_sequence: local_condition has 3 samples along time, but steps=5; give one for each step\."
+    ):
         continue_sequence(model, variables, jax.random.key(1), outputs, state, 5, conditions={"local_condition": local[:, :3], **fixed})
 
 
 def test_more_logits_than_codes_are_refused():
     model, prompt = models.TCN(12, kernel_size=3, features=(4,), vocabulary=8, embedding_features=4), jnp.ones((1, 5), jnp.int32)
     variables = model.init(jax.random.key(0), prompt, train=False)
-    with pytest.raises(UserError, match=r"^continue_sequence: the model gives logits for 12 codes, and knows 8, which it would be fed\."):
+    with pytest.raises(UserError, match=r"^continue_sequence: the model has logits for 12 codes, but accepts only 8 as its input; use"):
         dilax.sample(model, variables, jax.random.key(1), prompt, 3)
 
 
@@ -156,19 +158,20 @@ def test_mu_law_is_its_own_inverse():
     ("name", "prompt", "options", "words"),
     [
         ("tcn", np.zeros((2, 0), int), {}, r"sample: the prompt is empty; give at least one sample"),
-        ("tcn", np.array([[1, 9]]), {}, r"sample: the prompt holds the code 9, and the model knows 0 to 8\."),
-        ("tcn", np.array([[-1, 1]]), {}, r"sample: the prompt holds the code -1"),
+        ("tcn", np.array([[1, 9]]), {}, r"sample: the prompt has the code 9; the model accepts codes from 0 to 8\."),
+        ("tcn", np.array([[-1, 1]]), {}, r"sample: the prompt has the code -1"),
         ("tcn", np.array([1, 2]), {}, r"sample: the prompt must be integer codes \(batch, time\), got int32 \(2,\)"),
         ("tcn", np.ones((1, 2)), {}, r"sample: the prompt must be integer codes \(batch, time\), got float"),
         ("waves", np.ones((1, 2), int), {}, r"sample: the prompt must be floats \(batch, time, 1\), got int32 \(1, 2\)"),
-        ("tcn", np.ones((1, 2), int), {"temperature": -1.0}, r"temperature=-1\.0, top_k=0, top_p=1\.0 must be at least 1,"),
-        ("tcn", np.ones((1, 2), int), {"temperature": np.nan}, r"temperature=nan, top_k=0, top_p=1\.0 must be at least 1,"),
-        ("tcn", np.ones((1, 2), int), {"top_p": 0.0}, r"top_p=0\.0 must be"),
+        ("tcn", np.ones((1, 2), int), {"temperature": -1.0}, r"sample: temperature=-1\.0 is not a number of at least 0;"),
+        ("tcn", np.ones((1, 2), int), {"temperature": np.nan}, r"sample: temperature=nan is not a number of at least 0;"),
+        ("tcn", np.ones((1, 2), int), {"top_k": -1}, r"sample: top_k=-1 is negative; use 0 for all codes"),
+        ("tcn", np.ones((1, 2), int), {"top_p": 0.0}, r"sample: top_p=0\.0 is not in the range 0 < top_p <= 1"),
         (
             "wavenet, conditioned",
             np.ones((2, 2), int),
             {"conditions": CONDITIONS},
-            r"local_condition has 12 samples, and prompt and steps make 5; give one",
+            r"local_condition has 12 samples along time, but the prompt and the new samples have 5; give one",
         ),
         (
             "wavenet, conditioned",
@@ -235,7 +238,7 @@ def test_spatial_dropout_drops_whole_channels():
 def test_a_model_that_looks_ahead_is_refused():
     model, x = models.TCN(9, 3, (6,), causal=False), jnp.ones((1, 5, 9))
     variables = model.init(jax.random.key(0), x, train=False)
-    with pytest.raises(UserError, match=r"^forecast: the model looks 2 samples ahead, which are not there yet; use one that is causal\.$"):
+    with pytest.raises(UserError, match=r"^forecast: the model looks 2 samples ahead, which are not known yet; use a causal model\.$"):
         dilax.forecast(model, variables, x, 3)
     coded, prompt = models.TCN(9, 3, (6,), causal=False, vocabulary=9), jnp.zeros((1, 4), jnp.int32)
     with pytest.raises(UserError, match=r"^sample: the model looks 2 samples ahead"):

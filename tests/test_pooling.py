@@ -299,7 +299,7 @@ ERRORS = {
     "dilation 0": (lambda: max_pool(X, 2, dilation=0), "max_pool: dilation=0 is below 1; use 1 or more."),
     "window wider than the input": (
         lambda: avg_pool(X, 3, dilation=(1, 4)),
-        "avg_pool: the window spans 9 samples of an axis of 8 with padding='VALID', so no output is left; "
+        "avg_pool: the window spans 9 samples, which is more than an axis of 8 has with padding='VALID'; "
         "use a smaller window or dilation, or padding='SAME'.",
     ),
     "no samples": (
@@ -317,7 +317,7 @@ ERRORS = {
     ),
     "padding alone": (
         lambda: max_pool(X, 2, padding=(0, 2)),
-        "max_pool: padding=(0, 2) and dilation 1 leave a window of an axis of 8 with padding alone; use less of either.",
+        "max_pool: with padding=(0, 2) and dilation 1, a window on an axis of 8 contains only padding; use less padding or a smaller dilation.",
     ),
     "kind": (
         lambda: pool_sequence(X[..., 0], kind="first"),
@@ -329,7 +329,7 @@ ERRORS = {
     ),
     "padding alone, between taps": (
         lambda: avg_pool(X[:, :2], 2, stride=1, padding="SAME", dilation=(3, 1), count_padding=False),
-        "avg_pool: padding='SAME' and dilation 3 leave a window of an axis of 2 with padding alone; use less of either.",
+        "avg_pool: with padding='SAME' and dilation 3, a window on an axis of 2 contains only padding; use less padding or a smaller dilation.",
     ),
 }
 

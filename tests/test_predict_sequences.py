@@ -147,7 +147,7 @@ def test_forecast_feeds_back_its_outputs():
     rows = jax.jit(lambda variables, x: dilax.forecast(model, variables, x, 4))(variables, x)
     outputs = jax.jit(functools.partial(model.apply, train=False))(variables, jnp.concatenate([x, rows], axis=1))
     np.testing.assert_allclose(rows, outputs[:, 8:-1], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match=r"^forecast: x float32 \(3, 0, 2\) and steps=4 must be floats"):
+    with pytest.raises(UserError, match=r"^forecast: x is float32 of shape \(3, 0, 2\); give floats"):
         dilax.forecast(model, variables, x[:, :0], 4)
     wide = dilax.models.create("tcn", out_features=3, kernel_size=3, features=(4, 4))
     with pytest.raises(UserError, match=r"^forecast: the model maps \(3, 9, 2\) to \(3, 9, 3\)"):

@@ -19,6 +19,7 @@ from dilax import DataSpec, Inference
 from train import finish
 from train.config import default_config, model_config, to_json
 from train.data import Splits, Table
+from train.data.source import field
 from train.tasks.base import Scores
 from train.tasks.classification import Classification
 from train.tasks.images import most_telling
@@ -99,8 +100,7 @@ def pictures_of(path: pathlib.Path) -> list[str]:
 
 def test_report_of_real_digits(tmp_path):
     splits = runs.digits()
-    pixels, labels = (splits.train.arrays[field] for field in ("image", "label"))
-    test, truth = (splits.test.arrays[field] for field in ("image", "label"))
+    (pixels, labels), (test, truth) = ((field(split, "image"), field(split, "label")) for split in (splits.train, splits.test))
     centres = np.stack([pixels[labels == digit].mean(0) for digit in range(10)])
     distances = np.square((test[:, None] - centres) / 100).sum((2, 3, 4))
     probabilities = np.exp(-distances) / np.exp(-distances).sum(1, keepdims=True)

@@ -335,7 +335,7 @@ CASES = {
     ),
     "uneven dilations": (
         run(SLIM["deeplabv3"].clone(dilations=(2, 3)), output_stride=32),
-        "ASPP: dilations=(2, 3), stated at output stride 16, are not whole at output_stride=32; use multiples of 2.",
+        "ASPP: dilations=(2, 3), given for output stride 16, are not integers at output_stride=32; use multiples of 2.",
     ),
     "unet at a stride it has not": (
         run(SLIM["unet"], output_stride=8),

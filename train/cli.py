@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -140,7 +141,9 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     argv = ["train", f"--config={file}", *overrides]
     sys.modules.pop("config_config", None)  # where ml_collections loads each file, over what the file before left there
     try:
-        values(argv)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # by which ml_collections loads the file
+            values(argv)
         config: Any = holder.value
         config.lock()  # a file that could not be read raises at its first use
     except flags.Error as error:

@@ -1,12 +1,12 @@
-"""The ways to compute one convolution and its two derivatives, and the rule that chooses among them.
+"""Implementations of a convolution and its two gradients, and the rule that selects one.
 
-registry.py     `LOWERINGS`, `select_lowering`, `supports`
-primitives.py   a convolution and its derivatives as JAX primitives
+registry.py     `LOWERINGS`, `select_lowering`, `use_lowering`, `supports`
+primitives.py   a convolution and its gradients as JAX primitives
 xla.py          "lax": XLA's own convolution
-taps.py         "taps": depthwise and small groups, elementwise
-split.py        "split": wide groups, one dense convolution each
+taps.py         "taps": depthwise convolutions and small groups, elementwise
+split.py        "split": wide groups, one dense convolution per group
 products.py     "products": one matrix product per tap
-patches.py      "patches": patches and one matrix product, block by block
+patches.py      "patches": patches and a single matrix product, block by block
 """
 
 import jax
@@ -19,7 +19,17 @@ __all__ = ["LOWERINGS", "OPERATIONS", "PLATFORMS", "Lowering", "convolve", "sele
 
 
 def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Run `plan` by the lowering of that name, or by each platform's own choice when it is "auto" and no `use_lowering` says otherwise."""
+    """Compute the convolution of a plan.
+
+    Args:
+        x: (batch, *space, c_in).
+        kernel: (*kernel_size, c_in // groups, c_out), of the dtype of x.
+        plan: The plan of the convolution.
+        lowering: A key of `LOWERINGS`, or "auto" for the lowering of `use_lowering` or else of `select_lowering` on each platform.
+
+    Returns:
+        (batch, *output_size, c_out).
+    """
     lowering = registry.in_scope(lowering, plan)
     if lowering == "auto" and all(
         registry.select_lowering(plan, platform=platform, operation=operation) == "lax"

@@ -1,11 +1,11 @@
-"""Dense convolutions as patches and one matrix product, a few rows of the map at a time so that the patches stay in cache.
+"""Dense convolutions as patches and a single matrix product, a few rows of the map at a time so that the patches stay in cache.
 
-XLA's CPU backend forms kernel gradients and convolutions of few channels at 15 to 70 GFLOP/s where its matrix product runs at 130 to 160.
-Patches of the whole map at once would be `taps` times its size and lose that again to memory. The blocks divide the first spatial axis
-and keep the batch whole, so nothing gathers a batch that is spread over devices.
+XLA's CPU backend computes kernel gradients and convolutions of few channels at 15 to 70 GFLOP/s, while its matrix product runs at 130 to
+160. Patches of the whole map would be `taps` times its size, and memory traffic would cancel the gain. The blocks split the first spatial
+axis rather than the batch, so that a batch that is sharded over devices is not gathered.
 
-Measured on 2 cores with AVX2, milliseconds, kernel gradient through `lax` and by patches: 64x32x32x32 to 32, 3x3: 66 and 20;
-8x64x64x64 to 64, dilation 2: 99 and 35; 128x32x32x3 to 32: 28 and 5.
+Measured on 2 cores with AVX2, kernel gradient through `lax` and by patches in milliseconds: 64x32x32x32 to 32 channels, 3x3, 66 and 20;
+8x64x64x64 to 64 channels, dilation 2, 99 and 35; 128x32x32x3 to 32 channels, 28 and 5.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from jax import lax
 from dilax.lowerings import xla
 from dilax.plan import ConvPlan
 
-# Numbers in the patches of one block: 4 MB in float32 were best among 1 to 16 MB.
+# Elements in the patches of one block: 4 MB in float32, the fastest of 1 to 16 MB.
 BLOCK = 2**20
-# Beyond so many taps the concatenation takes XLA seconds to compile.
-MOST_TAPS = 64
+# With more taps, XLA takes seconds to compile the concatenation.
+MAX_TAPS = 64
 
 
 def supports(plan: ConvPlan) -> bool:
-    """One group, few taps, and a row of all examples that fits a few blocks."""
-    return plan.groups == 1 and plan.taps <= MOST_TAPS and _row(plan) <= 8 * BLOCK
+    """Return whether there is a single group, not too many taps, and a row of the whole batch fits into a few blocks."""
+    return plan.groups == 1 and plan.taps <= MAX_TAPS and _row_size(plan) <= 8 * BLOCK
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Block by block: patches of x times the kernel as a matrix."""
+    """Multiply the patches of x by the kernel as a matrix, block by block."""
     matrix = kernel.reshape(-1, plan.c_out)
     patches, blocks, rows = _blocks(x, plan)
 
@@ -51,16 +51,16 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """At stride 1 the output of y and the mirrored kernel, inputs and outputs swapped; else XLA's own."""
+    """Convolve y with the flipped kernel, its input and output channels swapped, at stride 1; otherwise use XLA's own gradient."""
     padding = tuple(((k - 1) * d - lo, (k - 1) * d - hi) for k, d, (lo, hi) in zip(plan.kernel_size, plan.dilation, plan.padding))
     if any(s > 1 for s in plan.stride) or min(min(pair) for pair in padding) < 0:
         return xla.input_gradient(y, kernel, plan)
-    mirrored = jnp.flip(kernel, range(plan.rank)).swapaxes(-2, -1)
-    return output(y, mirrored, dataclasses.replace(plan, input_size=plan.output_size, padding=padding, c_in=plan.c_out, c_out=plan.c_in))
+    flipped = jnp.flip(kernel, range(plan.rank)).swapaxes(-2, -1)
+    return output(y, flipped, dataclasses.replace(plan, input_size=plan.output_size, padding=padding, c_in=plan.c_out, c_out=plan.c_in))
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Block by block: transposed patches of x times y."""
+    """Multiply the transposed patches of x by y, block by block."""
     patches, blocks, rows = _blocks(x, plan)
     y = jnp.pad(y, [(0, blocks * rows - n if axis == 1 else 0) for axis, n in enumerate(y.shape)])
     wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
@@ -77,18 +77,18 @@ def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     return total.astype(x.dtype).reshape(plan.kernel_shape)
 
 
-def _row(plan: ConvPlan) -> int:
-    """Numbers in the patches of one row of outputs of all examples."""
+def _row_size(plan: ConvPlan) -> int:
+    """Elements in the patches of one row of outputs of the whole batch."""
     return plan.batch * math.prod(plan.output_size[1:]) * plan.taps * plan.c_in
 
 
 def _blocks(x: jax.Array, plan: ConvPlan) -> tuple[Callable[[jax.Array | int], jax.Array], int, int]:
-    """The function that makes the patches of block i, the number of blocks, and the rows of outputs in each."""
+    """Return a function that extracts the patches of block i, the number of blocks, and the rows of outputs per block."""
     size, stride, dilation = plan.output_size, plan.stride, plan.dilation
-    blocks = -(-size[0] // max(1, BLOCK // _row(plan)))
+    blocks = -(-size[0] // max(1, BLOCK // _row_size(plan)))
     rows = -(-size[0] // blocks)
     padding = list(plan.padding)
-    # The last block may reach beyond the map.
+    # The last block may extend beyond the map.
     padding[0] = (padding[0][0], padding[0][1] + (blocks * rows - size[0]) * stride[0])
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
 

@@ -1,9 +1,9 @@
-"""A convolution and its two derivatives as JAX primitives, so that each can be computed by a lowering of its own.
+"""A convolution and its two gradients as JAX primitives, so that each can be computed by a different lowering.
 
-y = output(x, kernel), x' = input_gradient(y, kernel) and kernel' = kernel_gradient(x, y) are the three operations of one trilinear form
-sum(y * output(x, kernel)): each is linear in both its arguments, and its transposes are the other two. So forward and reverse mode
-of every order, vmap, remat, scan and export all work (a `custom_vjp` would forbid forward mode). Which lowering computes a operation is
-settled per platform when the program is lowered.
+The operations y = output(x, kernel), x' = input_gradient(y, kernel) and kernel' = kernel_gradient(x, y) belong to a single trilinear form,
+sum(y * output(x, kernel)): each is linear in both of its operands, and its transposes are the other two. Forward and reverse mode of any
+order, vmap, remat, scan and export therefore all work (a `custom_vjp` would rule out forward mode). The lowering of an operation is
+selected for each platform when the program is lowered.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dilax.lowerings import registry
 from dilax.plan import ConvPlan
 
-# Operands of each operation, and what it makes.
+# The two operands of each operation, and its result.
 OPERANDS = {"output": ("x", "kernel", "y"), "input_gradient": ("y", "kernel", "x"), "kernel_gradient": ("x", "y", "kernel")}
 SHAPES = {"x": "x_shape", "kernel": "kernel_shape", "y": "y_shape"}
 PRIMITIVES = {operation: Primitive(f"dilated_conv_{operation}" if operation != "output" else "dilated_conv") for operation in OPERANDS}
 
 
 def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Apply a operation; under `shard_map` both operands then vary over the same axes.
+    """Apply an operation.
 
-    Where the axes of the mesh are explicit and the batch is spread over them, a kernel's gradient is summed over it and whole everywhere.
+    Under `shard_map` both operands are first made to vary over the same mesh axes. With explicit mesh axes and a sharded batch, a kernel
+    gradient is summed over the batch and replicated.
     """
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
     a, b = (
@@ -44,8 +45,8 @@ def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: s
 
 
 def compute(operation: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
-    """What a operation is on one platform, as ordinary JAX operations."""
-    if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; a sum over nothing is 0
+    """Compute an operation on one platform by ordinary JAX functions."""
+    if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
         return jnp.zeros(getattr(plan, SHAPES[OPERANDS[operation][2]]), a.dtype)
     name = registry.select_lowering(plan, platform=platform, operation=operation) if lowering == "auto" else lowering
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
@@ -55,22 +56,22 @@ def _abstract(operation: str, a: Any, b: Any, *, plan: ConvPlan, lowering: str) 
     return a.update(shape=getattr(plan, SHAPES[OPERANDS[operation][2]]), weak_type=False)
 
 
-def _transpose(operation: str, wanted: str, cotangent: jax.Array, a: Any, b: Any, **params: Any) -> jax.Array:
-    """The transpose of a operation in the operand `wanted`: the operation that makes it."""
-    known = dict(zip(OPERANDS[operation], (a, b, cotangent)))
-    found = next(other for other, (*_, made) in OPERANDS.items() if made == wanted)
-    first, second, _ = OPERANDS[found]
-    return bind(found, known[first], known[second], **params)
+def _transpose(operation: str, operand: str, cotangent: jax.Array, a: Any, b: Any, **params: Any) -> jax.Array:
+    """Transpose an operation with respect to one operand, by the operation whose result that is."""
+    arrays = dict(zip(OPERANDS[operation], (a, b, cotangent)))
+    transposed = next(other for other, (*_, result) in OPERANDS.items() if result == operand)
+    first, second, _ = OPERANDS[transposed]
+    return bind(transposed, arrays[first], arrays[second], **params)
 
 
 def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, plan: ConvPlan, lowering: str) -> tuple[jax.Array, int]:
-    """Fold the mapped axis into the one that all mapped arrays have in common."""
-    first, second, made = OPERANDS[operation]
+    """Batch an operation: fold the mapped axis into an axis that all mapped arrays share."""
+    first, second, result = OPERANDS[operation]
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims) if dim is not None)
     arrays = {
         name: operand if dim is None else jnp.moveaxis(operand, dim, 0) for name, operand, dim in zip((first, second), operands, dims)
     }
-    mapped = {made} | {name for name, dim in zip((first, second), dims) if dim is not None}
+    mapped = {result} | {name for name, dim in zip((first, second), dims) if dim is not None}
     if mapped == {"x", "y"}:
         axes, plan = {"x": 0, "y": 0}, dataclasses.replace(plan, batch=plan.batch * size)
     elif mapped == {"x", "kernel"} and plan.groups == 1:
@@ -81,33 +82,33 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
         arrays = {name: array if name in mapped else jnp.broadcast_to(array, (size, *array.shape)) for name, array in arrays.items()}
         axes = {"x": -1, "y": -1, "kernel": -1}
         plan = dataclasses.replace(plan, c_in=plan.c_in * size, c_out=plan.c_out * size, groups=plan.groups * size)
-    folded = {name: _folded(array, axes[name]) if name in axes else array for name, array in arrays.items()}
+    folded = {name: _fold(array, axes[name]) if name in axes else array for name, array in arrays.items()}
     if lowering != "auto" and not registry.supports(lowering, plan):
         lowering = "auto"
-    return _unfolded(bind(operation, folded[first], folded[second], plan, lowering), axes[made], size), 0
+    return _unfold(bind(operation, folded[first], folded[second], plan, lowering), axes[result], size), 0
 
 
-def _folded(x: jax.Array, axis: int) -> jax.Array:
-    """Merge the leading axis into another, which it comes before."""
+def _fold(x: jax.Array, axis: int) -> jax.Array:
+    """Merge the leading axis into another, as its outer part."""
     axis = axis % (x.ndim - 1)
     return jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : axis + 1], -1, *x.shape[axis + 2 :])
 
 
-def _unfolded(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Split an axis as `_folded` merged it, and put its first part in front."""
+def _unfold(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Undo `_fold`: split an axis, and move its outer part, of length `size`, to the front."""
     axis = axis % x.ndim
     return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
 
 
 def _register(operation: str, primitive: Any) -> None:
     first, second, _ = OPERANDS[operation]
-    # Outside jit, the program that is compiled is that of the platform it runs on.
+    # Outside of jit, a program is compiled for the platform that it runs on.
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("plan", "lowering")))
     primitive.def_abstract_eval(functools.partial(_abstract, operation))
     ad.defbilinear(primitive, functools.partial(_transpose, operation, first), functools.partial(_transpose, operation, second))
     batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
     for platform in (None, *registry.PLATFORMS):
-        # Under jit, so that layers of one shape share one function.
+        # Under jit, so that layers of the same shape share a function.
         rule = jax.jit(functools.partial(compute, operation, platform or "other"), static_argnames=("plan", "lowering"))
         mlir.register_lowering(primitive, mlir.lower_fun(rule, multiple_results=False), platform=platform)
 

@@ -1,8 +1,8 @@
-"""Dense convolutions as one matrix product per tap, each of just the outputs for which that tap reads a sample and not the padding.
+"""Dense convolutions as one matrix product per tap, restricted to the outputs for which the tap reads a sample rather than padding.
 
-Nothing is padded and no patches are made. It wins where a product is large by itself, 1x1 convolutions first of all (XLA's CPU backend
-treats them as any other: the kernel gradient of 128x32x32x32 to 64 took 311 ms through `lax` and 13 as a product), and where taps lie
-mostly in the padding (dilation 18 on a map of 33x33: 60 % of all multiply-adds).
+Nothing is padded, and no patches are extracted. This is fastest where a single product is large, above all for 1x1 convolutions, which
+XLA's CPU backend treats like any other (the kernel gradient of 128x32x32x32 to 64 channels took 311 ms through `lax` and 13 ms as a
+product), and where most taps are in the padding (60 % of all multiply-adds with dilation 18 on a map of 33x33).
 """
 
 import itertools
@@ -15,75 +15,75 @@ from jax import lax
 
 from dilax.plan import ConvPlan
 
-# Each tap is a product of its own to compile.
-MOST_TAPS = 64
+# Each tap is compiled as a separate product.
+MAX_TAPS = 64
 
 Slices = tuple[slice, ...]
 
 
 def supports(plan: ConvPlan) -> bool:
-    """One group, few taps."""
-    return plan.groups == 1 and plan.taps <= MOST_TAPS
+    """Return whether there is a single group, and not too many taps."""
+    return plan.groups == 1 and plan.taps <= MAX_TAPS
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """For each tap: slice x, multiply, add to the outputs it reaches."""
+    """For each tap, slice x, multiply, and add to the outputs that read these samples."""
     total = None
-    for tap, inputs, outputs in _reaches(plan):
+    for tap, inputs, outputs in _valid_taps(plan):
         part = _product(x[inputs], kernel[tap], ((x.ndim - 1,), (0,)), plan)
-        placed = _placed(part, outputs, plan.output_size)
-        total = placed if total is None else total + placed
+        padded = _pad_to(part, outputs, plan.output_size)
+        total = padded if total is None else total + padded
     return jnp.zeros(plan.y_shape, x.dtype) if total is None else total.astype(x.dtype)
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """For each tap: slice y, multiply, add to the inputs it reads."""
+    """For each tap, slice y, multiply, and add to the inputs that these outputs read."""
     total = None
-    for tap, inputs, outputs in _reaches(plan):
+    for tap, inputs, outputs in _valid_taps(plan):
         part = _product(y[outputs], kernel[tap], ((y.ndim - 1,), (1,)), plan)
-        placed = _placed(part, inputs, plan.input_size)
-        total = placed if total is None else total + placed
+        padded = _pad_to(part, inputs, plan.input_size)
+        total = padded if total is None else total + padded
     return jnp.zeros(plan.x_shape, y.dtype) if total is None else total.astype(y.dtype)
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """For each tap: the product of what it read with y."""
-    every = tuple(range(x.ndim - 1))
-    found = {tap: _product(x[inputs], y[outputs], (every, every), plan) for tap, inputs, outputs in _reaches(plan)}
-    nothing = jnp.zeros((plan.c_in, plan.c_out), x.dtype)
+    """For each tap, multiply the samples that it reads by y."""
+    axes = tuple(range(x.ndim - 1))
+    gradients = {tap: _product(x[inputs], y[outputs], (axes, axes), plan) for tap, inputs, outputs in _valid_taps(plan)}
+    zeros = jnp.zeros((plan.c_in, plan.c_out), x.dtype)
     taps = itertools.product(*map(range, plan.kernel_size))
-    return jnp.stack([found.get(tap, nothing).astype(x.dtype) for tap in taps]).reshape(plan.kernel_shape)
+    return jnp.stack([gradients.get(tap, zeros).astype(x.dtype) for tap in taps]).reshape(plan.kernel_shape)
 
 
-def useful(plan: ConvPlan) -> float:
-    """Share of the multiply-adds that read a sample and not the padding."""
-    share = 1.0
+def useful_fraction(plan: ConvPlan) -> float:
+    """Return the fraction of multiply-adds that read a sample rather than padding."""
+    fraction = 1.0
     for axis, (k, o) in enumerate(zip(plan.kernel_size, plan.output_size)):
-        reached = [_reach(plan, axis, t) for t in range(k)]
-        share *= sum(max(0, last - first) for first, last in reached) / (k * o)
-    return share
+        ranges = [_valid_outputs(plan, axis, t) for t in range(k)]
+        fraction *= sum(max(0, stop - start) for start, stop in ranges) / (k * o)
+    return fraction
 
 
-def _reach(plan: ConvPlan, axis: int, t: int) -> tuple[int, int]:
-    """First output along an axis whose tap t reads a sample, and the one after the last; none if they are not in order."""
+def _valid_outputs(plan: ConvPlan, axis: int, t: int) -> tuple[int, int]:
+    """The range (start, stop) of outputs along an axis for which tap t reads a sample; empty if stop <= start."""
     # Output q reads input q * stride + shift.
     shift, stride = t * plan.dilation[axis] - plan.padding[axis][0], plan.stride[axis]
     return max(0, -(shift // stride)), min(plan.output_size[axis], (plan.input_size[axis] - 1 - shift) // stride + 1)
 
 
-def _reaches(plan: ConvPlan) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
-    """Every tap that reads a sample at all, with the inputs it reads and the outputs it reads them for."""
+def _valid_taps(plan: ConvPlan) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
+    """Yield each tap that reads any sample, with slices of the inputs that it reads and of the outputs for which it does."""
     for tap in itertools.product(*map(range, plan.kernel_size)):
-        reached = [_reach(plan, axis, t) for axis, t in enumerate(tap)]
-        if any(last <= first for first, last in reached):
+        ranges = [_valid_outputs(plan, axis, t) for axis, t in enumerate(tap)]
+        if any(stop <= start for start, stop in ranges):
             continue
         shifts = [t * d - lo for t, d, (lo, _) in zip(tap, plan.dilation, plan.padding)]
-        inputs = [slice(a * s + shift, (b - 1) * s + shift + 1, s) for (a, b), shift, s in zip(reached, shifts, plan.stride)]
-        yield tap, (slice(None), *inputs), (slice(None), *(slice(a, b) for a, b in reached))
+        inputs = [slice(a * s + shift, (b - 1) * s + shift + 1, s) for (a, b), shift, s in zip(ranges, shifts, plan.stride)]
+        yield tap, (slice(None), *inputs), (slice(None), *(slice(a, b) for a, b in ranges))
 
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], plan: ConvPlan) -> jax.Array:
-    """A matrix product, 16-bit numbers summed in 32 bits; space and batch are merged so that it is one plain product."""
+    """Multiply matrices, summing 16-bit floats in 32 bits; batch and space are merged, so that it is a single plain product."""
     wide = jnp.float32 if jnp.finfo(a.dtype).bits < 32 else a.dtype
     shape = a.shape[:-1]
     if contract[0] == (a.ndim - 1,):
@@ -93,9 +93,9 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), plan.precision, wide)
 
 
-def _placed(part: jax.Array, places: Slices, size: tuple[int, ...]) -> jax.Array:
-    """Zeros of `size`, with part at its places."""
-    config = [(place.start, n - place.stop, (place.step or 1) - 1) for place, n in zip(places[1:], size)]
+def _pad_to(part: jax.Array, slices: Slices, size: tuple[int, ...]) -> jax.Array:
+    """Pad an array with zeros to `size`, so that it is at the given slices of the result."""
+    config = [(where.start, n - where.stop, (where.step or 1) - 1) for where, n in zip(slices[1:], size)]
     if not any(map(any, config)):
         return part
     return lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *config, (0, 0, 0)])

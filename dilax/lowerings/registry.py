@@ -1,4 +1,4 @@
-"""Every lowering by its name, and the rule that chooses among them."""
+"""All lowerings by name, the rule that selects one, and the scope that overrides the rule."""
 
 import contextlib
 import contextvars
@@ -21,15 +21,16 @@ Operation = Callable[[jax.Array, jax.Array, ConvPlan], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Lowering:
-    """One way to compute a convolution and its two derivatives.
+    """An implementation of a convolution and its two gradients.
 
-    With x (batch, *space, c_in), kernel (*window, c_in // groups, c_out) and y (batch, *output_size, c_out), all of one dtype:
+    The arrays are x (batch, *space, c_in), kernel (*kernel_size, c_in // groups, c_out) and y (batch, *output_size, c_out), all of the same
+    dtype.
 
     Attributes:
-        output: (x, kernel, plan) -> y.
-        input_gradient: (y, kernel, plan) -> x, the transpose of `output` in x; None takes XLA's own.
-        kernel_gradient: (x, y, plan) -> kernel, the transpose of `output` in the kernel; None takes XLA's own.
-        supports: Whether it can compute a plan.
+        output: Function from (x, kernel, plan) to y.
+        input_gradient: Function from (y, kernel, plan) to x, the transpose of `output` with respect to x; None for XLA's own.
+        kernel_gradient: Function from (x, y, plan) to the kernel, the transpose of `output` with respect to it; None for XLA's own.
+        supports: Function from a plan to whether it can be computed.
     """
 
     output: Operation
@@ -52,43 +53,50 @@ LOWERINGS: dict[str, Lowering] = {
 
 
 def supports(name: str, plan: ConvPlan) -> bool:
-    """Whether the lowering of that name can compute `plan`; where a length is symbolic, only "lax" can."""
+    """Return whether a lowering, a key of `LOWERINGS`, can compute a plan; only "lax" supports symbolic sizes."""
     return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
 
 
 def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output") -> str:
-    """Return the lowering that `lowering="auto"` takes, outside of any `use_lowering` scope.
+    """Return the lowering that `lowering="auto"` selects outside of `use_lowering`.
 
-    On GPU and TPU, and where a length is symbolic: "lax". On a CPU:
+    On GPU and TPU, and for symbolic sizes, this is "lax". On a CPU, the first rule that applies selects
 
-    - groups with at most 64 multiply-adds per output (depthwise above all): "taps"; wider ones, up to 32 of them: "split";
-    - windows of one tap, without padding: "products";
-    - 3-D: "patches";
-    - outputs and input gradients from 32 channels or more to 32 or more: "products" where at least 15 % of the multiply-adds would meet
-      padding (large dilations on small maps), or with a stride;
-    - kernel gradients from 64 channels or more to 64 or more: "products" where padding is met as above, and in 2-D with at most 8192
-      places; all others in 2-D, and in 1-D those of fewer than 8 input channels: "patches";
-    - all else: "lax".
+    - for grouped convolutions: "taps" with at most 64 multiply-adds per output (above all depthwise convolutions), "split" for wider groups
+      if there are at most 32;
+    - for kernels of one tap without padding: "products";
+    - for 3-D convolutions: "patches";
+    - for outputs and input gradients with at least 32 input and output channels: "products" with a stride, or if at least 15 % of the
+      multiply-adds would be on padding, as with large dilations on small maps;
+    - for kernel gradients with at least 64 input and output channels: "products" if as many multiply-adds would be on padding, or for 2-D
+      convolutions with at most 8192 output positions over the batch;
+    - for other kernel gradients of 2-D convolutions, and of 1-D convolutions with fewer than 8 input channels: "patches";
+    - otherwise "lax".
 
-    The thresholds were measured on 2 cores with AVX2 by `python -m benchmarks.ops`; `autotune` measures on another machine.
+    The thresholds were measured on 2 cores with AVX2 by `python -m benchmarks.ops`; `autotune` measures on other machines.
 
     Args:
-        plan: The convolution.
-        platform: "cpu", "cuda", "rocm" or "tpu"; on any other, "lax" is taken.
-        operation: "output", "input_gradient" or "kernel_gradient": what is computed of it.
+        plan: The plan of the convolution.
+        platform: "cpu", "cuda", "rocm", "tpu", or "other", which always selects "lax".
+        operation: "output", "input_gradient" or "kernel_gradient".
 
     Returns:
         A key of `LOWERINGS`.
 
     Raises:
         UserError: if the platform or the operation is unknown.
+
+    Example:
+        >>> plan = ConvPlan(1, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 8, "float32")
+        >>> select_lowering(plan), select_lowering(plan, platform="tpu")
+        ('taps', 'lax')
     """
     for word, known, given in (("platform", (*PLATFORMS, "other"), platform), ("operation", OPERATIONS, operation)):
         if given not in known:
             raise UserError(f"select_lowering: unknown {word} {given!r}; use one of {known}.{did_you_mean(str(given), known)}")
     if platform != "cpu" or plan.symbolic:
         return "lax"
-    return next((name for name in _wanted(plan, operation) if supports(name, plan)), "lax")
+    return next((name for name in _candidates(plan, operation) if supports(name, plan)), "lax")
 
 
 _SCOPE = contextvars.ContextVar("dilax_lowering", default="auto")
@@ -98,13 +106,13 @@ _SCOPE = contextvars.ContextVar("dilax_lowering", default="auto")
 def use_lowering(name: str) -> Iterator[None]:
     """Set what `lowering="auto"` means for every convolution traced inside the scope.
 
-    It holds for functions, modules and models alike, transposed convolutions included, and for the output and both gradients: the
-    gradients of a convolution take the lowering it was traced with, wherever they are computed. With "lax" a model is made of plain
-    `lax.conv_general_dilated` calls, which is what an exporter or another compiler reads. A convolution that the named lowering does not
-    support keeps the choice of "auto", and an explicit `lowering=` argument always wins. Scopes nest; the innermost counts.
+    This applies to functions, modules and models, including transposed convolutions, and to the output and both gradients: the gradients
+    of a convolution use the lowering with which it was traced, wherever they are computed. With "lax", a model consists of plain
+    `lax.conv_general_dilated` calls, which exporters and other compilers understand. A convolution that the lowering does not support falls
+    back to "auto", and an explicit `lowering=` argument takes precedence over the scope. Scopes nest, and the innermost one applies.
 
-    The scope is read while a function is traced. A function compiled by `jax.jit` keeps the lowering of its first trace for as long as it
-    is cached, so enter the scope inside the function, or jit a new function (or call `jax.clear_caches()`) for each scope.
+    The scope is read while a function is traced. A function compiled by `jax.jit` keeps the lowering of its first trace as long as that is
+    cached: enter the scope inside the function, or jit a new function (or call `jax.clear_caches()`) for each scope.
 
     Args:
         name: A key of `LOWERINGS`, or "auto" to restore the rule of `select_lowering`.
@@ -130,13 +138,13 @@ def use_lowering(name: str) -> Iterator[None]:
 
 
 def in_scope(lowering: str, plan: ConvPlan) -> str:
-    """Return the lowering that stands for `lowering` in the innermost `use_lowering` scope; it differs only from "auto"."""
+    """Resolve a lowering in the innermost `use_lowering` scope, which replaces "auto" if it supports the plan."""
     scope = _SCOPE.get()
     return scope if lowering == "auto" != scope and supports(scope, plan) else lowering
 
 
-def _wanted(plan: ConvPlan, operation: str) -> tuple[str, ...]:
-    """What the rule names, best first; "lax" where none of it can be done."""
+def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:
+    """The lowerings that the rule prefers to "lax", best first."""
     if plan.groups > 1:
         return ("taps", "split")
     if _one_tap(plan):
@@ -145,9 +153,9 @@ def _wanted(plan: ConvPlan, operation: str) -> tuple[str, ...]:
         return ("patches",)
     wide = min(plan.c_in, plan.c_out)
     if operation != "kernel_gradient":
-        return ("products",) if wide >= 32 and (_meets_padding(plan) or max(plan.stride) > 1) else ()
+        return ("products",) if wide >= 32 and (_much_padding(plan) or max(plan.stride) > 1) else ()
     few = plan.rank > 1 and plan.batch * math.prod(plan.output_size) <= 8192
-    if wide >= 64 and (few or _meets_padding(plan)):
+    if wide >= 64 and (few or _much_padding(plan)):
         return ("products",)
     return ("patches",) if plan.rank > 1 or plan.c_in < 8 else ()
 
@@ -156,5 +164,5 @@ def _one_tap(plan: ConvPlan) -> bool:
     return plan.taps == 1 and not any(map(any, plan.padding))
 
 
-def _meets_padding(plan: ConvPlan) -> bool:
-    return products.useful(plan) <= 0.85
+def _much_padding(plan: ConvPlan) -> bool:
+    return products.useful_fraction(plan) <= 0.85

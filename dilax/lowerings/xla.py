@@ -1,4 +1,4 @@
-"""XLA's own convolution: the lowering "lax", and the derivatives of any lowering that does not bring its own."""
+"""XLA's own convolution: the lowering "lax", and the gradients of lowerings that do not define their own."""
 
 import jax
 from jax import lax
@@ -7,10 +7,10 @@ from dilax.plan import ConvPlan
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """`lax.conv_general_dilated`.
+    """Convolve by `lax.conv_general_dilated`.
 
-    It sums float16 and bfloat16 products in float32 and rounds once, on CPU as on GPU and TPU (measured on CPU: relative error within the
-    rounding of the output, values and gradients), so nothing is cast here; `preferred_element_type` would break its gradient.
+    XLA sums products of float16 and bfloat16 in float32 and rounds once, on CPU, GPU and TPU (on a CPU, the measured relative error of
+    values and gradients is within the rounding of the output), so nothing is cast here; `preferred_element_type` would break the gradient.
     """
     space = "DHW"[-plan.rank :]
     return lax.conv_general_dilated(
@@ -26,12 +26,12 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """The transpose of `output` in x."""
+    """Transpose `output` with respect to x."""
     (x,) = jax.linear_transpose(lambda x: output(x, kernel, plan), jax.ShapeDtypeStruct(plan.x_shape, y.dtype))(y)
     return x
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """The transpose of `output` in the kernel."""
+    """Transpose `output` with respect to the kernel."""
     (kernel,) = jax.linear_transpose(lambda kernel: output(x, kernel, plan), jax.ShapeDtypeStruct(plan.kernel_shape, x.dtype))(y)
     return kernel
