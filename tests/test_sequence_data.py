@@ -211,7 +211,8 @@ def test_piano_rolls_ask_for_the_keys_of_the_next_step(tmp_path):
     rolls = np.random.default_rng(0).random((3, 6, 4)) < 0.5
     lengths = np.array([6, 1, 4])
     arrays: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), rolls)
-    np.savez(tmp_path / "rolls.npz", **arrays, **{f"{name}_lengths": lengths for name in arrays})
+    lengths_of: dict[str, Any] = {f"{name}_lengths": lengths for name in arrays}
+    np.savez(tmp_path / "rolls.npz", **arrays, **lengths_of)
     changes = {"sequence.loss": "binary"}
     splits = open_data("sequence_prediction", "piano", tmp_path / "rolls.npz", **changes)
     batch = everything(splits.train)  # a roll of one step asks for nothing
