@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-
 from typing import Any
 
 import jax
@@ -308,7 +307,7 @@ def test_a_sharded_batch_stays_where_it_is(name):
     spread = jax.device_put(batch, sharding)
     step = jax.jit(lambda key, batch: augment(key, batch, options), out_shardings=sharding).lower(KEY, spread).compile()
     # The loop that draws from a Beta distribution asks all devices whether it is done: an all-reduce of one bool.
-    assert not {"all-gather", "collective-permute", "all-to-all"} & set(step.as_text().replace("(", " ").split())
+    assert not {"all-gather", "collective-permute", "all-to-all"} & set(str(step.as_text()).replace("(", " ").split())
     result = step(KEY, spread)
     for key, values in run(batch, **options).items():
         np.testing.assert_allclose(result[key], values, atol=1e-4)

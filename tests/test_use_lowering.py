@@ -85,7 +85,8 @@ def test_a_model_is_made_of_plain_convolutions(name):
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def loss(params):
-        return jnp.square(model.apply({**variables, "params": params}, x, train=False)).sum()
+        outputs: Any = model.apply({**variables, "params": params}, x, train=False)
+        return jnp.square(outputs).sum()
 
     ours = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
     assert any(found.startswith("dilated_conv") for found in ours)

@@ -46,14 +46,14 @@ def example_keys(key: jax.Array, count: int, first: int | jax.Array = 0) -> jax.
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 
-def augment(  # noqa: D417
+def augment(
     key: jax.Array,
     batch: Batch,
     options: Mapping[str, Any] | ConfigDict,
-    *former: Any,
+    *,
     first: int | jax.Array = 0,
     ignored: int = 255,
-) -> Any:
+) -> Batch:
     """Apply the part `augment` of a config to a batch.
 
     The image, mask and boxes of an example are moved by the same map of coordinates. Images alone are zoomed about their centre, and the
@@ -88,10 +88,6 @@ def augment(  # noqa: D417
     Raises:
         UserError: If an option is unknown, out of range or does not fit the batch, or if an array has the wrong shape or dtype.
     """
-    if former:  # the former arguments, which the tasks still give: images, labels, options, num_classes, first
-        images, labels, (options, num_classes, first) = batch, options, former
-        result = augment(key, {"image": images, "target": one_hot(labels, num_classes)}, options, first=first)
-        return result["image"], result["target"]
     check_images(batch["image"])
     settings = read_options(options, axes=batch["image"].ndim - 2)
     check_batch(batch, settings, ignored=ignored)
