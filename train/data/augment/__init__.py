@@ -102,12 +102,3 @@ def augment(
     if settings.mixup:
         result["image"], result["target"] = mixup(keys["mixup"], result["image"], result["target"], alpha=settings.mixup)
     return result
-
-
-def seen(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Standardise float images in -1..1 by config.data.mean and std, in config.dtype; see `dilax.spec.DataSpec.prepare`."""
-    given = config.data.mean, config.data.std
-    if any(given):
-        mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
-        images = ((images + 1) / 2 - mean) / std
-    return images.astype(config.dtype)
