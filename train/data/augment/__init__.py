@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dilax.spec import to_float
 from train.data.augment.examples import augment_example, draw_keys
 from train.data.augment.options import (
     AUGMENT_KEYS,
@@ -35,7 +34,6 @@ __all__ = [
     "example_keys",
     "one_hot",
     "read_options",
-    "to_float",
 ]
 
 Batch = dict[str, Any]
@@ -47,12 +45,7 @@ def example_keys(key: jax.Array, count: int, first: int | jax.Array = 0) -> jax.
 
 
 def augment(
-    key: jax.Array,
-    batch: Batch,
-    options: Mapping[str, Any] | ConfigDict,
-    *,
-    first: int | jax.Array = 0,
-    ignored: int = 255,
+    key: jax.Array, batch: Batch, options: Mapping[str, Any] | ConfigDict, *, first: int | jax.Array = 0, ignored: int = 255
 ) -> Batch:
     """Apply the part `augment` of a config to a batch.
 
