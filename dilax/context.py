@@ -314,8 +314,8 @@ class HybridDilatedBlock(nn.Module):
         holes = _holes(self.dilations)
         if holes:
             raise UserError(
-                f"HybridDilatedBlock: dilations={self.dilations} leave {holes} holes among the {2 * sum(self.dilations) + 1} samples of the "
-                "receptive field; use dilations without holes, such as (1, 2, 5)."
+                f"HybridDilatedBlock: dilations={self.dilations} leave {holes} holes among the {2 * sum(self.dilations) + 1} samples of "
+                "the receptive field; use dilations without holes, such as (1, 2, 5)."
             )
         ones, threes = _kernel_sizes(x)
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)

@@ -95,7 +95,7 @@ def _find_convolution(params: Mapping[str, Any], path: tuple[str, ...]) -> str:
 
 
 def _fold_convolution(name: str, params: Mapping[str, Any], stats: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the parameters of one convolution with the norm beside it multiplied in."""
+    """Return the parameters of one convolution with its norm folded in."""
     if not stats:
         raise UserError(
             f"{CALLER}: variables have no batch_stats for {_join(path, NORM)}; give all collections of the trained model, not only params."

@@ -288,8 +288,8 @@ def _promoted(caller: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, 
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
     if kernel.ndim != x.ndim:
         raise UserError(
-            f"{caller}: a kernel of shape {kernel.shape} is for {max(kernel.ndim - 2, 0)}-D inputs, but x of shape {x.shape} is {x.ndim - 2}-D; "
-            "make the kernel (*kernel_size, c_in // groups, c_out)."
+            f"{caller}: a kernel of shape {kernel.shape} is for {max(kernel.ndim - 2, 0)}-D inputs, but x of shape {x.shape} is "
+            f"{x.ndim - 2}-D; make the kernel (*kernel_size, c_in // groups, c_out)."
         )
     if 0 in kernel.shape or (is_integer(x.shape[-1]) and x.shape[-1] == 0):
         raise UserError(

@@ -114,13 +114,22 @@ class Inference:
     ) -> np.ndarray:
         """Continue prompts, codes (batch, time) or waveforms (batch, time, 1), by `steps` samples; see `dilax.sample`."""
         options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-        run: Any = jax.jit(lambda variables, key, prompt: generate.sample(self.model, variables, key, prompt, steps, **options))
-        return np.asarray(run(self.variables, jax.random.key(seed), jnp.asarray(prompt)))
+        return np.asarray(self._sample(self.variables, jax.random.key(seed), jnp.asarray(prompt), steps, tuple(options.items())))
+
+    @functools.cached_property
+    def _sample(self) -> Callable[..., Any]:
+        def run(variables: Any, key: jax.Array, prompt: jax.Array, steps: int, options: tuple[tuple[str, Any], ...]) -> jax.Array:
+            return generate.sample(self.model, variables, key, prompt, steps, **dict(options))
+
+        return jax.jit(run, static_argnums=(3, 4))
 
     def forecast(self, values: np.ndarray, steps: int) -> np.ndarray:
         """Forecast the `steps` rows that follow a table (time, columns), in its own units; see `dilax.forecast`."""
-        run: Any = jax.jit(lambda variables, x: generate.forecast(self.model, variables, x, steps))
-        return self.spec.unscale(np.asarray(run(self.variables, jnp.asarray(self.spec.scale(values))[None]))[0])
+        return self.spec.unscale(np.asarray(self._forecast(self.variables, jnp.asarray(self.spec.scale(values))[None], steps))[0])
+
+    @functools.cached_property
+    def _forecast(self) -> Callable[..., Any]:
+        return jax.jit(lambda variables, x, steps: generate.forecast(self.model, variables, x, steps), static_argnums=2)
 
     def to_sound(self, values: np.ndarray) -> np.ndarray:
         """Map mu-law codes (batch, time), or samples (batch, time, 1), to waveforms (batch, time) in -1..1."""

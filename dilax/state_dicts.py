@@ -53,7 +53,7 @@ def convert(
         description: What to call the state dict in error messages.
 
     Returns:
-        Variables with the structure, shapes and dtypes of `template`, as NumPy arrays.
+        Variables with the structure, shapes and dtypes of `template`, as NumPy arrays, which may share memory with `state`.
 
     Raises:
         UserError: if an array of the state dict is not used, a leaf is not filled, or shapes differ. All mismatches are listed at once.
@@ -77,7 +77,7 @@ def convert(
         value = _transpose(array, path, leaves[path])
         if value.shape != leaves[path].shape:
             mismatches.append(f"{name} {tuple(array.shape)} for {path} {tuple(leaves[path].shape)}")
-        filled[path] = value.astype(leaves[path].dtype)
+        filled[path] = value.astype(leaves[path].dtype, copy=False)
     missing = [path for path in leaves if path not in filled]
     if unused or missing or mismatches:
         parts = [

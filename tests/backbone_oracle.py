@@ -1,6 +1,6 @@
-"""The oracle of the backbones: small networks of each family at output stride 8, every stride and dilation written out, in numpy.
+"""The oracle of the backbones: small networks of each family at output stride 8 in NumPy, with every stride and dilation written out.
 
-It reads the parameters of dilax by their names and shares no code with it.
+It reads the parameters of dilax by name and shares no code with it.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ RELU, RELU6, NONE = (0.0, np.inf), (0.0, 6.0), (-np.inf, np.inf)
 
 
 class Units:
-    """Convolution, running statistics, activation, by the path of its parameters."""
+    """Convolution, normalisation with running statistics, and activation, given the path of the parameters."""
 
     def __init__(self, variables: Any) -> None:
         self.params, self.stats = variables["params"], variables["batch_stats"]
@@ -27,7 +27,7 @@ class Units:
 
 
 def shifted(x: np.ndarray, pad: int, fill: float, stride: int, dilation: int, taps: int) -> Any:
-    """For each tap: its place, and the samples it meets at all outputs."""
+    """Yield each tap's index and the samples that it reads for all outputs."""
     size = [n + 2 * pad - (taps - 1) * dilation for n in x.shape[1:3]]
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
     for i in range(taps):
@@ -36,23 +36,23 @@ def shifted(x: np.ndarray, pad: int, fill: float, stride: int, dilation: int, ta
 
 
 def conv(x: np.ndarray, kernel: np.ndarray, stride: int, dilation: int) -> Any:
-    """Dense, or depthwise where the kernel has one input channel; padded by dilation * (taps - 1) // 2."""
+    """Dense convolution, or depthwise if the kernel has one input channel, padded by dilation * (taps - 1) // 2."""
     taps = kernel.shape[0]
-    met = shifted(x, dilation * (taps - 1) // 2, 0.0, stride, dilation, taps)
+    windows = shifted(x, dilation * (taps - 1) // 2, 0.0, stride, dilation, taps)
     depthwise = kernel.shape[2] == 1 and kernel.shape[3] == x.shape[3]
-    return sum(samples * kernel[t][0] if depthwise else samples @ kernel[t] for t, samples in met)
+    return sum(samples * kernel[t][0] if depthwise else samples @ kernel[t] for t, samples in windows)
 
 
-def basic(u: Units, x: np.ndarray, name: str, stride: int, first: int, second: int, cut: str = "identity") -> np.ndarray:
+def basic(u: Units, x: np.ndarray, name: str, stride: int, first: int, second: int, shortcut: str = "identity") -> np.ndarray:
     y = u(u(x, f"{name}/conv1", stride, first), f"{name}/conv2", 1, second, NONE)
-    if cut == "project":
+    if shortcut == "project":
         y = y + u(x, f"{name}/shortcut", stride, act=NONE)
-    return np.maximum(y + x if cut == "identity" else y, 0)
+    return np.maximum(y + x if shortcut == "identity" else y, 0)
 
 
-def bottleneck(u: Units, x: np.ndarray, name: str, stride: int, dilation: int, cut: str = "identity") -> np.ndarray:
+def bottleneck(u: Units, x: np.ndarray, name: str, stride: int, dilation: int, shortcut: str = "identity") -> np.ndarray:
     y = u(u(u(x, f"{name}/conv1"), f"{name}/conv2", stride, dilation), f"{name}/conv3", act=NONE)
-    return np.maximum(y + (u(x, f"{name}/shortcut", stride, act=NONE) if cut == "project" else x), 0)
+    return np.maximum(y + (u(x, f"{name}/shortcut", stride, act=NONE) if shortcut == "project" else x), 0)
 
 
 def stem_and_pool(u: Units, x: np.ndarray) -> np.ndarray:
@@ -114,17 +114,17 @@ def mobilenet(u: Units, x: np.ndarray) -> list[np.ndarray]:
     return [one, two, three, inverted(u, four, "block9", 1, 4 * 3, True)]
 
 
-def separable(u: Units, x: np.ndarray, name: str, stride: int, dilations: tuple[int, int, int], cut: str) -> np.ndarray:
+def separable(u: Units, x: np.ndarray, name: str, stride: int, dilations: tuple[int, int, int], shortcut: str) -> np.ndarray:
     y = x
     for i, dilation in enumerate(dilations, start=1):
         step = stride if i == 3 else 1
-        if cut == "none":
+        if shortcut == "none":
             y = u(u(y, f"{name}/depthwise{i}", step, dilation), f"{name}/pointwise{i}")
         else:
             y = u(u(np.maximum(y, 0), f"{name}/depthwise{i}", step, dilation, NONE), f"{name}/pointwise{i}", act=NONE)
-    if cut == "project":
+    if shortcut == "project":
         return y + u(x, f"{name}/shortcut", stride, act=NONE)
-    return y if cut == "none" else y + x
+    return y if shortcut == "none" else y + x
 
 
 def xception(u: Units, x: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""State dicts of other libraries, made of random numbers from their names and shapes alone, so that none need be stored."""
+"""Random state dicts of other libraries, generated from their names and shapes, so that no weights need to be stored."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def random_state(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """Arrays of these names and shapes, float32; they keep the size of what a network passes on, and no two channels are alike."""
+    """Return float32 arrays of these names and shapes. They preserve the variance of activations, and no two channels are alike."""
     rng, state = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
         values: Any = 2 * rng.random(shape) - 1

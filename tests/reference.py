@@ -1,4 +1,4 @@
-"""The oracle: dilated convolution as slow, obvious numpy loops in float64, for any rank. It shares no code with dilax."""
+"""The oracle: dilated convolution as slow and obvious NumPy loops in float64, for any rank. It shares no code with dilax."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ Index = tuple[int, ...]
 
 
 def per_axis(value: Any, rank: int) -> tuple[Any, ...]:
-    """One entry per spatial axis; anything but a tuple holds for every axis."""
+    """Return one entry per spatial axis; a value that is not a tuple applies to every axis."""
     return value if isinstance(value, tuple) else (value,) * rank
 
 
 def pad_pair(size: int, taps: int, stride: int, padding: str | int | tuple[int, int], dilation: int) -> tuple[int, int]:
-    """The samples added before and after one axis of `size` samples."""
+    """Return the padding before and after an axis of `size` samples."""
     span = (taps - 1) * dilation + 1
     if padding == "SAME":
         positions = -(-size // stride)
@@ -35,14 +35,14 @@ def pad_pair(size: int, taps: int, stride: int, padding: str | int | tuple[int, 
 
 
 def positions(size: int, taps: int, stride: int, padding: str | int | tuple[int, int], dilation: int) -> int:
-    """How many outputs one axis has: the kernel starts every `stride` samples and must end inside the padded axis."""
+    """Return the number of outputs along an axis: the kernel starts every `stride` samples and must end inside the padded axis."""
     lo, hi = pad_pair(size, taps, stride, padding, dilation)
     span = (taps - 1) * dilation + 1
     return len([start for start in range(0, lo + size + hi, stride) if start + span <= lo + size + hi])
 
 
 def source(index: int, size: int, mode: str) -> int | None:
-    """The sample that stands at `index` of a padded axis (0 is the first real sample); None where that is a zero."""
+    """Return the sample at `index` of a padded axis, where 0 is the first real sample; None if it is a zero."""
     if mode == "zeros":
         return index if 0 <= index < size else None
     if mode == "edge":
@@ -52,42 +52,42 @@ def source(index: int, size: int, mode: str) -> int | None:
     if mode == "reflect":
         if size == 1:
             return 0
-        there_and_back = index % (2 * (size - 1))
-        return min(there_and_back, 2 * (size - 1) - there_and_back)
+        round_trip = index % (2 * (size - 1))
+        return min(round_trip, 2 * (size - 1) - round_trip)
     raise AssertionError(f"unknown padding mode {mode!r}")
 
 
 def reads(space: Index, window: Index, stride: Any, padding: Any, padding_mode: str, dilation: Any) -> Iterator[tuple[Index, Index, Index]]:
-    """Every (output position, tap, input position) at which the kernel reads a real sample."""
+    """Yield every (output position, tap, input position) at which the kernel reads a real sample."""
     rank = len(space)
     axes = []
     for size, taps, step, pad, gap in zip(
         space, window, per_axis(stride, rank), per_axis(padding, rank), per_axis(dilation, rank), strict=True
     ):
         lo, _ = pad_pair(size, taps, step, pad, gap)
-        found = []
+        triples = []
         for p in range(positions(size, taps, step, pad, gap)):
             for t in range(taps):
                 i = source(p * step + t * gap - lo, size, padding_mode)
                 if i is not None:
-                    found.append((p, t, i))
-        axes.append(found)
-    for triples in itertools.product(*axes):
-        p, t, i = zip(*triples, strict=True)
+                    triples.append((p, t, i))
+        axes.append(triples)
+    for per_axis_triples in itertools.product(*axes):
+        p, t, i = zip(*per_axis_triples, strict=True)
         yield p, t, i
 
 
 def output_size(space: Index, window: Index, stride: Any, padding: Any, dilation: Any) -> Index:
-    """The space of the convolution's output."""
+    """Return the spatial size of the convolution's output."""
     rank = len(space)
     arguments = per_axis(stride, rank), per_axis(padding, rank), per_axis(dilation, rank)
     return tuple(positions(*axis) for axis in zip(space, window, *arguments, strict=True))
 
 
 def channels(c_in: int, c_out: int, groups: int) -> list[tuple[slice, slice]]:
-    """The input and the output channels of every group."""
-    wide, high = c_in // groups, c_out // groups
-    return [(slice(g * wide, (g + 1) * wide), slice(g * high, (g + 1) * high)) for g in range(groups)]
+    """Return the input and the output channels of every group."""
+    ins, outs = c_in // groups, c_out // groups
+    return [(slice(g * ins, (g + 1) * ins), slice(g * outs, (g + 1) * outs)) for g in range(groups)]
 
 
 def conv(x, kernel, *, stride=1, padding="SAME", padding_mode="zeros", dilation=1, groups=1) -> np.ndarray:
@@ -102,7 +102,7 @@ def conv(x, kernel, *, stride=1, padding="SAME", padding_mode="zeros", dilation=
 
 
 def conv_transpose(y, kernel, space: Index, *, stride=1, padding="SAME", padding_mode="zeros", dilation=1, groups=1) -> np.ndarray:
-    """Scatter: what `conv` read from a sample of an input of `space` goes back to it. Also the gradient of `conv` for x."""
+    """Scatter: what `conv` reads from a sample of an input of size `space` is added to it. Also the gradient of `conv` for x."""
     y, kernel = np.asarray(y, np.float64), np.asarray(kernel, np.float64)
     x = np.zeros((y.shape[0], *space, kernel.shape[-2] * groups))
     for ins, outs in channels(x.shape[-1], kernel.shape[-1], groups):
@@ -122,7 +122,7 @@ def kernel_gradient(x, g, window: Index, *, stride=1, padding="SAME", padding_mo
 
 
 def depthwise(x, kernel, *, stride=1, padding="SAME", padding_mode="zeros", dilation=1) -> np.ndarray:
-    """One channel at a time; output channel c * multiplier + m is made from input channel c."""
+    """Convolve one channel at a time; output channel c * multiplier + m is computed from input channel c."""
     multiplier = kernel.shape[-1] // x.shape[-1]
     outputs = []
     for c in range(x.shape[-1]):
@@ -134,7 +134,7 @@ def depthwise(x, kernel, *, stride=1, padding="SAME", padding_mode="zeros", dila
 
 
 def zero_stuffed(kernel, dilation: Any) -> np.ndarray:
-    """The dense kernel that a dilated one stands for: dilation - 1 zeros between neighbouring taps."""
+    """Return the dense kernel that is equivalent to a dilated one: dilation - 1 zeros between neighbouring taps."""
     window = kernel.shape[:-2]
     gaps = per_axis(dilation, len(window))
     wide = np.zeros((*((k - 1) * d + 1 for k, d in zip(window, gaps, strict=True)), *kernel.shape[-2:]), kernel.dtype)
@@ -144,7 +144,7 @@ def zero_stuffed(kernel, dilation: Any) -> np.ndarray:
 
 
 def transpose_size(space: Index, window: Index, stride: Any, padding: Any, dilation: Any) -> Index:
-    """The default output space of the transposed convolution of an input of `space`."""
+    """Return the default output size of the transposed convolution of an input of size `space`."""
     rank = len(space)
     sizes = []
     for m, taps, step, pad, gap in zip(
@@ -154,5 +154,5 @@ def transpose_size(space: Index, window: Index, stride: Any, padding: Any, dilat
             sizes.append(m * step)
         else:
             sizes.append(next(n for n in itertools.count(1) if positions(n, taps, step, pad, gap) >= m))
-            assert positions(sizes[-1], taps, step, pad, gap) == m, "no input has this few outputs"
+            assert positions(sizes[-1], taps, step, pad, gap) == m, "no input has so few outputs"
     return tuple(sizes)

@@ -1,7 +1,7 @@
-"""The oracle of the segmentation heads: the slim networks of tests/test_segmentation_models.py, written out, in numpy.
+"""The oracle of the segmentation heads: the small networks of tests/test_segmentation_models.py, written out in NumPy.
 
-It reads the parameters of dilax by their names and shares no code with it. Heads start from the maps of a backbone, which has an oracle of
-its own, and the U-Net from the image.
+It reads the parameters of dilax by name and shares no code with it. Heads start from the feature maps of a backbone, which has its own
+oracle; the U-Net starts from the image.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from backbone_oracle import RELU, Units, conv, shifted
 
 
 class Layers(Units):
-    """`Units`, also of separable convolutions; plain 1x1 convolutions."""
+    """`Units`, extended by separable convolutions and by 1x1 convolutions without normalisation."""
 
     def __call__(self, x: np.ndarray, path: str, stride: int = 1, dilation: int = 1, act: tuple[float, float] = RELU) -> np.ndarray:
         params, stats = self.params, self.stats
@@ -38,11 +38,11 @@ class Layers(Units):
 
 
 def resized(x: np.ndarray, size: tuple[int, ...], method: str = "bilinear", align_corners: bool = False) -> np.ndarray:
-    """One output at a time, from the definition."""
+    """Resize by the definition, one output at a time."""
     y = np.zeros((x.shape[0], *size, x.shape[-1]))
-    for place in itertools.product(*map(range, size)):
+    for output in itertools.product(*map(range, size)):
         corners = []
-        for i, new, old in zip(place, size, x.shape[1:-1]):
+        for i, new, old in zip(output, size, x.shape[1:-1]):
             source = i * (old - 1) / max(new - 1, 1) if align_corners else (i + 0.5) * old / new - 0.5
             if method == "nearest":
                 corners.append([(min(math.floor(source + 0.5), old - 1), 1.0)])
@@ -51,7 +51,7 @@ def resized(x: np.ndarray, size: tuple[int, ...], method: str = "bilinear", alig
                 before = math.floor(source)
                 corners.append([(before, 1 - source + before), (min(before + 1, old - 1), source - before)])
         for corner in itertools.product(*corners):
-            y[:, *place] += math.prod(share for _, share in corner) * x[:, *(index for index, _ in corner)]
+            y[:, *output] += math.prod(weight for _, weight in corner) * x[:, *(index for index, _ in corner)]
     return y
 
 
@@ -78,7 +78,7 @@ def lraspp(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
 
 
 def aspp(u: Layers, x: np.ndarray, stride: int) -> np.ndarray:
-    """Dilation 4 at output stride 16."""
+    """ASPP with dilation 4 at output stride 16."""
     pooled = u(mean(x), "aspp/pooled") + np.zeros((*x.shape[:-1], 1))
     branches = [u(x, "aspp/dense"), u(x, "aspp/dilated_0", dilation={8: 8, 16: 4, 32: 2}[stride]), pooled]
     return u(np.concatenate(branches, -1), "aspp/project")
@@ -94,18 +94,18 @@ def deeplabv3plus(u: Layers, maps: list[np.ndarray], stride: int) -> np.ndarray:
 
 
 def pool(x: np.ndarray, stride: int, dilation: int) -> np.ndarray:
-    """A window of 2 begins at its own sample: the taps of a window of 3 around it but the first."""
+    """A window of 2 starts at the output's own sample: it has the taps of a centred window of 3, except for the first."""
     return np.max([samples for tap, samples in shifted(x, dilation, -np.inf, stride, dilation, 3) if min(tap) > 0], axis=0)
 
 
 def unet(u: Layers, x: np.ndarray, stride: int) -> np.ndarray:
-    """Three levels, multi_grid (1, 2), sizes multiples of 4; at output stride 4, or with 1 the lower levels dilated instead."""
+    """Three levels and multi_grid (1, 2), for sizes that are multiples of 4. At output stride 1, the lower levels are dilated instead."""
     step, (one, two) = {4: (2, (1, 1)), 1: (1, (2, 4))}[stride]
 
     def pair(x: np.ndarray, name: str, dilation: int) -> np.ndarray:
         return u(u(x, f"{name}_conv0", dilation=dilation), f"{name}_conv1", dilation=dilation)
 
-    def joined(skip: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def concatenated(skip: np.ndarray, x: np.ndarray) -> np.ndarray:
         return np.concatenate([skip, resized(x, skip.shape[1:-1])], -1)
 
     level0 = pair(x, "backbone/level0", 1)
@@ -113,4 +113,4 @@ def unet(u: Layers, x: np.ndarray, stride: int) -> np.ndarray:
     level2 = pair(pool(level1, step, one), "backbone/level2", two)
     first = u(level2, "backbone/dilated_0", dilation=two)
     below = level2 + first + u(first, "backbone/dilated_1", dilation=2 * two)
-    return u.plain(pair(joined(level0, pair(joined(level1, below), "up1", one)), "up0", 1), "logits")
+    return u.plain(pair(concatenated(level0, pair(concatenated(level1, below), "up1", one)), "up0", 1), "logits")

@@ -1,4 +1,4 @@
-"""The benchmark of single convolutions: what it covers, that its contenders compute the same, what it writes. No speed is asserted."""
+"""Test the benchmark of single convolutions: its cases, the agreement of its contenders, its output. No speed is asserted."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ def values(kind: str, field: str) -> set:
     return {getattr(case, field) for case in of(kind)}
 
 
-def test_the_table_covers_what_it_should():
+def test_the_cases_cover_the_range_of_convolutions():
     assert len(ops.CASES) >= 24
     assert len({case.name for case in ops.CASES}) == len(ops.CASES)
     assert {case.kind for case in ops.CASES} == set(ops.KINDS)
@@ -70,7 +70,7 @@ def test_the_table_covers_what_it_should():
     assert max(case.plan().multiply_adds for case in ops.CASES if case.kind != "dense") < 30e6
 
 
-def test_plans_are_those_of_dilated_conv(monkeypatch):
+def test_plans_equal_those_of_dilated_conv(monkeypatch):
     plans = []
 
     def convolve(x, kernel, plan, lowering):
@@ -99,13 +99,13 @@ def test_torch_computes_the_same(case, measure):
     for layout in programs.TORCH_LAYOUTS:
         torch = ops.program(case, measure, layout)
         results = torch.to_numpy(torch.run())
-        assert [result.shape for result in results] == [right.shape for right in expected]
+        assert [result.shape for result in results] == [array.shape for array in expected]
         bound = 1e-5 if case.dtype == "float32" else 2e-2
-        for result, right in zip(results, expected):
-            np.testing.assert_allclose(result, right, rtol=0, atol=bound * np.abs(right).max())
+        for actual, reference in zip(results, expected):
+            np.testing.assert_allclose(actual, reference, rtol=0, atol=bound * np.abs(reference).max())
 
 
-def test_gradients_are_those_of_the_cotangent():
+def test_gradients_belong_to_the_cotangent():
     case = TINY[2]
     auto = ops.program(case, "gradients", "auto")
     y, dx, dkernel = auto.to_numpy(auto.run())
@@ -116,14 +116,14 @@ def test_gradients_are_those_of_the_cotangent():
     assert auto.compile_s > 0
 
 
-def test_a_wrong_contender_stops_the_run():
-    right = [np.asarray([1.0, -4.0]), np.asarray([2.0])]
-    ops.check(TINY[0], "gradients", "other", [right[0] + 0.01, right[1]], right)
-    for wrong in (right[0] + 0.03, right[0][:1], right[0] * np.nan):
+def test_a_wrong_result_stops_the_run():
+    y, dx = expected = [np.asarray([1.0, -4.0]), np.asarray([2.0])]
+    ops.check(TINY[0], "gradients", "other", [y + 0.01, dx], expected)
+    for wrong in (y + 0.03, y[:1], y * np.nan):
         with pytest.raises(SystemExit, match=r"y of other differs from that of lax"):
-            ops.check(TINY[0], "gradients", "other", [wrong, right[1]], right)
+            ops.check(TINY[0], "gradients", "other", [wrong, dx], expected)
     with pytest.raises(SystemExit, match=r"dx of other"):
-        ops.check(TINY[0], "gradients", "other", [right[0], -right[1]], right)
+        ops.check(TINY[0], "gradients", "other", [y, -dx], expected)
 
 
 def test_contenders(monkeypatch):
@@ -153,15 +153,15 @@ def test_main_from_end_to_end(monkeypatch, tmp_path, capsys):
 
 
 def test_ratios_and_means():
-    found = {name: {"ms": ms} for name, ms in {"lax": 8.0, "auto": 4.0, "torch contiguous": 3.0, "torch channels_last": 2.0}.items()}
-    slow = found | {"auto": {"ms": 16.0}}
-    rows = [ops.summarise_case(case, "forward", values) for case, values in zip(ops.CASES, (found, slow))]
+    results = {name: {"ms": ms} for name, ms in {"lax": 8.0, "auto": 4.0, "torch contiguous": 3.0, "torch channels_last": 2.0}.items()}
+    slow = results | {"auto": {"ms": 16.0}}
+    rows = [ops.summarise_case(case, "forward", values) for case, values in zip(ops.CASES, (results, slow))]
     assert [rows[0][key] for key in ("lax_over_auto", "auto_over_torch", "auto_over_best", "torch")] == [2, 2, 0.5, "torch channels_last"]
     (line,) = ops.summary(rows)
     assert (line["cases"], line["missed"]) == (2, 1)
     np.testing.assert_allclose([line["lax_over_auto"], line["auto_over_torch"]], [1, 4])
     assert (line["worst_over_lax"], line["worst_over_torch"]) == ([0.5, ops.CASES[1].title], [8, ops.CASES[1].title])
-    alone = ops.summarise_case(ops.CASES[0], "forward", {name: found[name] for name in ("lax", "auto")})
+    alone = ops.summarise_case(ops.CASES[0], "forward", {name: results[name] for name in ("lax", "auto")})
     assert alone["torch"] is None and "auto_over_torch" not in ops.summary([alone])[0]
     assert ops.chart([alone], common.environment()).axes
 
@@ -169,7 +169,7 @@ def test_ratios_and_means():
 def test_peak_memory_of_a_run():
     case = next(case for case in ops.CASES if case.title == "stem 8x128x128x3->32 k3 s2")
     peak = ops.peak_bytes(case, "forward", "lax")
-    assert peak is None or 3.5 * 2**20 <= peak <= 32 * 2**20  # the output has 4 MiB
+    assert peak is None or 3.5 * 2**20 <= peak <= 32 * 2**20  # the output takes 4 MiB
 
 
 def test_timing_in_turn():
@@ -177,14 +177,14 @@ def test_timing_in_turn():
     calls = {name: lambda name=name: (order.append(name), time.sleep(common.TURN_S)) for name in "abc"}
     times = common.interleave(calls, repeats=4, budget_s=9)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert all(len(mine) == 4 and min(mine) >= common.TURN_S for mine in times.values())
+    assert all(len(seconds) == 4 and min(seconds) >= common.TURN_S for seconds in times.values())
     slow = common.interleave({"quick": lambda: None, "slow": lambda: sum(range(200_000))}, repeats=6, budget_s=9)
-    assert {name: len(mine) for name, mine in slow.items()} == {"quick": 6, "slow": common.MIN_TURNS}
+    assert {name: len(seconds) for name, seconds in slow.items()} == {"quick": 6, "slow": common.MIN_TURNS}
     spent = common.interleave({"a": lambda: sum(range(200_000)), "b": lambda: sum(range(200_000))}, repeats=6, budget_s=0)
-    assert [len(mine) for mine in spent.values()] == [common.MIN_TURNS] * 2
+    assert [len(seconds) for seconds in spent.values()] == [common.MIN_TURNS] * 2
 
 
-def test_numbers_as_text():
+def test_formatting_of_numbers():
     assert [common.format_number(value) for value in (0.123, 1.234, 9.99, 9.996, 12.34, 99.94, 99.96, 1234.5, None, float("nan"))] == [
         "0.12",
         "1.23",
@@ -203,7 +203,7 @@ def test_numbers_as_text():
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_mistakes(name, monkeypatch, tmp_path):
+def test_errors(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments, text = ERRORS[name]
     with pytest.raises(UserError) as error:
@@ -212,6 +212,8 @@ def test_mistakes(name, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_says_a_mistake_in_one_line():
-    done = subprocess.run([sys.executable, "-m", "benchmarks.ops", "--cases=densse"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {ERRORS['no case'][1]}\n")
+def test_the_command_line_reports_an_error_in_one_line():
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ops", "--cases=densse"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", f"error: {ERRORS['no case'][1]}\n")

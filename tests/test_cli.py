@@ -1,24 +1,33 @@
-"""The command line: every mistake is one line on stderr and exit code 2."""
+"""The command line: every mistake is one line on stderr and exit code 2; --help and --list explain what there is."""
 
+import importlib
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from runs import ROOT, make_earlier_form, tiny
 
 from dilax import models
+from train import cli, folder
+from train.config import default_config
+from train.tasks import TASKS
 
-ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 CASES = {
     "nothing": ([], "give --config=configs/NAME.py, such as --config=configs/digits.py."),
     "no such file": (
         ["--config=configs/nope.py"],
-        "there is no config file configs/nope.py; give --config=configs/NAME.py, from the folder that holds configs/.",
+        "the config file configs/nope.py does not exist; give --config=configs/NAME.py, from the folder that holds configs/.",
     ),
     "no such file, with a change": (
         ["--config=configs/nope.py", "--config.seed=1"],
-        "there is no config file configs/nope.py; give --config=configs/NAME.py, from the folder that holds configs/.",
+        "the config file configs/nope.py does not exist; give --config=configs/NAME.py, from the folder that holds configs/.",
+    ),
+    "a folder": (
+        ["--config=configs"],
+        "the config file configs cannot be read: Is a directory; give --config=configs/NAME.py.",
     ),
     "variant": (
         ["--config=configs/digits.py:smok"],
@@ -26,60 +35,224 @@ CASES = {
     ),
     "misspelt key": ([DIGITS, "--config.optim.lrr=1"], 'unknown config key config.optim.lrr. Did you mean "lr"?'),
     "misspelt part": ([DIGITS, "--config.optm.lr=1"], 'unknown config key config.optm.lr. Did you mean "optim"?'),
+    "key of another task": ([DIGITS, "--config.segmentation.loss=dice"], "unknown config key config.segmentation.loss."),
     "wrong type": (
         [DIGITS, "--config.optim.lr=fast"],
         "flag --config.optim.lr=fast: could not convert string to float: 'fast'; see --help.",
     ),
     "unknown flag": ([DIGITS, "--workdri=x"], 'unknown flag --workdri; see --help. Did you mean "workdir"?'),
-    "a bare word": ([DIGITS, "runs/x"], "'runs/x' is no flag; write --config=runs/x or --workdir=runs/x."),
+    "a bare word": ([DIGITS, "runs/x"], "'runs/x' is not a flag; write --config=runs/x or --workdir=runs/x."),
     "another model": (
         [DIGITS, "--config.model.name=separable_cnn", "--summary"],
-        "config.model.name='separable_cnn' has no field kernel_size, pools; set another model in a config file, with model_config(...).",
+        "config.model.name='separable_cnn' has no field kernel_size, pools; choose another model in a config file, with model_config(...).",
     ),
-    "no get_config": (["--config=train/tasks.py"], "the config file has no function get_config; see those in configs/."),
+    "no get_config": (
+        ["--config=train/tasks/streams.py"],
+        "the config file train/tasks/streams.py has no function get_config; see those in configs/.",
+    ),
     "unknown model": (
         [DIGITS, "--config.model.name=dilated_cnnn", "--summary"],
         f"config.model.name='dilated_cnnn' is unknown; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
     ),
+    "another task": (
+        [DIGITS, "--config.task=segmentation"],
+        "config.augment.cutout is a key of config.task='classification' or 'sequence_classification', not of config.task='segmentation'; "
+        "remove it, or set the task in the config file, with default_config('digits', task=...).",
+    ),
+    "unknown task": (
+        [DIGITS, "--config.task=segmentaton"],
+        f"config.task='segmentaton' is unknown; use one of {tuple(TASKS)}. Did you mean \"segmentation\"?",
+    ),
+    "unknown lowering": (
+        [DIGITS, "--config.lowering=lx"],
+        "config.lowering='lx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches'). Did you mean \"lax\"?",
+    ),
 }
+Result = tuple[int, str, str]
 
 
-def train(arguments: list[str], module: str = "main") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", f"train.{module}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def job(monkeypatch, capsys):
+    """Call as job(module, *arguments): `python -m train.MODULE ARGUMENTS`, in this process; return exit code, stdout and stderr."""
+
+    def call(module: str, *arguments: Any) -> Result:
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", [module, *map(str, arguments)])
+            with pytest.raises(SystemExit) as exit:
+                cli.run(importlib.import_module(f"train.{module}").main)
+        return (int(exit.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Call as run_of(task): the folder of a run of a task that has not saved anything yet."""
+
+    def make(task: str) -> pathlib.Path:
+        workdir = tmp_path / task
+        workdir.mkdir()
+        folder.write_status(workdir, finished=False)
+        folder.write_config(workdir, tiny() if task == "classification" else default_config("tiny", task=task))
+        return workdir
+
+    return make
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_line(name, tmp_path):
+def test_one_line(name, tmp_path, job):
     arguments, text = CASES[name]
-    done = train([*arguments, f"--workdir={tmp_path / 'run'}"] if arguments else [])
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {text}\n")
+    workdir = [f"--workdir={tmp_path / 'run'}"] if arguments else []
+    assert job("main", *arguments, *workdir) == (2, "", f"error: {text}\n")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_is_no_python(tmp_path):
-    done = train(["--config=README.md", f"--workdir={tmp_path / 'run'}"])
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: the config file cannot be loaded: ")
+def test_a_process_ends_with_one_line_and_exit_code_2():
+    command = [sys.executable, "-m", "train.main", DIGITS, "--config.optim.lrr=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", 'error: unknown config key config.optim.lrr. Did you mean "lr"?\n')
 
 
-def test_unknown_dataset(tmp_path):
-    done = train([DIGITS, "--config.data.name=cifar01", f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}"])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith('error: there is no dataset "cifar01"')
-    assert done.stderr.endswith('Did you mean "cifar10"?\n')
-    assert done.stderr.count("\n") == 1
+def test_a_file_that_is_not_python(tmp_path, job):
+    code, _, err = job("main", "--config=README.md", f"--workdir={tmp_path / 'run'}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: the config file README.md cannot be loaded: ")
+
+
+def test_unknown_dataset(tmp_path, job):
+    code, out, err = job("main", DIGITS, "--config.data.name=cifar01", f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}")
+    assert (code, out) == (2, "")
+    assert "cifar01" in err
+    assert err.endswith('Did you mean "cifar10"?\n')
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("module", "words"), [("evaluate", "--workdir"), ("predict", "--workdir"), ("prepare", "name")])
-def test_jobs_without_arguments(module, words):
-    done = train([], module)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert words in done.stderr
+def test_jobs_without_arguments(module, words, job):
+    code, out, err = job(module)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
 
 
-def test_summary():
-    done = train([DIGITS, "--summary"])
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_summary(job):
+    code, out, err = job("main", DIGITS, "--summary")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds", "receptive", "field"]
     assert lines[1].split() == ["ConvNormAct_0/DilatedConv_0", "DilatedConv", "28x28x16", "144", "112,896", "3x3"]
     assert lines[-1].startswith("total")
+
+
+def test_help_of_main_explains_itself(job):
+    code, out, err = job("main", "--help")
+    assert (code, err) == (0, "")
+    assert "python -m train.main --config configs/digits.py" in out
+    for flag in ("--config", "--config.KEY=VALUE", "--workdir", "--restart", "--summary", "--list"):
+        assert flag in out
+    assert "resumes where it stopped when the same command is given again" in out
+
+
+def test_list_of_configs(job):
+    code, out, err = job("main", "--list")
+    assert (code, err) == (0, "")
+    header, *rows = out.splitlines()
+    assert header.split() == ["config", "task", "data", "measured", "time"]
+    assert {row.split()[0].partition(":")[0] for row in rows} == {
+        f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__"
+    }
+    (digits,) = (row for row in rows if row.startswith("configs/digits.py "))
+    assert digits.split()[1:3] == ["classification", "digits"]
+    assert "98.8 % test accuracy" in digits and digits.endswith("73 s on 2 CPU cores, compilation included")
+
+
+def test_list_without_configs(tmp_path, monkeypatch, job):
+    from train import listing
+
+    monkeypatch.setattr(listing, "table", lambda path, table=listing.table: table(tmp_path / path))
+    assert job("main", "--list") == (
+        2,
+        "",
+        f"error: {tmp_path}/configs/ does not hold config files; run from the folder that holds configs/.\n",
+    )
+
+
+# Of train.predict, a flag or input that the task has and one of another task.
+PREDICT = {
+    "classification": ("image files to classify", "--scales"),
+    "segmentation": ("--scales", "--stream"),
+    "sequence_classification": ("--stream", "--scales"),
+    "language_model": ("--temperature", "--flip"),
+    "separation": ("--stream", "--temperature"),
+}
+
+
+def test_help_of_predict_without_a_run_lists_the_flags_of_all_tasks(job):
+    code, out, err = job("predict", "--help")
+    assert (code, err) == (0, "")
+    sections = {part.partition(":")[0]: part for part in out.split("runs of the task ")[1:]}
+    assert set(sections) == set(TASKS)
+    for task, (own, other) in PREDICT.items():
+        assert own in sections[task] and other not in sections[task]
+
+
+@pytest.mark.parametrize("task", PREDICT)
+def test_help_of_predict_with_a_run_lists_the_flags_of_its_task(task, run_of, job):
+    own, other = PREDICT[task]
+    code, out, err = job("predict", "--workdir", run_of(task), "--help")
+    assert (code, err) == (0, "")
+    assert own in out and other not in out
+    assert "runs of the task" not in out.partition("options:")[2]
+
+
+def test_help_of_evaluate(run_of, job):
+    code, out, _ = job("evaluate", "--help")
+    assert code == 0 and "runs of the task segmentation:" in out and "runs of the task classification" not in out
+    for task in ("classification", "segmentation"):
+        code, out, _ = job("evaluate", f"--workdir={run_of(task)}", "--help")
+        assert code == 0 and ("--scales" in out) == ("--flip" in out) == (task == "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("module", "task", "words", "text"),
+    [
+        ("evaluate", "classification", ["--scales=1,2"], "unknown flag --scales; see --help."),
+        ("evaluate", "language_model", ["--flip"], "unknown flag --flip; see --help."),
+        ("predict", "classification", ["--flip", "image.png"], "unknown flag --flip; see --help."),
+        ("predict", "segmentation", ["--temperature=2", "image.png"], "unknown flag --temperature; see --help."),
+        ("predict", "classification", ["--stream"], "unknown flag --stream; see --help."),
+        ("predict", "classification", [], "give inputs; see --help."),
+        ("predict", "language_model", [], "give inputs, or --stream without inputs; see --help."),
+        ("predict", "language_model", ["--stream", "word"], "give inputs, or --stream without inputs; see --help."),
+    ],
+)
+def test_a_flag_of_another_task_is_one_line(module, task, words, text, run_of, job):
+    assert job(module, f"--workdir={run_of(task)}", *words) == (2, "", f"error: {text}\n")
+
+
+@pytest.mark.parametrize(("module", "words"), [("evaluate", []), ("predict", []), ("predict", ["image.png"]), ("predict", ["--flip"])])
+def test_a_folder_without_a_run(module, words, tmp_path, job):
+    text = f"--workdir={tmp_path} does not hold a run; train one with `python -m train.main --config=... --workdir={tmp_path}`."
+    assert job(module, "--workdir", tmp_path, *words) == (2, "", f"error: {text}\n")
+
+
+def test_a_run_that_has_not_saved_anything(run_of, job):
+    workdir = run_of("classification")
+    text = f"{workdir} does not hold a trained run (it has no best/); train one there, or give the folder of another run."
+    for module, words in (("evaluate", []), ("predict", ["image.png"])):
+        assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
+
+
+@pytest.mark.parametrize(("module", "words"), [("main", [DIGITS]), ("evaluate", ["--flip"]), ("predict", ["image.png"])])
+def test_a_folder_of_an_earlier_version(module, words, run_of, job):
+    workdir = run_of("classification")
+    make_earlier_form(workdir)
+    text = f"{workdir} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
+    assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
+
+
+def test_ctrl_c_before_training_is_one_line(monkeypatch, job):
+    from train import loop
+
+    monkeypatch.setattr(loop, "run", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert job("main", DIGITS) == (130, "", "stopped before anything was trained.\n")

@@ -1,4 +1,4 @@
-"""Law 11: conversion is strict, and the networks of other libraries give their outputs here, at every output stride."""
+"""Test that conversion is strict, and that converted networks have the outputs of the original ones at every output stride (law 11)."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", ABOUT["small"], ids=lambda case: f"{case['kind']} at {case['output_stride']}")
-def test_outputs_are_those_of_torch(case, tmp_path):
+def test_outputs_equal_those_of_torch(case, tmp_path):
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **random_state(case["shapes"], case["seed"]))
     model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", fields=FIELDS[case["kind"]])
     run = jax.jit(functools.partial(model.apply, train=False, output_stride=case["output_stride"]))
@@ -55,8 +55,8 @@ def test_published_state_dicts_fit(source):
     )
     library, _, name = source.partition(":")
     shapes = weights.shapes_of(models.create(name, **fields))
-    found = convert(state, weights.SOURCES[library][name], shapes)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+    variables = convert(state, weights.SOURCES[library][name], shapes)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), variables) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
 
 
 def test_every_source_has_a_published_state_dict():
@@ -69,11 +69,11 @@ RULES = (("a", "x"), ("b", "y"))
 
 
 def test_layout_and_dtype():
-    found = convert(STATE, RULES, TEMPLATE)["params"]
-    assert np.array_equal(found["x"]["kernel"], [[0, 3], [1, 4], [2, 5]]) and found["x"]["kernel"].dtype == np.float32
+    kernel = convert(STATE, RULES, TEMPLATE)["params"]["x"]["kernel"]
+    assert np.array_equal(kernel, [[0, 3], [1, 4], [2, 5]]) and kernel.dtype == np.float32
 
 
-def test_everything_that_does_not_fit_is_listed_at_once():
+def test_all_mismatches_are_listed_at_once():
     state = {**STATE, "a.weight": np.ones((2, 4)), "c.weight": np.ones(2), "c.bias": np.ones(2), "top": np.ones(1)}
     del state["b.weight"]
     with pytest.raises(UserError) as error:
@@ -89,10 +89,10 @@ def test_two_arrays_for_one_leaf_are_refused():
         convert({**STATE, "c.bias": np.ones(2)}, (*RULES, ("c", "x")), TEMPLATE)
 
 
-def test_rules_beneath_a_module():
+def test_rules_of_nested_modules():
     state = {f"m.{name}": array for name, array in STATE.items()}
-    found = convert(state, beneath("m", "n", RULES), {"params": {"n": TEMPLATE["params"]}})
-    chex.assert_trees_all_equal(found["params"]["n"], convert(STATE, RULES, TEMPLATE)["params"])
+    variables = convert(state, beneath("m", "n", RULES), {"params": {"n": TEMPLATE["params"]}})
+    chex.assert_trees_all_equal(variables["params"]["n"], convert(STATE, RULES, TEMPLATE)["params"])
 
 
 def test_weights_of_another_model_are_named(tmp_path):
@@ -120,7 +120,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
-def test_files_hold_what_was_saved_and_damage_is_seen(suffix, tmp_path):
+def test_files_are_read_back_and_damage_is_detected(suffix, tmp_path):
     path, state = tmp_path / f"w{suffix}", random_state({"a.weight": [40, 30], "a.bias": [40]}, 0)
     save(path, state)
     chex.assert_trees_all_equal(read_state_dict(path), state)
@@ -131,7 +131,7 @@ def test_files_hold_what_was_saved_and_damage_is_seen(suffix, tmp_path):
             read_state_dict(path)
 
 
-def test_files_that_are_no_state_dict(tmp_path):
+def test_files_that_are_not_state_dicts(tmp_path):
     with pytest.raises(UserError, match=r"w\.pth does not exist; give the path of a weights file\."):
         read_state_dict(tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.h5: the name of a weights file must end in one of \.pth, "):

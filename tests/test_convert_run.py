@@ -1,7 +1,7 @@
 """Published weights as a run: it is evaluated, predicts and is fine-tuned from, on images standardised as the weights want them."""
 
+import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import random_state
+from runs import refused
 
 import dilax
-from dilax import weights
-from dilax.errors import UserError
-from train import convert, data, predict, run, transfer
+from dilax import DataSpec, weights
+from dilax.spec import to_float
+from train import convert, transfer
+from train.build import build, load_trained
 from train.config import default_config, from_json, model_config, to_json
-from train.data.augment import seen, to_float
-from train.evaluate import score
+from train.data.source import gather
+from train.score import score
+from train.tasks.classification import Classification
+from train.tasks.images import read_fitted
 
 ROOT = Path(__file__).parents[1]
 with np.load(ROOT / "tests" / "golden" / "networks.npz") as file:
@@ -28,7 +32,7 @@ CONFIG = """
 from train.config import default_config
 def get_config():
     config = default_config("two")
-    config.data.update(name="folder", dir={folder!r}, image_size=40, class_names=("a", "b"))
+    config.data.update(name="folder", dir={folder!r}, image_size=40)
     return config
 """
 
@@ -47,35 +51,37 @@ def paths(tmp_path_factory) -> SimpleNamespace:
     shapes = {**SHAPES, "fc.weight": [2, 512], "fc.bias": [2]}
     np.savez(folder / "w.npz", allow_pickle=False, **random_state(shapes, 0))
     (folder / "two.py").write_text(CONFIG.format(folder=str(folder / "images")))
-    command = [
-        "--from",
-        "torchvision:resnet18",
-        str(folder / "w.npz"),
-        "--workdir",
-        str(folder / "run"),
-        "--config",
-        str(folder / "two.py"),
-    ]
-    done = subprocess.run([sys.executable, "-m", "train.convert", *command], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{folder / 'run'}: torchvision:resnet18, 11,177,538 parameters, 2 classes\n"
-    return SimpleNamespace(folder=folder, run=folder / "run", weights=folder / "w.npz", command=command)
+    words = ["--from", "torchvision:resnet18", str(folder / "w.npz"), "--workdir", str(folder / "run"), "--config", str(folder / "two.py")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["convert", *words])
+        convert.main()
+    return SimpleNamespace(folder=folder, run=folder / "run", weights=folder / "w.npz", words=words)
+
+
+def test_what_is_printed(paths, tmp_path, monkeypatch, capsys):
+    words = [str(tmp_path / "again") if word == str(paths.run) else word for word in paths.words]
+    monkeypatch.setattr(sys, "argv", ["convert", *words])
+    convert.main()
+    assert capsys.readouterr().out == f"{tmp_path / 'again'}: torchvision:resnet18, 11,177,538 parameters, 2 classes\n"
 
 
 def test_the_run_is_evaluated_and_predicts(paths):
-    trained = run.load_trained(paths.run)
-    splits = data.open_splits(trained.config)
-    images = np.stack([splits.test[i]["image"] for i in range(len(splits.test))])
-    labels = np.stack([splits.test[i]["label"] for i in range(len(splits.test))])
+    trained = load_trained(paths.run)
+    setup, splits = trained.setup, Classification.open(trained.setup.config)
+    assert (splits.spec.outputs, splits.spec.input_shape, splits.spec.mean) == (("a", "b"), (40, 40, 3), weights.IMAGENET_MEAN)
+    batch = gather(splits.test, np.arange(len(splits.test)))
     model, variables = dilax.load_weights("torchvision:resnet18", paths.weights)
-    x = (images / 255 - np.array(weights.IMAGENET_MEAN)) / np.array(weights.IMAGENET_STD)
-    expected = np.asarray(model.apply(variables, jnp.asarray(x, jnp.float32), train=False))
-    np.testing.assert_allclose(jax.jit(trained.setup.steps.outputs)(trained.variables, {"image": images}), expected, rtol=1e-4, atol=1e-4)
-    figures, _ = score(trained.setup, trained.setup.parallel.put(trained.variables), splits.test)
-    assert figures["accuracy"] == pytest.approx((expected.argmax(-1) == labels).mean())
+    x = (batch["image"] / 255 - np.array(weights.IMAGENET_MEAN)) / np.array(weights.IMAGENET_STD)
+    expected = np.asarray(jax.jit(lambda x: model.apply(variables, x, train=False))(jnp.asarray(x, jnp.float32)))
+    for inference in (trained.inference, dilax.load(paths.run)):
+        outputs = np.concatenate([inference.outputs(image[None]) for image in batch["image"]])  # one program, that of predict
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+    metrics, _ = score(setup, setup.parallel.put(trained.inference.variables), splits.test)
+    assert metrics["accuracy"] == pytest.approx((expected.argmax(-1) == batch["label"]).mean())
     path = str(paths.folder / "images" / "test" / "b" / "1.png")
-    ((_, name, _),) = predict.predict(trained, [path])
-    (found,) = [i for i in range(len(images)) if np.array_equal(images[i], predict.read_image(path, (40, 40, 3)))]
-    assert name == "ab"[expected[found].argmax()]
+    (line,) = setup.task.predict(trained.inference, argparse.Namespace(inputs=[path]))
+    (index,) = [i for i, image in enumerate(batch["image"]) if np.array_equal(image, read_fitted(path, (40, 40, 3)))]
+    assert line.split("\t")[:2] == [path, "ab"[expected[index].argmax()]]
 
 
 def test_the_run_is_fine_tuned_from(paths, capsys):
@@ -85,19 +91,19 @@ def test_the_run_is_fine_tuned_from(paths, capsys):
     model = dilax.models.create("resnet18", num_classes=7)
     target = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target)
-    merged, report = transfer.init_from(config, fresh)
+    spec = DataSpec("other", (64, 64, 3), tuple("abcdefg"))
+    merged, report = transfer.init_from(config, fresh, spec)
     assert report.startswith(f"init_from {paths.run}: loaded 100 of 102 leaves")
     assert merged["params"]["head"]["kernel"].shape == (512, 7)
     warning = f"warning: {paths.run} was trained with data.mean=(0.485, 0.456, 0.406), and config.data.mean is (): set it to the same."
     assert warning in capsys.readouterr().err
-    config.data.update(mean=weights.IMAGENET_MEAN, std=weights.IMAGENET_STD)
-    transfer.init_from(config, fresh)
+    transfer.init_from(config, fresh, DataSpec("other", (64, 64, 3), spec.outputs, mean=weights.IMAGENET_MEAN, std=weights.IMAGENET_STD))
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_is_overwritten(paths):
-    done = subprocess.run([sys.executable, "-m", "train.convert", *paths.command], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, f"error: --workdir={paths.run} holds files already; give an empty or a new folder.\n")
+def test_nothing_is_overwritten(paths, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["convert", *paths.words])
+    assert refused(convert.main) == f"--workdir={paths.run} holds files already; give an empty or a new folder."
 
 
 def config_of(source: str, classes: int, base: Any = None) -> Any:
@@ -113,50 +119,88 @@ def test_what_published_weights_are_known_for():
 
 
 @pytest.mark.parametrize(
-    ("source", "classes", "changes", "words"),
+    ("source", "classes", "changes", "text"),
     [
-        ("drn:drn_d_22_segmenter", 19, None, "which data has these 19 classes is not known; give --config=FILE"),
-        ("drn:drn_d_22", 10, {"task": "segmentation"}, "--config is of segmentation, and drn:drn_d_22 is a model for classification;"),
-        ("drn:drn_d_22", 3, {"data.class_names": ("a", "b")}, "--config has 2 classes, and drn:drn_d_22 in this file has 3;"),
+        (
+            "drn:drn_d_22_segmenter",
+            19,
+            None,
+            "drn:drn_d_22_segmenter: no data with 19 classes is known for it; give --config=FILE of a run on its data.",
+        ),
+        (
+            "drn:drn_d_22",
+            3,
+            {"task": "segmentation", "data.class_names": ("a", "b")},
+            "--config has 2 classes, and drn:drn_d_22 in this file has 3; give the config of its data.",
+        ),
+        (
+            "drn:drn_d_22_segmenter",
+            2,
+            {"task": "segmentation", "data.class_names": ("a", "b")},
+            "drn:drn_d_22_segmenter: its images were standardised by numbers of their own; set data.mean and data.std in the config.",
+        ),
+        (
+            "drn:drn_d_22",
+            3,
+            {"task": "separation"},
+            "--config is for the task separation, which is not on images; give the config of a run on images.",
+        ),
     ],
 )
-def test_configs_that_do_not_fit(source, classes, changes, words):
+def test_configs_that_do_not_fit(source, classes, changes, text):
     base = None
     if changes is not None:
-        base = default_config("x")
-        base.update_from_flattened_dict(changes)
-    with pytest.raises(UserError, match=words):
-        config_of(source, classes, base)
+        base = default_config("x", task=changes["task"])
+        base.update_from_flattened_dict({key: value for key, value in changes.items() if key != "task"})
+    assert refused(lambda: config_of(source, classes, base)) == text
+
+
+def test_a_config_of_another_task_is_refused(paths, tmp_path):
+    base = default_config("x", task="segmentation")
+    text = refused(lambda: convert.convert("torchvision:resnet18", paths.weights, tmp_path / "run", base))
+    assert text == (
+        "config.model.name='resnet18' gives outputs of shape (1, 2), and config.task='segmentation' needs (1, 224, 224, 2); "
+        "choose another model, or another task."
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_are_standardised_for_training_too():
     config = default_config("x")
     config.model = model_config("dilated_cnn", features=(4,), dilations=(1,), pools=(1,), dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
-    np.testing.assert_array_equal(seen(config, to_float(images)), to_float(images))
-    config.data.update(mean=(0.1, 0.2, 0.3), std=(0.5, 0.2, 0.4))
-    expected = (images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.2, 0.4]
-    np.testing.assert_allclose(seen(config, to_float(images)), expected, atol=1e-6)
+    spec = DataSpec("x", (6, 6, 3), ("a", "b"), 10)
+    np.testing.assert_array_equal(spec.prepare(jnp.asarray(images)), to_float(jnp.asarray(images)))
+    mean: tuple[float, ...] = (0.1, 0.2, 0.3)
+    std: tuple[float, ...] = (0.5, 0.2, 0.4)
+    expected = (images / 255 - mean) / std
+    spec = DataSpec("x", (6, 6, 3), ("a", "b"), 10, mean=mean, std=std)
+    np.testing.assert_allclose(spec.prepare(jnp.asarray(images)), expected, atol=1e-6)
     # With a learning rate of 0 the loss of a step is that of the logits of evaluation.
     config.optim.lr, config.optim.warmup_epochs = 0.0, 0.0
-    made = run.setup(config, 2, (6, 6, 3), 10)
-    state, labels = made.steps.init(made.init()), np.array([0, 1])
-    _, sums = made.steps.train(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}, jax.random.key(0))
-    logits = made.steps.model.apply(state.variables(), jnp.asarray(expected, jnp.float32), train=True, mutable=["batch_stats"])[0]
+    setup = build(config, spec)
+    state, labels = setup.steps.init(setup.init()), np.array([0, 1])
+    _, sums = jax.jit(setup.steps.train)(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}, jax.random.key(0))
+    logits = setup.steps.model.apply(state.variables(), jnp.asarray(expected, jnp.float32), train=True, mutable=["batch_stats"])[0]
     losses = -np.log(np.asarray(jax.nn.softmax(logits)))[np.arange(2), labels]
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "text"),
     [
-        ({"mean": (0.5, 0.5)}, r"config\.data\.mean=\(0\.5, 0\.5\) must have one number for each of the 3 channels, or one\."),
-        ({"std": (0.0,)}, r"config\.data\.std=\(0\.0,\) must be numbers"),
-        ({"mean": (float("nan"),)}, r"config\.data\.mean=\(nan,\) must be numbers"),
+        ({"mean": (0.5, 0.5)}, "config.data.mean=(0.5, 0.5) must hold one number, or one for each of the 3 channels."),
+        (
+            {"std": (0.0,)},
+            "config.data.std=(0.0,) must hold numbers above 0, up to 1, one per channel, or be (); divide values of 0 to 255.",
+        ),
+        (
+            {"mean": (float("nan"),)},
+            "config.data.mean=(nan,) must hold numbers from 0 to 1, one per channel, or be (); divide values of 0 to 255.",
+        ),
     ],
 )
-def test_colours_that_cannot_be(changes, words):
+def test_colours_that_cannot_be(changes, text, paths):
     config = default_config("x")
-    config.data.update(changes)
-    with pytest.raises(UserError, match=words):
-        run.setup(config, 2, (6, 6, 3), 10)
+    config.data.update(name="folder", dir=str(paths.folder / "images"), validation=0.0, **changes)
+    assert refused(lambda: build(config, Classification.open(config).spec)) == text

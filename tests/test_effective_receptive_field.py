@@ -1,4 +1,4 @@
-"""The gradient-weighted receptive field against kernels, of which it is the absolute value."""
+"""Compare the effective receptive field of convolutions with the absolute values of their kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -18,30 +18,30 @@ def kernel(*shape):
 
 def test_one_convolution_is_its_kernel():
     weights = kernel(3, 2, 1, 1)
-    found = effective_receptive_field(lambda x: dilax.dilated_conv(x, weights, stride=2, dilation=(2, 3), padding="VALID"), X, key=KEY)
+    actual = effective_receptive_field(lambda x: dilax.dilated_conv(x, weights, stride=2, dilation=(2, 3), padding="VALID"), X, key=KEY)
     expected = np.zeros((12, 9))
-    # Output (4, 3) of space: the central one is (2, 1), and reads from (4, 2) on.
+    # The output has size (4, 3). The central output is (2, 1), which reads from (4, 2) on.
     expected[4:9:2, 2:6:3] = np.abs(weights[..., 0, 0])
-    np.testing.assert_allclose(found, expected / expected.max(), rtol=1e-5)
+    np.testing.assert_allclose(actual, expected / expected.max(), rtol=1e-5)
 
 
 def test_channels_and_inputs_are_averaged():
     weights, scale = kernel(3, 1, 2, 1), kernel(1, 1, 1, 2)
-    # The derivative of the square at the centre depends on the inputs, which are normal: on average E|x| = sqrt(2 / pi) times as large.
+    # The derivative of the square depends on the normal inputs, which scales the mean by a constant, E|x| = sqrt(2 / pi).
     fn = lambda x: jnp.square(dilax.dilated_conv(x * scale, weights))  # noqa: E731
-    found = effective_receptive_field(fn, jax.ShapeDtypeStruct((4, 9, 5, 2), jnp.float32), key=KEY, samples=50)
+    actual = effective_receptive_field(fn, jax.ShapeDtypeStruct((4, 9, 5, 2), jnp.float32), key=KEY, samples=50)
     column = np.abs(weights[:, 0, :, 0] * scale[0, 0]).sum(-1)
     expected = np.zeros((9, 5))
     expected[3:6, 2] = column / column.max()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_signs_of_channels_are_random():
-    """With equal signs, channels of opposite weights would cancel."""
+    """With equal signs, channels with opposite weights would cancel."""
     weights = jnp.concatenate([kernel(3, 1, 1), -kernel(3, 1, 1)], -1)
-    found = effective_receptive_field(lambda x: dilax.dilated_conv(x, weights), jax.ShapeDtypeStruct((1, 7, 1), jnp.float32), key=KEY)
+    actual = effective_receptive_field(lambda x: dilax.dilated_conv(x, weights), jax.ShapeDtypeStruct((1, 7, 1), jnp.float32), key=KEY)
     column = np.abs(weights[:, 0, 0])
-    np.testing.assert_allclose(found[2:5], column / column.max(), rtol=1e-5)
+    np.testing.assert_allclose(actual[2:5], column / column.max(), rtol=1e-5)
 
 
 def test_lies_within_the_receptive_field_and_is_largest_inside():
@@ -53,16 +53,16 @@ def test_lies_within_the_receptive_field_and_is_largest_inside():
         return x
 
     x = jax.ShapeDtypeStruct((1, 21, 33, 2), jnp.float32)
-    found = np.asarray(effective_receptive_field(fn, x, key=KEY, samples=4))
+    actual = np.asarray(effective_receptive_field(fn, x, key=KEY, samples=4))
     rows, columns = dilax.receptive_field(fn, x)
-    inside = np.zeros(found.shape, bool)
+    inside = np.zeros(actual.shape, bool)
     inside[10 - rows.left : 10 + rows.right + 1, 16 - columns.left : 16 + columns.right + 1] = True
-    assert (found[~inside] == 0).all()
-    assert found.max() == 1
-    assert found[inside].mean() > 0
+    assert (actual[~inside] == 0).all()
+    assert actual.max() == 1
+    assert actual[inside].mean() > 0
 
 
-def test_one_key_one_map_and_no_space_in_the_output():
+def test_one_key_gives_one_map_even_without_space_in_the_output():
     fn = lambda x: jnp.square(dilax.dilated_conv(x, kernel(3, 3, 1, 2))).mean((1, 2))  # noqa: E731
     a, b, c = (effective_receptive_field(fn, X, key=key, samples=2) for key in (KEY, KEY, jax.random.key(4)))
     np.testing.assert_array_equal(a, b)

@@ -1,8 +1,9 @@
-"""Folded normalisation: every model and block keeps its outputs, and has the variables that the folded model would make."""
+"""Test that folding keeps the outputs of every model and block, and gives the variables that the folded model would create."""
 
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,20 +48,20 @@ CASES: dict[str, Any] = {
 
 
 def trained(model: Any, x: jax.Array = X) -> Any:
-    """Variables in which no leaf has the value it begins with; variances from 1e-6, where epsilon rules, to 4, means and biases large."""
+    """Return variables that all differ from their initial values: variances from 1e-6, where epsilon dominates, to 4, and large means."""
     rng = np.random.default_rng(2)
 
     def leaf(path: Any, value: jax.ShapeDtypeStruct) -> jax.Array:
         name = path[-1].key
         if name == "var":
-            drawn = 10 ** rng.uniform(-6, 0.6, value.shape)
+            values = 10 ** rng.uniform(-6, 0.6, value.shape)
         elif name == "scale":
-            drawn = rng.uniform(-1.5, 1.5, value.shape)
+            values = rng.uniform(-1.5, 1.5, value.shape)
         elif name in ("mean", "bias"):
-            drawn = rng.normal(0.3, 1.0, value.shape)
+            values = rng.normal(0.3, 1.0, value.shape)
         else:
-            drawn = rng.normal(0, np.prod(value.shape[:-1]) ** -0.5, value.shape)
-        return jnp.asarray(drawn, value.dtype)
+            values = rng.normal(0, np.prod(value.shape[:-1]) ** -0.5, value.shape)
+        return jnp.asarray(values, value.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(lambda: model.init(KEY, x, train=False)))
 
@@ -69,14 +70,14 @@ def run(model: Any, variables: Any, x: jax.Array = X) -> Any:
     return jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     expected = np.asarray(expected, np.float32)
     np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
-def test_every_class_of_models_is_here():
-    without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN}  # they have no batch normalisation
-    without |= {models.SeparableTCN}  # two convolutions and two norms in a scope, which are refused
+def test_every_model_class_is_covered():
+    without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN}  # without batch normalisation
+    without |= {models.SeparableTCN}  # cannot be folded: two convolutions and two norms in a scope
     assert {type(models.create(name)) for name in models.names()} - without <= {type(model) for model in CASES.values()}
 
 
@@ -85,9 +86,9 @@ def test_the_folded_model_is_the_same_function(model):
     variables = trained(model)
     before = jax.tree.map(np.array, variables)
     folded, folded_variables = fold_batch_norm(model, variables)
-    close(run(folded, folded_variables), run(model, variables))
+    assert_close(run(folded, folded_variables), run(model, variables))
     jax.tree.map(np.testing.assert_array_equal, variables, before)
-    # Exactly what the folded model would make: no batch_stats, a bias for every convolution.
+    # Exactly what the folded model would create: no batch_stats, and a bias for every convolution.
     template = jax.eval_shape(lambda: folded.init(KEY, X, train=False))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), folded_variables) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), template
@@ -100,7 +101,7 @@ def test_bfloat16_computation(model):
     half = model.clone(dtype=jnp.bfloat16)
     folded, folded_variables = fold_batch_norm(half, variables)
     assert folded.dtype == jnp.bfloat16
-    close(run(folded, folded_variables, X.astype(jnp.bfloat16)), run(model, variables), 0.05)
+    assert_close(run(folded, folded_variables, X.astype(jnp.bfloat16)), run(model, variables), 0.05)
 
 
 def test_bfloat16_parameters_are_folded_in_float32():
@@ -109,14 +110,14 @@ def test_bfloat16_parameters_are_folded_in_float32():
     _, halves = fold_batch_norm(CONV_NORM_ACT, variables)
     _, expected = fold_batch_norm(CONV_NORM_ACT, wide)
     assert {leaf.dtype for leaf in jax.tree.leaves(halves)} == {jnp.dtype("bfloat16")}
-    jax.tree.map(lambda half, full: close(half, full, 2**-8), halves, expected)
+    jax.tree.map(lambda half, full: assert_close(half, full, 2**-8), halves, expected)
 
 
-def test_the_epsilon_is_that_of_norm(monkeypatch):
+def test_the_epsilon_of_norm_is_used(monkeypatch):
     variables = trained(CONV_NORM_ACT)
-    monkeypatch.setattr(blocks.nn.BatchNorm, "__init__", with_epsilon(blocks.nn.BatchNorm.__init__))
+    monkeypatch.setattr(nn.BatchNorm, "__init__", with_epsilon(nn.BatchNorm.__init__))
     folded, folded_variables = fold_batch_norm(CONV_NORM_ACT, variables)
-    close(run(folded, folded_variables), run(CONV_NORM_ACT, variables))
+    assert_close(run(folded, folded_variables), run(CONV_NORM_ACT, variables))
 
 
 def with_epsilon(init: Any) -> Any:
@@ -129,7 +130,7 @@ def test_other_collections_are_kept():
     assert sorted(folded) == ["constants", "params"]
 
 
-def test_a_large_shift_costs_the_scale_no_digits():
+def test_a_large_shift_does_not_reduce_the_precision_of_the_scale():
     variables = trained(CONV_NORM_ACT)
     _, plain = fold_batch_norm(CONV_NORM_ACT, variables)
     variables["params"]["Norm_0"]["BatchNorm_0"]["bias"] += 1e6
@@ -150,34 +151,34 @@ def nested(variables: Any, name: str) -> Any:
     return {collection: {name: tree} for collection, tree in variables.items()}
 
 
-GIVEN = trained(CONV_NORM_ACT)
+TRAINED = trained(CONV_NORM_ACT)
 ERRORS = {
     "no norm": (
         lambda: fold_batch_norm(blocks.SqueezeExcite(), {}),
         "fold_batch_norm: SqueezeExcite has no field `norm`; give a model or a block of dilax with norm='batch'.",
     ),
     "group": (
-        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="group"), GIVEN),
+        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="group"), TRAINED),
         "fold_batch_norm: norm='group' is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded.",
     ),
     "none": (
-        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="none"), GIVEN),
+        lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="none"), TRAINED),
         "fold_batch_norm: norm='none' is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded.",
     ),
     "no statistics": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": GIVEN["params"]}),
+        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": TRAINED["params"]}),
         "fold_batch_norm: variables have no batch_stats for 'Norm_0'; give all collections of the trained model, not only params.",
     ),
     "no statistics of one": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"A": GIVEN["params"]}, "batch_stats": {}}),
+        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"A": TRAINED["params"]}, "batch_stats": {}}),
         "fold_batch_norm: variables have no batch_stats for 'A/Norm_0'; give all collections of the trained model, not only params.",
     ),
     "no convolution": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, nested(without_conv(GIVEN), "A")),
+        lambda: fold_batch_norm(CONV_NORM_ACT, nested(without_conv(TRAINED), "A")),
         "fold_batch_norm: the scope of 'A/Norm_0' holds no convolution; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
     ),
     "another layer": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, with_dense(GIVEN)),
+        lambda: fold_batch_norm(CONV_NORM_ACT, with_dense(TRAINED)),
         "fold_batch_norm: the scope of 'Norm_0' also holds Dense_0, DilatedConv_0; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
     ),
     "statistics elsewhere": (

@@ -106,6 +106,7 @@ TRAIN = [
     "train.data.augment.pixels",
     "train.data.augment.geometry",
     "train.data.augment",
+    "train.data.mel",
     "train.data.readers.files",
     "train.data.readers.images",
     "train.data.readers.masks",
@@ -156,7 +157,23 @@ TRAIN = [
     "train.prepare",
     "train.main",
 ]
-HEAVY = {"matplotlib", "orbax", "tensorflow_datasets", "grain", "PIL", "tensorboardX", "tqdm", "sklearn", "torch", "optax", "safetensors"}
+HEAVY = {
+    "matplotlib",
+    "orbax",
+    "tensorflow_datasets",
+    "grain",
+    "PIL",
+    "tensorboardX",
+    "tqdm",
+    "sklearn",
+    "torch",
+    "optax",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pandas",
+    "scipy",
+}
 TRAIN_ALWAYS = {"optax"}
 
 

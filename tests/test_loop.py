@@ -1,111 +1,57 @@
 """Whole runs: killed and resumed to the bit, damaged checkpoints, best and last, NaN, signals, transfer, the other jobs."""
 
-import dataclasses
+import copy
 import functools
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+import runs
+from runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
-from dilax.errors import UserError
-from train import checkpoint, loop, run, transfer
-from train.config import default_config, from_json, model_config
+import dilax
+from dilax.loading import read_status, read_variables
+from train import evaluate, folder, loop, predict, transfer
+from train.build import build, load_trained
+from train.config import check
 from train.writers import read_history
-
-ROOT = pathlib.Path(__file__).parents[1]
-# One virtual device, as a user has: a killed process must equal an unbroken one on the same devices.
-ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-
-
-def tiny(**changes: Any) -> ConfigDict:
-    """8x8 digits, a network of a few hundred parameters, 44 steps."""
-    config = default_config("tiny")
-    config.data.name = "digits8x8"
-    config.model = ConfigDict(model_config("dilated_cnn", features=(4, 6), dilations=(1, 2), pools=(2, 1), dropout=0.2))
-    config.batch_size, config.total_epochs, config.log_every_steps, config.checkpoint_every_steps = 64, 2.2, 5, 7
-    config.optim.update(lr=0.01, ema_decay=0.9)
-    config.augment.crop_padding = 1
-    config.report = False
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-CONFIG_FILE = """
-import ast, sys
-sys.path.insert(0, {tests!r})
-from test_loop import tiny
-def get_config(changes="{{}}"):
-    return tiny(**ast.literal_eval(changes))
-"""
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(CONFIG_FILE.format(tests=str(ROOT / "tests")))
-    return path
-
-
-def command(config_file: pathlib.Path, workdir: pathlib.Path, *more: str, changes: str = "{}") -> list[str]:
-    return [sys.executable, "-m", "train.main", f"--config={config_file}:{changes}", f"--workdir={workdir}", *more]
-
-
-def start(*args: Any, **kwargs: Any) -> subprocess.Popen:
-    return subprocess.Popen(command(*args, **kwargs), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def last_state(workdir: pathlib.Path) -> list[np.ndarray]:
-    """Every number of the newest checkpoint, as it lies on disk."""
-    config = from_json((workdir / run.CONFIG).read_text())
-    made = run.setup(config, 10, (8, 8, 1), run.read_status(workdir)["examples"])
-    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS) as store:
-        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    assert found is not None
-    assert found[0] == made.total_steps
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(found[1])]
-
-
-def wait_for(condition: Any, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 100
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def same_figures(a: pathlib.Path, b: pathlib.Path) -> None:
-    """The evaluations, which do not depend on where a window of training steps began, agree to the last digit."""
-
-    def figures(workdir: pathlib.Path) -> list[dict]:
-        lines = [{k: v for k, v in line.items() if not k.endswith(("_seconds", "_per_second"))} for line in read_history(workdir)]
-        return [line for line in lines if not any(k.startswith("train/") for k in line)]
-
-    assert figures(a) == figures(b)
+    return runs.write_config_file(tmp_path_factory.mktemp("configs"))
 
 
 @pytest.fixture(scope="module")
-def unbroken(config_file, tmp_path_factory) -> pathlib.Path:
+def unbroken(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    code, out, err = finish(start(config_file, workdir))
-    assert (code, err) == (0, "")
-    assert "test/accuracy" in out
+    assert loop.run(tiny(), workdir) == 0
     return workdir
+
+
+@pytest.fixture
+def copied(unbroken, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(unbroken, tmp_path / "copy"))
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The evaluations, which do not depend on where a window of training steps began."""
+    lines = [{k: v for k, v in line.items() if not k.endswith(("_seconds", "_per_second"))} for line in read_history(workdir)]
+    return [line for line in lines if not any(k.startswith("train/") for k in line)]
+
+
+def assert_same_run(workdir: pathlib.Path, unbroken: pathlib.Path) -> None:
+    (step, state), (last, expected) = newest_state(workdir), newest_state(unbroken)
+    assert step == last == 44
+    for a, b in zip(state, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert evaluations(workdir) == evaluations(unbroken)
 
 
 KILLS = {
@@ -115,36 +61,50 @@ KILLS = {
 
 
 @pytest.mark.parametrize("when", KILLS)
-def test_killed_and_resumed_equals_unbroken_to_the_bit(when, config_file, unbroken, tmp_path):
+def test_killed_and_resumed_equals_unbroken_to_the_bit(when, config_file, unbroken, tmp_path, capsys):
     workdir = tmp_path / "killed"
-    process = start(config_file, workdir)
-    wait_for(lambda: KILLS[when](workdir), process)
-    process.send_signal(signal.SIGKILL)
+    process = start_main(config_file, workdir)
+    runs.wait_for(lambda: KILLS[when](workdir), process)
+    process.kill()
     process.communicate()
-    assert not run.read_status(workdir).get("finished")
-    code, out, err = finish(start(config_file, workdir))
-    assert (code, err) == (0, "")
+    assert not read_status(workdir)["finished"]
+    assert loop.run(tiny(), workdir) == 0
     if when == "mid-save":
-        assert "resuming" in out
-    for a, b in zip(last_state(workdir), last_state(unbroken), strict=True):
-        np.testing.assert_array_equal(a, b)
-    same_figures(workdir, unbroken)
+        assert "resuming" in capsys.readouterr().out
+    assert_same_run(workdir, unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_say_how_to_resume(number, config_file, unbroken, tmp_path):
+STOPPED = r"stopped at step \d+ of 44, saved in .*; run the same command again to resume"
+
+
+def test_interrupted_and_resumed_by_the_same_command(config_file, unbroken, tmp_path):
     workdir = tmp_path / "stopped"
-    process = start(config_file, workdir)
-    wait_for(lambda: len(read_history(workdir)) >= 1, process)
-    process.send_signal(number)
+    process = start_main(config_file, workdir)
+    runs.wait_for(lambda: len(read_history(workdir)) >= 1, process)
+    process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
-    assert (code, err) == (128 + number, "")
-    assert re.search(r"stopped at step \d+ of 44, saved in .*; run the same command again to resume", out)
-    code, out, _ = finish(start(config_file, workdir))
-    assert code == 0
-    assert "resuming" in out
-    for a, b in zip(last_state(workdir), last_state(unbroken), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert (code, err) == (128 + signal.SIGINT, "")
+    assert re.search(STOPPED, out)
+    code, out, err = finish(start_main(config_file, workdir))
+    assert (code, err) == (0, "")
+    assert f"resuming {workdir} at step" in out and "test/accuracy" in out
+    assert_same_run(workdir, unbroken)
+
+
+def test_terminated_saves_and_resumes(unbroken, tmp_path, monkeypatch, capsys):
+    scalars, workdir = loop.Writer.scalars, tmp_path / "terminated"
+
+    def terminate(self: loop.Writer, step: int, values: dict[str, float]) -> None:
+        scalars(self, step, values)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Writer, "scalars", terminate)
+        assert loop.run(tiny(), workdir) == 128 + signal.SIGTERM
+    assert re.search(STOPPED, capsys.readouterr().out)
+    assert newest_state(workdir)[0] == 6  # the step after the first line of metrics
+    assert loop.run(tiny(), workdir) == 0
+    assert_same_run(workdir, unbroken)
 
 
 def test_metrics_file(unbroken):
@@ -159,7 +119,7 @@ def test_metrics_file(unbroken):
     best = max(validations, key=lambda line: (line["validation/accuracy"], -line["validation/loss"]))
     assert lines[-1]["best_step"] == best["step"]
     assert sum("test/accuracy" in line for line in lines) == 1
-    assert run.read_status(unbroken)["finished"]
+    assert read_status(unbroken)["finished"]
     assert any((unbroken / "tensorboard").iterdir())
 
 
@@ -168,77 +128,41 @@ def test_checkpoints_kept(unbroken):
     assert len(list((unbroken / "best").iterdir())) == 1
 
 
-def copy_of(workdir: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(shutil.copytree(workdir, tmp_path / "copy"))
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove_description])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(damage, copied, capsys):
+    damage(copied / "checkpoints" / "44")
+    assert newest_state(copied)[0] == 42
+    warning = r"warning: checkpoint 44 is damaged .*; moved to .*corrupt-checkpoints-44; trying the one before"
+    assert re.search(warning, capsys.readouterr().err)
+    assert (copied / "corrupt-checkpoints-44").is_dir()
 
 
-def damage_flip(path: pathlib.Path) -> None:
-    largest = max((p for p in (path / "tree").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 16
-    largest.write_bytes(bytes(data))
-
-
-def damage_cut(path: pathlib.Path) -> None:
-    largest = max((p for p in (path / "tree").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:20])
-
-
-def damage_remove(path: pathlib.Path) -> None:
-    for file in (path / "meta").rglob("*"):
-        if file.is_file():
-            file.unlink()
-
-
-@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(damage, unbroken, tmp_path, capsys):
-    workdir = copy_of(unbroken, tmp_path)
-    damage(workdir / "checkpoints" / "44")
-    config = from_json((workdir / run.CONFIG).read_text())
-    made = run.setup(config, 10, (8, 8, 1), run.read_status(workdir)["examples"])
-    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, 2) as store:
-        found = store.restore(jax.eval_shape(made.steps.init, made.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    assert found is not None
-    assert found[0] == 42
-    assert re.search(
-        r"warning: checkpoint 44 is damaged .*; moved to .*corrupt-checkpoints-44; trying the one before", capsys.readouterr().err
-    )
-    assert (workdir / "corrupt-checkpoints-44").is_dir()
-
-
-def refused(call: Any) -> str:
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_a_finished_run_is_not_overwritten(unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    text = refused(lambda: loop.run(tiny(), workdir))
+def test_a_finished_run_is_not_overwritten(copied):
+    before = runs.files_of(copied)
+    text = refused(lambda: loop.run(tiny(), copied))
     assert "holds a finished run (test/accuracy" in text
     assert "pass --config.total_epochs=4.4 to train it further, --restart to begin anew" in text
-    text = refused(lambda: loop.run(tiny(**{"optim.momentum": 0.5}), workdir))
+    text = refused(lambda: loop.run(tiny(**{"optim.momentum": 0.5}), copied))
     assert "holds a run of another config (optim.momentum: 0.9 -> 0.5)" in text
-    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+    assert runs.files_of(copied) == before
 
 
-def test_train_further_and_restart(config_file, unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    code, out, err = finish(start(config_file, workdir, "--config.total_epochs=2.6"))
-    assert (code, err) == (0, "")
-    assert "resuming" in out
-    assert read_history(workdir)[-1]["step"] == 53
-    code, out, err = finish(start(config_file, workdir, "--restart", "--config.total_epochs=0.2"))
-    assert (code, err) == (0, "")
-    assert "resuming" not in out
-    assert read_history(workdir.with_name("copy-old-1"))[-1]["step"] == 53
+def test_train_further_and_restart(copied, capsys):
+    assert loop.run(tiny(total_epochs=2.6), copied) == 0
+    assert "resuming" in capsys.readouterr().out
+    assert read_history(copied)[-1]["step"] == 53
+    assert loop.run(tiny(total_epochs=0.1), copied, restart=True) == 0
+    assert "resuming" not in capsys.readouterr().out
+    assert read_history(copied)[-1]["step"] == 2
+    assert read_history(copied.with_name("copy-old-1"))[-1]["step"] == 53
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    assert "holds files but no run; give an empty or a new folder." in refused(lambda: loop.run(tiny(), tmp_path))
+    for restart in (False, True):
+        text = refused(lambda restart=restart: loop.run(tiny(), tmp_path, restart=restart))
+        assert text == f"--workdir={tmp_path} holds files but not a run; give an empty or a new folder."
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_workdir_that_cannot_be_written(tmp_path):
@@ -246,27 +170,25 @@ def test_workdir_that_cannot_be_written(tmp_path):
     assert re.search(r"--workdir=.* cannot be written: .*; give another\.$", refused(lambda: loop.run(tiny(), tmp_path / "file" / "run")))
 
 
-def test_a_checkpoint_of_another_model(unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    config = json.loads((workdir / run.CONFIG).read_text())
+def test_a_checkpoint_of_another_model(copied):
+    config = json.loads((copied / folder.CONFIG).read_text())
     config["model"]["features"] = [4, 7]
-    (workdir / run.CONFIG).write_text(json.dumps(config))
-    text = refused(lambda: run.load_trained(workdir))
+    (copied / folder.CONFIG).write_text(json.dumps(config))
+    text = refused(lambda: load_trained(copied))
     assert "is of another model or optimiser: it batch_stats/ConvNormAct_1/Norm_0/BatchNorm_0/mean is [6], not [7];" in text
     assert "params/ConvNormAct_1/DilatedConv_0/kernel is [3, 3, 4, 6], not [3, 3, 4, 7]" in text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    code = loop.run(tiny(**{"optim.lr": 1e17, "optim.name": "sgd", "checkpoint_every_steps": 1, "batch_size": 64}), tmp_path / "run")
-    error = capsys.readouterr().err
-    assert code == 1
-    assert re.search(
-        r"error: the loss, its gradient or the parameters are not finite at step \d+; the last good checkpoint is step \d+ in .*checkpoints\. ",
-        error,
+    assert loop.run(tiny(**{"optim.lr": 1e17, "optim.name": "sgd", "checkpoint_every_steps": 1}), tmp_path / "run") == 1
+    match = re.fullmatch(
+        r"error: the loss, its gradient or the parameters are not finite at step (\d+); the last good checkpoint is step (\d+) in "
+        r".*checkpoints\. Resume with a lower --config\.optim\.lr or with --config\.optim\.clip_norm=1\.\n",
+        capsys.readouterr().err,
     )
-    stopped, good = map(int, re.findall(r"step (\d+)", error)[:2])
-    assert good == stopped - 1
-    assert not run.read_status(tmp_path / "run")["finished"]
+    assert match is not None
+    assert int(match[2]) == int(match[1]) - 1
+    assert not read_status(tmp_path / "run")["finished"]
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
@@ -274,42 +196,33 @@ def test_a_model_without_running_statistics(norm, tmp_path):
     workdir = tmp_path / "run"
     assert loop.run(tiny(**{"model.norm": norm, "total_epochs": 0.2}), workdir) == 0
     assert not any(path.name.startswith("corrupt") for path in workdir.iterdir())
-    assert run.load_trained(workdir).variables["batch_stats"] == {}
+    assert load_trained(workdir).inference.variables["batch_stats"] == {}
 
 
-def test_fewer_epochs_than_done_are_refused(unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    run.write_status(workdir, finished=False)
-    text = refused(lambda: loop.run(tiny(total_epochs=1.0), workdir))
+def test_fewer_epochs_than_done_are_refused(copied):
+    folder.write_status(copied, finished=False)
+    text = refused(lambda: loop.run(tiny(total_epochs=1.0), copied))
     assert "is at step 44 already, beyond config.total_epochs=1 (step 20); pass more." in text
 
 
-def test_reading_a_run_leaves_its_unfinished_saves_alone(unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    unfinished = workdir / "best" / "60.orbax-checkpoint-tmp"
+def test_reading_a_run_leaves_its_unfinished_saves_alone(copied):
+    unfinished = copied / "best" / "60.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    checkpoint.read_variables(workdir)
+    read_variables(copied)
     assert unfinished.is_dir()
-    best = next(path for path in (workdir / "best").iterdir() if path.name.isdigit())
-    damage_cut(best)
-    assert "is damaged" in refused(lambda: checkpoint.read_variables(workdir))
+    best = next(path for path in (copied / "best").iterdir() if path.name.isdigit())
+    truncate(best)
+    assert "is damaged" in refused(lambda: read_variables(copied))
     assert best.is_dir()
 
 
-def test_all_checkpoints_damaged_is_an_error(unbroken, tmp_path):
-    workdir = copy_of(unbroken, tmp_path)
-    run.write_status(workdir, finished=False)
-    history = read_history(workdir)
+def test_all_checkpoints_damaged_is_an_error(copied):
+    folder.write_status(copied, finished=False)
+    history = read_history(copied)
     for step in (42, 44):
-        damage_cut(workdir / "checkpoints" / str(step))
-    assert "could be read, of the steps [44, 42]; pass --restart to begin anew." in refused(lambda: loop.run(tiny(), workdir))
-    assert read_history(workdir) == history
-
-
-def test_restart_moves_nothing_but_a_run(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
-    assert "holds files but no run" in refused(lambda: loop.run(tiny(), tmp_path / "thesis", restart=True))
+        truncate(copied / "checkpoints" / str(step))
+    assert "could be read, of the steps [44, 42]; pass --restart to begin anew." in refused(lambda: loop.run(tiny(), copied))
+    assert read_history(copied) == history
 
 
 def test_restart_moves_nothing_before_all_else_is_right(unbroken):
@@ -320,18 +233,49 @@ def test_restart_moves_nothing_before_all_else_is_right(unbroken):
     assert sorted(path.name for path in unbroken.parent.iterdir()) == before
 
 
-def test_checkpoints_that_tie_are_told_apart_by_their_loss(tmp_path):
-    """A validation split of so few examples that their accuracy says little, seen often."""
+def test_a_run_killed_before_its_config_was_written_starts_again(unbroken, tmp_path, monkeypatch, capsys):
+    """run.json and init_from.txt are there, config.json is not."""
+    config, workdir = tiny(init_from=str(unbroken), total_epochs=0.1), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_config", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(config, workdir)
+    assert {path.name for path in workdir.iterdir()} == {"run.json", "init_from.txt", "checkpoints", "best"}
+    for name in ("config.json.part", "writable"):  # a kill may also leave these
+        (workdir / name).write_text("")
+    assert "does not hold a run" in refused(lambda: load_trained(workdir))
+    assert loop.run(config, workdir) == 0
+    assert "resuming" not in capsys.readouterr().out
+    assert read_status(workdir)["finished"]
+
+
+def test_a_folder_of_an_earlier_version_is_refused(copied, monkeypatch, capsys):
+    runs.make_earlier_form(copied)
+    before = runs.files_of(copied)
+    text = f"{copied} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
+    for call in (lambda: loop.run(tiny(), copied), lambda: load_trained(copied), lambda: dilax.load(copied)):
+        assert refused(call) == text
+    assert refused(lambda: loop.run(tiny(init_from=str(copied)), copied.with_name("new"))) == text
+    # Whatever flags and inputs the run would take, what is wrong is the folder.
+    for module, words in ((evaluate, ["--scales=1"]), (predict, ["image.png"]), (predict, ["--stream"])):
+        monkeypatch.setattr(sys, "argv", [module.__name__, f"--workdir={copied}", *words])
+        assert refused(module.main) == text
+    assert runs.files_of(copied) == before
+
+
+def test_checkpoints_that_tie_are_separated_by_their_loss(tmp_path):
+    """A validation split of so few examples that their accuracy says little, scored often."""
     assert loop.run(tiny(**{"data.validation": 0.003, "eval_every_epochs": 0.1}), tmp_path / "run") == 0
     lines = read_history(tmp_path / "run")
-    found = [(line["validation/accuracy"], -line["validation/loss"], line["step"]) for line in lines if "validation/loss" in line]
-    highest = [step for accuracy, _, step in found if accuracy == max(found)[0]]
+    ranked = [(line["validation/accuracy"], -line["validation/loss"], line["step"]) for line in lines if "validation/loss" in line]
+    highest = [step for accuracy, _, step in ranked if accuracy == max(ranked)[0]]
     assert len(highest) > 1
-    assert lines[-1]["best_step"] == max(found)[2] != highest[0]
-    lower, none = run.setup(tiny(), 10, (8, 8, 1), 99).steps.task, (-np.inf, -np.inf)
-    assert lower.rank({}) == none < lower.rank({"validation/accuracy": 0.1, "validation/loss": 9.0})
-    least = dataclasses.replace(lower, best_by="mse", lower_is_better=True)
-    assert least.rank({}) == none < least.rank({"validation/mse": 2.0, "validation/loss": 2.0}) < least.rank({"validation/mse": 1.0})
+    assert lines[-1]["best_step"] == max(ranked)[2] != highest[0]
+    task, nothing = build(tiny(), runs.digits().spec).task, (-np.inf, -np.inf)
+    assert task.rank({}) == nothing < task.rank({"validation/accuracy": 0.1, "validation/loss": 9.0})
+    lower = copy.copy(task)
+    lower.best_by, lower.lower_is_better = "mse", True
+    assert lower.rank({}) == nothing < lower.rank({"validation/mse": 2.0, "validation/loss": 2.0}) < lower.rank({"validation/mse": 1.0})
 
 
 def test_no_validation_keeps_the_last(tmp_path):
@@ -341,15 +285,29 @@ def test_no_validation_keeps_the_last(tmp_path):
     assert not any("validation/accuracy" in line for line in read_history(tmp_path / "run"))
 
 
-def test_pmap_runs_resume_and_agree_with_jit(tmp_path):
-    short = {"total_epochs": 0.5}
-    for kind in ("jit", "pmap"):
-        assert loop.run(tiny(parallel=kind, **short), tmp_path / kind) == 0
-    a, b = (read_history(tmp_path / kind) for kind in ("jit", "pmap"))
-    np.testing.assert_allclose(
-        [x["train/loss"] for x in a if "train/loss" in x], [x["train/loss"] for x in b if "train/loss" in x], rtol=1e-3
+def train_losses(workdir: pathlib.Path) -> list[float]:
+    return [line["train/loss"] for line in read_history(workdir) if "train/loss" in line]
+
+
+def test_pmap_runs_agree_with_jit_and_resume_it(unbroken, copied, tmp_path, capsys):
+    config = tiny(parallel="pmap")
+    assert loop.run(config, tmp_path / "pmap") == 0
+    np.testing.assert_allclose(train_losses(tmp_path / "pmap"), train_losses(unbroken), rtol=1e-3)
+    shutil.rmtree(copied / "checkpoints" / "44")
+    folder.write_status(copied, finished=False)
+    capsys.readouterr()
+    assert loop.run(config, copied) == 0  # a jit run is continued under pmap
+    assert f"resuming {copied} at step 42 of 44" in capsys.readouterr().out
+
+
+def test_a_run_of_plain_convolutions_agrees(unbroken, tmp_path):
+    assert refused(lambda: check(tiny(lowering="laxx"))) == (
+        "config.lowering='laxx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches'). Did you mean \"lax\"?"
     )
-    assert loop.run(tiny(parallel="pmap", total_epochs=0.8), tmp_path / "jit") == 0  # a jit run goes on under pmap
+    assert loop.run(tiny(lowering="lax"), tmp_path / "lax") == 0
+    np.testing.assert_allclose(train_losses(tmp_path / "lax"), train_losses(unbroken), rtol=1e-3)
+    folder.write_status(tmp_path / "lax", finished=False)
+    folder.open_folder(tiny(lowering="auto"), tmp_path / "lax")  # it may change when a run is resumed
 
 
 def test_transfer(unbroken, tmp_path, capsys):
@@ -357,11 +315,9 @@ def test_transfer(unbroken, tmp_path, capsys):
     assert loop.run(tiny(**changes), tmp_path / "tuned") == 0
     out = capsys.readouterr().out
     assert "loaded 10 of 12 leaves" in out
-    assert "initialised anew params/head/kernel" in out
-    source, tuned = checkpoint.read_variables(unbroken), checkpoint.read_variables(tmp_path / "tuned")
-    path = ("ConvNormAct_0", "DilatedConv_0", "kernel")
-    get = lambda tree: tree["params"][path[0]][path[1]][path[2]]  # noqa: E731
-    np.testing.assert_array_equal(get(source), get(tuned))
+    assert "initialised params/head/kernel" in out
+    source, tuned = (read_variables(path)["params"]["ConvNormAct_0"]["DilatedConv_0"]["kernel"] for path in (unbroken, tmp_path / "tuned"))
+    np.testing.assert_array_equal(source, tuned)
 
 
 ones = functools.partial(np.ones, dtype=np.float32)
@@ -371,7 +327,7 @@ MERGES = {
         {"params": {"a": ones((2, 4)), "head": TARGET["params"]["head"]}, "batch_stats": TARGET["batch_stats"]},
         "params/a has shape (2, 4), not (2, 3)",
     ),
-    "missing": ({"params": TARGET["params"]}, "batch_stats/m is not in it"),
+    "missing": ({"params": TARGET["params"]}, "batch_stats/m is missing"),
     "extra": ({**TARGET, "params": {**TARGET["params"], "b": ones(1)}}, "skipped params/b: not in this model"),
 }
 
@@ -388,47 +344,41 @@ def test_merge_refuses_what_is_not_named(name):
 
 def test_init_from_nothing(tmp_path):
     text = refused(lambda: loop.run(tiny(init_from=str(tmp_path / "none")), tmp_path / "run"))
-    assert "holds no trained run (there is no best/ in it)" in text
-    assert not (tmp_path / "run" / run.CONFIG).exists()
+    assert "does not hold a trained run (it has no best/); train one there, or give the folder of another run." in text
+    assert not (tmp_path / "run" / folder.CONFIG).exists()
 
 
-def job(name: str, *args: Any) -> tuple[int, str, str]:
-    arguments = [sys.executable, "-m", f"train.{name}", *map(str, args)]
-    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+def test_evaluate(unbroken, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={unbroken}"])
+    evaluate.main()
+    last, rows = read_history(unbroken)[-1], [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in rows] == ["test/accuracy", "test/loss"]
+    for name, value in rows:
+        assert re.fullmatch(r"\d\.\d{4}", value)
+        assert float(value) == pytest.approx(last[name], abs=1e-3)
+    code, out, err = finish(start("-m", "train.evaluate", f"--workdir={tmp_path}"))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: --workdir=.* does not hold a run; train one with .*\n", err)
 
 
-def test_evaluate(unbroken, tmp_path):
-    code, out, err = job("evaluate", "--workdir", unbroken)
-    assert (code, err) == (0, "")
-    last = read_history(unbroken)[-1]
-    assert out.splitlines() == [f"test/accuracy {last['test/accuracy']:.4f}", f"test/loss {last['test/loss']:.4f}"]
-    code, _, err = job("evaluate", "--workdir", tmp_path)
-    assert code == 2
-    assert re.fullmatch(r"error: --workdir=.* holds no run; train one with .*\n", err)
-
-
-def test_predict(unbroken, tmp_path):
+def test_predict(unbroken, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    from train import data
-
-    record = data.load(tiny().data, seed=0).test[3]
+    image = runs.digits().test[3]["image"]
     paths = [tmp_path / "digit.png", tmp_path / "colour.jpg"]
-    Image.fromarray(record["image"][..., 0]).save(paths[0])
+    Image.fromarray(image[..., 0]).save(paths[0])
     Image.new("RGB", (30, 20)).save(paths[1])
-    code, out, err = job("predict", "--workdir", unbroken, *paths)
-    assert (code, err) == (0, "")
-    rows = [line.split("\t") for line in out.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["predict", f"--workdir={unbroken}", *map(str, paths)])
+    predict.main()
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == list(map(str, paths))
-    trained = run.load_trained(unbroken)
-    probabilities = jax.nn.softmax(trained.setup.steps.outputs(trained.variables, {"image": record["image"][None]}))[0]
-    assert rows[0][1] == trained.class_names[int(probabilities.argmax())]
-    np.testing.assert_allclose(float(rows[0][2]), float(probabilities.max()), atol=1e-4)
-    (tmp_path / "text.png").write_text("no image")
-    for bad, words in ((tmp_path / "text.png", "cannot be read as an image"), (tmp_path / "gone.png", "there is no such file")):
-        code, out, err = job("predict", "--workdir", unbroken, paths[0], bad)
-        assert (code, out) == (2, "")
-        assert err.startswith(f"error: {bad}")
-        assert words in err
-        assert err.count("\n") == 1
+    # What dilax.load gives to a user says the same.
+    ((name, probability),) = dilax.load(unbroken).classify(image[None])
+    assert rows[0][1] == name
+    assert float(rows[0][2]) == pytest.approx(probability, abs=1e-4)
+    (tmp_path / "text.png").write_text("not an image")
+    for bad, words in ((tmp_path / "text.png", "cannot be read as an image"), (tmp_path / "gone.png", "does not exist")):
+        monkeypatch.setattr(sys, "argv", ["predict", f"--workdir={unbroken}", str(paths[0]), str(bad)])
+        text = refused(predict.main)
+        assert text.startswith(str(bad)) and words in text
+    assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
-"""Losses of dense prediction: a pixel-by-pixel oracle, torch where it is installed, ignored pixels, and gradients that stay finite."""
+"""Test the losses of dense prediction: a pixel-by-pixel oracle, torch where it is installed, ignored pixels, and finite gradients."""
 
+import functools
 import math
 from typing import Any
 
@@ -26,12 +27,9 @@ def softmax(logits):
 
 
 def pixels_of(i, ignored=255):
-    """(probabilities, label) of the pixels of an example that count, as lists of Python floats."""
-    found = []
-    for row, column in np.ndindex(5, 6):
-        if LABELS[i, row, column] != ignored:
-            found.append((softmax([float(v) for v in LOGITS[i, row, column]]), int(LABELS[i, row, column])))
-    return found
+    """Return (probabilities, label) of the pixels of an example that count, as Python numbers."""
+    places = [place for place in np.ndindex(5, 6) if LABELS[i, *place] != ignored]
+    return [(softmax([float(v) for v in LOGITS[i, *place]]), int(LABELS[i, *place])) for place in places]
 
 
 def weighted(values_and_weights):
@@ -67,35 +65,42 @@ CASES = {
 }
 
 
+@functools.cache
+def compiled(name):
+    """Return a loss as a compiled function of logits and labels, which several tests use."""
+    return jax.jit(CASES[name][0])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_loop(name):
-    function, expected = CASES[name]
-    found = jax.jit(function)(LOGITS, LABELS)
-    assert (found.shape, found.dtype) == ((3,), jnp.float32)
-    np.testing.assert_allclose(found, [expected(i) for i in range(3)], rtol=1e-5)
-    assert found[2] == 0
-    # The same for sequences and volumes.
-    flat = function(LOGITS.reshape(3, 30, CLASSES), LABELS.reshape(3, 30))
-    np.testing.assert_allclose(flat, found, rtol=1e-5)
+    loss, expected = compiled(name), CASES[name][1]
+    actual = loss(LOGITS, LABELS)
+    assert (actual.shape, actual.dtype) == ((3,), jnp.float32)
+    np.testing.assert_allclose(actual, [expected(i) for i in range(3)], rtol=1e-5)
+    assert actual[2] == 0
+    # The same for any number of spatial axes.
+    flat = loss(LOGITS.reshape(3, 30, CLASSES), LABELS.reshape(3, 30))
+    np.testing.assert_allclose(flat, actual, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_ignored_pixels_have_no_gradient_and_others_a_finite_one(name):
-    function, _ = CASES[name]
-    for scale in (1.0, 1e4):  # at the latter, every pixel is sure
-        gradient = jax.jit(jax.grad(lambda x: function(x, LABELS).sum()))(LOGITS * np.float32(scale))
+    loss = compiled(name)
+    gradients = jax.jit(jax.grad(lambda x: loss(x, LABELS).sum()))
+    for scale in (1.0, 1e4):  # with the latter, the probabilities are 0 or 1
+        gradient = gradients(LOGITS * np.float32(scale))
         assert np.isfinite(gradient).all()
         assert (np.asarray(gradient)[LABELS == 255] == 0).all()
-    # What stands at ignored pixels changes nothing.
+    # The logits of ignored pixels have no effect.
     other = np.where((LABELS == 255)[..., None], 7 - LOGITS, LOGITS)
-    np.testing.assert_array_equal(jax.jit(function)(other, LABELS), jax.jit(function)(LOGITS, LABELS))
+    np.testing.assert_array_equal(loss(other, LABELS), loss(LOGITS, LABELS))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lower_where_the_right_class_is_likelier(name):
-    function, _ = CASES[name]
+def test_lower_where_the_true_class_is_likelier(name):
+    loss = compiled(name)
     truth = np.eye(CLASSES, dtype=np.float32)[np.where(LABELS == 255, 0, LABELS)]
-    assert (function(LOGITS + truth, LABELS)[:2] < function(LOGITS, LABELS)[:2]).all()
+    assert (loss(LOGITS + truth, LABELS)[:2] < loss(LOGITS, LABELS)[:2]).all()
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -112,17 +117,17 @@ def test_equals_torch(gradients):
 
 
 def test_another_ignored_label_and_half_precision():
-    zero = jnp.asarray(LABELS).at[LABELS == 255].set(0)
-    assert losses.pixel_cross_entropy(LOGITS, zero, ignored_label=0)[2] == 0
-    half = losses.pixel_cross_entropy(jnp.asarray(LOGITS, jnp.bfloat16), LABELS)
-    np.testing.assert_allclose(half, losses.pixel_cross_entropy(LOGITS, LABELS), rtol=0.02)
+    zero = jnp.asarray(np.where(LABELS == 255, 0, LABELS))
+    assert jax.jit(lambda x, y: losses.pixel_cross_entropy(x, y, ignored_label=0))(LOGITS, zero)[2] == 0
+    half = compiled("cross-entropy")(jnp.asarray(LOGITS, jnp.bfloat16), LABELS)
+    np.testing.assert_allclose(half, compiled("cross-entropy")(LOGITS, LABELS), rtol=0.02)
     assert half.dtype == jnp.float32
 
 
 def test_median_frequency_by_hand():
     # Class 0: 6 pixels of the 10 in images that have it; class 1: 4 of 20; class 2: 2 of 4; class 3: none.
-    found = losses.median_frequency_weights(np.array([6, 4, 2, 0]), np.array([10, 20, 4, 0]))
-    np.testing.assert_allclose(found, [0.5 / 0.6, 0.5 / 0.2, 1, 1], rtol=1e-6)
+    weights = losses.median_frequency_weights(np.array([6, 4, 2, 0]), np.array([10, 20, 4, 0]))
+    np.testing.assert_allclose(weights, [0.5 / 0.6, 0.5 / 0.2, 1, 1], rtol=1e-6)
 
 
 ERRORS = {
@@ -150,10 +155,10 @@ def test_error_texts(name):
 
 
 @pytest.mark.parametrize("label", [-1, 3, 254])
-def test_a_label_that_is_no_class_is_not_passed_over(label):
+def test_a_label_that_is_not_a_class_gives_nan(label):
     labels = jnp.array([[0, 1], [2, label], [255, 255]])
-    for loss in (losses.pixel_cross_entropy, losses.focal_loss, losses.dice_loss):
-        assert np.isnan(np.asarray(loss(jnp.zeros((3, 2, 3)), labels))).tolist() == [False, True, False]
-    sums = segmentation_sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, True, True]))
-    assert np.isnan(float(sums["loss"]))
-    assert not np.isnan(float(segmentation_sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, False, True]))["loss"]))
+    for name in ("cross-entropy", "focal", "dice"):
+        assert np.isnan(np.asarray(compiled(name)(jnp.zeros((3, 2, 3)), labels))).tolist() == [False, True, False]
+    sums = jax.jit(segmentation_sums)
+    assert np.isnan(float(sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, True, True]))["loss"]))
+    assert not np.isnan(float(sums(jnp.zeros((3, 2, 3)), labels, jnp.array([True, False, True]))["loss"]))

@@ -1,13 +1,10 @@
-"""Images with masks: read, checked, fitted, split; and augmented together, so that the mask stays that of the image."""
+"""Images with masks: read, checked, fitted and split."""
 
-import functools
 import io
 import pathlib
 import shutil
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -15,12 +12,10 @@ from PIL import Image
 
 from dilax.errors import UserError
 from train import data
-from train.data import joint
 from train.data.image_sets import IMAGE_KEYS, MASK_KEYS, open_labelled, open_masked
 from train.data.readers import cells, masks
 from train.data.source import Table
 
-KEY = jax.random.key(0)
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
 RNG = np.random.default_rng(0)
 
@@ -36,137 +31,9 @@ def load(seed: int = 0, ignored: int = 255, **changes: Any) -> Any:
     return open_masked(config_of(MASK_KEYS, **changes), seed=seed, ignored=ignored)
 
 
-# Augmentation
-
-
 def encoded(mask: np.ndarray) -> np.ndarray:
     """An image that tells its own mask: label v is the grey value 20 v + 60, as red, and a value more as green."""
     return np.stack([20 * mask + 60, 20 * mask + 61, np.zeros_like(mask)], -1).astype(np.uint8)
-
-
-def decoded(images: Any) -> np.ndarray:
-    return np.asarray((np.asarray(images)[..., 0] + 1) * 127.5 - 60) / 20
-
-
-BLOCKS = np.kron(RNG.integers(0, 6, (8, 5, 7)), np.ones((1, 8, 8), int)).astype(np.uint8)  # 40x56, areas of 8x8
-OFF = dict(crop=(), scale=0.0, flip=False, colour=0.0)
-EACH = {
-    "flip": dict(flip=True),
-    "crop": dict(crop=(17, 23)),
-    "padded": dict(crop=(50, 61)),
-    "zoom": dict(scale=1.0),
-    "all": dict(crop=(33, 61), scale=0.7, flip=True),
-}
-
-
-@functools.cache
-def compiled(ignored, **options):
-    return jax.jit(lambda key, x, y, first: joint.augment_pairs(key, x, y, ConfigDict({**OFF, **options}), ignored, first))
-
-
-def augmented(images=None, labels=BLOCKS, key=KEY, first=0, ignored=255, **options):
-    return compiled(ignored, **options)(key, encoded(labels) if images is None else images, labels, first)
-
-
-@pytest.mark.parametrize("name", EACH)
-def test_the_mask_of_a_transformed_image_is_the_transformed_mask(name):
-    """Bilinear and nearest sampling agree wherever the four pixels around a place are of one area."""
-    images, labels = map(np.asarray, augmented(**EACH[name]))
-    assert labels.dtype == np.uint8
-    assert images.shape[:3] == labels.shape == (8, *(EACH[name].get("crop") or (40, 56)))
-    outside = labels == 255
-    assert (images[outside] == 0).all()
-    value = decoded(images)
-    pure = ~outside & (np.abs(value - np.round(value)) < 1e-3)
-    assert pure.sum() > 0.6 * (~outside).sum()
-    # An average of two areas may by chance be the number of a third: only beside a border.
-    wrong = pure & (np.round(value) != labels)
-    assert wrong.sum() < 0.02 * pure.sum()
-    if "scale" not in EACH[name]:
-        assert (np.abs(value - labels)[~outside] < 1e-3).all()
-    assert outside.any() == (name in ("padded", "zoom", "all"))
-
-
-def test_crops_are_windows_and_flips_mirror_both():
-    images, labels = RNG.integers(0, 256, (40, 9, 11, 3), np.uint8), RNG.integers(0, 5, (40, 9, 11)).astype(np.uint8)
-    cut, marks = augmented(images, labels, crop=(4, 6), flip=True)
-    cut, seen = np.asarray(jnp.round((cut + 1) * 127.5)).astype(np.uint8), set()
-    for i in range(40):
-        found = [
-            (row, column, mirrored)
-            for row, column, mirrored in np.ndindex(6, 6, 2)
-            if np.array_equal(images[i, row : row + 4, column : column + 6][:, :: -1 if mirrored else 1], cut[i])
-        ]
-        assert len(found) == 1
-        row, column, mirrored = found[0]
-        np.testing.assert_array_equal(labels[i, row : row + 4, column : column + 6][:, :: -1 if mirrored else 1], marks[i])
-        seen.add(found[0])
-    assert {mirrored for _, _, mirrored in seen} == {0, 1}
-    assert {row for row, _, _ in seen} == {column for _, column, _ in seen} == set(range(6))
-
-
-def test_a_larger_crop_holds_the_image_anywhere():
-    corners = set()
-    for seed in range(30):
-        images, labels = map(np.asarray, augmented(key=jax.random.key(seed), crop=(43, 58)))
-        for label, image, mask in zip(labels, images, BLOCKS):
-            rows, columns = np.flatnonzero((label != 255).any(1)), np.flatnonzero((label != 255).any(0))
-            assert (len(rows), len(columns)) == (40, 56)
-            np.testing.assert_array_equal(label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], mask)
-            assert (image[label == 255] == 0).all()
-            corners.add((rows[0], columns[0]))
-    assert corners == {(r, c) for r in range(4) for c in range(3)}
-
-
-def test_zoom_is_what_it_says():
-    """A zoom of 2 shows a crop of half the size, sampled between the pixels as bilinear enlargement does."""
-    image = jnp.asarray(RNG.normal(size=(6, 8, 1)), jnp.float32)
-    rows, columns = ((jnp.arange(2.0 * n) + 0.5) / 2 - 0.5 for n in (6, 8))
-    found, _ = joint.sample(image, jnp.zeros((6, 8), jnp.uint8), rows, columns, 255)
-    np.testing.assert_allclose(found, jax.image.resize(image, (12, 16, 1), "linear", antialias=False), atol=1e-5)
-    rows, columns = jax.vmap(lambda k: joint.random_places(k, (40, 56), (40, 56), 1.0, False))(jax.random.split(KEY, 200))
-    zooms = 1 / np.asarray(rows[:, 1] - rows[:, 0])
-    np.testing.assert_allclose(columns[:, 1] - columns[:, 0], 1 / zooms, rtol=1e-4)
-    assert 0.5 <= zooms.min() < 0.55
-    assert 1.85 < zooms.max() <= 2
-    assert 0.4 < (zooms < 1).mean() < 0.6
-
-
-@pytest.mark.parametrize("options", [EACH["all"], dict(colour=0.4), {**EACH["all"], "colour": 0.3}])
-def test_a_function_of_key_and_place(options):
-    images, labels = augmented(**options)
-    again, _ = augmented(**options)
-    np.testing.assert_array_equal(images, again)
-    other, _ = augmented(key=jax.random.key(1), **options)
-    assert np.abs(other - images).max() > 0.1
-    part, part_labels = augmented(labels=BLOCKS[3:], first=3, **options)
-    np.testing.assert_allclose(part, images[3:], atol=1e-5)
-    np.testing.assert_array_equal(part_labels, labels[3:])
-
-
-def test_off_changes_nothing_and_colour_no_mask():
-    images, labels = augmented()
-    np.testing.assert_allclose(images, encoded(BLOCKS) / np.float32(127.5) - 1, atol=1e-6)
-    np.testing.assert_array_equal(labels, BLOCKS)
-    images, labels = augmented(colour=0.5)
-    np.testing.assert_array_equal(labels, BLOCKS)
-    assert float(jnp.abs(images).max()) <= 1
-
-
-def test_colour_by_hand(monkeypatch):
-    image = RNG.uniform(-0.5, 0.5, (4, 5, 3)).astype(np.float32)
-    for factors, expected in (
-        ((1.2, 1, 1), (image + 1) * 1.2 - 1),
-        ((1, 0.5, 1), image.mean() + (image - image.mean()) * 0.5),
-        ((1, 1, 0), np.repeat(image.mean(-1, keepdims=True), 3, -1)),
-    ):
-        monkeypatch.setattr(jax.random, "uniform", lambda *_, factors=factors, **__: jnp.asarray(factors, jnp.float32))
-        np.testing.assert_allclose(joint.random_colour(KEY, jnp.asarray(image), 0.5), expected, atol=1e-5)
-
-
-def test_another_ignored_label():
-    _, labels = augmented(crop=EACH["padded"]["crop"], ignored=77)
-    assert set(np.unique(labels)) == {*np.unique(BLOCKS), 77}
 
 
 # Fitting

@@ -1,4 +1,4 @@
-"""Metrics of segmentation: the confusion matrix and what is computed from it, against counting by hand and scikit-learn."""
+"""Compare the metrics of segmentation, which derive from the confusion matrix, with counts by hand and with scikit-learn."""
 
 from typing import Any, cast
 
@@ -13,11 +13,14 @@ from dilax import metrics
 RNG = np.random.default_rng(1)
 CLASSES = 5
 LOGITS: Any = RNG.normal(size=(4, 6, 7, CLASSES)).astype(np.float32)
-LABELS: Any = RNG.integers(0, CLASSES - 1, (4, 6, 7)).astype(np.uint8)  # the last class is only predicted
+LABELS: Any = RNG.integers(0, CLASSES - 1, (4, 6, 7)).astype(np.uint8)  # the last class occurs in predictions only
 LABELS[RNG.random(LABELS.shape) < 0.3] = 255
 
 
-def by_hand(examples):
+SUMS = jax.jit(metrics.segmentation_sums)
+
+
+def count_by_hand(examples):
     confusion = np.zeros((CLASSES, CLASSES), int)
     for i in examples:
         for row, column in np.ndindex(6, 7):
@@ -27,10 +30,10 @@ def by_hand(examples):
 
 
 @pytest.mark.parametrize("mask", [(1, 1, 1, 1), (1, 0, 1, 0), (0, 0, 0, 0)])
-def test_sums_are_those_of_counting(mask):
+def test_sums_equal_counts(mask):
     counted = [i for i in range(4) if mask[i]]
-    sums = jax.jit(metrics.segmentation_sums)(LOGITS, LABELS, np.array(mask, bool))
-    expected = by_hand(counted)
+    sums = SUMS(LOGITS, LABELS, np.array(mask, bool))
+    expected = count_by_hand(counted)
     np.testing.assert_array_equal(sums["confusion"], expected)
     assert {str(sums[name].dtype) for name in ("confusion", "count", "accuracy")} == {"int32"}
     assert int(sums["count"]) == expected.sum() == (LABELS[counted] != 255).sum()
@@ -42,23 +45,24 @@ def test_sums_are_those_of_counting(mask):
 
 
 def test_padded_examples_may_hold_anything():
-    logits = jnp.asarray(LOGITS).at[3].set(jnp.nan)
-    sums = metrics.segmentation_sums(logits, jnp.asarray(LABELS), jnp.array([True, True, True, False]))
-    np.testing.assert_array_equal(sums["confusion"], by_hand(range(3)))
+    logits = LOGITS.copy()
+    logits[3] = np.nan
+    sums = SUMS(logits, jnp.asarray(LABELS), jnp.array([True, True, True, False]))
+    np.testing.assert_array_equal(sums["confusion"], count_by_hand(range(3)))
     assert np.isfinite(float(sums["loss"]))
 
 
 def test_parts_add_up_to_the_whole():
-    whole = metrics.segmentation_sums(LOGITS, LABELS, cast(Any, np.ones(4, bool)))
-    parts = [metrics.segmentation_sums(LOGITS[i : i + 1], LABELS[i : i + 1], cast(Any, np.ones(1, bool))) for i in range(4)]
+    whole = SUMS(LOGITS, LABELS, np.ones(4, bool))
+    parts = [SUMS(LOGITS[i : i + 1], LABELS[i : i + 1], np.ones(1, bool)) for i in range(4)]
     for name in ("confusion", "count", "accuracy"):
         np.testing.assert_array_equal(sum(np.asarray(part[name]) for part in parts), whole[name])
 
 
-def test_iou_is_that_of_scikit_learn():
-    confusion = by_hand(range(4))
-    counts, jaccard = LABELS != 255, cast(Any, sklearn_metrics.jaccard_score)
-    truth, predicted = LABELS[counts], LOGITS.argmax(-1)[counts]
+def test_iou_equals_scikit_learn():
+    confusion = count_by_hand(range(4))
+    valid, jaccard = LABELS != 255, cast(Any, sklearn_metrics.jaccard_score)
+    truth, predicted = LABELS[valid], LOGITS.argmax(-1)[valid]
     expected = jaccard(truth, predicted, labels=range(CLASSES), average=None, zero_division=0)
     np.testing.assert_allclose(metrics.class_iou(confusion), expected, rtol=1e-12)
     np.testing.assert_allclose(metrics.mean_iou(confusion), np.mean(expected), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""The pictures of segmentation hold the masks they were given, and no word is cut off."""
+"""Test that the plots of segmentation show the masks they are given, and that no text is cut off."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_colours_differ_and_do_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal(plots.mask_colours(7), colours[:7])
 
 
-def test_labels_below_zero_are_no_classes():
+def test_labels_below_zero_are_not_classes():
     mask = np.array([[-1, 0], [2, 255]])
     np.testing.assert_array_equal(blend_mask(IMAGE[:2, :2], mask, 3)[0, 0], IMAGE[0, 0] / 255)
     assert legend(plots.segmentation_overlay(IMAGE[:2, :2], mask, NAMES)) == ["sky  25.0%", "a rather long name …  25.0%"]
@@ -44,10 +44,10 @@ def test_labels_below_zero_are_no_classes():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_masks_are_blended_where_they_count(channels):
     image = IMAGE[..., :channels]
-    found, plain = blend_mask(image, MASK, 3, opacity=0.25), np.broadcast_to(image / 255, (12, 20, 3))
+    blended, plain = blend_mask(image, MASK, 3, opacity=0.25), np.broadcast_to(image / 255, (12, 20, 3))
     expected = 0.75 * plain + 0.25 * (plots.mask_colours(3) / 255)[np.minimum(MASK, 2)]
-    np.testing.assert_allclose(found[MASK != 255], expected[MASK != 255])
-    np.testing.assert_allclose(found[MASK == 255], plain[MASK == 255])
+    np.testing.assert_allclose(blended[MASK != 255], expected[MASK != 255])
+    np.testing.assert_allclose(blended[MASK == 255], plain[MASK == 255])
 
 
 def test_the_overlay_names_the_classes_by_their_share():
@@ -77,7 +77,7 @@ def test_the_comparison_shows_every_model():
         np.testing.assert_allclose(shown, blend_mask(IMAGE, mask, 3))
 
 
-def test_masks_are_shown_alone():
+def test_masks_without_an_image():
     figure = plots.segmentation_comparison(None, {"truth": MASK, "first": MASK * 0}, NAMES)
     assert titles(figure) == ["truth", "first"]
     np.testing.assert_allclose(picture(figure.axes[0])[MASK == 1], np.broadcast_to(plots.mask_colours(2)[1] / 255, ((MASK == 1).sum(), 3)))
@@ -86,7 +86,7 @@ def test_masks_are_shown_alone():
         plots.segmentation_comparison(IMAGE, {}, NAMES)
 
 
-def test_bars_are_in_order_with_their_mean():
+def test_bars_are_sorted_and_show_their_mean():
     axes: Any = plots.class_bars([0.5, np.nan, 0.25], NAMES).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0, 0.25, 0.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["road", "a rather long name of a…", "sky"]
@@ -106,7 +106,7 @@ def test_bars_are_in_order_with_their_mean():
         (lambda: plots.class_bars([1.0], NAMES), r"values has shape \(1,\) for 3 class names"),
     ],
 )
-def test_mistakes_are_named(draw, words):
+def test_errors(draw, words):
     with pytest.raises(UserError, match=words):
         draw()
 
@@ -124,6 +124,6 @@ def test_mistakes_are_named(draw, words):
 )
 def test_nothing_is_cut_off(draw):
     figure = draw()
-    figure.canvas.draw()
-    drawn, (width, height) = figure.get_tightbbox(figure.canvas.get_renderer()), figure.get_size_inches()
-    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+    figure.draw_without_rendering()  # computes the layout
+    box, (width, height) = figure.get_tightbbox(figure.canvas.get_renderer()), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

@@ -1,4 +1,4 @@
-"""Pictures of sequences: what they show is what was given; what does not fit is refused in one line."""
+"""Test that the plots of sequences show the arrays they are given, and their error texts."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from dilax.plots.canvas import RED
 RNG = np.random.default_rng(0)
 
 
-def test_series_stand_under_their_classes_mistakes_red():
+def test_series_are_titled_with_their_classes_and_mistakes_are_red():
     series = [RNG.normal(size=(n, channels)) for n, channels in ((9, 1), (4, 3), (7, 8))]
     figure = plots.series_grid(series, [0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], ["up", "down"])
     shown = [axes for axes in figure.axes if axes.axison]
@@ -22,7 +22,7 @@ def test_series_stand_under_their_classes_mistakes_red():
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 6])
-def test_steps_are_shown_as_they_were_and_as_they_were_told(outputs):
+def test_true_and_predicted_outputs_are_shown(outputs):
     truth, predicted = RNG.normal(size=(2, 30, outputs))
     figure = plots.step_outputs(truth, predicted, [f"output {i}" for i in range(outputs)], title="a sequence")
     if outputs > 5:
@@ -35,22 +35,22 @@ def test_steps_are_shown_as_they_were_and_as_they_were_told(outputs):
         np.testing.assert_array_equal(drawn["predicted"], predicted[:, i])
 
 
-def test_waves_are_drawn_in_seconds():
+def test_waveforms_are_drawn_in_seconds():
     samples = RNG.uniform(-1, 1, (2, 40))
     figure = plots.waveforms(samples, 8, ["one", "two"])
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), samples[1])
     assert np.asarray(figure.axes[1].lines[0].get_xdata())[-1] == 39 / 8
 
 
-MISTAKES = [
+ERRORS = [
     (lambda: plots.series_grid([], [], np.zeros((0, 2)), ["a", "b"]), "series_grid: 0 series, labels (0,), probabilities (0, 2) and 2 class names"),
     (lambda: plots.step_outputs(np.ones((3, 2)), np.ones((3, 1)), ["a", "b"]), "step_outputs: truth (3, 2), predicted (3, 1) and 2 names do not match"),
     (lambda: plots.waveforms(np.ones((2, 3)), 0, ["a", "b"]), "waveforms: samples (2, 3), rate=0 and 2 names do not match"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("wrong", "words"), MISTAKES)
-def test_mistakes_get_one_line(wrong, words):
+@pytest.mark.parametrize(("call", "words"), ERRORS)
+def test_errors(call, words):
     with pytest.raises(UserError) as caught:
-        wrong()
+        call()
     assert words in str(caught.value)

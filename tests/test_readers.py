@@ -10,7 +10,6 @@ import pytest
 from reading import check_call, check_mistake, written
 
 from dilax.errors import UserError
-from train.data.readers.files import labelled_files
 from train.data.readers.series import read_ts, ucr_files
 from train.data.readers.text import decode, encode, package_text, read_text, symbols_of
 
@@ -149,33 +148,6 @@ def test_the_archive_agrees_with_its_other_format():
     assert labels == [line.split(",")[-1] for line in lines]
 
 
-# Folders of labels
-
-
-def test_labels_of_sounds_are_folders(tmp_path):
-    for name in ("yes/b.wav", "yes/a.WAV", "no/c.wav", "no/._c.wav", "no/notes.txt", "_noise_/d.wav", ".git/e.wav", "f.wav"):
-        written(tmp_path / name, "x")
-    assert labelled_files(tmp_path, ".wav") == [
-        (tmp_path / file, file[: file.index("/")]) for file in ("no/c.wav", "yes/a.WAV", "yes/b.wav")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ([], "{folder} holds no sub-folders; put the .wav files of each of two or more labels into a sub-folder of its name."),
-        (["a/x.wav"], "{folder} holds the one label a; put the .wav files of each of two or more labels into a sub-folder of its name."),
-        (["a/x.wav", "b/deep/y.wav"], "{folder}/b holds no .wav files; add some, or remove the folder."),
-    ],
-)
-def test_mistakes_in_folders_of_sounds(tmp_path, files, message):
-    for file in files:
-        written(tmp_path / file, "x")
-    with pytest.raises(UserError) as caught:
-        labelled_files(tmp_path, ".wav")
-    assert str(caught.value) == message.format(folder=tmp_path)
-
-
 # Mistakes
 
 
@@ -188,7 +160,7 @@ BAD_TS = "remove the series."
 MISTAKES: list[tuple[Callable[[pathlib.Path], Any], str, Any, str]] = [
     (read_text, "a.txt", None, "there is no file {path}; give a text file."),
     (read_text, "a.txt", "/", "{path} is a folder; give a text file."),
-    (read_text, "a.txt", b"", "{path} is empty; give a text file that is not."),
+    (read_text, "a.txt", b"", "{path} is empty; give a text file with content."),
     (read_text, "a.txt", b"\xef\xbb\xbf", "{path} has a byte order mark and no text; give a text file that is not empty."),
     (read_text, "a.txt", "né ".encode() + b"\xff\xfe", "{path} is not UTF-8: byte 0xff at position 4; convert it, or repair that byte."),
     (read_ts, "a.ts", None, "there is no file {path}; give a .ts file."),
@@ -245,7 +217,6 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: package_text("bibel"), 'there is no text "bibel"; choose from bible. Did you mean "bible"?'),
     (lambda: ucr_files("GunPoint", "no/such"),
      '"no/such" is not a folder; give one that contains GunPoint_TRAIN.ts and GunPoint_TEST.ts.'),
-    (lambda: labelled_files(pathlib.Path("no/such"), ".wav"), '"no/such" is not a folder; give one with a sub-folder of .wav files for each label.'),
 ]  # fmt: skip
 
 

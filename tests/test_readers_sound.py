@@ -256,7 +256,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("a.wav", riff(1, 24, bytes(8), align=4), "{path} stores each sample of 24 bits in 4 bytes; convert it to 16-bit PCM."),
     ("a.wav", riff(1, 16, b"12", rate=0), "{path} gives a sample rate of 0; repair its header."),
     ("a.wav", "/", "{path} is a folder; give a sound file."),
-    ("a.flac", b"", "{path} is empty; give a sound file that is not."),
+    ("a.flac", b"", "{path} is empty; give a sound file with content."),
     ("a.wav", resized(stored("WAV"), 400),
      "{path} has 4000 bytes of samples, but its header gives 400, as if its recording was interrupted; repair the header."),
     ("a.wav", stored("WAV", subtype="FLOAT", samples=3 * NOISE), "{path} has samples up to 1.5; scale them to -1..1."),

@@ -49,7 +49,7 @@ def test_numbers_keep_every_bit(tmp_path, separator, quoted):
     frame = pandas.DataFrame(values, columns=list("abcd"), index=pandas.date_range("2020-01-01", periods=30, freq="h", name="time"))
     text = frame.to_csv(sep=separator, quoting=1 if quoted else 0)
     check_table(tmp_path, text, ("a", "b", "c", "d"), values)
-    check_table(tmp_path, gzip.compress(text.encode()), ("a", "b", "c", "d"), values)
+    check_table(tmp_path, gzip.compress(text.encode(), mtime=0), ("a", "b", "c", "d"), values)
 
 
 def test_values_are_those_of_float(tmp_path):
@@ -200,7 +200,7 @@ REMOVE = "remove the row or the column."
 # The content of a file and the message, as for check_mistake.
 MISTAKES: list[tuple[Any, str]] = [
     (None, "there is no file {path}; give a .csv file."),
-    ("", "{path} is empty; give a .csv file that is not."),
+    ("", "{path} is empty; give a .csv file with content."),
     ("\n , \n", "{path} has only blank lines; add a row for each step."),
     (b"a\n\xe9", "{path} is not UTF-8 at byte 2; convert it."),
     ("a,b\n", "{path} has names but no values; add a row for each step."),
@@ -223,6 +223,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ('a,b\n5%,2\n6%,2\n', f'{{path}}, line 2: the cell in column "a" is "5%", which is not a number; correct it, or {REMOVE}'),
     ('a,b\n$5,2\n$6,2\n', f'{{path}}, line 2: the cell in column "a" is "$5", which is not a number; correct it, or {REMOVE}'),
     ('a,b\nTrue,2\n', f'{{path}}, line 2: the cell in column "a" is "True", which is not a number; correct it, or {REMOVE}'),
+    ('a,b\nFalse,2\n', f'{{path}}, line 2: the cell in column "a" is "False", which is not a number; correct it, or {REMOVE}'),
     ("a\n1e39\n", '{path}, line 2: the cell in column "a" is "1e39", which is not a finite float32 number; correct it.'),
     ("a\n3.4028236e38\n", '{path}, line 2: the cell in column "a" is "3.4028236e38", which is not a finite float32 number; correct it.'),
     ("a;b\n1,234;2\n", '{path}, line 2: the cell in column "a" is "1,234", which may be 1234 or 1.234; write one of these.'),
@@ -230,7 +231,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ("a;b\n0.5;1,5\n", f'{{path}}, line 2: the cell in column "b" is "1,5", which is not a number with a decimal point; correct it, or {REMOVE}'),
     ("a;b\n1,5;1.2345e1\n1;2\n", f'{{path}}, line 2: the cell in column "a" is "1,5", which is not a number with a decimal point; correct it, or {REMOVE}'),
     (b"\x1f\x8bnot gzip", "{path} cannot be decompressed (Unknown compression method); it is truncated or damaged; copy it again."),
-    (gzip.compress(b"a,b\n1,2\n")[:-5],
+    (gzip.compress(b"a,b\n1,2\n", mtime=0)[:-5],
      "{path} cannot be decompressed (Compressed file ended before the end-of-stream marker was reached); it is truncated or damaged; copy it again."),
 ]  # fmt: skip
 

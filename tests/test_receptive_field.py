@@ -1,4 +1,4 @@
-"""The analysis of the jaxpr against impulses, on functions that use every rule and on random networks."""
+"""Compare the analysis of the jaxpr with an impulse probe, on functions that use every rule and on random networks."""
 
 import time
 
@@ -41,7 +41,7 @@ CASES = {
     "branches": lambda x: jnp.concatenate([conv(x, dilation=d) for d in (1, 4, 7)], -1),
     "slices": lambda x: jnp.maximum(conv(x)[:, :70:2], conv(x)[:, 1:70:2])[:, 3:],
     "dynamic slice": lambda x: lax.dynamic_slice_in_dim(conv(x, dilation=2), jnp.int32(5) + 2, 40, 1),
-    "cropped, too late a start": lambda x: lax.dynamic_slice_in_dim(conv(x), 60, 40, 1),
+    "cropped, clamped start": lambda x: lax.dynamic_slice_in_dim(conv(x), 60, 40, 1),
     "padded": lambda x: conv(jnp.pad(x, ((0, 0), (5, 2), (0, 0))), padding="VALID"),
     "interior padding": lambda x: conv(lax.pad(x, jnp.float32(0), ((0, 0, 0), (2, -3, 2), (0, 0, 0))), dilation=2),
     "reflected": lambda x: conv(x, padding_mode="reflect", dilation=3),
@@ -50,7 +50,7 @@ CASES = {
     "transposed axes": lambda x: conv(x.transpose(0, 2, 1).transpose(0, 2, 1)),
     "reshaped": lambda x: conv(x.reshape(1, 1, *x.shape[1:]).reshape(x.shape)),
     "split": lambda x: sum(jnp.split(conv(x)[:, :70], 2, 1)) + sum(jnp.split(jnp.concatenate([x[:, :35]] * 2, -1), 2, -1)),
-    "cut and joined again": lambda x: jnp.concatenate([conv(x)[:, :40], conv(x)[:, 40:]], 1),
+    "split and concatenated": lambda x: jnp.concatenate([conv(x)[:, :40], conv(x)[:, 40:]], 1),
     "jit, remat, custom_jvp": lambda x: jax.jit(jax.checkpoint(lambda x: jax.nn.relu(conv(x, dilation=6))))(x),
     "custom_vjp": custom,
     "cond": lambda x: lax.cond(x.shape[1] > 70, lambda x: conv(x, dilation=2), lambda x: x, x),
@@ -76,11 +76,11 @@ CASES = {
     "linear, 3/2": lambda x: resized(x[:, :70], 1.5, "linear"),
     "linear to an odd size": lambda x: conv(resized(x, 99 / 71 + 1e-6, "linear")),
     "corners aligned": lambda x: jnp.einsum("ntc,ot->noc", conv(x), aligned_matrix(141, 71)),
-    "unlike resizes joined": lambda x: conv(resized(conv(x, stride=2), 71 / 36 + 1e-6, "linear") + x),
+    "different resizes added": lambda x: conv(resized(conv(x, stride=2), 71 / 36 + 1e-6, "linear") + x),
     "gathered": lambda x: conv(x[:, jnp.arange(1, 71, 2)]),
     "gathered at random": lambda x: conv(x)[:, jnp.asarray(np.random.default_rng(0).permutation(71)[:60])],
     "gathered, clipped": lambda x: conv(x.at[:, jnp.asarray([*range(30), 99, 5, *range(90, 60, -1)])].get(mode="clip")),
-    "gathered, or 0": lambda x: conv(x.at[:, jnp.asarray([*range(30), 99, 5, *range(90, 60, -1)])].get(mode="fill", fill_value=0.0)),
+    "gathered, filled": lambda x: conv(x.at[:, jnp.asarray([*range(30), 99, 5, *range(90, 60, -1)])].get(mode="fill", fill_value=0.0)),
     "space to depth": lambda x: conv(x[:, :70].reshape(1, 35, 2, 2).reshape(1, 35, 4), dilation=2),
     "depth to space": lambda x: conv(depth_to_space(jnp.concatenate([conv(x)] * 2, -1))),
     "unequal split": lambda x: conv(x)[:, :70].reshape(1, 28, 5),
@@ -95,7 +95,7 @@ def test_equals_an_impulse_probe(name):
 
 IMAGES = {
     "unequal axes": lambda x: conv(conv(x, dilation=(4, 1)), stride=(1, 2), padding=("CAUSAL", "SAME")),
-    "turned convolutions": lambda x: conv(x, dilation=(1, 3)) + conv(x, dilation=(3, 1)),
+    "convolutions along either axis": lambda x: conv(x, dilation=(1, 3)) + conv(x, dilation=(3, 1)),
     "U-shaped": lambda x: jnp.concatenate([x, resized(conv(conv(x, stride=2)), 2, "bilinear")], -1),
     "transposed axes": lambda x: conv(conv(x, dilation=(1, 4)).transpose(0, 2, 1, 3), stride=(1, 2)).transpose(0, 2, 1, 3),
 }
@@ -107,7 +107,7 @@ def test_per_axis(name):
 
 
 def layer(draw, widest):
-    """One layer that keeps the channels at 2, and may change the length."""
+    """Draw one layer that keeps the 2 channels and may change the length."""
     taps, stride, dilation = draw(st.integers(2, widest)), draw(st.integers(1, widest - 1)), draw(st.integers(1, widest))
     options = dict(stride=stride, dilation=dilation, padding=draw(st.sampled_from(["SAME", "VALID", "CAUSAL", "TORCH"])))
     factor, method = draw(st.integers(2, widest - 1)), draw(st.sampled_from(["nearest", "linear"]))
@@ -140,7 +140,7 @@ def run(network, x):
 def check_network(network, shape):
     try:
         result = jax.eval_shape(lambda x: run(network, x), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-    except dilax.UserError:  # nothing is left of the input
+    except dilax.UserError:  # the output is empty
         hypothesis.reject()
     hypothesis.assume(max(result) < 500)
     hypothesis.assume(check_receptive_field(lambda x: run(network, x), shape, must=False))
@@ -165,9 +165,9 @@ def test_random_networks_of_images(network):
 
 def test_known_answers():
     x = jnp.ones((1, 64, 2))
-    # k taps d apart span (k - 1) * d + 1; strides multiply what follows.
-    gaps = tuple(place for place in range(17) if place % 8)
-    assert dilax.receptive_field(lambda x: conv(x, dilation=8), x) == (ReceptiveField(17, 1, -8, 8, 8, 1, gaps),)
+    # k taps at dilation d span (k - 1) * d + 1 samples; a stride multiplies the spans of later layers.
+    holes = tuple(i for i in range(17) if i % 8)
+    assert dilax.receptive_field(lambda x: conv(x, dilation=8), x) == (ReceptiveField(17, 1, -8, 8, 8, 1, holes),)
     assert dilax.receptive_field(lambda x: conv(conv(x, stride=2), dilation=4), x)[0].size == 3 + 2 * 8
     tcn = lambda x: [x := conv(conv(x, dilation=2**i, padding="CAUSAL"), dilation=2**i, padding="CAUSAL") for i in range(4)][-1]  # noqa: E731
     assert dilax.receptive_field(tcn, x) == (ReceptiveField(1 + 2 * 2 * (2**4 - 1), 1, -60, 60, 0, 1),)
@@ -179,16 +179,16 @@ def test_resnet50(output_stride):
     assert (field.size, field.stride, field.period, field.coverage) == (427, output_stride, output_stride, 1)
 
 
-def test_resnet50_that_strides_in_the_last_units():
+def test_resnet50_with_strides_in_the_last_units():
     fields = dilax.receptive_field(lambda x: resnet(x, (3, 4, 6, 3), last=True), jax.ShapeDtypeStruct((1, 640, 640, 1), jnp.float32))
     assert [field.size for field in fields] == [483, 483]
 
 
 def test_resnet101_takes_seconds():
     x = jax.ShapeDtypeStruct((1, 513, 513, 1), jnp.float32)
-    began = time.process_time()
+    start = time.process_time()
     fields = dilax.receptive_field(lambda x: resized(resnet(x, (3, 4, 23, 3), 8), 7.9, "bilinear"), x)
-    assert time.process_time() - began < 15
+    assert time.process_time() - start < 15
     assert fields[0].size is not None
     assert fields[0].size > 900
 

@@ -1,4 +1,4 @@
-"""The numbers that describe a receptive field: strides, periods, sides, what counts as global, taps that only see padding."""
+"""Test the attributes of a receptive field: strides, periods, extents, global fields, and taps that only read padding."""
 
 import warnings
 from fractions import Fraction
@@ -22,7 +22,7 @@ from dilax.summary import summary
 def test_fractional_strides():
     assert field_of(lambda x: jnp.repeat(x, 3, 1)) == ReceptiveField(1, Fraction(1, 3), 0, 1, 0, 1)
     assert repr(field_of(lambda x: jnp.repeat(x, 3, 1))) == "ReceptiveField(size=1, stride=1/3, offset=0)"
-    # Half-way between two samples, a weight of 1/4 or 3/4 on each.
+    # Between two samples, with weights of 1/4 and 3/4.
     assert field_of(lambda x: resized(x, 2, "linear")) == ReceptiveField(2, Fraction(1, 2), -1, 1, 1, 1)
     assert field_of(lambda x: x[:, 3:]) == ReceptiveField(1, 1, 3, -3, 3, 1)
     assert field_of(lambda x: lax_conv(x, 1, 2, (0, 0), 2, 1)) == ReceptiveField(1, 1, 0, 0, 0, 1)
@@ -35,20 +35,20 @@ PERIODS = {
     "stride": (lambda x: conv(conv(x, stride=2), stride=3), 6),
     "enlarged again": (lambda x: jnp.repeat(conv(conv(x, stride=2), stride=4), 8, 1), 8),
     "skip": (lambda x: x + resized(conv(x, stride=4), 4, "linear"), 4),
-    # The sets repeat with every sample, the function with every other.
-    "skip that hides it": (lambda x: jnp.repeat(dilax.avg_pool(x, 2), 2, 1) + conv(x), 2),
+    # The sets have a period of one sample, the function one of two.
+    "skip that hides the period": (lambda x: jnp.repeat(dilax.avg_pool(x, 2), 2, 1) + conv(x), 2),
     "coordinates added": (lambda x: conv(x) + coordinates, None),
     "coordinates as channels": (lambda x: conv(jnp.concatenate([x, coordinates], -1)), None),
-    "weights of each place": (lambda x: jnp.einsum("ntc,tcd->ntd", x, random_input((72, 2, 3))), None),
+    "weights per position": (lambda x: jnp.einsum("ntc,tcd->ntd", x, random_input((72, 2, 3))), None),
     "a mask": (lambda x: jnp.where(jnp.arange(72)[None, :, None] < 36, x, 0.0), None),
-    "the same everywhere": (lambda x: jnp.where(x > 0, x, jnp.full_like(x, 0.5)) * jnp.ones((72, 1)).T[..., None], 1),
+    "uniform constants": (lambda x: jnp.where(x > 0, x, jnp.full_like(x, 0.5)) * jnp.ones((72, 1)).T[..., None], 1),
     "repeated constants": (lambda x: x + jnp.broadcast_to(weights(1, 1, 2), x.shape), 1),
-    "counts at the border": (lambda x: dilax.avg_pool(x, 3, stride=2, padding="SAME", count_padding=False), 2),
-    "wrapped around": (lambda x: conv(x, padding_mode="wrap"), None),
+    "average without padding": (lambda x: dilax.avg_pool(x, 3, stride=2, padding="SAME", count_padding=False), 2),
+    "wrap-around padding": (lambda x: conv(x, padding_mode="wrap"), None),
     "reflected": (lambda x: conv(x, padding_mode="reflect"), 1),
     "enlarged 3 times": (lambda x: resized(conv(x, stride=2), 3, "linear"), 2),
     "enlarged 7 times": (lambda x: resized(x, 7, "linear"), 1),
-    "to a size that does not fit": (lambda x: resized(conv(x, stride=5), 72 / 15 + 1e-6, "linear") + x, None),
+    "to a size that is not a multiple": (lambda x: resized(conv(x, stride=5), 72 / 15 + 1e-6, "linear") + x, None),
     "global": (lambda x: x.sum(1), None),
 }
 
@@ -73,10 +73,10 @@ GLOBAL = {
     "a loop that depends on x": lambda x: lax.while_loop(lambda x: x.sum() < 3, lambda x: x + 1, x),
     "a branch that depends on x": lambda x: lax.cond(x.sum() < 3, lambda x: x + 1, lambda x: x, x),
     "a loop of unknown length": lambda x: lax.while_loop(lambda s: s[0] > 1, lambda s: (s[0] / 2, conv(s[1])), (jnp.float32(9), x))[1],
-    "picked by x": lambda x: x[:, jnp.argmax(x[0, :, 0])][:, None] + x,
-    "what comes after": lambda x: jnp.linalg.cholesky(x.mean(1).T @ x.mean(1)),
+    "indexed by x": lambda x: x[:, jnp.argmax(x[0, :, 0])][:, None] + x,
+    "an operation on global values": lambda x: jnp.linalg.cholesky(x.mean(1).T @ x.mean(1)),
     "mirrored": lambda x: x[:, ::-1],
-    "nothing of x": lambda x: jnp.concatenate([x[:, :0], jnp.ones((1, 64, 2))], 1),
+    "an empty part of x": lambda x: jnp.concatenate([x[:, :0], jnp.ones((1, 64, 2))], 1),
 }
 
 
@@ -86,7 +86,7 @@ def test_global(name):
 
 
 def test_outputs_that_differ():
-    """The size is that of the widest field, the holes those of the worst of that size; the sides hold for all."""
+    """The size is the largest one, the holes are the most of that size, and left and right hold for all outputs."""
     sets = ((0, 0b1011), (0, 0b1001), (5, 0b1), (0, 0))
     assert Reach(Fraction(1, 4), sets).field() == ReceptiveField(4, Fraction(1, 4), 0, 1, 5, 1, (1, 2))
 
@@ -97,7 +97,7 @@ def test_a_list_of_outputs_ends():
 
 
 def band(rows, columns, weights):
-    """A matrix whose row o has weights(o) from column o on."""
+    """Return a matrix whose row o holds weights(o) from column o on."""
     matrix = np.zeros((rows, columns), np.float32)
     for o in range(rows):
         matrix[o, o : o + 3] = weights(o)
@@ -106,25 +106,25 @@ def band(rows, columns, weights):
 
 def test_matrices():
     assert matrix_reach(band(40, 42, lambda o: (1, 2, 3))) == Reach(Fraction(1), ((0, 0b111),))
-    # The sets repeat with every row, the weights with every other.
+    # The sets have a period of one row, the weights one of two.
     assert matrix_reach(band(40, 42, lambda o: (1, 2, 3 + o % 2))) == Reach(Fraction(1), ((0, 0b111), (1, 0b111)))
-    # Weights as small as rounding count where all rows agree about them.
+    # Weights of the size of rounding errors count if all rows agree about them.
     assert matrix_reach(band(40, 42, lambda o: (1, 1e-7, 1e-7))) == Reach(Fraction(1), ((0, 0b111),))
     assert matrix_reach(band(40, 42, lambda o: (1, 2, 1e-7 * (o % 3)))) == Reach(Fraction(1), ((0, 0b11),))
     listed = matrix_reach(band(40, 42, lambda o: (1, 2, 3 + o)))
     assert listed == Reach(Fraction(42, 40), tuple((o, 0b111) for o in range(40)), listed=True)
-    # Few rows of which none reaches a corner, so that no short distance repeats.
+    # Few rows, so that no short period repeats; none but the first and the last reaches a corner.
     corners = matrix_reach(np.asarray(aligned_matrix(33, 5)))
     assert corners is not None and corners.period == 1
 
 
-def test_branches_count_all():
+def test_all_branches_count():
     branches = [lambda x: conv(x, dilation=4), lambda x: conv(x, dilation=3)]
     fields = [field_of(fn) for fn in (lambda x: lax.switch(jnp.int32(1) * 0, branches, x), lambda x: branches[0](x) + branches[1](x))]
     assert fields[0] == fields[1]
 
 
-def test_constants_do_not_count():
+def test_constants_are_not_part_of_the_field():
     assert field_of(lambda x: x + jnp.arange(72.0).cumsum()[None, :, None]).size == 1
     empty, full = receptive_fields(lambda x: (jnp.arange(3.0), x), jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32))
     assert empty == ()
@@ -132,23 +132,23 @@ def test_constants_do_not_count():
 
 
 def test_weights_may_be_traced():
-    """Those made inside the function are computed; those that are not known are not needed, or count as dense."""
-    found = {}
+    """Constants made inside the function are computed; unknown ones are not needed, or count as dense."""
+    fields = {}
 
     def trace(kernel):
         x = jax.ShapeDtypeStruct((1, 72, 2), jnp.float32)
-        found["linear"] = dilax.receptive_field(lambda x: dilax.dilated_conv(resized(x, 2, "linear"), kernel), x)[0]
-        found["dense"] = dilax.receptive_field(lambda x: jnp.einsum("ntc,ts->nsc", x, kernel[0, 0, 0] * jnp.ones((72, 72))), x)[0]
-        found["laid along"] = dilax.receptive_field(lambda x: x + kernel[0, 0, 0] * coordinates, x)[0]
+        fields["linear"] = dilax.receptive_field(lambda x: dilax.dilated_conv(resized(x, 2, "linear"), kernel), x)[0]
+        fields["dense"] = dilax.receptive_field(lambda x: jnp.einsum("ntc,ts->nsc", x, kernel[0, 0, 0] * jnp.ones((72, 72))), x)[0]
+        fields["varying constant"] = dilax.receptive_field(lambda x: x + kernel[0, 0, 0] * coordinates, x)[0]
         return kernel
 
     jax.eval_shape(trace, jnp.ones((3, 2, 2)))
-    assert found["linear"] == ReceptiveField(3, Fraction(1, 2), -1, 2, 1, 1)
-    assert found["dense"].size is None
-    assert (found["laid along"].size, found["laid along"].period) == (1, None)
+    assert fields["linear"] == ReceptiveField(3, Fraction(1, 2), -1, 2, 1, 1)
+    assert fields["dense"].size is None
+    assert (fields["varying constant"].size, fields["varying constant"].period) == (1, None)
 
 
-def test_warns_of_taps_that_only_see_padding():
+def test_warns_about_taps_that_only_read_padding():
     x = jnp.ones((1, 14, 20, 2))
     with pytest.warns(UserWarning, match="only ever read padding") as caught:
         dilax.receptive_field(lambda x: conv(conv(x, dilation=18), dilation=(1, 24)), x)
@@ -168,7 +168,7 @@ IDLE = {
     "not reached": (lambda x: conv(x, dilation=16), 16, 2),
     "one side": (lambda x: conv(x, padding=((16, 0),)), 16, 0),
     "causal": (lambda x: conv(x, padding="CAUSAL", dilation=9), 16, 1),
-    "padding of its own": (lambda x: conv(jnp.pad(x, ((0, 0), (20, 20), (0, 0))), padding="VALID", dilation=20), 16, 2),
+    "separate padding": (lambda x: conv(jnp.pad(x, ((0, 0), (20, 20), (0, 0))), padding="VALID", dilation=20), 16, 2),
     "stride that steps over": (lambda x: lax_conv(x, 3, 24, (8, 40), 1, 8), 16, 1),
     "transposed": (lambda x: transposed(x, dilation=15), 16, 0),
     "transposed, cropped": (lambda x: transposed(x, dilation=16), 16, 2),

@@ -1,5 +1,7 @@
-"""Runs that segment: the step on one device, eight, in parts; exact figures; several scales; whole runs, their report and predictions."""
+"""Runs that segment: the step on one device, eight, in parts; exact metrics; several scales; whole runs, their report and predictions."""
 
+import argparse
+import functools
 import json
 import pathlib
 import re
@@ -14,16 +16,25 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from test_masks import write_pairs
+from runs import refused
 
 import dilax
+from dilax import DataSpec
 from dilax.blocks import ConvNormAct
 from dilax.errors import UserError
+from dilax.inference import average_views
+from dilax.loading import leaves_with_paths, read_status, read_variables
 from dilax.losses import dice_loss, focal_loss, pixel_cross_entropy
 from dilax.metrics import mean_iou
-from train import checkpoint, data, evaluate, finish, loop, predict, report, run, segmentation, transfer
+from train import evaluate, loop, predict, transfer
+from train.build import Setup, build, load_trained
 from train.config import check, default_config, from_json, model_config, to_json
-from train.optim import leaves_with_paths
+from train.data import Table
+from train.score import score
+from train.tasks import segmentation
+from train.tasks.base import Scores
+from train.tasks.images import spread
+from train.tasks.segmentation import Segmentation
 from train.writers import read_history
 
 KEY = jax.random.key(3)
@@ -54,8 +65,7 @@ def known_toy(monkeypatch):
 
 
 def config_of(**changes: Any) -> ConfigDict:
-    config = default_config("test")
-    config.task = "segmentation"
+    config = default_config("test", task=changes.pop("task", "segmentation"))
     name = changes.pop("model.name", "toy")
     fields = dict(features=(6, 8), strides=(2, 1), dilations=(1, 2)) if name == "dilated_fcn" else {}
     with pytest.MonkeyPatch.context() as patch:  # also where no fixture has run yet
@@ -81,17 +91,20 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def setup(config: ConfigDict, weights: tuple[float, ...] = ()) -> run.Setup:
-    return run.setup(config, CLASSES, SHAPE, 10 * BATCH, weights)
+def setup(config: ConfigDict, weights: tuple[float, ...] = (), task: Any = None) -> Setup:
+    return build(config, DataSpec("test", SHAPE, tuple("abcd"), 10 * BATCH, class_weights=weights), task=task)
 
 
 def start(shapes: Any) -> Any:
     """Variables of these shapes; compiling a true initialisation takes seconds."""
     rng = np.random.default_rng(0)
-    paths = jax.tree_util.tree_map_with_path(lambda path, leaf: (jax.tree_util.keystr(path), leaf.shape), shapes)
-    ones = lambda path: "scale" in path or "var" in path  # noqa: E731
-    leaves = lambda found: np.float32(np.ones(found[1]) if ones(found[0]) else rng.normal(0, 0.3, found[1]))  # noqa: E731
-    return jax.tree.map(lambda found: jnp.asarray(leaves(found)), paths, is_leaf=lambda x: isinstance(x, tuple))
+
+    def values(path: Any, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        ones = "scale" in name or "var" in name
+        return jnp.asarray(np.ones(leaf.shape) if ones else rng.normal(0, 0.3, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(values, shapes)
 
 
 def train(config: ConfigDict, weights: tuple[float, ...] = ()) -> tuple[Any, list[dict[str, float]]]:
@@ -126,7 +139,7 @@ def assert_same(got: Any, expected: Any, tolerance: float) -> None:
 def test_eight_devices_equal_one(kind, reference):
     state, sums = train(config_of(parallel=kind, **AUGMENT), WEIGHTS)
     assert_same(sums, reference[1], 1e-4)
-    assert_same((state.params, state.batch_stats), (reference[0].params, reference[0].batch_stats), 1e-3)
+    assert_same((state.params, state.collections), (reference[0].params, reference[0].collections), 1e-3)
 
 
 def test_a_step_by_hand_and_in_parts():
@@ -161,13 +174,15 @@ def test_losses_by_name(names):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3, CLASSES)), jnp.float32)
     labels = jnp.asarray(np.random.default_rng(1).integers(0, CLASSES, (2, 3, 3)), jnp.uint8)
     expected = sum(LOSSES[name.strip()](logits, labels, weights) for name in names.split("+"))
-    np.testing.assert_allclose(segmentation.make_losses(config, weights)(logits, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        segmentation.make_losses(config.segmentation, segmentation.loss_names(config), weights)(logits, labels), expected, rtol=1e-6
+    )
 
 
 def test_weights_of_classes():
     labels = np.zeros((2, 4, 4), np.uint8)
     labels[0, 0, :2], labels[1, 0] = 1, 255
-    source = data.ArraySource(np.zeros((2, 4, 4, 1), np.uint8), labels)
+    source = Table({"image": np.zeros((2, 4, 4, 1), np.uint8), "label": labels})
     # 26 of 28 pixels, and 2 of the 16 of the image that has the class: the median is half of their sum.
     median = (26 / 28 + 2 / 16) / 2
     found = segmentation.class_weights(config_of(**{"segmentation.balance": "median_frequency"}), source, ("a", "b"))
@@ -188,37 +203,41 @@ def test_a_batch_without_pixels_that_count_moves_nothing_to_nan():
     assert_same(after.params, state.params, 0)
 
 
-def numpy_figures(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+def numpy_metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     confusion, known = np.zeros((CLASSES, CLASSES), int), labels != 255
     np.add.at(confusion, (labels[known], logits.argmax(-1)[known]), 1)
     wide = logits.astype(np.float64)
     log_p = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
     loss = -np.take_along_axis(log_p, np.where(known, labels, 0)[..., None], -1)[..., 0][known].mean()
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    figures = {"miou": (np.diag(confusion) / union).mean(), "accuracy": np.trace(confusion) / confusion.sum(), "loss": loss}
-    return confusion, figures
+    metrics = {"miou": (np.diag(confusion) / union).mean(), "accuracy": np.trace(confusion) / confusion.sum(), "loss": loss}
+    return confusion, metrics
 
 
 @pytest.mark.parametrize(
-    ("kind", "scales", "flip"), [("jit", (1.0,), False), ("pmap", (1.0,), False), ("jit", (0.5, 1.5), True), ("pmap", (1.0,), True)]
+    ("kind", "scales", "flip"), [("jit", "1", False), ("pmap", "1", False), ("jit", "0.5,1.5", True), ("pmap", "1", True)]
 )
-def test_figures_are_exact_over_a_ragged_last_batch(kind, scales, flip):
+def test_metrics_are_exact_over_a_ragged_last_batch(kind, scales, flip):
     """37 images in batches of 16 on 8 devices; 1 device is the oracle, which runs them one by one."""
-    made = evaluate.at_scales(setup(config_of(parallel=kind)), scales, flip)
+    config = config_of(parallel=kind)
+    made = setup(config, task=setup(config).task.with_flags(argparse.Namespace(scales=scales, flip=flip)))
     rng = np.random.default_rng(2)
     labels = rng.integers(0, CLASSES, (37, *SHAPE[:2])).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.3] = 255
-    source = data.ArraySource(rng.integers(0, 256, (37, *SHAPE), np.uint8), labels)
+    images = rng.integers(0, 256, (37, *SHAPE), np.uint8)
     variables = start(made.shapes)
-    figures, sums = evaluate.score(made, made.parallel.put(variables), source)
-    one = jax.jit(lambda x: made.steps.outputs(variables, {"image": x}))
-    logits = np.concatenate([np.asarray(one(source.images[i : i + 1])) for i in range(37)])
-    expected, means = numpy_figures(logits, labels)
-    np.testing.assert_array_equal(sums["confusion"], expected)
-    assert sums["confusion"].dtype == np.int64
-    assert figures.keys() == means.keys()
+    metrics, scores = score(made, made.parallel.put(variables), Table({"image": images, "label": labels}))
+    one = jax.jit(lambda x: made.task.outputs(made.steps.model, variables, {"image": x}))
+    logits = np.concatenate([np.asarray(one(images[i : i + 1])) for i in range(37)])
+    expected, means = numpy_metrics(logits, labels)
+    np.testing.assert_array_equal(scores.sums["confusion"], expected)
+    assert scores.sums["confusion"].dtype == np.int64
+    assert metrics.keys() == means.keys()
     for name, value in means.items():
-        np.testing.assert_allclose(figures[name], value, rtol=1e-5 if name == "loss" else 1e-12)
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5 if name == "loss" else 1e-12)
+    # What a user gets from the model and its variables sees the same views.
+    masks = made.inference(variables).segment(images[:1], scales=segmentation.read_scales(scales), flip=flip)
+    np.testing.assert_array_equal(masks, logits[:1].argmax(-1))
 
 
 def test_averaged_over_scales_and_mirror_images():
@@ -226,14 +245,14 @@ def test_averaged_over_scales_and_mirror_images():
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8, 3)), jnp.float32)
     model = lambda x: 3 * x  # noqa: E731
     plain = jax.nn.log_softmax(model(images))
-    np.testing.assert_allclose(segmentation.averaged(model, images, (1.0,), True), plain, atol=1e-5)
+    np.testing.assert_allclose(average_views(model, images, (1.0,), True), plain, atol=1e-5)
     resize = lambda x, shape: jax.image.resize(x, (2, *shape, 3), "linear", antialias=False)  # noqa: E731
     double = resize(jax.nn.softmax(model(resize(images, (12, 16)))), (6, 8))
     expected = jnp.log((jnp.exp(plain) + double) / 2)
-    np.testing.assert_allclose(segmentation.averaged(model, images, (1.0, 2.0), False), expected, atol=1e-5)
+    np.testing.assert_allclose(average_views(model, images, (1.0, 2.0), False), expected, atol=1e-5)
     # One that prefers what stands on the left is asked from both sides.
     biased = lambda x: x.at[..., 0].add(jnp.arange(8.0)[None, None])  # noqa: E731
-    found = segmentation.averaged(biased, jnp.zeros((1, 6, 8, 3)), (1.0,), True)
+    found = average_views(biased, jnp.zeros((1, 6, 8, 3)), (1.0,), True)
     np.testing.assert_allclose(found, found[:, :, ::-1], atol=1e-5)
 
 
@@ -245,7 +264,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "loss": (
         {"segmentation.loss": "cross_entropy+dise"},
-        "config.segmentation.loss='cross_entropy+dise' is unknown; use one of ('cross_entropy', 'focal', 'dice'), or some of them joined "
+        "config.segmentation.loss='cross_entropy+dise' is unknown; use one of ('cross_entropy', 'focal', 'dice'), or several of them joined "
         'by +. Did you mean "dice"?',
     ),
     "balance": (
@@ -254,18 +273,27 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "both": (
         {"segmentation.balance": "median_frequency", "segmentation.class_weights": (1.0, 1.0, 1.0, 1.0)},
-        "config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; leave one out.",
+        "config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one.",
     ),
     "weights": (
         {"segmentation.class_weights": (1.0, -1.0)},
         "config.segmentation.class_weights=(1.0, -1.0) must be numbers of 0 or more.",
     ),
-    "crop": ({"augment.crop": (9,)}, "config.augment.crop=(9,) must be (height, width) in pixels, or () for the image's own."),
-    "no crop": ({"augment.crop": (0, 9)}, "config.augment.crop=(0, 9) must be (height, width) in pixels, or () for the image's own."),
-    "mixup": ({"augment.mixup": 0.2}, "config.augment.mixup=0.2 has no meaning for config.task='segmentation'; leave it out."),
+    "crop": ({"augment.crop": (9,)}, "config.augment.crop=(9,) must be (height, width) in pixels, or () for the size of the image."),
+    "no crop": ({"augment.crop": (0, 9)}, "config.augment.crop=(0, 9) must be (height, width) in pixels, or () for the size of the image."),
+    "mixup": (
+        {"augment.mixup": 0.2},
+        "config.augment.mixup is a key of config.task='classification' or 'sequence_classification', not of config.task='segmentation'; "
+        "remove it, or set the task in the config file, with default_config('test', task=...).",
+    ),
     "crop of a classifier": (
         {"task": "classification", "augment.crop": (9, 9)},
-        "config.augment.crop=(9, 9) has no meaning for config.task='classification'; leave it out.",
+        "config.augment.crop is a key of config.task='segmentation', not of config.task='classification'; "
+        "remove it, or set the task in the config file, with default_config('test', task=...).",
+    ),
+    "misspelt": (
+        {"augment.flips": True},
+        "config.augment.flips is not a key of config.task='segmentation'; remove it. Did you mean \"augment.flip\"?",
     ),
     "ignored label": (
         {"segmentation.ignored_label": 256},
@@ -274,12 +302,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "a classifier": (
         {"model.head": "global"},
         "config.model.name='dilated_fcn' gives outputs of shape (1, 4), and config.task='segmentation' needs (1, 12, 10, 4); "
-        "set a model of that task.",
+        "choose another model, or another task.",
     ),
     "a segmenter": (
         {"task": "classification"},
         "config.model.name='dilated_fcn' gives outputs of shape (1, 12, 10, 4), and config.task='classification' needs (1, 4); "
-        "set a model of that task.",
+        "choose another model, or another task.",
     ),
     "output stride": (
         {"model.name": "deeplabv3plus_mobilenet_v2", "model.output_stride": 12},
@@ -300,21 +328,21 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_error_texts(name):
     changes, text = ERRORS[name]
-    with pytest.raises(UserError) as error:
-        setup(config_of(**{"model.name": "dilated_fcn", **changes}))
-    assert str(error.value) == text
+    assert refused(lambda: setup(config_of(**{"model.name": "dilated_fcn", **changes}))) == text
 
 
 def test_scales():
-    assert evaluate.read_scales("0.75,1,1.25") == (0.75, 1.0, 1.25)
+    assert segmentation.read_scales("0.75,1,1.25") == (0.75, 1.0, 1.25)
     for text in ("", "1,x", "0", "1,-2", "inf", "nan"):
-        with pytest.raises(UserError, match=r"must be positive numbers, separated by commas, such as 0\.75,1,1\.25\."):
-            evaluate.read_scales(text)
+        with pytest.raises(UserError, match=r"must be positive numbers separated by commas, such as 0\.75,1,1\.25\."):
+            segmentation.read_scales(text)
 
 
-def test_figures_of_no_pixel_are_an_error():
-    with pytest.raises(UserError, match="there is no pixel to score: all are ignored"):
-        segmentation.figures({"count": np.array(0), "confusion": np.zeros((2, 2)), "accuracy": np.array(0), "loss": np.array(0)})
+def test_metrics_of_no_pixel_are_an_error():
+    sums = {"count": np.array(0), "confusion": np.zeros((2, 2)), "accuracy": np.array(0), "loss": np.array(0)}
+    assert refused(lambda: setup(config_of()).task.metrics(Scores(sums, {}))) == (
+        "no pixel of the split counts: all are ignored; check the masks, or config.data.mask_values."
+    )
 
 
 def test_a_config_of_before_gets_the_new_keys():
@@ -385,8 +413,17 @@ def tiny(folder: pathlib.Path, **changes: Any) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
+    """40 images whose grey values tell the class of each pixel; one pixel of each is ignored."""
     path = tmp_path_factory.mktemp("pairs")
-    write_pairs(path, 40, shape=(12, 16))
+    for name in ("images", "masks"):
+        (path / name).mkdir()
+    for i in range(40):
+        rng = np.random.default_rng(i)
+        label = rng.integers(0, 3, (12, 16)).astype(np.uint8)
+        label[0, 0] = 255
+        grey = 60 + 20 * label.astype(int) + rng.integers(0, 20, label.shape)
+        Image.fromarray(np.repeat(grey[..., None].clip(0, 255), 3, -1).astype(np.uint8)).save(path / "images" / f"{i:02}.png")
+        Image.fromarray(label).save(path / "masks" / f"{i:02}.png")
     return path
 
 
@@ -405,8 +442,8 @@ def test_a_run_learns_and_keeps_the_best_by_mean_iou(finished):
     assert lines[-1]["best_step"] == max(validations, key=lambda line: line["validation/miou"])["step"]
     assert {"test/miou", "test/accuracy", "test/loss", "test/iou/class 0", "test/iou/class 2"} <= lines[-1].keys()
     assert {"train/loss", "train/accuracy", "train/examples_per_second"} <= lines[0].keys()
-    status = run.read_status(finished)
-    assert len(status["class_weights"]) == 3
+    status = read_status(finished)
+    assert len(status["data"]["class_weights"]) == 3
     assert status["metrics"].keys() == {"test/miou", "test/accuracy", "test/loss"}
 
 
@@ -433,9 +470,9 @@ def test_a_stopped_run_resumes_to_the_bit(finished, folder, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Stopper", StopAt7)
-        assert loop.run(tiny(folder), workdir) == 128 + 15
-    assert loop.run(tiny(folder), workdir) == 0
-    for a, b in zip(*(jax.tree.leaves(checkpoint.read_variables(path)) for path in (workdir, finished)), strict=True):
+        assert loop.run(tiny(folder, report=False), workdir) == 128 + 15
+    assert loop.run(tiny(folder, report=False), workdir) == 0
+    for a, b in zip(*(jax.tree.leaves(read_variables(path)) for path in (workdir, finished)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -452,11 +489,8 @@ def test_evaluate(finished, capsys, monkeypatch):
     assert re.fullmatch(r"validation/miou 0\.\d{4}", lines[0])
 
 
-def test_scales_are_not_for_classifiers():
-    config = default_config("x")
-    made = run.setup(config, 10, (28, 28, 1), 1000)
-    with pytest.raises(UserError, match="--scales and --flip are for runs of segmentation; leave them out"):
-        evaluate.at_scales(made, (1.0,), True)
+def flags(paths: list[str], out: pathlib.Path, *, replace: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(inputs=paths, out=out, replace=replace, scales="1", flip=False)
 
 
 def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypatch):
@@ -470,44 +504,60 @@ def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypat
     predict.main()
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == paths
-    assert [pathlib.Path(row[1]).name for row in rows] == [
-        "street_overlay.png",
-        "other_overlay.png",
-        "grey_overlay.png",
-        "street__overlay.png",
-    ]
-    trained = run.load_trained(finished)
+    overlays = ["street_overlay.png", "other_overlay.png", "grey_overlay.png", "street__overlay.png"]
+    assert [pathlib.Path(row[1]).name for row in rows] == overlays
+    trained, loaded = load_trained(finished), dilax.load(finished)
     for (path, overlay, words), size in zip(rows, ((16, 12), (31, 23), (14, 9), (16, 12))):
         mask_file = pathlib.Path(overlay.replace("_overlay.png", "_mask.png"))
         with Image.open(mask_file) as mask, Image.open(path) as image, Image.open(overlay) as picture:
             assert (mask.mode, mask.size) == ("P", size)
             assert min(picture.size) > 100
-            pixels = np.asarray(image.convert("RGB"))
-            logits = trained.setup.steps.outputs(trained.variables, {"image": pixels[None]})
-            np.testing.assert_array_equal(np.asarray(mask), np.asarray(logits)[0].argmax(-1))
+            pixels = np.asarray(image.convert("RGB"))[None]
+            np.testing.assert_array_equal(np.asarray(mask), np.asarray(trained.inference.outputs(pixels))[0].argmax(-1))
+            np.testing.assert_array_equal(np.asarray(mask), loaded.segment(pixels)[0])
             share = (np.asarray(mask) == int(words.split()[1])).mean()
         assert words.startswith(f"class {words.split()[1]} {share:.1%}")
-    with pytest.raises(UserError, match=r"_mask\.png is there already, and would be overwritten; give another folder with --out"):
-        predict.segment(trained, paths, tmp_path / "out")
-    predict.segment(trained, paths[:1], tmp_path / "out", replace=True)
-    mine = tmp_path / "out" / "street_mask.png"
-    with pytest.raises(UserError, match=r"street_mask\.png is there already"):
-        predict.segment(trained, [paths[0], str(mine)], tmp_path / "out", replace=True)
-    with pytest.raises(UserError, match=r"gone\.png: there is no such file; give a PNG"):
-        predict.segment(trained, [paths[0], "gone.png"], tmp_path / "none")
+
+
+def test_predict_overwrites_nothing(finished, tmp_path):
+    trained, paths, out = load_trained(finished), [str(tmp_path / "street.png")], tmp_path / "out"
+    Image.new("RGB", (16, 12)).save(paths[0])
+
+    def predicted(*more: str, folder: pathlib.Path = out, replace: bool = False) -> list[str]:
+        return list(trained.setup.task.predict(trained.inference, flags([*paths, *more], folder, replace=replace)))
+
+    predicted()
+    mine = out / "street_mask.png"
+    overlay = f"{out / 'street_overlay.png'} exists and would be overwritten; give another folder with --out."
+    assert refused(predicted) == overlay
+    predicted(replace=True)
+    assert refused(lambda: predicted(str(mine), replace=True)) == overlay.replace("_overlay", "_mask")
+    text = refused(lambda: predicted("gone.png", folder=tmp_path / "none"))
+    assert text == "gone.png does not exist; give a PNG, JPEG or other image file."
     assert not (tmp_path / "none").exists()
 
 
-def test_a_larger_image_than_the_set_is_scaled(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (40, 20, 3), np.uint8)
-    assert predict._longer_side(image, 10).shape == (10, 5, 3)
-    assert predict._longer_side(image, 0) is image
+@pytest.mark.parametrize(("image_size", "shape"), [(10, (10, 5)), (0, (40, 20))])
+def test_a_larger_image_than_the_set_is_scaled(image_size, shape, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 20, 3), np.uint8)).save(tmp_path / "tall.png")
+    task, shapes = setup(config_of(**{"data.image_size": image_size})).task, []
+
+    def segment(images: np.ndarray, **options: Any) -> np.ndarray:
+        shapes.append(images.shape)
+        return np.ones(images.shape[:3], np.uint8)
+
+    inference: Any = SimpleNamespace(segment=segment)
+    (line,) = task.predict(inference, flags([str(tmp_path / "tall.png")], tmp_path / "out"))
+    assert shapes == [(1, *shape, 3)]
+    assert line.endswith("\tb 100.0%")
+    with Image.open(tmp_path / "out" / "tall_mask.png") as mask:
+        assert mask.size == (20, 40)
 
 
 def test_the_worst_images():
     truths = np.array([[[0, 0, 1]], [[1, 1, 255]], [[255, 255, 255]], [[1, 0, 0]]], np.uint8)
     predictions = np.array([[[0, 0, 0]], [[1, 1, 0]], [[0, 0, 0]], [[0, 1, 1]]], np.uint8)
-    np.testing.assert_allclose(report.image_scores(truths, predictions, 2, 255), [(2 / 3 + 0) / 2, 1, np.nan, 0])
+    np.testing.assert_allclose(segmentation.image_scores(truths, predictions, 2, 255), [(2 / 3 + 0) / 2, 1, np.nan, 0])
 
 
 def test_the_layers_of_a_classifier_become_those_of_a_segmenter():
@@ -528,19 +578,21 @@ def test_the_layers_of_a_classifier_become_those_of_a_segmenter():
 def test_a_classifier_becomes_the_backbone_of_a_segmenter(tmp_path, monkeypatch):
     """config.init_into puts the parameters of another run below one module; what is around it begins anew, what is left over is named."""
 
-    def variables_of(name: str) -> Any:
-        model = dilax.models.create(name, num_classes=10)
+    slim: Any = functools.partial(dilax.models.MODELS["mobilenet_v2"], blocks=(1,) * 7, stage_features=(4,) * 7, stem_features=4)
+    segmenter: Any = dilax.models.MODELS["lraspp_mobilenet_v2"]
+
+    def variables_of(model: nn.Module) -> Any:
         return start(jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False)))
 
-    source, target = variables_of("mobilenet_v2"), variables_of("lraspp_mobilenet_v2")
-    monkeypatch.setattr(checkpoint, "read_variables", lambda _: jax.tree.map(lambda leaf: leaf + 1, source))
-    config = config_of(init_from="runs/x", init_into="backbone")
+    source, target = variables_of(slim(num_classes=10, last_features=8)), variables_of(segmenter(backbone=slim, num_classes=10))
+    monkeypatch.setattr(transfer, "read_variables", lambda _: jax.tree.map(lambda leaf: leaf + 1, source))
+    config, spec = config_of(init_from="runs/x", init_into="backbone"), DataSpec("x", (32, 32, 3), tuple("0123456789"))
     with pytest.raises(
         UserError, match=r"init_from=runs/x does not fit this model: skipped batch_stats/backbone/last/.*: not in this model;"
     ):
-        transfer.init_from(config, target)
+        transfer.init_from(config, target, spec)
     config.init_except = ("/backbone/last/",)
-    merged, text = transfer.init_from(config, target)
+    merged, text = transfer.init_from(config, target, spec)
     for part in ("params", "batch_stats"):
         for (path, leaf), (_, old) in zip(leaves_with_paths(merged[part]), leaves_with_paths(target[part]), strict=True):
             expected = old
@@ -549,33 +601,34 @@ def test_a_classifier_becomes_the_backbone_of_a_segmenter(tmp_path, monkeypatch)
             np.testing.assert_array_equal(leaf, expected, err_msg=path)
     assert "skipped params/backbone/head/kernel" in text
     config.init_into = "bakbone"
-    with pytest.raises(UserError, match=r"config\.init_into='bakbone' is no module of this model; it has .*Did you mean \"backbone\"\?"):
-        transfer.init_from(config, target)
+    with pytest.raises(UserError, match=r"config\.init_into='bakbone' is not a module of this model; it has .*Did you mean \"backbone\"\?"):
+        transfer.init_from(config, target, spec)
 
 
-def test_finish_shows_up_to_so_many_images(folder):
-    config = tiny(folder)
-    splits: Any = data.open_splits(config)
-    numbers, images, labels = finish._spread(splits.test, 5)
-    assert (numbers[0], numbers[-1]) == (0, len(splits.test) - 1)
-    assert (images.shape, labels.shape, labels.dtype) == ((5, 12, 16, 3), (5, 12, 16), np.uint8)
-    np.testing.assert_array_equal(labels[-1], splits.test.labels[-1])
+def test_the_report_shows_up_to_so_many_images(folder):
+    splits = Segmentation.open(tiny(folder))
+    numbers, records = spread(splits.test, 5)
+    assert (len(records), numbers[0], numbers[-1]) == (5, 0, len(splits.test) - 1)
+    assert all(record["image"].shape == (12, 16, 3) and record["label"].shape == (12, 16) for record in records)
+    assert all(record["label"].dtype == np.uint8 for record in records)
+    np.testing.assert_array_equal(records[-1]["label"], splits.test[len(splits.test) - 1]["label"])
     assert mean_iou(np.eye(3)) == 1
 
 
 def test_data_of_another_run_is_refused(capsys):
-    trained: Any = SimpleNamespace(class_names=("a", "b"), input_shape=(8, 8, 3), examples=10, symbols=())
+    def spec(names: tuple[str, ...], channels: int = 3, examples: int = 10) -> DataSpec:
+        return DataSpec("x", (8, 8, channels), names, examples)
 
-    def splits(names: tuple[str, ...], channels: int = 3, count: int = 10) -> Any:
-        return SimpleNamespace(class_names=names, input_shape=(8, 8, channels), train=range(count), symbols=())
-
-    evaluate.check_data(trained, splits(("a", "b")))
+    trained = spec(("a", "b"))
+    evaluate.check_data(trained, spec(("a", "b")))
     assert capsys.readouterr().err == ""
-    evaluate.check_data(trained, splits(("a", "b"), count=11))
+    evaluate.check_data(trained, spec(("a", "b"), examples=11))
     assert "warning: the data had 10 training records when the run began, and has 11 now" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"the data has the classes a, b, c, and the run a, b; give the data it was trained on"):
-        evaluate.check_data(trained, splits(("a", "b", "c")))
-    with pytest.raises(UserError, match=r"the data has the classes b, a, and the run a, b"):
-        evaluate.check_data(trained, splits(("b", "a")))
+    with pytest.raises(UserError, match=r"the data has the outputs a, b, c, and the run a, b; give the data it was trained on"):
+        evaluate.check_data(trained, spec(("a", "b", "c")))
+    with pytest.raises(UserError, match=r"the data has the outputs b, a, and the run a, b"):
+        evaluate.check_data(trained, spec(("b", "a")))
     with pytest.raises(UserError, match=r"the data has examples of 1 channels, and the run of 3"):
-        evaluate.check_data(trained, splits(("a", "b"), channels=1))
+        evaluate.check_data(trained, spec(("a", "b"), channels=1))
+    # The classes of a run that numbers them may have names.
+    evaluate.check_data(spec(("0", "1")), spec(("a", "b")))

@@ -1,35 +1,47 @@
-"""Tasks and data of sequences: what is scored, and that nothing behind an end is."""
+"""Tasks and data of sequences: losses, metrics and steps over the valid steps alone; windows, made-up data and mistakes."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train.data.open_sequences import load_sequences
 
+from dilax import DataSpec
 from dilax.errors import UserError
-from train import data, run, sequences
-from train.config import check, default_config, model_config
+from train.build import Setup, build
+from train.config import check, default_config, model_config, task_class
+from train.data import Splits
 from train.data.readers.made_up import adding, copy_memory
-from train.data.windows import Table, padded, windows
-from train.evaluate import score
+from train.data.source import Table
+from train.data.windows import padded, windows
+from train.score import score
 from train.tasks import TASKS
+from train.tasks.steps import cut_along_time, window_splits
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.array([9, 4, 1, 7, 9, 2, 5, 6], np.int32)
 TIME = 9
+SMALL: dict[str, dict[str, Any]] = {
+    "tcn": dict(kernel_size=2, features=(4, 4)),
+    "wavenet": dict(dilations=(1, 2), features=4, skip_features=4),
+}
 
 
 def config_of(task: str, model: Any = "tcn", fields: Any = None, **changes: Any) -> Any:
-    config = default_config("test")
-    config.task = task
-    small = {"tcn": dict(kernel_size=2, features=(4, 4)), "wavenet": dict(dilations=(1, 2), features=4, skip_features=4)}
-    config.model = {"name": model, **model_config(model, **{**small.get(model, {}), **(fields or {})})}
+    config = default_config("test", task=task)
+    config.model = model_config(model, **SMALL.get(model, {}), **(fields or {}))
     config.batch_size = 8
     config.optim.update(name="sgd", lr=0.05, warmup_epochs=0.0)
     config.update_from_flattened_dict(changes)
     return config
+
+
+def open_data(config: Any) -> Splits:
+    """Open the data of a config as a run does."""
+    check(config)
+    return task_class(config.task).open(config)
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -67,6 +79,14 @@ CASES: dict[str, tuple[str, dict[str, Any], np.ndarray, np.ndarray, int, int]] =
     "codes": ("sequence_prediction", {"sequence.loss": "categorical"}, codes(8, TIME), codes(8, TIME), 5, 5),
     "language": ("language_model", {}, codes(8, TIME), codes(8, TIME), 5, 5),
     "waves": ("waveform", {}, codes(8, TIME), codes(8, TIME), 5, 5),
+    "waves, mixture": (
+        "waveform",
+        {"model": "wavenet", "fields": dict(outputs="mixture", mixtures=2)},
+        floats(8, TIME, 1).clip(-1, 1),
+        floats(8, TIME, 1).clip(-1, 1),
+        1,
+        0,
+    ),
     "sources": ("separation", {}, floats(8, TIME, 1), floats(8, TIME, 2), 2, 0),
 }
 
@@ -77,16 +97,20 @@ def batch_of(name: str) -> dict[str, np.ndarray]:
     return batch if task in ("sequence_classification", "separation") else {**batch, "counted": COUNTED}
 
 
-def made_of(name: str, **changes: Any) -> run.Setup:
+@functools.cache
+def setup_of(name: str, **changes: Any) -> Setup:
+    """A case, built once, so that tests share its compiled programs."""
     task, given, x, _, outputs, symbols = CASES[name]
-    return run.setup(config_of(task, **given, **changes), outputs, x.shape[1:], 80, vocabulary=symbols)
+    names = tuple(map(str, range(max(outputs, symbols))))
+    spec = DataSpec("test", x.shape[1:], names[:outputs], 80, symbols=names[:symbols])
+    return build(config_of(task, **given, **changes), spec)
 
 
-def spoilt(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch with other values wherever nothing is to be read."""
+def damaged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with other values wherever they must not be read."""
     other = dict(batch)
-    behind = np.arange(TIME)[None] >= LENGTHS[:, None]
-    unread = {"input": behind, "label": ~batch.get("counted", ~behind)}
+    padding = np.arange(TIME)[None] >= LENGTHS[:, None]
+    unread = {"input": padding, "label": ~batch.get("counted", ~padding)}
     for key in ("input", "label") if batch["label"].ndim > 1 else ("input",):
         noise = codes(*batch[key].shape) if batch[key].dtype == np.int32 else 50 * floats(*batch[key].shape)
         where = unread[key].reshape(8, TIME, *(1,) * (batch[key].ndim - 2))
@@ -96,15 +120,16 @@ def spoilt(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_behind_an_end_counts(name):
-    """Neither in a step nor in the figures."""
-    made, batch = made_of(name), batch_of(name)
-    step, evaluate = jax.jit(made.steps.train), jax.jit(made.steps.evaluate)
-    state, results = made.steps.init(made.init()), []
-    for one in (batch, spoilt(batch)):
+def test_steps_that_are_not_scored_never_count(name):
+    """Neither in training nor in the metrics."""
+    setup, batch = setup_of(name), batch_of(name)
+    step, variables = jax.jit(setup.steps.train), setup.init()
+    state, results = setup.steps.init(variables), []
+    for one in (batch, damaged(batch)):
         after, sums = step(state, one, jax.random.key(0))
-        counts = {**one, "mask": np.arange(8) < 7}
-        results.append(jax.device_get((after.params, sums, evaluate(made.init(), counts))))
+        masked = setup.parallel.put_batch({**one, "mask": np.arange(8) < 7})
+        scored, _ = setup.parallel.evaluate(setup.parallel.put(variables), masked)
+        results.append(jax.device_get((after.params, sums, setup.parallel.get(scored))))
     for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1])):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert float(results[0][1]["count"]) == 8
@@ -114,17 +139,26 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+def logistic_mixture(outputs: np.ndarray, x: float) -> float:
+    """Nats of a sample of 16 bits under a mixture of logistics; its likelihood is an integral over one level."""
+    logits, means, log_scales = np.split(outputs, 3)
+    bounds = np.array([-np.inf if x < -0.999 else x - 1 / 65535, np.inf if x > 0.999 else x + 1 / 65535])
+    with np.errstate(over="ignore"):
+        below, above = 1 / (1 + np.exp(-(bounds[:, None] - means) / np.exp(log_scales)))
+    return -float(np.log((np.exp(log_softmax(logits)) * (above - below)).sum()))
+
+
 def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, float]:
-    """The figures, one sequence and one step after the other."""
+    """The metrics, one sequence and one step after the other."""
     task, changes, _, _, _, _ = CASES[name]
     if task == "separation":
         return separation_oracle(outputs, batch)
     losses, right = [], []
     for y, label, length, counted in zip(outputs, batch["label"], batch["length"], batch.get("counted", batch["length"])):
         if task == "sequence_classification":
-            real = y[:length]
+            valid = y[:length]
             pool = changes.get("sequence.pool", "last")
-            logits = {"last": real[-1], "mean": real.mean(0), "max": real.max(0)}[pool]
+            logits = {"last": valid[-1], "mean": valid.mean(0), "max": valid.max(0)}[pool]
             losses.append(-log_softmax(logits)[label])
             right.append(logits.argmax() == label)
             continue
@@ -134,12 +168,14 @@ def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict
             elif name == "bits":
                 p = 1 / (1 + np.exp(-y[t]))
                 losses.append(-(label[t] * np.log(p) + (1 - label[t]) * np.log(1 - p)).sum())
+            elif name == "waves, mixture":
+                losses.append(logistic_mixture(y[t], label[t, 0]))
             else:
                 losses.append(-log_softmax(y[t])[label[t]])
                 right.append(y[t].argmax() == label[t])
     loss = float(np.mean(losses))
-    named = {"numbers": {"mse": loss}, "bits": {"nll": loss}, "language": {"bits_per_character": loss / np.log(2)}}
-    named["waves"] = {"bits_per_sample": loss / np.log(2)}
+    bits = {"language": "bits_per_character", "waves": "bits_per_sample", "waves, mixture": "bits_per_sample"}
+    named = {"numbers": {"mse": loss}, "bits": {"nll": loss}, **{case: {word: loss / np.log(2)} for case, word in bits.items()}}
     return {"loss": loss, **named.get(name, {}), **({"accuracy": float(np.mean(right))} if right else {})}
 
 
@@ -161,31 +197,41 @@ def separation_oracle(outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_figures_are_those_of_every_step_alone(name):
-    """A batch of 8 on 8 devices, and a last one that is filled up."""
-    made, batch = made_of(name), batch_of(name)
-    twice = {key: np.concatenate([values, values[:3]]) for key, values in batch.items()}
-    variables = jax.tree.map(lambda leaf: jnp.asarray(floats(*leaf.shape)), made.shapes)
-    found, _ = score(made, made.parallel.put(variables), Table(twice))
-    outputs = np.asarray(made.steps.outputs(variables, twice), np.float64)
-    expected = oracle(name, outputs, twice)
-    assert found.keys() == expected.keys()
+def test_metrics_equal_the_loop_over_single_steps(name):
+    """A batch of 8 on 8 devices, and a last one that is padded."""
+    setup, batch = setup_of(name), batch_of(name)
+    examples = {key: np.concatenate([values, values[:3]]) for key, values in batch.items()}
+    variables = jax.tree.map(lambda leaf: jnp.asarray(floats(*leaf.shape)), setup.shapes)
+    metrics, _ = score(setup, setup.parallel.put(variables), Table(examples))
+    outputs = setup.inference(variables).outputs(batch["input"], length=batch["length"])
+    outputs = np.concatenate([outputs, outputs[:3]]).astype(np.float64)
+    expected = oracle(name, outputs, examples)
+    assert metrics.keys() == expected.keys()
     for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=1e-4)
-    assert made.steps.task.best_by in found
+        np.testing.assert_allclose(metrics[key], value, rtol=2e-4)
+    assert setup.task.best_by in metrics
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 @pytest.mark.parametrize(("name", "parts"), [("classes, mean", 2), ("codes", 2), ("classes, statistics of the batch", 1)])
 def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
-    changes = {"batch_size": 16, "optim.accumulate": parts, "parallel": kind}
     batch = {key: np.concatenate([values, values[::-1]]) for key, values in batch_of(name).items()}
-    one, many = made_of(name, batch_size=16), made_of(name, **changes)
-    alone, _ = jax.jit(one.steps.train)(one.steps.init(one.init()), batch, jax.random.key(0))
+    one, many = setup_of(name, batch_size=16), setup_of(name, batch_size=16, parallel=kind, **{"optim.accumulate": parts})
+    alone = one_step(name, one, batch)
     state, _ = many.parallel.train(many.parallel.put(many.steps.init(many.init())), many.parallel.put_batch(batch), jax.random.key(0))
     spread = many.parallel.get(state)
-    for a, b in zip(jax.tree.leaves((alone.params, alone.batch_stats)), jax.tree.leaves((spread.params, spread.batch_stats))):
+    for a, b in zip(jax.tree.leaves((alone.params, alone.collections)), jax.tree.leaves((spread.params, spread.collections))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+STATES: dict[str, Any] = {}
+
+
+def one_step(name: str, setup: Setup, batch: dict[str, np.ndarray]) -> Any:
+    """The state after a step of the whole batch on one device."""
+    if name not in STATES:
+        STATES[name], _ = jax.jit(setup.steps.train)(setup.steps.init(setup.init()), batch, jax.random.key(0))
+    return STATES[name]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +240,7 @@ def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
 def test_windows_score_every_sample_but_the_first_once_or_as_often_as_they_overlap(length, context, stride):
     long = [np.arange(100, 117), np.arange(200, 208), np.array([300]), np.arange(400, 402)]
     cut = windows(long, length, context, "it", stride=stride, short=length > 17)
-    seen: list[int] = []
+    scored: list[int] = []
     for i in range(len(cut)):
         record = cut[i]
         for x, y, counted, step in zip(record["input"], record["label"], record["counted"], range(length)):
@@ -203,12 +249,12 @@ def test_windows_score_every_sample_but_the_first_once_or_as_often_as_they_overl
             else:
                 assert not counted
             if counted:
-                seen.append(int(y))
+                scored.append(int(y))
                 before = min(context, int(y) % 100 - 1)
                 assert step >= before
                 np.testing.assert_array_equal(record["input"][step - before : step + 1], np.arange(x - before, x + 1))
-    times = {n: seen.count(n) for one in long for n in one[1:]}
-    assert sum(times.values()) == len(seen)
+    times = {n: scored.count(n) for one in long for n in one[1:]}
+    assert sum(times.values()) == len(scored)
     assert min(times.values()) == 1
     stride = stride or length - context
     assert max(times.values()) == -(-(length - context) // stride)
@@ -217,7 +263,7 @@ def test_windows_score_every_sample_but_the_first_once_or_as_often_as_they_overl
     np.testing.assert_array_equal(both["label"][1], cut[len(cut) - 1]["label"])
 
 
-def test_adding_is_the_sum_of_the_two_marked():
+def test_adding_asks_for_the_sum_of_the_two_marked_numbers():
     table = adding(50, 11, 3)
     for x, y, counted in zip(*(table.arrays[name] for name in ("input", "label", "counted"))):
         marked = np.flatnonzero(x[:, 1])
@@ -229,7 +275,7 @@ def test_adding_is_the_sum_of_the_two_marked():
     assert not np.array_equal(adding(50, 11, 4).arrays["input"], table.arrays["input"])
 
 
-def test_copy_memory_says_again_what_it_saw():
+def test_copy_memory_asks_for_the_first_codes_again():
     table = copy_memory(30, 6, 1)
     for x, y in zip(table.arrays["input"], table.arrays["label"]):
         assert len(x) == len(y) == 26
@@ -239,68 +285,123 @@ def test_copy_memory_says_again_what_it_saw():
     assert set(np.unique(table.arrays["input"])) == set(range(10))
 
 
+MADE_UP = {"adding": {"sequence.length": 12}, "copy_memory": {"sequence.length": 3, "sequence.loss": "categorical"}}
+
+
+def made_up(name: str, **changes: Any) -> Splits:
+    return open_data(config_of("sequence_prediction", **{"data.name": name, "sequence.examples": 2000, **MADE_UP[name], **changes}))
+
+
+def sequences_of(source: Any) -> set[bytes]:
+    return {one.tobytes() for one in source.arrays["input"]}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_splits_of_made_up_data_share_no_sequence(name):
+    """Or the test split would choose the checkpoint, or be learned by heart."""
+    runs = {seed: made_up(name, seed=seed) for seed in (0, 1, 2, 3)}
+    held = [sequences_of(split) for split in (runs[0].validation, runs[0].test)]
+    assert not held[0] & held[1]
+    for splits in runs.values():
+        assert not sequences_of(splits.train) & (held[0] | held[1])
+        # Runs of other seeds are compared on the same sequences.
+        assert [sequences_of(split) for split in (splits.validation, splits.test)] == held
+    assert not sequences_of(runs[0].train) & sequences_of(runs[1].train)
+    assert made_up(name, **{"data.validation": 0.0}).validation is None
+
+
 def test_pixels_are_a_sequence_row_by_row_or_in_one_order_for_all():
     images = jnp.arange(2 * 3 * 4 * 2.0).reshape(2, 3, 4, 2)
-    np.testing.assert_array_equal(sequences.pixels(images, False)[1, 5], images[1, 1, 1])
-    mixed = sequences.pixels(images, True)
-    assert not np.array_equal(mixed, sequences.pixels(images, False))
-    np.testing.assert_array_equal(np.sort(mixed, axis=1), sequences.pixels(images, False))
+    rows, mixed = (DataSpec("test", (12, 2), ("a", "b"), pixels=order).prepare(images) for order in ("rows", "permuted"))
+    np.testing.assert_array_equal(rows[1, 5], images[1, 1, 1])
+    assert not np.array_equal(mixed, rows)
+    np.testing.assert_array_equal(np.sort(mixed, axis=1), rows)
     np.testing.assert_array_equal(mixed[1] - mixed[0], jnp.full((12, 2), 24.0))
+    # The order is that of every run before, whose parameters would mean nothing in another.
+    np.testing.assert_array_equal(mixed[0, :, 0] / 2, np.random.default_rng(0).permutation(12))
 
 
 def test_digits_are_read_as_sequences():
-    config = config_of("sequence_classification", **{"data.name": "digits8x8", "sequence.permute": True, "augment.crop_padding": 1})
-    splits = data.open_splits(config)
-    assert (splits.input_shape, len(splits.class_names)) == ((64, 1), 10)
-    made = run.setup(config, 10, splits.input_shape, len(splits.train))
-    batch = next(data.train_batches(splits.train, 8, seed=0))
-    _, sums = jax.jit(made.steps.train)(made.steps.init(made.init()), batch, jax.random.key(0))
-    assert 0 < float(sums["loss"]) / 8 < 10
-    assert np.isfinite(list(score(made, made.parallel.put(made.init()), splits.test)[0].values())).all()
+    splits = open_data(config_of("sequence_classification", **{"data.name": "digits8x8", "sequence.permute": True}))
+    assert (splits.spec.input_shape, splits.spec.pixels, len(splits.spec.outputs)) == ((64, 1), "permuted", 10)
+    assert splits.train[0]["image"].shape == (8, 8, 1)
 
 
-MISTAKES = {
+def with_key(config: Any, key: str, value: Any) -> Any:
+    """The config with a key that its task does not have."""
+    section, _, field = key.partition(".")
+    config.update({section: {field: value}})
+    return config
+
+
+MISTAKES: dict[str, tuple[Any, str]] = {
     "no such data": (
-        lambda: data.open_splits(config_of("language_model", **{"data.name": "txt"})),
-        "config.data.name='txt' is no data for config.task='language_model'; use one of ('text', 'bible'). Did you mean \"text\"?",
+        lambda: open_data(config_of("language_model", **{"data.name": "txt"})),
+        "config.data.name='txt' is not data for config.task='language_model'; use one of ('text', 'bible'). Did you mean \"text\"?",
     ),
     "no length": (
-        lambda: data.open_splits(config_of("sequence_prediction", **{"data.name": "adding"})),
-        "config.sequence.length=0 says no length for data.name='adding'; set it, such as 200.",
+        lambda: open_data(config_of("sequence_prediction", **{"data.name": "adding"})),
+        "config.sequence.length=0 gives no length for data.name='adding'; set it, such as 200.",
+    ),
+    "no window": (
+        lambda: window_splits(config_of("sequence_prediction", **{"data.name": "csv"}), {"train": [floats(40, 2)]}, ("warm", "wet")),
+        "config.sequence.length=0 gives no window for data.name='csv'; set it, such as 256.",
+    ),
+    "nothing to learn from": (
+        lambda: cut_along_time(floats(2, 2), config_of("sequence_prediction", **{"sequence.test": 0.5, "data.validation": 0.5})),
+        "config.sequence.test=0.5 and config.data.validation=0.5 leave nothing to learn from; make them smaller.",
     ),
     "too short to add": (
         lambda: adding(3, 1, 0),
         'config.sequence.length=1 is too short for data.name="adding", which marks two steps; give 2 or more.',
     ),
+    "too short to copy": (
+        lambda: copy_memory(3, 0, 0),
+        'config.sequence.length=0 is too short for data.name="copy_memory"; give 1 or more.',
+    ),
     "a key of images": (
-        lambda: data.open_splits(config_of("sequence_prediction", **{"data.name": "adding", "data.per_class": 3, "sequence.length": 9})),
-        "config.data.per_class=3 has no meaning for data.name='adding'; leave it out.",
+        lambda: check(with_key(config_of("sequence_prediction"), "data.per_class", 3)),
+        "config.data.per_class is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
+        "default_config('test', task=...). It is a key of classification, sequence_classification.",
+    ),
+    "a key of images, for series": (
+        lambda: check(config_of("sequence_classification", **{"data.name": "ucr:GunPoint", "data.per_class": 3})),
+        "config.data.per_class=3 does not apply to data.name='ucr:GunPoint'; remove it.",
+    ),
+    "a misspelt key": (
+        lambda: check(with_key(config_of("sequence_prediction"), "sequence.lenght", 3)),
+        "config.sequence.lenght is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
+        "default_config('test', task=...). Did you mean \"sequence.length\"?",
+    ),
+    "mixed sounds": (
+        lambda: check(config_of("sequence_classification", **{"data.name": "wav", "augment.mixup": 0.2})),
+        "config.augment.mixup=0.2 does not apply to data.name='wav'; remove it.",
     ),
     "beyond the padded size": (
         lambda: padded([np.ones((3, 1)), np.ones((6, 1))], 5),
-        "data: sequence 1 has 6 steps, and 1 to 5 fit; set config.sequence.length to the longest.",
+        "data: sequence 1 has 6 steps, but 1 to 5 fit; set config.sequence.length to the longest.",
     ),
     "an empty sequence": (
         lambda: padded([np.ones((0, 1))], 5),
-        "data: sequence 0 has 0 steps, and 1 to 5 fit; set config.sequence.length to the longest.",
+        "data: sequence 0 has 0 steps, but 1 to 5 fit; set config.sequence.length to the longest.",
     ),
     "shorter than a window": (
         lambda: windows([np.arange(9), np.arange(5)], 9, 0, "the training split of text"),
-        "the training split of text has at most 9 samples in one piece, and a window needs config.sequence.length + 1 = 10; "
-        "make it less, or give more data.",
+        "the training split of text has at most 9 samples in one piece, but a window needs config.sequence.length + 1 = 10; "
+        "make it smaller, or give more data.",
     ),
-    "nothing to foretell": (
+    "nothing to predict": (
         lambda: windows([np.arange(1)], 9, 0, "the test split of csv", short=True),
-        "the test split of csv has at most 1 samples in one piece, and 2 are needed; give more data.",
+        "the test split of csv has at most 1 samples in one piece, but 2 are needed; give more data.",
     ),
     "context of a whole window": (
         lambda: windows([np.arange(50)], 9, 9, "it"),
-        "config.sequence.context=9 leaves nothing of windows of config.sequence.length=9; make it less.",
+        "config.sequence.context=9 leaves no step to score in windows of config.sequence.length=9; make it smaller.",
     ),
     "windows too far apart": (
         lambda: windows([np.arange(50)], 9, 4, "it", stride=6),
-        "config.sequence.stride=6 leaves samples out between windows of config.sequence.length=9 of which config.sequence.context=4 are "
-        "not scored; make it at most 5.",
+        "config.sequence.stride=6 leaves samples out between windows of config.sequence.length=9 of which config.sequence.context=4 steps "
+        "are not scored; make it at most 5.",
     ),
     "a misspelt pool": (
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),
@@ -312,29 +413,31 @@ MISTAKES = {
     ),
     "a model that sees the answer": (
         lambda: check(config_of("language_model", **{"model.causal": False, "data.name": "text"})),
-        "config.model.causal=False shows the network what config.task='language_model' on data.name='text' asks it to tell; leave it True.",
+        "config.model.causal=False shows the network what config.task='language_model' on data.name='text' asks it to predict; "
+        "leave it True.",
     ),
     "a model that may look ahead": (
         lambda: check(config_of("sequence_prediction", "unet_dilated", **{"data.name": "csv"})),
-        "config.model.name='unet_dilated' is no causal model of what config.task='sequence_prediction' on data.name='csv' asks it to tell; "
+        "config.model.name='unet_dilated' is not a causal model for config.task='sequence_prediction' on data.name='csv'; "
         "use one of ('separable_tcn', 'tcn').",
     ),
     "a model of codes for rows": (
         lambda: check(config_of("sequence_prediction", "bytenet", **{"data.name": "piano", "sequence.loss": "binary"})),
-        "config.model.name='bytenet' is no causal model of what config.task='sequence_prediction' on data.name='piano' asks it to tell; "
+        "config.model.name='bytenet' is not a causal model for config.task='sequence_prediction' on data.name='piano'; "
         "use one of ('separable_tcn', 'tcn').",
     ),
     "a file beside the text of a package": (
-        lambda: load_sequences(config_of("language_model", **{"data.name": "bible", "data.dir": "mine.txt"})),
-        "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name to \"text\", "
-        "or leave the folder out.",
+        lambda: open_data(config_of("language_model", **{"data.name": "bible", "data.dir": "mine.txt"})),
+        "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name=\"text\", "
+        "or remove config.data.dir.",
     ),
     "augmented codes": (
-        lambda: check(config_of("language_model", **{"augment.flip": True})),
-        "config.augment.flip=True has no meaning for config.task='language_model'; leave it out.",
+        lambda: check(with_key(config_of("language_model"), "augment.flip", True)),
+        "config.augment.flip is not a key of config.task='language_model'; remove it, or begin with default_config('test', task=...). "
+        "It is a key of classification, segmentation, sequence_classification.",
     ),
     "a model of images": (
-        lambda: run.setup(config_of("sequence_prediction", "dilated_cnn"), 2, (9, 3), 80),
+        lambda: build(config_of("sequence_prediction", "dilated_cnn"), DataSpec("test", (9, 3), ("a", "b"), 80)),
         "DilatedCNN: x of shape (1, 9, 3) must be (batch, height, width, channels); add the missing axes.",
     ),
 }
@@ -342,11 +445,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_get_one_line(name):
-    wrong, words = MISTAKES[name]
+    call, message = MISTAKES[name]
     with pytest.raises(UserError) as caught:
-        wrong()
-    assert str(caught.value) == words
+        call()
+    assert str(caught.value) == message
 
 
-def test_every_task_is_here():
+def test_every_sequence_task_is_here():
     assert {case[0] for case in CASES.values()} == {name for name in TASKS if name not in ("classification", "segmentation")}

@@ -1,4 +1,4 @@
-"""Stacks without holes against a search of all stacks."""
+"""Compare the suggested stacks with an exhaustive search."""
 
 import functools
 import itertools
@@ -9,21 +9,21 @@ from dilax import UserError, suggest_dilations
 
 
 def seen(kernel_size, dilations):
-    """Places that a stack reaches, counted from the first, by trying every choice of taps."""
-    found = {0}
+    """Return the positions that a stack reaches, counted from the first, by trying every combination of taps."""
+    positions = {0}
     for dilation in dilations:
-        found = {place + tap * dilation for place in found for tap in range(kernel_size)}
-    return found
+        positions = {position + tap * dilation for position in positions for tap in range(kernel_size)}
+    return positions
 
 
 def has_no_holes(kernel_size, dilations):
-    found = seen(kernel_size, dilations)
-    return len(found) == max(found) + 1
+    positions = seen(kernel_size, dilations)
+    return len(positions) == max(positions) + 1
 
 
 @functools.cache
 def fields(kernel_size, layers):
-    """Fields and sums of all stacks of that many layers without holes, none of the dilations above 24."""
+    """Return the fields and sums of all stacks without holes that have that many layers and dilations of at most 24."""
     stacks = itertools.combinations_with_replacement(range(1, 25), layers)
     return [(max(seen(kernel_size, stack)) + 1, sum(stack)) for stack in stacks if has_no_holes(kernel_size, stack)]
 
@@ -35,22 +35,22 @@ def smallest_sum(kernel_size, layers, target_size):
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
 def test_equals_a_search(kernel_size):
     for target_size in range(2, 17):
-        found = suggest_dilations(kernel_size, target_size)
-        assert has_no_holes(kernel_size, found)
-        assert list(found) == sorted(found)
-        assert smallest_sum(kernel_size, len(found) - 1, target_size) is None
-        assert smallest_sum(kernel_size, len(found), target_size) == sum(found)
-        assert 1 + (kernel_size - 1) * sum(found) >= target_size
+        stack = suggest_dilations(kernel_size, target_size)
+        assert has_no_holes(kernel_size, stack)
+        assert list(stack) == sorted(stack)
+        assert smallest_sum(kernel_size, len(stack) - 1, target_size) is None
+        assert smallest_sum(kernel_size, len(stack), target_size) == sum(stack)
+        assert 1 + (kernel_size - 1) * sum(stack) >= target_size
 
 
 @pytest.mark.parametrize("kernel_size", [2, 3, 4])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_equals_a_search_with_that_many_layers(kernel_size, layers):
+def test_equals_a_search_with_a_given_number_of_layers(kernel_size, layers):
     for target_size in range(1, min(kernel_size**layers, 24) + 1):
-        found = suggest_dilations(kernel_size, target_size, layers=layers)
-        assert len(found) == layers
-        assert has_no_holes(kernel_size, found)
-        assert smallest_sum(kernel_size, layers, target_size) == sum(found)
+        stack = suggest_dilations(kernel_size, target_size, layers=layers)
+        assert len(stack) == layers
+        assert has_no_holes(kernel_size, stack)
+        assert smallest_sum(kernel_size, layers, target_size) == sum(stack)
 
 
 def test_known_answers():

@@ -1,5 +1,6 @@
-"""Tiled inference against the whole image (law 8): one table of functions, images whose sizes the tiles do not divide, and refusals."""
+"""Compare tiled inference with the whole image (law 8): one table of functions, images that are not multiples of the tile, and errors."""
 
+import functools
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import dilax
+from dilax import tile_plans
 from dilax.errors import UserError
 
 
@@ -22,7 +24,7 @@ def draw(*shape: int, seed: int = 0) -> Any:
 
 
 def conv(x, taps: Any = 3, features=3, **options):
-    """A convolution with a bias, so that padding after the first layer is unlike what lies beyond the border."""
+    """A convolution with a bias, so that padding in later layers differs from what the first layer computes beyond the border."""
     window = (taps,) * (x.ndim - 2) if isinstance(taps, int) else taps
     kernel = draw(*window, x.shape[-1], features, seed=len(window)) / np.sqrt(np.prod(window) * x.shape[-1])
     return jnp.tanh(dilax.dilated_conv(x, kernel, **options) + jnp.full((1,) * (x.ndim - 1) + (features,), 0.7))
@@ -38,17 +40,17 @@ def resized(x, size, method="linear"):
 
 
 def encoder(x):
-    """Output stride 8, the last stage dilated."""
+    """An encoder of output stride 8, with a dilated last stage."""
     return conv(conv(conv(conv(x, 7, stride=2), stride=2, padding="TORCH"), stride=2), dilation=2)
 
 
 def segmenter(x):
-    """Enlarged to the size of the input, as segmentation models do."""
+    """An encoder whose output is enlarged to the size of the input, as in segmentation models."""
     return resized(encoder(x), x.shape[1:-1])
 
 
 def unet(x):
-    """Skips at two strides; sizes that the strides do not divide are cropped."""
+    """A U-Net with skip connections at two strides; sizes that are not multiples of a stride are cropped."""
     a = conv(x)
     b = conv(dilax.max_pool(a, 2, padding="SAME"))
     c = conv(b, stride=2, dilation=2)
@@ -78,8 +80,8 @@ CASES = {
     "causal": Case(tcn, (60,), 9, batch=2),
     "anticausal": Case(lambda x: conv(conv(x, padding=((0, 2),)), 2, padding=((0, 4),), dilation=4), (60,), 9),
     "valid": Case(lambda x: conv(conv(x, padding="VALID"), padding="VALID", dilation=4), (60,), 9),
-    "sees later samples alone": Case(lambda x: conv(x)[:, 5:], (60,), 9),
-    "sees earlier samples alone": Case(lambda x: conv(x)[:, :-5], (60,), 9),
+    "sees only later samples": Case(lambda x: conv(x)[:, 5:], (60,), 9),
+    "sees only earlier samples": Case(lambda x: conv(x)[:, :-5], (60,), 9),
     "cropped before, then padded": Case(lambda x: conv(conv(x)[:, 3:], 4), (60,), 9),
     "cropped after, then padded": Case(lambda x: conv(conv(x)[:, :-3], 4), (60,), 9),
     "cropped, padded, joined": Case(lambda x: conv(x)[:, :-6] + conv(x[:, 2:-4], padding="CAUSAL", dilation=2), (60,), 9),
@@ -107,7 +109,7 @@ CASES = {
     "image": Case(lambda x: conv(conv(x, dilation=2), (2, 5)), (31, 37), (8, 9), batch=2),
     "image, int": Case(lambda x: conv(conv(x, stride=(2, 1)), dilation=(1, 3)), (31, 37), 8),
     "image, one axis is short": Case(lambda x: conv(conv(x, stride=2), dilation=3), (45, 9), (8, 16)),
-    "image, one axis is never cut": Case(lambda x: conv(x) + conv(x).mean(2, keepdims=True), (45, 29), (8, None)),
+    "image, one axis is not divided": Case(lambda x: conv(x) + conv(x).mean(2, keepdims=True), (45, 29), (8, None)),
     "image, padding by axis": Case(lambda x: conv(x, dilation=(4, 1), padding=("CAUSAL", "VALID")), (45, 29), (8, 7)),
     "encoder": Case(encoder, (75, 90), (16, 24)),
     "segmenter": Case(segmenter, (128, 104), (16, 20), batch=2),
@@ -115,31 +117,39 @@ CASES = {
     "volume": Case(lambda x: conv(conv(x, stride=2), features=2), (13, 18, 15), (4, 7, 6)),
     "integers": Case(lambda x: jnp.argmax(conv(x), -1, keepdims=True), (31, 37), 8),
 }  # fmt: skip
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each_case = pytest.mark.parametrize("name", CASES)
 
 
-def equal(found: Any, expected: Any) -> None:
-    assert isinstance(found, np.ndarray)
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+def equal(actual: Any, expected: Any) -> None:
+    assert isinstance(actual, np.ndarray)
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def whole(name: str) -> tuple[Any, Any, Any]:
+    """Return a case's image, the compiled function of the whole image, and its output, which several tests use."""
+    case = CASES[name]
+    image, fn = draw(case.batch, *case.space, case.channels, seed=9), jax.jit(case.fn)
+    return image, fn, fn(image)
 
 
 @each_case
-def test_equals_the_whole_image(case):
-    image, shapes = draw(case.batch, *case.space, case.channels, seed=9), []
+def test_equals_the_whole_image(name):
+    case, shapes = CASES[name], []
+    image, fn, expected = whole(name)
 
-    def counted(x):
+    def traced(x):
         shapes.append(x.shape)
         return case.fn(x)
 
-    run = dilax.tiled(counted, case.tile)
-    expected = jax.jit(case.fn)(image)
+    run = dilax.tiled(traced, case.tile)
     equal(run(image), expected)
-    # The shape traced last is that of the windows, the only one that is compiled.
+    # The last shape traced is that of the windows, and no other shape is compiled.
     assert np.prod(shapes[-1]) < image.size
-    traced = len(shapes)
-    equal(run(image[:, ::-1]), jax.jit(case.fn)(image[:, ::-1]))
-    assert len(shapes) == traced
+    traces = len(shapes)
+    equal(run(image[:, ::-1]), fn(image[:, ::-1]))
+    assert len(shapes) == traces
 
 
 LAYERS = st.sampled_from(
@@ -168,7 +178,7 @@ def check_network(layers, length, tile):
     image = draw(1, length, 2)
     try:
         shape = jax.eval_shape(fn, image).shape
-    except UserError:  # nothing is left of the input
+    except UserError:  # the output is empty
         hypothesis.reject()
     hypothesis.assume(0 < shape[1] < 1000)
     equal(dilax.tiled(fn, tile)(image), jax.jit(fn)(image))
@@ -181,18 +191,19 @@ def test_random_networks(layers, length, tile):
 
 
 @each_case
-def test_mean_of_the_whole_image(case):
-    image = draw(case.batch, *case.space, case.channels, seed=9)
-    y = jax.jit(case.fn)(image)
-    found = dilax.tiled(case.fn, case.tile, reduce="mean", batch_size=3)(image)
-    assert found.shape == (y.shape[0], y.shape[-1])
-    np.testing.assert_allclose(found, np.asarray(y, np.float64).mean(tuple(range(1, y.ndim - 1))), rtol=1e-5, atol=1e-5)
+def test_mean_of_the_whole_image(name):
+    case = CASES[name]
+    image, _, y = whole(name)
+    mean = dilax.tiled(case.fn, case.tile, reduce="mean", batch_size=3)(image)
+    assert mean.shape == (y.shape[0], y.shape[-1])
+    np.testing.assert_allclose(mean, np.asarray(y, np.float64).mean(tuple(range(1, y.ndim - 1))), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_windows_at_once(batch_size):
+def test_windows_at_once():
     image = draw(2, 41, 37, 2)
-    equal(dilax.tiled(encoder, 8, batch_size=batch_size)(image), jax.jit(encoder)(image))
+    expected = jax.jit(encoder)(image)
+    for batch_size in (2, 4, 100):
+        equal(dilax.tiled(encoder, 8, batch_size=batch_size)(image), expected)
 
 
 def test_trees():
@@ -202,11 +213,11 @@ def test_trees():
     image = draw(1, 96, 72, 2)
     expected = jax.device_get(jax.jit(fn)(image))
     run = dilax.tiled(fn, 16)
-    found = run(image)
-    jax.tree.map(equal, found, expected)
-    out = jax.tree.map(lambda y: np.zeros(y.shape, y.dtype), found)
+    actual = run(image)
+    jax.tree.map(equal, actual, expected)
+    out = jax.tree.map(lambda y: np.zeros(y.shape, y.dtype), actual)
     assert run(image, out=out) is out
-    jax.tree.map(np.testing.assert_array_equal, out, found)
+    jax.tree.map(np.testing.assert_array_equal, out, actual)
     means = dilax.tiled(fn, 16, reduce="mean")(image)
     jax.tree.map(lambda mean, y: np.testing.assert_allclose(mean, np.mean(y, (1, 2), np.float64), rtol=1e-5, atol=1e-6), means, expected)
 
@@ -224,48 +235,59 @@ def test_files(tmp_path):
 def test_half_precision():
     fn = lambda x: conv(x, stride=2).astype(jnp.bfloat16)  # noqa: E731
     image = draw(1, 300, 2)
-    found, expected = dilax.tiled(fn, 16)(image), jax.jit(fn)(image)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(np.float32), expected.astype(jnp.float32), rtol=0.01)
+    actual, expected = dilax.tiled(fn, 16)(image), jax.jit(fn)(image)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(np.float32), expected.astype(jnp.float32), rtol=0.01)
     mean = dilax.tiled(fn, 16, reduce="mean")(image)
     assert mean.dtype == jnp.bfloat16
     np.testing.assert_allclose(mean.astype(np.float32), np.asarray(expected, np.float64).mean(1), rtol=0.01)
 
 
 def test_other_sizes_share_the_program():
-    traced = []
+    shapes = []
 
     def fn(x):
-        traced.append(x.shape)
+        shapes.append(x.shape)
         return conv(x, stride=2)
 
     run = dilax.tiled(fn, 16)
     for length in (61, 101):
         equal(run(image := draw(1, length, 2)), jax.jit(lambda x: conv(x, stride=2))(image))
-    # Analysed for each length; the window that is compiled has one more.
-    assert len({shape for shape in traced if shape[1] < 61}) == 1
+    # Each length is analysed; all windows have one other shape.
+    assert len({shape for shape in shapes if shape[1] < 61}) == 1
 
 
-def test_long_recordings_are_analysed_at_a_short_length():
+@pytest.fixture
+def short_lengths(monkeypatch):
+    """Analyse long axes at a tenth of the usual lengths, so that a tenth of the samples is a long axis."""
+    monkeypatch.setattr(tile_plans, "SHORT_LENGTHS", (288, 416, 441))
+
+
+def test_common_output_strides_divide_a_short_length():
+    for stride in (*(2**i for i in range(7)), 320, 441, 512):
+        assert any(length % stride == 0 for length in tile_plans.SHORT_LENGTHS)
+
+
+def test_long_recordings_are_analysed_at_a_short_length(short_lengths):
     lengths = []
 
     def fn(x):
         lengths.append(x.shape[1])
         return resized(conv(x, stride=16), (x.shape[1],))
 
-    run = dilax.tiled(fn, 4096)
-    assert run(draw(1, 16 * 1999, 1)).shape == (1, 16 * 1999, 3)
-    # Only its shape is asked of the whole.
-    assert lengths.count(16 * 1999) == 1
-    with pytest.raises(UserError, match="depends on the position along spatial axis 0, of 31985 samples"):
-        run(draw(1, 16 * 1999 + 1, 1))
+    run = dilax.tiled(fn, 512)
+    assert run(draw(1, 16 * 199, 1)).shape == (1, 16 * 199, 3)
+    # Only the shape of the whole output is computed.
+    assert lengths.count(16 * 199) == 1
+    with pytest.raises(UserError, match="depends on the position along spatial axis 0, of 3185 samples"):
+        run(draw(1, 16 * 199 + 1, 1))
 
 
-@pytest.mark.parametrize(("length", "stride"), [(6020, 7), (10031, 17)])
-def test_strides_that_no_short_length_fits(length, stride):
+@pytest.mark.parametrize(("length", "stride"), [(602, 7), (1003, 17)])
+def test_strides_that_divide_no_short_length(length, stride, short_lengths):
     fn = lambda x: conv(x, stride=stride) if stride == 17 else dilax.resize(conv(x, stride=stride), x.shape[1:-1])  # noqa: E731
     image = draw(1, length, 1)
-    equal(dilax.tiled(fn, 1000)(image), jax.jit(fn)(image))
+    equal(dilax.tiled(fn, 100)(image), jax.jit(fn)(image))
 
 
 def test_images_no_larger_than_the_tile_run_whole():
@@ -277,12 +299,12 @@ def test_images_no_larger_than_the_tile_run_whole():
 
 
 class Pooling(nn.Module):
-    """Image pooling beside a dilated branch, as in DeepLabV3; the mean may be given."""
+    """Image pooling parallel to a dilated branch, as in DeepLabV3; the pooled mean may be passed in."""
 
     @nn.compact
-    def __call__(self, x, *, image_mean=None, features_alone=False):
+    def __call__(self, x, *, image_mean=None, only_features=False):
         y = nn.relu(dilax.DilatedConv(6, (3, 3), stride=(4, 4))(x))
-        if features_alone:
+        if only_features:
             return y
         mean = y.mean((1, 2)) if image_mean is None else jnp.asarray(image_mean)
         pooled = jnp.broadcast_to(nn.relu(nn.Dense(5)(mean))[:, None, None], (*y.shape[:-1], 5))
@@ -294,13 +316,13 @@ def test_image_pooling_in_two_passes():
     model, image = Pooling(), draw(2, 96, 80, 2)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=leaf.size) / np.sqrt(leaf.size // leaf.shape[-1]), shapes)
-    whole: Any = jax.jit(model.apply)(variables, image)
+    expected: Any = jax.jit(model.apply)(variables, image)
     with pytest.raises(UserError, match="depends on all 96 samples of spatial axis 0, more than tile=20"):
         dilax.tiled(lambda x: model.apply(variables, x), 20)(image)
-    mean = dilax.tiled(lambda x: model.apply(variables, x, features_alone=True), 20, reduce="mean")(image)
+    mean = dilax.tiled(lambda x: model.apply(variables, x, only_features=True), 20, reduce="mean")(image)
     assert mean.shape == (2, 6)
     for batch_size in (1, 3):
-        equal(dilax.tiled(lambda x: model.apply(variables, x, image_mean=mean), 20, batch_size=batch_size)(image), whole)
+        equal(dilax.tiled(lambda x: model.apply(variables, x, image_mean=mean), 20, batch_size=batch_size)(image), expected)
 
 
 MEMORY = """
@@ -334,17 +356,17 @@ print(jax.jit(fn).lower(image).compile().memory_analysis().temp_size_in_bytes)
 
 def test_memory_stays_flat(root):
     text = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=root).stdout
-    before, *peaks, whole = (int(line) / 2**20 for line in text.splitlines())
-    print(f"MiB: {before:.0f} at first; 1x, 4x and 16x the image: {peaks}; buffers of the whole run: {whole:.0f}")
-    # 200 MiB for the program and its windows; the buffers of a whole run would not fit.
-    assert max(peaks) - before < 200 < whole
+    before, *peaks, buffers = (int(line) / 2**20 for line in text.splitlines())
+    print(f"MiB: {before:.0f} at first; 1x, 4x and 16x the image: {peaks}; buffers without tiling: {buffers:.0f}")
+    # The program and its windows fit into 200 MiB; the buffers for the whole image do not.
+    assert max(peaks) - before < 200 < buffers
     assert max(peaks) - peaks[0] < 20
 
 
 FLOAT: Any = 1.5
 ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
 coordinates = np.linspace(0, 1, 60, dtype=np.float32)[None, :, None]
-REFUSED = {
+ERRORS = {
     "tile of 0": (lambda: dilax.tiled(jnp.tanh, 0), "tile=0 is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."),
     "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) is not valid"),
     "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "batch_size=0 is not a positive integer; use 1 or more."),
@@ -373,34 +395,34 @@ REFUSED = {
         "padding); crop or pad the image to a multiple of the output stride, or use None for that axis of tile.",
     ),
     "wrapping around": (lambda: dilax.tiled(lambda x: conv(x, padding_mode="wrap"), 9)(ones(1, 60, 2)), "fn depends on the position along spatial axis 0"),
-    "strides that do not fit": (
+    "not a multiple of the stride": (
         lambda: dilax.tiled(segmenter, 9)(ones(1, 96, 175, 2)),
         "fn depends on the position along spatial axis 1, of 175 samples",
     ),
-    "a size of its own": (
+    "a fixed output size": (
         lambda: dilax.tiled(lambda x: resized(conv(x), (120,)), 9)(ones(1, 60, 2)),
         "fn maps a window of shape (1, 13, 2) to (1, 120, 3), not to (1, 26, 3), as its result for the whole image implies; the size of its "
         "output must follow from the size of its input along the same axis.",
     ),
-    "turned": (
+    "axes swapped": (
         lambda: dilax.tiled(lambda x: conv(x).transpose(0, 2, 1, 3), 9)(ones(1, 60, 60, 2)),
         "fn maps a window of shape (1, 11, 60, 2) to (1, 60, 11, 3), not to (1, 11, 60, 3)",
     ),
-    "a length of its own": (
+    "a fixed input size": (
         lambda: dilax.tiled(lambda x: conv(x.reshape(1, 60, 2)), 9)(ones(1, 60, 2)),
         "fn accepts the image, but not a part of it of shape (1, 11, 2): cannot reshape array of shape (1, 11, 2)",
     ),
-    "another dilation": (
+    "a dilation that depends on the size": (
         lambda: dilax.tiled(lambda x: conv(x, dilation=1 + (x.shape[1] > 50)), 9)(ones(1, 60, 2)),
         "along spatial axis 0, the receptive field is ReceptiveField(size=5, stride=1, offset=-2, coverage=0.6) in the image, but "
         "ReceptiveField(size=3, stride=1, offset=-1) in a window of 13 samples; use a larger tile, and let every size in fn follow from that "
         "of its input.",
     ),
-    "no image": (
+    "independent of the image": (
         lambda: dilax.tiled(lambda x: (x, jnp.ones((1, 60, 2))), 9)(ones(1, 60, 2)),
         "output 1 of fn does not depend on the image; return it from another function.",
     ),
-    "unknown": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not supported"),
+    "unsupported operation": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not supported"),
     "out of another shape": (
         lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=ones(1, 60, 2)),
         "out has shape (1, 60, 2) and dtype float32, but fn returns (1, 60, 3) of dtype float32; give an array of that shape and dtype.",
@@ -414,9 +436,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refusals(name):
-    call, words = REFUSED[name]
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, words = ERRORS[name]
     with pytest.raises(UserError) as error:
         call()
     assert words in str(error.value)

@@ -98,7 +98,7 @@ def _check_outputs(config: ConfigDict, outputs: Any, task: Task) -> None:
     if shape not in wanted:
         raise UserError(
             f"config.model.name={config.model.name!r} gives outputs of shape {shape}, and config.task={config.task!r} needs "
-            f"{' or '.join(map(str, wanted))}; choose a model for that task."
+            f"{' or '.join(map(str, wanted))}; choose another model, or another task."
         )
 
 

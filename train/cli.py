@@ -1,11 +1,12 @@
 """What every command line shares: one parser, and mistakes of the user as one line on stderr with exit code 2, never a traceback."""
 
 import argparse
-import json
+import errno
 import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError, did_you_mean
 from train.config import task_class
-from train.folder import CONFIG
+from train.folder import read_run
 from train.tasks import TASKS, Task
 
 
@@ -41,29 +42,25 @@ def parser(module: Any) -> Parser:
 
 
 def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> Parser:
-    """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all."""
+    """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all.
+
+    Raises:
+        UserError: if --workdir is given, but does not hold a run.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--workdir", type=pathlib.Path)
     try:
         workdir = first.parse_known_args()[0].workdir
     except argparse.ArgumentError:
         workdir = None
-    task = None if workdir is None else task_of(workdir)
     made = parser(module)
     made.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    if task is not None:
-        add_flags(task, made)
-        return made
-    made.epilog = "\n".join(_flags_of_tasks(add_flags))
+    if workdir is None:
+        made.epilog = "\n".join(_flags_of_tasks(add_flags))
+    else:
+        config, _ = read_run(workdir.absolute())
+        add_flags(task_class(config.task), made)
     return made
-
-
-def task_of(workdir: pathlib.Path) -> type[Task] | None:
-    """Return the task of the run in a folder, or None if that cannot be read; opening the run then says why."""
-    try:
-        return task_class(json.loads((workdir / CONFIG).read_text())["task"])
-    except (OSError, ValueError, KeyError, UserError):
-        return None
 
 
 def _flags_of_tasks(add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> list[str]:
@@ -142,8 +139,11 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     argv = ["train", f"--config={file}", *overrides]
+    sys.modules.pop("config_config", None)  # where ml_collections loads each file, over what the file before left there
     try:
-        values(argv)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # by which ml_collections loads the file
+            values(argv)
         config: Any = holder.value
         config.lock()  # a file that could not be read raises at its first use
     except flags.Error as error:
@@ -160,10 +160,13 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _unreadable(error: OSError) -> str:
-    path = re.search(r"No such file or directory: '([^']+)'", str(error))
-    if path is None:
-        return f"the config file cannot be read: {error.strerror or str(error).splitlines()[0]}; give --config=configs/NAME.py."
-    return f"the config file {path[1]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
+    """Word an error of the system, which ml_collections may have wrapped in one of its own."""
+    match = re.search(r"\[Errno \d+\] (.+?): '([^']+)'", str(error))
+    if match is None:
+        return f"the config file cannot be read: {str(error).splitlines()[0]}; give --config=configs/NAME.py."
+    if match[1] == os.strerror(errno.ENOENT):
+        return f"the config file {match[2]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
+    return f"the config file {match[2]} cannot be read: {match[1]}; give --config=configs/NAME.py."
 
 
 def _last_line(message: str) -> str:

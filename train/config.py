@@ -109,10 +109,7 @@ def check(config: ConfigDict) -> None:
     keys, values = keys_of(given.task), flatten({key: value for key, value in given.to_dict().items() if key != "model"})
     for key in values:
         if key not in (*keys, "name", "task"):
-            raise UserError(
-                f"config.{key} is not a key of config.task={given.task!r}; remove it, or begin with "
-                f"default_config({given.name!r}, task=...).{did_you_mean(key, keys)}"
-            )
+            raise UserError(_foreign_key(key, given, keys))
     for key, described in keys.items():
         if key not in values:
             raise UserError(f"config.{key} is missing; begin the config with default_config({given.name!r}, task={given.task!r}).")
@@ -123,6 +120,17 @@ def check(config: ConfigDict) -> None:
             "choose a divisor."
         )
     task.check(given)
+
+
+def _foreign_key(key: str, config: Any, keys: Keys) -> str:
+    """Word the mistake of a key that is not among the `keys` of the task."""
+    owners = " or ".join(repr(name) for name, task in TASKS.items() if key in task.keys)
+    if owners:
+        return (
+            f"config.{key} is a key of config.task={owners}, not of config.task={config.task!r}; remove it, or set the task in the config "
+            f"file, with default_config({config.name!r}, task=...)."
+        )
+    return f"config.{key} is not a key of config.task={config.task!r}; remove it.{did_you_mean(key, keys)}"
 
 
 def to_json(config: ConfigDict) -> str:

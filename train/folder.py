@@ -15,11 +15,12 @@ from dilax.errors import UserError
 from dilax.loading import BEST, FORMAT, STATUS, read_status
 from train import checkpoint
 from train.config import differences, from_json, may_change, to_json
-from train.writers import write_text
+from train.writers import PART, write_text
 
 CONFIG, INIT_REPORT = "config.json", "init_from.txt"
-# What a run that was killed before its config was written leaves behind.
-_BEFORE_CONFIG = {checkpoint.CHECKPOINTS, BEST, STATUS, INIT_REPORT}
+_PROBE = "writable"
+# What a run that was killed before its config was written may leave behind.
+_BEFORE_CONFIG = {checkpoint.CHECKPOINTS, BEST, STATUS, INIT_REPORT, CONFIG, _PROBE}
 
 
 def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> None:
@@ -40,15 +41,15 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
             os.replace(workdir, _free_name(workdir))
         workdir.mkdir(parents=True, exist_ok=True)
         _check_old_run(config, workdir)
-        write_text(workdir / "writable", "")
-        (workdir / "writable").unlink()
+        write_text(workdir / _PROBE, "")
+        (workdir / _PROBE).unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
 
 
 def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not (workdir / CONFIG).exists():
-        if any(path.name not in _BEFORE_CONFIG for path in workdir.iterdir()):
+        if any(path.name.removesuffix(PART) not in _BEFORE_CONFIG for path in workdir.iterdir()):
             raise UserError(f"--workdir={workdir} holds files but not a run; give an empty or a new folder.")
         return
     old, status = read_run(workdir)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 METRICS = "metrics.jsonl"
+PART = ".part"  # ends the names of files that are being written
 
 
 class Writer:
@@ -100,6 +101,6 @@ def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replace a file atomically: neither a reader nor a kill ever leaves half of it."""
-    scratch = path.with_name(path.name + ".part")
+    scratch = path.with_name(path.name + PART)
     scratch.write_text(text)
     os.replace(scratch, path)

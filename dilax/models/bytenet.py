@@ -106,8 +106,8 @@ class ByteNet(Streamable):
         """Create encoder, decoder and head."""
         if not self.dilations or self.features < 2 or self.features % 2:
             raise UserError(
-                f"ByteNet: features={self.features} must be an even number of at least 2, and dilations={self.dilations} must not be empty; "
-                "use (1, 2, 4, 8, 16), for instance."
+                f"ByteNet: features={self.features} must be an even number of at least 2, and dilations={self.dilations} must not be "
+                "empty; use (1, 2, 4, 8, 16), for instance."
             )
         shared: dict[str, Any] = dict(
             features=self.features,

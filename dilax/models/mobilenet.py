@@ -106,7 +106,7 @@ class MobileNetV2(nn.Module):
         Args:
             x: The images.
             train: Whether normalisation uses the statistics of the batch.
-            output_stride: 8, 16 or 32 (or None); the maps have strides 4, 8, 16 and 32, but at most this. See `dilax.models.ResNet.features`.
+            output_stride: 8, 16 or 32 (or None); the maps have strides 4, 8, 16 and 32, but at most this, as in `dilax.models.ResNet`.
 
         Raises:
             UserError: if x is not a batch of images, or a field or the output stride is not supported.

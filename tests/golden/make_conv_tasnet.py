@@ -1,7 +1,7 @@
-"""Make the fixture of tests/test_separation.py: `python tests/golden/make_conv_tasnet.py`, on a machine with torch and torchaudio.
+"""Generate the fixture of tests/test_separation.py: `python tests/golden/make_conv_tasnet.py`. Requires torch and torchaudio.
 
-conv_tasnet.npz holds, of small networks of torchaudio whose weights are those of `foreign.random_state`, the names and shapes of the state
-dicts, a mixture, and the sources that torchaudio parts it into, computed in float64.
+conv_tasnet.npz holds, for small networks of torchaudio with the weights of `foreign.random_state`, the names and shapes of the state dicts,
+a mixture, and the sources into which torchaudio separates it, computed in float64.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from foreign import random_state
 
-# torchaudio's fields, and the length of the mixture.
+# Arguments of torchaudio's ConvTasNet, and the length of the mixture.
 NETWORKS = (
     (
         dict(

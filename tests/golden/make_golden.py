@@ -1,7 +1,7 @@
-"""Make the torch fixtures of tests/test_golden.py: `python tests/golden/make_golden.py`, on a machine with torch.
+"""Generate the torch fixtures of tests/test_golden.py: `python tests/golden/make_golden.py`. Requires torch.
 
-Each .npz holds, for every case, its arrays in the layout of dilax (channels last) and dilax's arguments as JSON.
-torch computes in float64 from float32 inputs, so the stored float32 results are right to their last digit.
+Each .npz file holds, for every case, its arrays in the layout of dilax (channels last) and the arguments of dilax as JSON. torch computes
+in float64 from float32 inputs, so that the stored float32 results are correctly rounded.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 
-# name: (x of dilax, kernel of dilax, torch's arguments, dilax's arguments)
+# name: (shape of x, shape of kernel, arguments of torch, arguments of dilax), shapes in the layout of dilax
 CONV = {
     "1d": ((2, 11, 3), (3, 3, 4), {"padding": 2, "dilation": 2}, {"padding": 2, "dilation": 2}),
     "1d stride": ((2, 12, 3), (4, 3, 2), {"stride": 3, "padding": 1, "dilation": 2}, {"stride": 3, "padding": 1, "dilation": 2}),
@@ -50,7 +50,7 @@ CONV = {
     ),
 }
 
-# name: (y of dilax, kernel of dilax, torch's arguments); dilax's follow, output_padding being what is added to the default output_size.
+# name: (shape of y, shape of kernel, arguments of torch); those of dilax follow, since output_padding enlarges the default output_size.
 CONV_TRANSPOSE = {
     "1d": ((2, 5, 4), (3, 3, 4), {"stride": 2, "padding": 1}),
     "1d dilation": ((2, 6, 3), (3, 2, 3), {"stride": 3, "padding": 2, "output_padding": 2, "dilation": 3}),
@@ -68,7 +68,7 @@ CONV_TRANSPOSE = {
 
 
 def run(op: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], arguments: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random x and kernel, torch's y, and its gradients of sum(g * y), all channels last."""
+    """Return random x, kernel and g, the y of torch, and its gradients of sum(g * y), all channels last."""
     import torch  # pyright: ignore[reportMissingImports]
 
     rng = np.random.default_rng(seed)
@@ -87,18 +87,18 @@ def run(op: Any, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], argume
     return {key: array.astype(np.float32) for key, array in arrays.items()}
 
 
-def transposed_arguments(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """What torch's conv_transpose arguments are to dilax: its padding is the forward convolution's, its output_padding a longer output."""
-    given = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1} | given
-    stride, padding, extra, dilation = (np.array(given[key]) for key in ("stride", "padding", "output_padding", "dilation"))
+def transposed_arguments(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Translate the arguments of torch's conv_transpose: padding is that of the forward convolution, output_padding a longer output."""
+    options = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1} | options
+    stride, padding, extra, dilation = (np.array(options[key]) for key in ("stride", "padding", "output_padding", "dilation"))
     space, window = np.array(x_shape[1:-1]), np.array(kernel_shape[:-2])
     size = (space - 1) * stride - 2 * padding + dilation * (window - 1) + extra + 1
-    return {key: value for key, value in given.items() if key != "output_padding"} | {"output_size": size.tolist()}
+    return {key: value for key, value in options.items() if key != "output_padding"} | {"output_size": size.tolist()}
 
 
 def save(name: str, cases: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]) -> None:
-    arrays = {f"{case}.{key}": array for case, (found, _) in cases.items() for key, array in found.items()}
-    arguments = {case: given for case, (_, given) in cases.items()}
+    arrays = {f"{case}.{key}": array for case, (result, _) in cases.items() for key, array in result.items()}
+    arguments = {case: options for case, (_, options) in cases.items()}
     np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, arguments=np.array(json.dumps(arguments)), **arrays)
 
 
@@ -110,8 +110,8 @@ def main() -> None:
     for seed, (name, (x, kernel, theirs, ours)) in enumerate(CONV.items()):
         conv[name] = run(getattr(functional, f"conv{ranks[len(x)]}"), x, kernel, theirs, seed), ours
     for seed, (name, (x, kernel, theirs)) in enumerate(CONV_TRANSPOSE.items(), start=len(CONV)):
-        found = run(getattr(functional, f"conv_transpose{ranks[len(x)]}"), x, kernel, theirs, seed)
-        transpose[name] = found, transposed_arguments(x, kernel, theirs)
+        result = run(getattr(functional, f"conv_transpose{ranks[len(x)]}"), x, kernel, theirs, seed)
+        transpose[name] = result, transposed_arguments(x, kernel, theirs)
     save("conv", conv)
     save("conv_transpose", transpose)
 

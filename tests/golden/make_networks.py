@@ -1,8 +1,8 @@
-"""Make the fixture of tests/test_convert.py: `python tests/golden/make_networks.py`, on a machine with torch and torchvision.
+"""Generate the fixture of tests/test_convert.py: `python tests/golden/make_networks.py`. Requires torch and torchvision.
 
-networks.npz holds the names and shapes of the state dicts of all published networks, and of small ones, whose weights are those of
-`foreign.random_state`, what torch makes of one image at every output stride. The networks of torchvision are its own classes with fewer
-channels; DRN, of which there is no package, is built here with the names of its authors' state dicts.
+networks.npz holds the names and shapes of the state dicts of all published networks and, for small networks with the weights of
+`foreign.random_state`, the outputs of torch for one image at every output stride. The small networks of torchvision are its own classes
+with fewer channels. DRN, for which there is no package, is built here with the parameter names of its authors.
 """
 
 import importlib
@@ -44,7 +44,7 @@ def on_resnet(kind: Any, head: Any, stride: int) -> Any:
 
 
 class Unit(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1, and the input added, unless `alone`."""
+    """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 if `wide`, with a residual connection unless `alone`."""
 
     def __init__(self, channels: int, width: int, stride: int, dilation: int, wide: bool, alone: bool) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ PUBLISHED_BLOCKS = {
 
 
 def published() -> Any:
-    """(source, network) of every one that there are rules for."""
+    """Yield (source, network) for every supported source."""
     for name in ("resnet18", "resnet34", "resnet50", "resnet101"):
         yield f"torchvision:{name}", getattr(models, name)()
     for name in ("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"):
@@ -145,7 +145,7 @@ def published() -> Any:
 
 
 def small() -> Any:
-    """(source, which of that family, output stride, network) of every kind."""
+    """Yield (source, kind, output stride, network) for small networks of every kind."""
     yield "torchvision:resnet18", "basic", 32, small_resnet(resnet.BasicBlock, 32)
     for stride in (32, 16, 8):
         yield "torchvision:resnet50", "bottleneck", stride, small_resnet(resnet.Bottleneck, stride)
@@ -175,9 +175,9 @@ def main() -> None:
         net.load_state_dict({name: torch.tensor(value) for name, value in random_state(shapes, seed).items()})
         with torch.no_grad():
             y = net.double().eval()(torch.tensor(np.moveaxis(arrays["x"], -1, 1), dtype=torch.float64))
-        found = np.moveaxis((y["out"] if isinstance(y, dict) else y).numpy(), 1, -1)
-        # Every seventh pixel of a map is enough, and fewer bytes.
-        arrays[f"y{seed}"] = (found if found.ndim == 2 else found[:, 9:-8:7, 9:-8:7]).astype(np.float32)
+        output = np.moveaxis((y["out"] if isinstance(y, dict) else y).numpy(), 1, -1)
+        # Every seventh pixel is enough, and keeps the file small.
+        arrays[f"y{seed}"] = (output if output.ndim == 2 else output[:, 9:-8:7, 9:-8:7]).astype(np.float32)
         about["small"].append({"source": source, "kind": kind, "output_stride": stride, "seed": seed, "shapes": shapes})
     path = Path(__file__).parent / "networks.npz"
     np.savez_compressed(path, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)

@@ -1,7 +1,7 @@
-"""Make the torch fixture of tests/test_context.py: `python tests/golden/make_resize.py`, on a machine with torch.
+"""Generate the torch fixture of tests/test_context.py: `python tests/golden/make_resize.py`. Requires torch.
 
-resize.npz holds, for every case, x and y channels last, and the arguments of `dilax.resize` as JSON. torch computes in float64 from
-float32 inputs, so the stored float32 results are right to their last digit.
+resize.npz holds, for every case, x and y (channels last) and the arguments of `dilax.resize` as JSON. torch computes in float64 from
+float32 inputs, so that the stored float32 results are correctly rounded.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# name: (x of dilax, size, method, align_corners)
+# name: (shape of x, size, method, align_corners)
 CASES = {
     "1d": ((2, 7, 3), (16,), "bilinear", False),
     "1d smaller": ((2, 23, 2), (9,), "bilinear", False),
@@ -36,9 +36,9 @@ def main() -> None:
     arrays, arguments = {}, {}
     for seed, (name, (shape, size, method, corners)) in enumerate(CASES.items()):
         x = np.random.default_rng(seed).normal(0.3, 1, shape).astype(np.float32)
-        given = torch.tensor(np.moveaxis(x, -1, 1), dtype=torch.float64)
+        inputs = torch.tensor(np.moveaxis(x, -1, 1), dtype=torch.float64)
         mode: dict[str, Any] = {"mode": "nearest-exact"} if method == "nearest" else {"mode": TORCH[len(shape)], "align_corners": corners}
-        y = torch.nn.functional.interpolate(given, size, **mode)
+        y = torch.nn.functional.interpolate(inputs, size, **mode)
         arrays |= {f"{name}.x": x, f"{name}.y": np.moveaxis(y.numpy(), 1, -1).astype(np.float32)}
         arguments[name] = {"size": size, "method": method} | ({"align_corners": True} if corners else {})
     path = Path(__file__).parent / "resize.npz"

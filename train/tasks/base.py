@@ -186,6 +186,7 @@ class Task(abc.ABC):
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Add the flags and positional arguments of `train.predict` that this task understands."""
+        add_inputs(parser, "files to predict from")
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield the lines to print for args.inputs; every input is read before the first line."""

@@ -21,9 +21,10 @@ def check_colours(config: Any) -> None:
     """Refuse data.mean and data.std that are not colours from 0 to 1."""
     for key in ("mean", "std"):
         values = config.data[key]
+        limits = "from 0 to 1" if key == "mean" else "above 0, up to 1"
         if not all(isinstance(value, int | float) and 0 <= value <= 1 and (key == "mean" or value) for value in values):
             raise UserError(
-                f"config.data.{key}={tuple(values)} must hold numbers from 0 to 1, one per channel, or be (); divide values of 0 to 255."
+                f"config.data.{key}={tuple(values)} must hold numbers {limits}, one per channel, or be (); divide values of 0 to 255."
             )
 
 

@@ -40,16 +40,16 @@ class Separation(Task):
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, ("mixtures",))
         folder = pathlib.Path(config.data.dir).expanduser()
-        found = split_paths(folder)
-        read = (
-            {name: read_mixtures(path) for name, path in found.items()}
-            if {"train", "test"} <= {*found}
-            else {"train": read_mixtures(folder)}
-        )
-        names, rate = read["train"].names, read["train"].rate
+        folders = split_paths(folder)
+        if not {"train", "test"} <= folders.keys():
+            folders = {"train": folder}
+        train = read_mixtures(folders.pop("train"))
+        read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in folders.items()}}
+        names, rate = train.names, train.rate
         for name, part in read.items():
-            if (part.names, part.rate) != (names, rate):
-                raise UserError(f"{found[name]} has other sources or another sample rate than {found['train']}; give the same.")
+            if part.names != names:
+                here, there = (", ".join(words) for words in (part.names, names))
+                raise UserError(f"{folders[name]} has the sources {here}, and the training split has {there}; give the same.")
         sounds = {name: part.sounds for name, part in read.items()}
         if "test" not in sounds:
             sounds["train"], sounds["test"] = _share_out(sounds["train"], config.sequence.test, TEST_SPLIT, "sequence.test")
@@ -110,7 +110,7 @@ class Separation(Task):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Write NAME_SOURCE.wav for each source; yield the file and the paths of its sources."""
         rate = self.spec.sample_rate
-        sounds = [sound.read_sound(pathlib.Path(path), rate=rate)[0] for path in args.inputs]
+        sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
         files = output_files(args.inputs, [f"_{name}.wav" for name in self.spec.outputs], args.out, replace=args.replace)
         args.out.mkdir(parents=True, exist_ok=True)
         for path, one, targets in zip(args.inputs, sounds, files):

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,11 +13,11 @@ import numpy as np
 import optax
 
 from dilax import DataSpec, Inference, UserError, plots
-from dilax.audio import log_mel
 from dilax.inference import POOLS, model_arguments, pool_steps
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.mel import log_mel_frames, mel_frame, stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import labelled_splits
 from train.data.source import Table, gather
@@ -30,7 +30,6 @@ from train.tasks.classification import augment_labelled
 from train.tasks.images import most_telling
 
 SAMPLED, SHOWN, BEGINNING = 400, 24, 120  # test sequences that the report chooses from, and shows; characters of a text
-MEL_BATCH = 10  # log-mel frames classified at once in a stream: a line each 0.1 s
 Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
 
 
@@ -151,7 +150,7 @@ class SequenceClassification(Task):
         if name == "ucr":
             named = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(path)[0])]
         elif name == "wav":
-            sounds = [sound.read_sound(path, rate=self.spec.sample_rate)[0] for path in paths]
+            sounds, _ = sound.read_sounds(paths, rate=self.spec.sample_rate)
             named = list(zip(args.inputs, log_mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
         elif name == "text":
             named = [(str(path), self._codes(text.read_text(path))) for path in paths]
@@ -196,7 +195,7 @@ class SequenceClassification(Task):
     def _stream_sound(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
         feeder, spec = streams.Feeder(inference), self.spec
         window, hop = mel_frame(spec.sample_rate)
-        frames = _streamed_frames(streams.sound_pieces(inference, file), spec.sample_rate, spec.input_shape[-1])
+        frames = stream_log_mel(streams.sound_pieces(inference, file), spec.sample_rate, spec.input_shape[-1])
         last, count = np.zeros((0, len(spec.outputs)), np.float32), 0
         for outputs in feeder.feed_all(spec.scale(one) for one in frames):
             # As many steps as the longest sound of the training had.
@@ -207,37 +206,6 @@ class SequenceClassification(Task):
             probabilities = np.asarray(jax.nn.softmax(logits[0]))
             seconds = ((count - 1) * hop + window) / spec.sample_rate
             yield f"{seconds:.2f}\t{spec.outputs[int(probabilities.argmax())]}\t{probabilities.max():.4f}\n".encode()
-
-
-def mel_frame(rate: int) -> tuple[int, int]:
-    """Return the samples in a log-mel frame, 32 ms, and from one frame to the next, 10 ms."""
-    return round(0.032 * rate), round(0.01 * rate)
-
-
-def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
-    """Return the log-mel energies (frames, bands) of each sound (samples,), in frames of `mel_frame`."""
-    window, hop = mel_frame(rate)
-    # Silence after a sound does not change its own frames, so that one program serves for all.
-    length = max(window, *map(len, sounds))
-    run = jax.jit(lambda samples: log_mel(samples[None], rate, window=window, hop=hop, bands=bands)[0])
-    counts = [1 + max(0, len(samples) - window) // hop for samples in sounds]
-    return [np.asarray(run(np.pad(samples, (0, length - len(samples)))))[:count] for samples, count in zip(sounds, counts)]
-
-
-def _streamed_frames(pieces: Iterable[np.ndarray], rate: int, bands: int) -> Iterator[np.ndarray]:
-    """Yield the log-mel frames (n, bands) of a stream, those of `log_mel_frames`, `MEL_BATCH` at a time."""
-    window, hop = mel_frame(rate)
-    needed = window + (MEL_BATCH - 1) * hop
-    run = jax.jit(lambda x: log_mel(x[None], rate, window=window, hop=hop, bands=bands)[0])
-    held, any_yet = np.zeros(0, np.float32), False
-    for piece in pieces:
-        held = np.concatenate([held, piece])
-        while len(held) >= needed:
-            yield np.asarray(run(held[:needed]))
-            held, any_yet = held[MEL_BATCH * hop :], True
-    left = 1 + (len(held) - window) // hop if len(held) >= window else int(not any_yet)
-    if left:
-        yield np.asarray(run(np.pad(held, (0, needed - len(held)))))[:left]
 
 
 def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec: DataSpec) -> str:

@@ -128,7 +128,9 @@ class SequencePrediction(StepTask):
 
     def _check_table(self) -> None:
         if self.config.data.name != "csv":
-            raise UserError(f"a run on data.name={self.config.data.name!r} has nothing to predict from files; use train.evaluate.")
+            raise UserError(
+                f"a run on data.name={self.config.data.name!r} has nothing to predict from files or a stream; use train.evaluate."
+            )
 
 
 def csv_row(cells: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """What tasks that predict as input comes share: a model fed in chunks, lines of text, blocks of sound; and the flags of a draw."""
 
 import argparse
+import functools
 import io
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -37,11 +38,10 @@ class Feeder:
         self.state: Any = self.model.apply(self.variables, 1, method="init_stream")
         self.outputs: Any = None
         self._early = self._latency
-        self._run: Any = jax.jit(lambda variables, x, state: self.model.apply(variables, x, state, method="stream"))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs that samples (n, ...) bring: fewer at first, if the model looks ahead."""
-        outputs, self.state = self._run(self.variables, jnp.asarray(x)[None], self.state)
+        outputs, self.state = _feed(self.model, self.variables, jnp.asarray(x)[None], self.state)
         self.outputs, early = outputs[:, -1], min(self._early, outputs.shape[1])
         self._early -= early
         return np.asarray(outputs[0, early:])
@@ -54,6 +54,11 @@ class Feeder:
         if self._latency:
             self.state = end_stream(self.state)
             yield self(np.zeros((self._latency, *x.shape[1:]), x.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _feed(model: Any, variables: Any, x: jax.Array, state: Any) -> Any:
+    return model.apply(variables, x, state, method="stream")
 
 
 def lines(file: Bytes) -> Iterator[str]:
@@ -69,8 +74,8 @@ def sound_pieces(inference: Inference, file: Bytes) -> Iterator[np.ndarray]:
     rate, pieces = sound.stream_wav(file, INPUT)
     if rate != inference.spec.sample_rate:
         raise UserError(
-            f"{INPUT} has {rate} samples per second, and the run was trained on {inference.spec.sample_rate}; resample it, "
-            f"as by `sox IN.wav -r {inference.spec.sample_rate} -t wav -`."
+            f"{INPUT} has {rate} samples per second, and the run was trained on {inference.spec.sample_rate}; resample it, for example "
+            f"with `sox IN.wav -r {inference.spec.sample_rate} -t wav -`."
         )
     return pieces
 

@@ -84,7 +84,7 @@ class Waveform(StepTask):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Write NAME_continued.wav for each sound; yield the file, the path of the new one and its seconds."""
         options, rate = streams.sampling(args), self.spec.sample_rate
-        sounds = [sound.read_sound(pathlib.Path(path), rate=rate)[0] for path in args.inputs]
+        sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
         files = output_files(args.inputs, ("_continued.wav",), args.out, replace=args.replace)
         args.out.mkdir(parents=True, exist_ok=True)
         for path, one, (file,) in zip(args.inputs, sounds, files):

