@@ -58,20 +58,20 @@ class XceptionBlock(nn.Module):
 class Xception(nn.Module):
     """Separable residual network: two convolutions, three entry blocks, a number of middle blocks, two exit blocks.
 
-            The default of 8 middle blocks is Xception-41; `middle_blocks=16` is the Xception-65 of the paper. Parameters are named `stem1`,
-        `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`. Each of them
-        except the head is a `dilax.blocks.ConvNormAct`.
-    
-        Attributes:
-            num_classes: Number of outputs.
-            stem_features: Channels of the first two convolutions.
-            entry_features: Channels of each entry block; the middle blocks have those of the last one.
-            middle_blocks: Number of middle blocks.
-            exit_features: Channels of the three separable convolutions in each of the two exit blocks.
-            multi_grid: Factors of the dilations of the last three separable convolutions, repeated cyclically.
-            norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
-            activation: A key of `dilax.blocks.ACTIVATIONS`.
-            dtype: Dtype of the computation; parameters and logits stay float32.
+    The default of 8 middle blocks is Xception-41; `middle_blocks=16` is the Xception-65 of the paper. Parameters are named `stem1`,
+    `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`. Each of them
+    except the head is a `dilax.blocks.ConvNormAct`.
+
+    Attributes:
+        num_classes: Number of outputs.
+        stem_features: Channels of the first two convolutions.
+        entry_features: Channels of each entry block; the middle blocks have those of the last one.
+        middle_blocks: Number of middle blocks.
+        exit_features: Channels of the three separable convolutions in each of the two exit blocks.
+        multi_grid: Factors of the dilations of the last three separable convolutions, repeated cyclically.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        activation: A key of `dilax.blocks.ACTIVATIONS`.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 1000
