@@ -3,6 +3,8 @@
 import functools
 import itertools
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -11,14 +11,10 @@ import pytest
 from dilax import DataSpec
 from dilax.errors import UserError
 from train.build import Setup, build
-from train.config import check, default_config, model_config, task_class
-from train.data import Splits
-from train.data.readers.made_up import adding, copy_memory
+from train.config import check, default_config, model_config
 from train.data.source import Table
-from train.data.windows import padded, windows
 from train.score import score
 from train.tasks import TASKS
-from train.tasks.steps import cut_along_time, window_splits
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.array([9, 4, 1, 7, 9, 2, 5, 6], np.int32)
@@ -36,12 +32,6 @@ def config_of(task: str, model: Any = "tcn", fields: Any = None, **changes: Any)
     config.optim.update(name="sgd", lr=0.05, warmup_epochs=0.0)
     config.update_from_flattened_dict(changes)
     return config
-
-
-def open_data(config: Any) -> Splits:
-    """Open the data of a config as a run does."""
-    check(config)
-    return task_class(config.task).open(config)
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -234,99 +224,6 @@ def one_step(name: str, setup: Setup, batch: dict[str, np.ndarray]) -> Any:
     return STATES[name]
 
 
-@pytest.mark.parametrize(
-    ("length", "context", "stride"), [(4, 0, 0), (5, 2, 0), (3, 2, 0), (7, 6, 0), (30, 8, 0), (5, 2, 3), (6, 1, 2), (7, 3, 1)]
-)
-def test_windows_score_every_sample_but_the_first_once_or_as_often_as_they_overlap(length, context, stride):
-    long = [np.arange(100, 117), np.arange(200, 208), np.array([300]), np.arange(400, 402)]
-    cut = windows(long, length, context, "it", stride=stride, short=length > 17)
-    scored: list[int] = []
-    for i in range(len(cut)):
-        record = cut[i]
-        for x, y, counted, step in zip(record["input"], record["label"], record["counted"], range(length)):
-            if step < record["length"]:
-                assert y == x + 1
-            else:
-                assert not counted
-            if counted:
-                scored.append(int(y))
-                before = min(context, int(y) % 100 - 1)
-                assert step >= before
-                np.testing.assert_array_equal(record["input"][step - before : step + 1], np.arange(x - before, x + 1))
-    times = {n: scored.count(n) for one in long for n in one[1:]}
-    assert sum(times.values()) == len(scored)
-    assert min(times.values()) == 1
-    stride = stride or length - context
-    assert max(times.values()) == -(-(length - context) // stride)
-    assert set(np.diff(cut.starts[cut.starts < 17])) <= {stride}
-    both = cut.gather(np.array([0, len(cut) - 1]))
-    np.testing.assert_array_equal(both["label"][1], cut[len(cut) - 1]["label"])
-
-
-def test_adding_asks_for_the_sum_of_the_two_marked_numbers():
-    table = adding(50, 11, 3)
-    for x, y, counted in zip(*(table.arrays[name] for name in ("input", "label", "counted"))):
-        marked = np.flatnonzero(x[:, 1])
-        assert (len(marked), marked[0] < 5, marked[1] >= 5) == (2, True, True)
-        assert y[-1, 0] == pytest.approx(x[marked, 0].sum())
-        assert counted.tolist() == [False] * 10 + [True]
-    assert 0 <= table.arrays["input"].min() < 0.05 < 0.95 < table.arrays["input"].max() <= 1
-    np.testing.assert_array_equal(adding(50, 11, 3).arrays["input"], table.arrays["input"])
-    assert not np.array_equal(adding(50, 11, 4).arrays["input"], table.arrays["input"])
-
-
-def test_copy_memory_asks_for_the_first_codes_again():
-    table = copy_memory(30, 6, 1)
-    for x, y in zip(table.arrays["input"], table.arrays["label"]):
-        assert len(x) == len(y) == 26
-        assert set(x[:10]) <= set(range(1, 9))
-        assert (x[10:15].tolist(), x[15:].tolist()) == ([0] * 5, [9] * 11)
-        assert (y[:16].tolist(), y[16:].tolist()) == ([0] * 16, x[:10].tolist())
-    assert set(np.unique(table.arrays["input"])) == set(range(10))
-
-
-MADE_UP = {"adding": {"sequence.length": 12}, "copy_memory": {"sequence.length": 3, "sequence.loss": "categorical"}}
-
-
-def made_up(name: str, **changes: Any) -> Splits:
-    return open_data(config_of("sequence_prediction", **{"data.name": name, "sequence.examples": 2000, **MADE_UP[name], **changes}))
-
-
-def sequences_of(source: Any) -> set[bytes]:
-    return {one.tobytes() for one in source.arrays["input"]}
-
-
-@pytest.mark.parametrize("name", MADE_UP)
-def test_splits_of_made_up_data_share_no_sequence(name):
-    """Or the test split would choose the checkpoint, or be learned by heart."""
-    runs = {seed: made_up(name, seed=seed) for seed in (0, 1, 2, 3)}
-    held = [sequences_of(split) for split in (runs[0].validation, runs[0].test)]
-    assert not held[0] & held[1]
-    for splits in runs.values():
-        assert not sequences_of(splits.train) & (held[0] | held[1])
-        # Runs of other seeds are compared on the same sequences.
-        assert [sequences_of(split) for split in (splits.validation, splits.test)] == held
-    assert not sequences_of(runs[0].train) & sequences_of(runs[1].train)
-    assert made_up(name, **{"data.validation": 0.0}).validation is None
-
-
-def test_pixels_are_a_sequence_row_by_row_or_in_one_order_for_all():
-    images = jnp.arange(2 * 3 * 4 * 2.0).reshape(2, 3, 4, 2)
-    rows, mixed = (DataSpec("test", (12, 2), ("a", "b"), pixels=order).prepare(images) for order in ("rows", "permuted"))
-    np.testing.assert_array_equal(rows[1, 5], images[1, 1, 1])
-    assert not np.array_equal(mixed, rows)
-    np.testing.assert_array_equal(np.sort(mixed, axis=1), rows)
-    np.testing.assert_array_equal(mixed[1] - mixed[0], jnp.full((12, 2), 24.0))
-    # The order is that of every run before, whose parameters would mean nothing in another.
-    np.testing.assert_array_equal(mixed[0, :, 0] / 2, np.random.default_rng(0).permutation(12))
-
-
-def test_digits_are_read_as_sequences():
-    splits = open_data(config_of("sequence_classification", **{"data.name": "digits8x8", "sequence.permute": True}))
-    assert (splits.spec.input_shape, splits.spec.pixels, len(splits.spec.outputs)) == ((64, 1), "permuted", 10)
-    assert splits.train[0]["image"].shape == (8, 8, 1)
-
-
 def with_key(config: Any, key: str, value: Any) -> Any:
     """The config with a key that its task does not have."""
     section, _, field = key.partition(".")
@@ -335,30 +232,6 @@ def with_key(config: Any, key: str, value: Any) -> Any:
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "no such data": (
-        lambda: open_data(config_of("language_model", **{"data.name": "txt"})),
-        "config.data.name='txt' is not data for config.task='language_model'; use one of ('text', 'bible'). Did you mean \"text\"?",
-    ),
-    "no length": (
-        lambda: open_data(config_of("sequence_prediction", **{"data.name": "adding"})),
-        "config.sequence.length=0 gives no length for data.name='adding'; set it, such as 200.",
-    ),
-    "no window": (
-        lambda: window_splits(config_of("sequence_prediction", **{"data.name": "csv"}), {"train": [floats(40, 2)]}, ("warm", "wet")),
-        "config.sequence.length=0 gives no window for data.name='csv'; set it, such as 256.",
-    ),
-    "nothing to learn from": (
-        lambda: cut_along_time(floats(2, 2), config_of("sequence_prediction", **{"sequence.test": 0.5, "data.validation": 0.5})),
-        "config.sequence.test=0.5 and config.data.validation=0.5 leave nothing to learn from; make them smaller.",
-    ),
-    "too short to add": (
-        lambda: adding(3, 1, 0),
-        'config.sequence.length=1 is too short for data.name="adding", which marks two steps; give 2 or more.',
-    ),
-    "too short to copy": (
-        lambda: copy_memory(3, 0, 0),
-        'config.sequence.length=0 is too short for data.name="copy_memory"; give 1 or more.',
-    ),
     "a key of images": (
         lambda: check(with_key(config_of("sequence_prediction"), "data.per_class", 3)),
         "config.data.per_class is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
@@ -376,32 +249,6 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "mixed sounds": (
         lambda: check(config_of("sequence_classification", **{"data.name": "wav", "augment.mixup": 0.2})),
         "config.augment.mixup=0.2 does not apply to data.name='wav'; remove it.",
-    ),
-    "beyond the padded size": (
-        lambda: padded([np.ones((3, 1)), np.ones((6, 1))], 5),
-        "data: sequence 1 has 6 steps, but 1 to 5 fit; set config.sequence.length to the longest.",
-    ),
-    "an empty sequence": (
-        lambda: padded([np.ones((0, 1))], 5),
-        "data: sequence 0 has 0 steps, but 1 to 5 fit; set config.sequence.length to the longest.",
-    ),
-    "shorter than a window": (
-        lambda: windows([np.arange(9), np.arange(5)], 9, 0, "the training split of text"),
-        "the training split of text has at most 9 samples in one piece, but a window needs config.sequence.length + 1 = 10; "
-        "make it smaller, or give more data.",
-    ),
-    "nothing to predict": (
-        lambda: windows([np.arange(1)], 9, 0, "the test split of csv", short=True),
-        "the test split of csv has at most 1 samples in one piece, but 2 are needed; give more data.",
-    ),
-    "context of a whole window": (
-        lambda: windows([np.arange(50)], 9, 9, "it"),
-        "config.sequence.context=9 leaves no step to score in windows of config.sequence.length=9; make it smaller.",
-    ),
-    "windows too far apart": (
-        lambda: windows([np.arange(50)], 9, 4, "it", stride=6),
-        "config.sequence.stride=6 leaves samples out between windows of config.sequence.length=9 of which config.sequence.context=4 steps "
-        "are not scored; make it at most 5.",
     ),
     "a misspelt pool": (
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),
@@ -426,15 +273,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "config.model.name='bytenet' is not a causal model for config.task='sequence_prediction' on data.name='piano'; "
         "use one of ('separable_tcn', 'tcn').",
     ),
-    "a file beside the text of a package": (
-        lambda: open_data(config_of("language_model", **{"data.name": "bible", "data.dir": "mine.txt"})),
-        "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name=\"text\", "
-        "or remove config.data.dir.",
-    ),
     "augmented codes": (
         lambda: check(with_key(config_of("language_model"), "augment.flip", True)),
-        "config.augment.flip is not a key of config.task='language_model'; remove it, or begin with default_config('test', task=...). "
-        "It is a key of classification, segmentation, sequence_classification.",
+        "config.augment.flip is not a key of config.task='language_model'; remove it, or begin the config with "
+        "default_config('test', task=...). It is a key of classification, segmentation, sequence_classification.",
     ),
     "a model of images": (
         lambda: build(config_of("sequence_prediction", "dilated_cnn"), DataSpec("test", (9, 3), ("a", "b"), 80)),

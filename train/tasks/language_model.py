@@ -11,6 +11,7 @@ import numpy as np
 from dilax import Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
+from train.data.readers.files import data_path
 from train.data.splits import Splits, split_paths
 from train.keys import Key, Keys
 from train.tasks import streams
@@ -114,9 +115,7 @@ def _parts(config: Any, name: str) -> dict[str, str]:
                 'set config.data.name="text", or remove config.data.dir.'
             )
         return cut_along_time(text.package_text(name), config)
-    path = pathlib.Path(config.data.dir).expanduser()
-    if not config.data.dir:
-        raise UserError('config.data.dir="" does not name a text; set it to a file, or to a folder with train.txt and test.txt.')
+    path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():
         return cut_along_time(text.read_text(path), config)
     files = split_paths(path, suffix=".txt")

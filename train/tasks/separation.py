@@ -14,6 +14,7 @@ from dilax import DataSpec, Inference, UserError, plots
 from dilax.inference import model_arguments, valid_steps
 from dilax.losses import separation_loss, si_sdr
 from train.data.readers import sound
+from train.data.readers.files import data_path
 from train.data.readers.mixtures import pieces, read_mixtures
 from train.data.source import Table, gather
 from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
@@ -39,7 +40,7 @@ class Separation(Task):
     def open(cls, config: Any) -> Splits:
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, ("mixtures",))
-        folder = pathlib.Path(config.data.dir).expanduser()
+        folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
         folders = split_paths(folder)
         if not {"train", "test"} <= folders.keys():
             folders = {"train": folder}

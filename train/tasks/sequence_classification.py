@@ -19,7 +19,7 @@ from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
 from train.data.mel import log_mel_frames, mel_frame, stream_log_mel
 from train.data.readers import series, sound, text
-from train.data.readers.files import labelled_splits
+from train.data.readers.files import data_path, labelled_splits
 from train.data.source import Table, gather
 from train.data.splits import Splits, hold_out
 from train.data.windows import padded
@@ -228,7 +228,7 @@ def _series(config: Any) -> Splits:
 
 def _sounds(config: Any) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
-    train, test = labelled_splits(pathlib.Path(config.data.dir), sound.SUFFIXES)
+    train, test = labelled_splits(data_path(config, "a folder that holds a folder of sound files for each class"), sound.SUFFIXES)
     sounds, rate = sound.read_sounds([path for path, _ in [*train, *test]])
     frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
     parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
@@ -238,7 +238,7 @@ def _sounds(config: Any) -> Splits:
 def _texts(config: Any) -> Splits:
     """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
     units, most = config.sequence.units, config.sequence.length or None
-    parts = labelled_splits(pathlib.Path(config.data.dir), (".txt",))
+    parts = labelled_splits(data_path(config, "a folder that holds a folder of .txt files for each class"), (".txt",))
     train, test = (([text.read_text(path) for path, _ in part], [label for _, label in part]) for part in parts)
     symbols = text.symbols_of("".join(train[0]), units)
     train, test = (([text.encode(one, symbols, units)[:most] for one in part], labels) for part, labels in (train, test))
@@ -250,7 +250,7 @@ def _standardised(config: Any, train: Labelled, test: Labelled, **fields: Any) -
     channels = {one.shape[1] for one in [*train[0], *test[0]]}
     if len(channels) > 1:
         raise UserError(
-            f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give series of one number."
+            f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give all the same number."
         )
     values = np.concatenate(train[0])
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64) + 1e-8

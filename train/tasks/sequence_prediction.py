@@ -12,6 +12,7 @@ import numpy as np
 
 from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
+from train.data.readers.files import data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 from train.data.source import Table, gather
 from train.data.splits import Splits
@@ -170,7 +171,7 @@ def _made_up(config: Any, make: Callable[..., Table], examples: int, outputs: tu
 
 def _piano(config: Any) -> Splits:
     """Piano rolls, each step of which asks for the keys of the next."""
-    rolls = piano.read_piano_rolls(pathlib.Path(config.data.dir))
+    rolls = piano.read_piano_rolls(data_path(config, "a .mat or .npz file of piano rolls"))
     length = config.sequence.length or max(len(roll) for split in rolls.values() for roll in split) - 1
 
     def table(split: list[np.ndarray], word: str) -> Table:
@@ -189,7 +190,7 @@ def _piano(config: Any) -> Splits:
 
 def _table(config: Any) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
-    names, values = tables.read_table(pathlib.Path(config.data.dir), missing=config.data.missing)
+    names, values = tables.read_table(data_path(config, "a table, such as a .csv file"), missing=config.data.missing)
     parts = cut_along_time(values, config)
     mean, std = parts["train"].mean(0, dtype=np.float64), parts["train"].std(0, dtype=np.float64) + 1e-8
     scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}

@@ -13,6 +13,7 @@ from dilax import Inference, UserError, plots
 from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
+from train.data.readers.files import data_path, list_files
 from train.data.splits import Splits
 from train.keys import Key, Keys
 from train.tasks import streams
@@ -51,10 +52,10 @@ class Waveform(StepTask):
     def open(cls, config: Any) -> Splits:
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
         check_name(config, ("wav",))
-        folder = pathlib.Path(config.data.dir).expanduser()
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in sound.SUFFIXES and not path.name.startswith("."))
+        folder = data_path(config, "a folder of sound files")
+        paths = list_files(folder, sound.SUFFIXES)
         if not paths:
-            raise UserError(f"config.data.dir={config.data.dir!r} does not hold sound files ({', '.join(sorted(sound.SUFFIXES))}).")
+            raise UserError(f'"{folder}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
         sounds, rate = sound.read_sounds(paths)
         mixture, levels = _is_mixture(config), config.sequence.levels
         values = [one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds]

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,21 @@ from dilax.errors import UserError
 from train.data.splits import fixed_test, split_paths
 
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
+
+
+def data_path(config: Any, what: str) -> pathlib.Path:
+    """Return config.data.dir as a path, in which "~" is the home folder.
+
+    Args:
+        config: The whole config.
+        what: What it should be, such as "a folder of sound files".
+
+    Raises:
+        UserError: if it is not set.
+    """
+    if not config.data.dir:
+        raise UserError(f'config.data.dir="" gives no data for data.name={config.data.name!r}; set it to {what}.')
+    return pathlib.Path(config.data.dir).expanduser()
 
 
 def read_bytes(path: pathlib.Path, what: str) -> bytes:
