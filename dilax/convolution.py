@@ -22,19 +22,19 @@ Initializer = Callable[..., Any]
 
 
 class ConvModule(nn.Module):
-    """The fields of all convolution modules; a subclass declares its own fields, `kernel_size` among them, before these.
+    """The common fields of all convolution modules; a subclass adds `kernel_size` and further fields.
 
     Attributes:
-        rank: Number of spatial axes; needed only where `kernel_size` is an int.
-        stride: As `dilated_conv`.
-        padding: As `dilated_conv`.
+        rank: Number of spatial axes, required if `kernel_size` is an int.
+        stride: See `dilated_conv`.
+        padding: See `dilated_conv`.
         use_bias: Whether to add a bias.
-        dtype: Of the computation; None promotes the dtypes of the input and the parameters.
-        param_dtype: Of the parameters.
-        precision: As `dilated_conv`.
+        dtype: Dtype of the computation; None for the promoted dtype of the input and the parameters.
+        param_dtype: Dtype of the parameters.
+        precision: See `dilated_conv`.
         kernel_init: Initializer of the kernel.
         bias_init: Initializer of the bias.
-        lowering: As `dilated_conv`.
+        lowering: See `dilated_conv`.
     """
 
     _: dataclasses.KW_ONLY
@@ -50,7 +50,7 @@ class ConvModule(nn.Module):
     lowering: str = "auto"
 
     def _taps(self, x: jax.Array) -> tuple[int, ...]:
-        """Taps per spatial axis, checked against the input."""
+        """Return the taps per spatial axis, checked against the input."""
         module: Any = self  # kernel_size is a field of the subclasses
         caller, size, rank = type(self).__name__, module.kernel_size, self.rank
         if is_integer(size) and rank is None:
@@ -95,10 +95,11 @@ def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 class TimeConv(ConvModule, Layer):
     """A convolution that can be fed in chunks along time.
 
-    Along time its padding is "CAUSAL", or keeps the size at stride 1; the outputs then come as many samples late as are padded behind.
+    Its padding along time must be "CAUSAL", or keep the size at stride 1; the outputs are then as many samples late as are padded after the
+    end.
 
     Attributes:
-        padding_mode: As `dilated_conv`.
+        padding_mode: See `dilated_conv`.
     """
 
     _: dataclasses.KW_ONLY
@@ -148,7 +149,7 @@ class TimeConv(ConvModule, Layer):
         return self._convolve_chunk(x, state)
 
     def _time_pads(self, taps: tuple[int, ...]) -> list[tuple[int, int]]:
-        """What is padded before and after along time, for each dilation."""
+        """The padding before and after time, for each dilation."""
         options: Any = dict(stride=self.stride, padding=self.padding, caller=type(self).__name__)
         return [time_padding(taps, dilation=(dilation, *taps[1:]), **options) for dilation in self._time_dilations(len(taps))]
 

@@ -26,16 +26,21 @@ class DilatedConv(TimeConv):
     Attributes:
         features: Output channels.
         kernel_size: Taps per axis, such as (3, 3) for images; an int needs `rank`.
-        dilation: As `dilated_conv`; so are rank (the number of spatial axes, for an int `kernel_size`), stride, padding, padding_mode,
-            precision and lowering.
-        groups: As `dilated_conv`.
-        weight_norm: Whether the kernel is learned as its direction and its length `kernel_scale` (features,), one for each output channel
-            (Salimans & Kingma 2016, arXiv:1602.07868).
+        dilation: See `dilated_conv`.
+        groups: See `dilated_conv`.
+        weight_norm: Whether to learn the direction of the kernel and its length `kernel_scale` (features,) separately for each output
+            channel (Salimans & Kingma 2016, arXiv:1602.07868).
+        rank: Number of spatial axes, required if `kernel_size` is an int.
+        stride: See `dilated_conv`.
+        padding: See `dilated_conv`.
+        padding_mode: See `dilated_conv`.
         use_bias: Whether to add a bias.
-        dtype: Of the computation; None promotes the dtypes of the input and the parameters.
-        param_dtype: Of the parameters.
+        dtype: Dtype of the computation; None for the promoted dtype of the input and the parameters.
+        param_dtype: Dtype of the parameters.
+        precision: See `dilated_conv`.
         kernel_init: Initializer of the kernel.
         bias_init: Initializer of the bias.
+        lowering: See `dilated_conv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 3))
@@ -81,7 +86,7 @@ class DepthwiseConv(TimeConv):
         kernel_size: Taps per axis.
         multiplier: Output channels per input channel.
 
-    All other attributes: as `DilatedConv`.
+    For all other attributes see `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 100, 16))
@@ -121,10 +126,13 @@ class SeparableConv(TimeConv):
         features: Output channels.
         kernel_size: Taps per axis of the depthwise kernel.
         multiplier: Depthwise channels per input channel.
-        dilation: Of the depthwise part; so are stride, padding and padding_mode.
+        dilation: Dilation of the depthwise convolution.
+        stride: Stride of the depthwise convolution.
+        padding: Padding of the depthwise convolution.
+        padding_mode: Padding mode of the depthwise convolution.
         kernel_init: Initializer of both kernels.
 
-    All other attributes: as `DilatedConv`.
+    For all other attributes see `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 16))
@@ -169,12 +177,14 @@ class DilatedConvTranspose(ConvModule, Layer):
     Attributes:
         features: Output channels.
         kernel_size: Taps per axis.
-        dilation: As `dilated_conv_transpose`; so are stride, padding and groups.
-        groups: Number of independent channel groups.
-        output_size: As `dilated_conv_transpose`.
-        kernel_init: Initializer of the kernel; the default counts c_in as its fan-in.
+        dilation: See `dilated_conv_transpose`.
+        groups: See `dilated_conv_transpose`.
+        output_size: See `dilated_conv_transpose`.
+        stride: See `dilated_conv_transpose`.
+        padding: See `dilated_conv_transpose`.
+        kernel_init: Initializer of the kernel; the default has a fan-in of c_in.
 
-    All other attributes: as `DilatedConv`.
+    For all other attributes see `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 16, 16, 32))
@@ -210,7 +220,7 @@ class MultiDilationConv(TimeConv):
     """The same input convolved at several dilations in parallel: multi-scale features.
 
     With `share_kernel` one kernel is applied at every dilation, so that the same weights detect a pattern at every scale, and the number of
-    parameters does not grow with the number of dilations; each dilation keeps a bias of its own.
+    parameters does not grow with the number of dilations; with merge="concat", each dilation still has its own bias.
 
     Attributes:
         features: Output channels of each dilation.
@@ -218,10 +228,10 @@ class MultiDilationConv(TimeConv):
         dilations: One per branch.
         share_kernel: Whether the branches share one kernel.
         merge: "concat" joins the branches along the channels in the order of `dilations`, "sum" adds them.
-        groups: As `dilated_conv`.
-        padding: As `dilated_conv`; "VALID" gives branches of different sizes, which cannot be merged.
+        groups: See `dilated_conv`.
+        padding: See `dilated_conv`; "VALID" gives branches of different sizes, which cannot be merged.
 
-    All other attributes: as `DilatedConv`.
+    For all other attributes see `DilatedConv`.
 
     Example:
         >>> x = jnp.ones((8, 32, 32, 3))

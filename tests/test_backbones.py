@@ -246,7 +246,7 @@ ERRORS = {
         call("drn_d_22", architecture="d"),
         "DRN: architecture='d' is unknown; use one of ('C', 'D'). Did you mean \"D\"?",
     ),
-    "no width": (call("mobilenet_v2", width_multiplier=0.0), "MobileNetV2: width_multiplier=0.0 must be above 0, such as 0.5."),
+    "no width": (call("mobilenet_v2", width_multiplier=0.0), "MobileNetV2: width_multiplier=0.0 must be positive; use 0.5, for instance."),
     "four entry blocks": (call("xception", entry_features=(8, 8, 8, 8)), "Xception: entry_features=(8, 8, 8, 8) must have 3 entries."),
 }
 

@@ -178,12 +178,12 @@ CASES = {
     ),
     "pool wider than the map": (
         model("dilated_cnn", features=(8,), dilations=(1,), pools=(9,)),
-        "DilatedCNN: a pool of 9 does not fit a map of (9, 8); use an int from 1 (none) to its size.",
+        "DilatedCNN: a pool of 9 does not fit a map of (9, 8); use an int from 1, for none, to the size of the map.",
     ),
     "unknown head": (model("dilated_cnn", head="mean"), "DilatedCNN: head='mean' is unknown; use one of ('global', 'flatten')."),
     "stages of several lengths": (
         model("separable_cnn", blocks=(1,)),
-        "SeparableCNN: features=(64, 128, 256) and blocks=(1,) must have one entry per stage each, and dilations=(1, 2) at least one.",
+        "SeparableCNN: features=(64, 128, 256) and blocks=(1,) must have equal lengths, one entry per stage, and dilations=(1, 2) must not be empty.",
     ),
     "unknown norm": (
         model("dilated_cnn", norm="bath"),

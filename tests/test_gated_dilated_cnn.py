@@ -78,7 +78,7 @@ ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "dilations": (
         {"dilations": ()},
         jnp.ones((2, 5, 3)),
-        "GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).",
+        "GatedDilatedCNN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8).",
     ),
     "codes": (
         {},

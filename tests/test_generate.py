@@ -177,13 +177,13 @@ def test_mu_law_is_its_own_inverse():
             "wavenet, conditioned",
             np.ones((2, 2), int),
             {},
-            r"WaveNet: local_condition has none, and local_features=3 needs shape \(2, 2, 3\)",
+            r"WaveNet: local_condition is None, but local_features=3 requires shape \(2, 2, 3\)",
         ),
         (
             "wavenet",
             np.ones((2, 9), int),
             {"conditions": {"global_condition": jnp.ones((2, 2))}},
-            r"global_condition has shape \(2, 2\), and global_features=0",
+            r"global_condition is of shape \(2, 2\), but global_features=0 requires None",
         ),
     ],
 )
@@ -195,14 +195,18 @@ def test_prompts_and_options_that_cannot_be(name, prompt, options, words):
 @pytest.mark.parametrize(
     ("model", "x", "words"),
     [
-        (models.TCN(2, features=()), jnp.ones((1, 4, 2)), r"TCN: features=\(\) and dilations=None must have as many entries"),
-        (models.TCN(2, features=(3, 3), dilations=(1,)), jnp.ones((1, 4, 2)), "must have as many entries"),
+        (models.TCN(2, features=()), jnp.ones((1, 4, 2)), r"TCN: features=\(\) and dilations=None must have equal lengths of at least 1"),
+        (models.TCN(2, features=(3, 3), dilations=(1,)), jnp.ones((1, 4, 2)), "must have equal lengths of at least 1"),
         (models.TCN(2), jnp.ones((1, 4), int), r"TCN: x must be floats \(batch, time, channels\), got int32 \(1, 4\); set `vocabulary`"),
         (models.TCN(2, vocabulary=5), jnp.ones((1, 4, 2)), r"TCN: with vocabulary=5 x must be integer codes \(batch, time\)"),
-        (models.WaveNet(), jnp.ones((1, 4, 1)), r"WaveNet: x must be integer codes \(batch, time\), got float32 \(1, 4, 1\); see mu_law"),
+        (
+            models.WaveNet(),
+            jnp.ones((1, 4, 1)),
+            r"WaveNet: x must be integer codes \(batch, time\), got float32 \(1, 4, 1\); see `dilax.audio.mu_law_encode`",
+        ),
         (models.WaveNet(outputs="mixture"), jnp.ones((1, 4)), r"with outputs='mixture' x must be floats \(batch, time, 1\)"),
         (models.WaveNet(outputs="softmx"), jnp.ones((1, 4), int), r"outputs='softmx' is unknown.*Did you mean \"softmax\""),
-        (models.WaveNet(dilations=()), jnp.ones((1, 4), int), r"dilations=\(\) makes no network"),
+        (models.WaveNet(dilations=()), jnp.ones((1, 4), int), r"dilations=\(\) must not be empty"),
     ],
 )
 def test_inputs_that_do_not_fit(model, x, words):

@@ -343,7 +343,7 @@ CASES = {
     ),
     "unet of one level": (
         run(models.UNet(functools.partial(models.UNetEncoder, stage_features=(8,)))),
-        "UNet: stage_features=(8,) must have two levels at least, such as (32, 64).",
+        "UNet: stage_features=(8,) must have at least two entries, such as (32, 64).",
     ),
     "unet without space": (
         run(SLIM["unet"], X[0, 0]),
@@ -351,7 +351,7 @@ CASES = {
     ),
     "a backbone that is made already": (
         run(models.FCN(models.ResNet())),  # pyright: ignore[reportArgumentType]
-        "FCN: backbone=ResNet is no class of backbones; give one, such as dilax.models.ResNet, or "
+        "FCN: backbone=ResNet(...) is not a class; give a class such as dilax.models.ResNet, or "
         "functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False).",
     ),
     "unet grid": (

@@ -101,17 +101,17 @@ def test_counts():
 
 
 MISTAKES = [
-    (models.ByteNet(9, 5, 3, (1,)), X, {}, "ByteNet: features=5 must be even, and dilations=(1,) not empty, such as (1, 2, 4, 8, 16)."),
-    (models.ByteNet(9, 4, 3, (1,)), X, {"source": SOURCE}, "ByteNet: source_vocabulary=0 needs no source; give exactly that."),
-    (BYTENET, X, {}, "ByteNet: source_vocabulary=5 needs a source, or a condition; give exactly that."),
-    (BYTENET, X, {"condition": jnp.ones((2, 7, 6))}, "ByteNet: a condition of shape (2, 7, 6) must be (2, 11, 6); see `unfold`."),
+    (models.ByteNet(9, 5, 3, (1,)), X, {}, "ByteNet: features=5 must be an even number of at least 2, and dilations=(1,) must not be empty; use (1, 2, 4, 8, 16), for instance."),
+    (models.ByteNet(9, 4, 3, (1,)), X, {"source": SOURCE}, "ByteNet: source_vocabulary=0 requires neither a source nor a condition."),
+    (BYTENET, X, {}, "ByteNet: source_vocabulary=5 requires either a source or a condition."),
+    (BYTENET, X, {"condition": jnp.ones((2, 7, 6))}, "ByteNet: a condition of shape (2, 7, 6) must have shape (2, 11, 6); see `unfold`."),
     (models.ByteNet(), random_input((2, 9, 1)), {}, "ByteNet: with vocabulary=256 x must be integer codes (batch, time), got float32 (2, 9, 1)."),
-    (models.SeparableTCN(dilations=()), random_input((2, 9, 4)), {}, "SeparableTCN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8)."),
+    (models.SeparableTCN(dilations=()), random_input((2, 9, 4)), {}, "SeparableTCN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8)."),
     (
         models.SeparableTCN(norm="global"),
         random_input((2, 9, 4)),
         {},
-        "SeparableTCN: norm='global' takes statistics over all of time, which a causal network must not see; use 'batch', 'layer' or "
+        "SeparableTCN: norm='global' looks at the whole sequence, which causal=True does not allow; use 'batch', 'layer' or "
         "'cumulative', or causal=False.",
     ),
     (models.SeparableTCN(), X, {}, "SeparableTCN: x must be floats (batch, time, channels), got int32 (2, 11); set `vocabulary` for integer codes."),

@@ -1,4 +1,4 @@
-"""Models by name: `create("dilated_cnn", num_classes=10)`; every `__call__(x, *, train)` must be told whether it trains."""
+"""Models by name, such as `create("dilated_cnn", num_classes=10)`; the argument `train` of `__call__(x, *, train)` is always required."""
 
 import functools
 import inspect
@@ -60,7 +60,7 @@ MODELS |= {
     "deeplabv3_resnet50": DeepLabV3,
     "deeplabv3_resnet101": functools.partial(DeepLabV3, backbone=MODELS["resnet101"]),
     **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name]) for name in BACKBONES if name not in DRNS},
-    # A DRN is made for stride 8: coarser, it is another network.
+    # DRNs are designed for output stride 8; at a coarser one they are different networks.
     **{f"deeplabv3plus_{name}": functools.partial(DeepLabV3Plus, backbone=MODELS[name], output_stride=8) for name in DRNS},
     **{f"{name}_segmenter": functools.partial(Segmenter, backbone=MODELS[name], dropout=0.0) for name in DRNS},
     "fcn_resnet50": FCN,
@@ -133,9 +133,9 @@ def create(name: str, /, **fields: Any) -> nn.Module:
 def output_fields(name: str) -> tuple[str, ...]:
     """Return the fields of a model that hold its number of outputs.
 
-    They are called what the outputs are: `num_classes` of an image, a pixel or a sequence, `out_features` at every step of a sequence,
-    `sources` of a mixture, or the `vocabulary` of a model whose outputs are logits of the symbols that it reads. (With outputs="mixture"
-    the number of outputs of a WaveNet follows from `mixtures` instead.)
+    The fields are named after the outputs: `num_classes` for an image, a pixel or a sequence, `out_features` for each step of a sequence,
+    `sources` for a mixture, or `vocabulary` if the outputs are logits of the same symbols that the model reads. (With outputs="mixture",
+    the number of outputs of a WaveNet is determined by `mixtures` instead.)
 
     Args:
         name: One of `names()`.
@@ -152,7 +152,7 @@ def output_fields(name: str) -> tuple[str, ...]:
 
 
 def symbol_fields(name: str) -> tuple[str, ...]:
-    """Return the fields of a model that hold the number of symbols of its input, integer codes; () if it takes no codes.
+    """Return the fields of a model that hold the number of symbols of its input; () if it does not take integer codes.
 
     Args:
         name: One of `names()`.

@@ -1,8 +1,8 @@
-"""What the backbones share: strides turned into dilations for the output stride asked for, checks of their arguments, the head.
+"""Shared parts of the backbones: the conversion of strides to dilations for a given output stride, checks of arguments, the head.
 
-A stage that would make the map smaller than the output stride allows keeps its size: its stride becomes 1, and the dilation of all that
-follows the strided convolution grows by as much. The strided convolution itself, which works at the size before, keeps the dilation of
-the stage before. So every value of the map at stride 32 is found again, at its own place, in the maps at 16 and 8.
+A stage that would make the map smaller than the output stride allows keeps the size: its stride becomes 1, and the dilation of all
+convolutions after the strided one is multiplied by the stride instead. The strided convolution itself, which reads the map before the
+stage, keeps the dilation of the previous stage. The map at output stride 32 is therefore a subsampling of those at 16 and 8.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Stage(NamedTuple):
-    """How one stage runs.
+    """The geometry of one stage.
 
     Attributes:
-        stride: Of its first block.
-        before: Dilation of the convolutions of the first block up to the one with the stride: that of the stage before.
-        dilation: Of all others.
+        stride: Stride of the first block.
+        before: Dilation of the first block's convolutions up to and including the strided one: that of the previous stage.
+        dilation: Dilation of all other convolutions.
     """
 
     stride: int
@@ -32,12 +32,12 @@ class Stage(NamedTuple):
 
 
 def stages(strides: tuple[int, ...], start: int, output_stride: int) -> list[Stage]:
-    """Share out strides among stages as far as the output stride allows, and dilations from there on.
+    """Return the geometry of each stage: strides up to the output stride, and dilations from there on.
 
     Args:
-        strides: Of each stage in the network at its natural output stride.
-        start: Output stride of what comes before the first stage.
-        output_stride: Of the last stage.
+        strides: Stride of each stage at the natural output stride of the network.
+        start: Output stride before the first stage.
+        output_stride: Output stride of the last stage.
 
     Example:
         >>> stages((1, 2, 2), start=8, output_stride=16)
@@ -54,12 +54,12 @@ def stages(strides: tuple[int, ...], start: int, output_stride: int) -> list[Sta
 
 
 def block_geometry(stage: Stage, index: int, *, grid: tuple[int, ...] = (1,)) -> tuple[int, tuple[int, int]]:
-    """Return the stride of block `index` of a stage, and the dilations of its convolution with the stride and of those after it.
+    """Return the stride of a block, and the dilations of its strided convolution and of those after it.
 
     Args:
-        stage: One of `stages`.
-        index: Of the block in its stage.
-        grid: Factors of the dilations of the blocks, in turn.
+        stage: The stage, one of `stages`.
+        index: Index of the block in its stage.
+        grid: Factors of the dilations of successive blocks, repeated cyclically.
     """
     factor = grid[index % len(grid)]
     if index == 0:
@@ -68,25 +68,25 @@ def block_geometry(stage: Stage, index: int, *, grid: tuple[int, ...] = (1,)) ->
 
 
 def check_image(caller: str, x: jax.Array) -> None:
-    """Refuse what is no batch of images."""
+    """Check that x is a batch of images."""
     if x.ndim != 4:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
 
 
 def check_lengths(caller: str, stages: int, *, stage_features: tuple[int, ...], blocks: tuple[int, ...]) -> None:
-    """Refuse stage_features or blocks that are not one per stage."""
+    """Check that there is one entry per stage."""
     if not len(stage_features) == len(blocks) == stages:
         raise UserError(f"{caller}: stage_features={stage_features} and blocks={blocks} must have {stages} entries each, one per stage.")
 
 
 def check_multi_grid(caller: str, grid: tuple[int, ...]) -> None:
-    """Refuse a grid that is empty or has factors below 1."""
+    """Check that a grid is a tuple of one or more positive factors."""
     if is_integer(grid) or len(grid) == 0 or not all(is_integer(factor) and factor >= 1 for factor in grid):
         raise UserError(f"{caller}: multi_grid={grid!r} must be a tuple of factors of at least 1, such as (1, 2, 4).")
 
 
 def output_stride_or(natural: int, output_stride: int | None, caller: str) -> int:
-    """Return the output stride to use: the one asked for, or the natural one of the network if that is None."""
+    """Return the output stride to use: the given one, or the natural output stride of the network if it is None."""
     if output_stride is None:
         return natural
     if not is_integer(output_stride) or output_stride not in OUTPUT_STRIDES:
@@ -95,7 +95,7 @@ def output_stride_or(natural: int, output_stride: int | None, caller: str) -> in
 
 
 def global_average(x: jax.Array) -> jax.Array:
-    """Map (batch, height, width, channels) to (batch, channels), in float32."""
+    """Average (batch, height, width, channels) over space in float32, to (batch, channels)."""
     return x.astype(jnp.float32).mean((1, 2))
 
 

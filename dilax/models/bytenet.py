@@ -1,10 +1,11 @@
-"""ByteNet (Kalchbrenner et al. 2016, arXiv:1610.10099): dilated residual blocks over characters, alone or after a source."""
+"""ByteNet (Kalchbrenner et al. 2016, arXiv:1610.10099): dilated residual blocks over characters, with or without a source sequence."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.causal import Delay
@@ -17,39 +18,39 @@ _SETS = (1, 2, 4, 8, 16) * 3
 
 
 class ByteNetBlock(nn.Module):
-    """x + a dilated convolution of half the channels between two 1x1 convolutions, each after layer normalisation and ReLU (figure 3).
+    """Residual block: a dilated convolution of half the channels between two 1x1 convolutions, each after layer norm and ReLU (figure 3).
 
     Attributes:
-        kernel_size: Taps.
-        dilation: Of the convolution.
-        causal: Whether no output sees a later input.
-        dropout: Rate before the sum, whole channels at a time.
-        dtype: Of the computation.
+        kernel_size: Taps of the dilated convolution.
+        dilation: Dilation of the convolution.
+        causal: Whether the convolution is causal.
+        dropout: Rate of spatial dropout before the sum.
+        dtype: Dtype of the computation.
     """
 
     kernel_size: int
     dilation: int
     causal: bool = True
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map (batch, time, channels) to the same shape; mask as `ByteNet.encode`."""
+        """Map (batch, time, channels) to the same shape; for the mask see `ByteNet.encode`."""
         padding, half = "CAUSAL" if self.causal else "SAME", x.shape[-1] // 2
         y = nn.Dense(half, dtype=self.dtype, name="reduce")(self._act(x, 0))
         y = masked(self._act(y, 1), None if self.causal else mask)
         y = DilatedConv(half, (self.kernel_size,), padding=padding, dilation=self.dilation, dtype=self.dtype, name="conv")(y)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(self._act(y, 2))
-        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
-        return Delay(ahead, name="delay")(x) + Dropout(self.dropout, spatial=True)(y, train=train)
+        lookahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
+        return Delay(lookahead, name="delay")(x) + Dropout(self.dropout, spatial=True)(y, train=train)
 
     def _act(self, x: jax.Array, number: int) -> jax.Array:
         return nn.relu(Norm("layer", dtype=self.dtype, name=f"norm{number}")(x, train=False))
 
 
 class ByteNetStack(nn.Module):
-    """Embedded codes, and a `ByteNetBlock` for each dilation; attributes as `ByteNet`."""
+    """An embedding of codes, followed by a `ByteNetBlock` for each dilation; for the attributes see `ByteNet`."""
 
     vocabulary: int
     features: int
@@ -57,11 +58,11 @@ class ByteNetStack(nn.Module):
     dilations: tuple[int, ...]
     causal: bool
     dropout: float
-    dtype: Any
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map codes (batch, time), with a condition (batch, time, features) to add to their embeddings, to (batch, time, features)."""
+        """Map codes (batch, time) and a condition (batch, time, features), added to their embeddings, to (batch, time, features)."""
         x = embed_sequence("ByteNet", x, vocabulary=self.vocabulary, features=self.features)
         x = x if self.dtype is None else x.astype(self.dtype)
         x = x if condition is None else x + condition.astype(x.dtype)
@@ -72,21 +73,20 @@ class ByteNetStack(nn.Module):
 
 
 class ByteNet(Streamable):
-    """A causal stack over the codes so far, the decoder, whose outputs at t are for the code at t + 1; and an encoder of a source, if any.
+    """A causal decoder, whose outputs at t predict the code at t + 1, and optionally a non-causal encoder of a source sequence.
 
-    An output sees 1 + (kernel_size - 1) * sum(dilations) codes. The source is unfolded dynamically (section 3.2): its representation at t,
-    which a stack that looks both ways makes, is added to the target's embedding at t; behind the end of the source nothing is added, so
-    that the target may be longer or shorter. Parameters are named `decoder/embedding`, `decoder/block0/conv` ..., `mix`, `head`, and
-    `encoder/...`.
+    An output sees 1 + (kernel_size - 1) * sum(dilations) codes. The target is unfolded dynamically (section 3.2): the representation of the
+    source at t is added to the embedding of the target at t. Nothing is added after the end of the source, so the target may be longer or
+    shorter than the source. Parameters are named `decoder/embedding`, `decoder/block0/conv` ..., `mix`, `head`, and `encoder/...`.
 
     Attributes:
         vocabulary: Number of symbols of the target.
-        features: Channels between the blocks (the paper's 2d); even.
-        kernel_size: Taps.
-        dilations: Of each block; the paper has (1, 2, 4, 8, 16) six times.
-        source_vocabulary: Number of symbols of the source; 0 is none, a language model.
-        dropout: Rate in the blocks, whole channels at a time.
-        dtype: Of the computation; parameters and outputs stay float32.
+        features: Channels between the blocks (the paper's 2d), an even number.
+        kernel_size: Taps of the dilated convolutions.
+        dilations: Dilation of each block; the paper repeats (1, 2, 4, 8, 16) six times.
+        source_vocabulary: Number of symbols of the source; 0 for a language model without a source.
+        dropout: Rate of spatial dropout in the blocks.
+        dtype: Dtype of the computation; parameters and outputs stay float32.
 
     Example:
         >>> model, x = ByteNet(features=32), jnp.zeros((2, 50), jnp.int32)
@@ -100,13 +100,14 @@ class ByteNet(Streamable):
     dilations: tuple[int, ...] = _SETS
     source_vocabulary: int = 0
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make the parts."""
+        """Create encoder, decoder and head."""
         if not self.dilations or self.features < 2 or self.features % 2:
             raise UserError(
-                f"ByteNet: features={self.features} must be even, and dilations={self.dilations} not empty, such as (1, 2, 4, 8, 16)."
+                f"ByteNet: features={self.features} must be an even number of at least 2, and dilations={self.dilations} must not be "
+                "empty; use (1, 2, 4, 8, 16), for instance."
             )
         shared: dict[str, Any] = dict(
             features=self.features,
@@ -130,49 +131,58 @@ class ByteNet(Streamable):
         source_mask: jax.Array | None = None,
         condition: jax.Array | None = None,
     ) -> jax.Array:
-        """Map codes (batch, time) to logits (batch, time, vocabulary) for the next code at every step, in float32.
+        """Map codes (batch, time) to logits (batch, time, vocabulary) of the next code at every step, in float32.
 
         Args:
-            x: Of the target.
-            train: Whether to drop channels.
-            source: Codes (batch, source time), with a source_vocabulary.
-            source_mask: As `encode`.
-            condition: (batch, time, features), `unfold` of `encode` of the source, instead of it: to stream and to sample.
+            x: Codes of the target.
+            train: Whether to apply dropout.
+            source: Codes (batch, source time); required with a `source_vocabulary`, unless there is a condition.
+            source_mask: See `encode`.
+            condition: (batch, time, features), the result of `encode` and `unfold`, in place of the source: for streaming and sampling.
 
         Raises:
-            UserError: if x is no such codes, or a source is missing or of no use.
+            UserError: if x does not consist of codes (batch, time), a source is missing, or it is not used.
         """
         if (source is not None) + (condition is not None) != bool(self.source_vocabulary):
-            needs = "a source, or a condition" if self.source_vocabulary else "no source"
-            raise UserError(f"ByteNet: source_vocabulary={self.source_vocabulary} needs {needs}; give exactly that.")
+            requires = "either a source or a condition" if self.source_vocabulary else "neither a source nor a condition"
+            raise UserError(f"ByteNet: source_vocabulary={self.source_vocabulary} requires {requires}.")
         if source is not None:
             condition = unfold(self.encode(source, source_mask, train=train), x.shape[1])
         if condition is not None and condition.shape != (*x.shape[:2], self.features):
-            raise UserError(f"ByteNet: a condition of shape {condition.shape} must be {(*x.shape[:2], self.features)}; see `unfold`.")
+            raise UserError(
+                f"ByteNet: a condition of shape {condition.shape} must have shape {(*x.shape[:2], self.features)}; see `unfold`."
+            )
         y = self.decoder(x, condition, train=train)
         return self.head(nn.relu(self.mix(y)).astype(jnp.float32))
 
     def encode(self, source: jax.Array, source_mask: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Return the representation (batch, source time, features) of a source, with zeros where its mask is False.
+        """Encode a source to its representation (batch, source time, features), with zeros where its mask is False.
 
         Args:
             source: Codes (batch, source time).
-            source_mask: bool (batch, source time), False behind the end of a shorter source, of which nothing then is seen.
-            train: Whether to drop channels.
+            source_mask: bool (batch, source time), False after the end of a shorter source; these codes are ignored.
+            train: Whether to apply dropout.
         """
         return masked(self.encoder(source, train=train, mask=source_mask), source_mask)
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
-        """Return one code."""
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
+        """Return a single code per sequence."""
         return jnp.zeros((batch_size, 1), jnp.int32)
 
     def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
-        """Return a condition of zeros for one code."""
+        """Return a condition of zeros for a single code, if there is a source."""
         return {"condition": jnp.zeros((batch_size, 1, self.features))} if self.source_vocabulary else {}
 
 
 def unfold(representation: jax.Array, time: int) -> jax.Array:
-    """Bring a source's representation (batch, source time, features) to the length of the target: cut, or zeros behind its end.
+    """Cut the representation of a source, or pad it with zeros, to the length of the target.
+
+    Args:
+        representation: (batch, source time, features), see `ByteNet.encode`.
+        time: Length of the target.
+
+    Returns:
+        (batch, time, features).
 
     Example:
         >>> unfold(jnp.ones((1, 2, 3)), 4)[0, :, 0].tolist()

@@ -1,39 +1,41 @@
-"""Small dilated networks for small images: a plain one, and a depthwise-separable residual one."""
+"""Small dilated networks for small images: a plain network, and a depthwise-separable residual network."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import ConvNormAct, Dropout, SeparableResidual, activation
 from dilax.errors import UserError
-from dilax.geometry import is_integer
+from dilax.geometry import IntOrTuple, is_integer
+from dilax.models.backbone import check_image
 from dilax.pooling import max_pool
 
 HEADS = ("global", "flatten")
 
 
 class DilatedCNN(nn.Module):
-    """A stack of conv-norm-act layers, each with a dilation of its own, and a dense head.
+    """A stack of conv-norm-act layers, each with its own dilation, and a dense head.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         features: Channels of each layer.
         dilations: Dilation of each layer, an int or a pair.
-        pools: Max-pooling window, and stride, after each layer; 1 is none.
+        pools: Window and stride of the max-pooling after each layer; 1 for none.
         kernel_size: Taps of every layer.
-        hidden: Units of the dense layers before the last.
-        head: "global" averages over space before the dense layers, "flatten" keeps every place.
-        dropout: Rate before each dense layer.
-        norm: As `dilax.blocks.Norm`.
+        hidden: Units of the dense layers before the last one.
+        head: "global" averages over space before the dense layers, "flatten" keeps every position.
+        dropout: Dropout rate before each dense layer.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 10
     features: tuple[int, ...] = (32, 32, 64, 64, 128)
-    dilations: tuple[Any, ...] = (1, 2, 1, 2, 2)
+    dilations: tuple[IntOrTuple, ...] = (1, 2, 1, 2, 2)
     pools: tuple[int, ...] = (1, 2, 1, 2, 1)
     kernel_size: tuple[int, int] = (3, 3)
     hidden: tuple[int, ...] = ()
@@ -41,7 +43,7 @@ class DilatedCNN(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @classmethod
     def mnist(
@@ -50,9 +52,9 @@ class DilatedCNN(nn.Module):
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> "DilatedCNN":
-        """Conv 3x3x32, pool 2, dilated conv 3x3x32, pool 2, dense 32, dense: the first network of many a tutorial."""
+        """Return the classic tutorial network: conv 3x3x32, pool 2, dilated conv 3x3x32, pool 2, dense 32, dense."""
         return cls(
             num_classes=num_classes,
             features=(32, 32),
@@ -72,9 +74,9 @@ class DilatedCNN(nn.Module):
         num_classes: int = 10,
         dropout: float = 0.0,
         norm: str = "none",
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> "DilatedCNN":
-        """Conv 3x3x64, dilated 3x3x64, conv 3x3x128, dilated 3x3x128, global average, dense; the dilation is 2."""
+        """Return conv 3x3x64, dilated conv 3x3x64, conv 3x3x128, dilated conv 3x3x128, global average, dense, with a dilation of 2."""
         return cls(
             num_classes=num_classes,
             features=(64, 64, 128, 128),
@@ -88,7 +90,7 @@ class DilatedCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, num_classes)."""
-        _check_image("DilatedCNN", x)
+        check_image("DilatedCNN", x)
         if not len(self.features) == len(self.dilations) == len(self.pools):
             raise UserError(
                 f"DilatedCNN: features={self.features}, dilations={self.dilations} and pools={self.pools} must have equal lengths."
@@ -109,22 +111,22 @@ class DilatedCNN(nn.Module):
 class SeparableCNN(nn.Module):
     """A depthwise-separable residual network: a stem, stages of `SeparableResidual` blocks, global average, dense.
 
-    The first block of each stage but the first halves the map; the dilations are cycled over the blocks of a stage.
+    The first block of each stage except the first halves the map; the dilations are repeated cyclically over the blocks of a stage.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         stem_features: Channels of the first convolution.
-        separable_stem: Whether that one is separable too, with the first of the dilations; else it is dense and not dilated.
+        separable_stem: Whether the first convolution is separable, with the first dilation; otherwise it is dense and not dilated.
         features: Channels of each stage.
         blocks: Blocks of each stage.
-        dilations: Dilations of the blocks of a stage, in turn.
+        dilations: Dilations of successive blocks of a stage, repeated cyclically.
         squeeze_excite: Whether blocks end in a `SqueezeExcite`.
-        hidden: Units of the dense layers before the last.
-        head: As `DilatedCNN`.
-        dropout: Rate before each dense layer.
-        norm: As `dilax.blocks.Norm`.
+        hidden: Units of the dense layers before the last one.
+        head: See `DilatedCNN`.
+        dropout: Dropout rate before each dense layer.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 10
@@ -139,7 +141,7 @@ class SeparableCNN(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @classmethod
     def single_layer(
@@ -149,9 +151,9 @@ class SeparableCNN(nn.Module):
         dilations: tuple[int, ...] = (1,),
         dropout: float = 0.0,
         norm: str = "none",
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> "SeparableCNN":
-        """One 3x3 depthwise and 1x1 pointwise convolution to 64 features, global average, dense: the textbook toy, kept as a baseline."""
+        """Return the textbook baseline: one separable 3x3 convolution to 64 features, global average, dense."""
         return cls(
             num_classes=num_classes,
             stem_features=64,
@@ -167,11 +169,11 @@ class SeparableCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, num_classes)."""
-        _check_image("SeparableCNN", x)
+        check_image("SeparableCNN", x)
         if len(self.features) != len(self.blocks) or not self.dilations:
             raise UserError(
-                f"SeparableCNN: features={self.features} and blocks={self.blocks} must have one entry per stage each, "
-                f"and dilations={self.dilations} at least one."
+                f"SeparableCNN: features={self.features} and blocks={self.blocks} must have equal lengths, one entry per stage, "
+                f"and dilations={self.dilations} must not be empty."
             )
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         stem_dilation = self.dilations[0] if self.separable_stem else 1
@@ -184,20 +186,17 @@ class SeparableCNN(nn.Module):
         return _head(self, x, train)
 
 
-def _check_image(caller: str, x: jax.Array) -> None:
-    if x.ndim != 4:
-        raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
-
-
 def _pool(x: jax.Array, window: int) -> jax.Array:
-    """Max-pooling side by side; rows and columns that do not fill a window are left out."""
+    """Max-pool windows side by side; rows and columns that do not fill a window are dropped."""
     if not is_integer(window) or not 1 <= window <= min(x.shape[1:3]):
-        raise UserError(f"DilatedCNN: a pool of {window!r} does not fit a map of {x.shape[1:3]}; use an int from 1 (none) to its size.")
+        raise UserError(
+            f"DilatedCNN: a pool of {window!r} does not fit a map of {x.shape[1:3]}; use an int from 1, for none, to the size of the map."
+        )
     return max_pool(x, window)
 
 
-def _head(model: Any, x: jax.Array, train: bool) -> jax.Array:
-    """Global average or flattened map, hidden dense layers, logits in float32."""
+def _head(model: DilatedCNN | SeparableCNN, x: jax.Array, train: bool) -> jax.Array:
+    """Apply the head: global average or flattening, hidden dense layers, and logits in float32."""
     if model.head not in HEADS:
         raise UserError(f"{type(model).__name__}: head={model.head!r} is unknown; use one of {HEADS}.")
     x = x.mean((1, 2)) if model.head == "global" else x.reshape(x.shape[0], -1)

@@ -18,7 +18,7 @@ _ASPP: Rules = (
     *conv_norm(r"convs\.4\.1", r"convs\.4\.2", "pooled"),
     *conv_norm(r"project\.0", r"project\.1", "project"),
 )
-# Of torchvision's state dicts of DeepLabV3, on a ResNet.
+# For torchvision's state dicts of DeepLabV3 on a ResNet.
 RULES: Rules = (
     *beneath("backbone", "backbone", resnet.RULES),
     *beneath(r"classifier\.0", "aspp", _ASPP),
@@ -29,17 +29,17 @@ RULES: Rules = (
 
 
 class DeepLabV3(Segmenter):
-    """`ASPP` on the last map of a backbone, a 3x3 convolution, a 1x1 convolution, as torchvision builds it.
+    """`dilax.ASPP` on the last map of a backbone, a 3x3 convolution and a 1x1 convolution, as in torchvision.
 
-    Without any dilation, to compare: `output_stride=32, dilations=(1, 1, 1)`.
+    For a baseline without dilation, use `output_stride=32, dilations=(1, 1, 1)`.
 
     Attributes:
-        dropout: Rate after `ASPP`.
-        dilations: Of `ASPP`, stated at output stride 16: 12, 24 and 36 at the default of 8.
-        image_pooling: As `ASPP`.
+        dropout: Dropout rate after `ASPP`.
+        dilations: Dilations of `ASPP` at output stride 16; they are 12, 24 and 36 at the default output stride of 8.
+        image_pooling: See `dilax.ASPP`.
         head_features: Channels of `ASPP` and of the 3x3 convolution.
 
-    All other attributes: as `dilax.models.segmenter.Segmenter`.
+    For all other attributes see `dilax.models.Segmenter`.
     """
 
     dropout: float = 0.5
@@ -48,7 +48,7 @@ class DeepLabV3(Segmenter):
     head_features: int = 256
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
-        """Map the last stage to logits."""
+        """Map the last map to logits of its size."""
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         aspp = ASPP(self.head_features, self.dilations, False, self.image_pooling, self.dropout, name="aspp", **shared)
         y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)
@@ -57,20 +57,20 @@ class DeepLabV3(Segmenter):
 
 
 class DeepLabV3Plus(Segmenter):
-    """Separable `ASPP` on the last map, enlarged and joined with the first map of the backbone for sharp borders.
+    """Separable `dilax.ASPP` on the last map, upsampled and concatenated with the first map of the backbone for sharp boundaries.
 
-    A separable 3x3 convolution follows `ASPP`; the map of stride 4 is reduced to `low_features`; a separable 3x3 convolution mixes both; a
-    1x1 convolution gives the logits. Without any dilation, to compare: `output_stride=32, dilations=(1, 1, 1)`.
+    A separable 3x3 convolution follows `ASPP`; the map of stride 4 is reduced to `low_features`; a separable 3x3 convolution combines both,
+    and a 1x1 convolution maps them to logits. For a baseline without dilation, use `output_stride=32, dilations=(1, 1, 1)`.
 
     Attributes:
-        output_stride: As `dilax.models.segmenter.Segmenter`; 16 here.
-        dropout: Rate after `ASPP`.
-        dilations: Of `ASPP`, stated at output stride 16.
-        image_pooling: As `ASPP`.
+        output_stride: See `dilax.models.Segmenter`; the default is 16 here.
+        dropout: Dropout rate after `ASPP`.
+        dilations: Dilations of `ASPP` at output stride 16.
+        image_pooling: See `dilax.ASPP`.
         head_features: Channels of `ASPP` and of the separable convolutions.
         low_features: Channels to which the first map is reduced.
 
-    All other attributes: as `dilax.models.segmenter.Segmenter`.
+    For all other attributes see `dilax.models.Segmenter`.
     """
 
     output_stride: int | None = 16
@@ -81,7 +81,7 @@ class DeepLabV3Plus(Segmenter):
     low_features: int = 48
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
-        """Map the first and the last stage to logits of the size of the first."""
+        """Map the first and the last map to logits of the size of the first."""
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         aspp = ASPP(self.head_features, self.dilations, True, self.image_pooling, self.dropout, name="aspp", **shared)
         y = aspp(maps[-1], train=train, output_stride=output_stride, image_mean=image_mean)

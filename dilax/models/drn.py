@@ -1,9 +1,10 @@
-"""Dilated residual networks (Yu, Koltun & Funkhouser 2017, arXiv:1705.09914): ImageNet classifiers whose maps stay at stride 8."""
+"""Dilated residual networks (Yu, Koltun & Funkhouser 2017, arXiv:1705.09914): ImageNet classifiers that keep maps at output stride 8."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
 from dilax.errors import UserError, did_you_mean
@@ -17,7 +18,7 @@ PLAIN = (1, 2, 7, 8)  # levels of D without residual blocks
 
 
 def _levels(names: tuple[str, ...]) -> Rules:
-    """Rules of the eight levels, where the authors' state dict calls them so."""
+    """Return the rules of the eight levels, given their names in the authors' state dict."""
     rules: Rules = ()
     for level, name in enumerate(names, start=1):
         block, path = rf"{name}\.(\d+)", rf"layer{level}_block\1"
@@ -29,38 +30,38 @@ def _levels(names: tuple[str, ...]) -> Rules:
 
 
 _LAYERS = tuple(f"layer{level}" for level in range(1, 9))
-# Of the authors' state dicts: of the classifiers, C and D, and of the segmenters on them, whose backbone is a list of modules.
+# For the authors' state dicts of the classifiers, C and D, and of the segmenters on them, whose backbone is a list of modules.
 RULES: Rules = (*conv_norm("conv1", "bn1", "stem"), *conv_norm(r"layer0\.0", r"layer0\.1", "stem"), *_levels(_LAYERS), ("fc", "head"))
-_UPON: Rules = (("seg", "logits"), ("up", IGNORED))  # a fixed bilinear enlargement
+_SEGMENTER_HEAD: Rules = (("seg", "logits"), ("up", IGNORED))  # "up" is a fixed bilinear upsampling
 C_SEGMENTER_RULES: Rules = (
     *beneath("base", "backbone", (*conv_norm("0", "1", "stem"), *_levels(tuple(str(level + 2) for level in range(1, 9))))),
-    *_UPON,
+    *_SEGMENTER_HEAD,
 )
 D_SEGMENTER_RULES: Rules = (
     *beneath("base", "backbone", (*conv_norm(r"0\.0", r"0\.1", "stem"), *_levels(tuple(str(level) for level in range(1, 9))))),
-    *_UPON,
+    *_SEGMENTER_HEAD,
 )
 
 
 class DRN(nn.Module):
-    """Eight levels: 1 to 4 shrink the map to stride 8, 5 and 6 have dilations 2 and 4, and 7 and 8, with 2 and 1, smooth out the gridding.
+    """Eight levels: 1 to 4 reduce the map to stride 8, 5 and 6 have dilations 2 and 4, and 7 and 8, with dilations 2 and 1, degrid it.
 
-    Levels 3 to 6 are residual. In DRN-C levels 1 and 2 are, too, and 7 and 8 are `BasicBlock`s without the short cut; in DRN-D these four
-    are plain convolutions. The defaults are DRN-D-22.
+    Levels 3 to 6 consist of residual blocks. In DRN-C, so do levels 1 and 2, and levels 7 and 8 are `BasicBlock`s without the shortcut; in
+    DRN-D these four levels are plain convolutions. The defaults are DRN-D-22.
 
     Parameters are named `stem`, `layer3_block0/conv1`, `layer3_block0/shortcut`, `layer7_conv0` (a plain convolution of D) and `head`;
-    `RULES` says what the authors call them. Each but the head is a `dilax.blocks.ConvNormAct`.
+    `RULES` maps the authors' names to them. Each of them except the head is a `dilax.blocks.ConvNormAct`.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         architecture: "C" or "D".
         blocks: Blocks, or plain convolutions, of each of the eight levels.
-        stage_features: Channels of each level; those of the stem are the first level's.
+        stage_features: Channels of each level; the stem has those of the first level.
         bottleneck: Whether the blocks of levels 3 to 6 are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels.
-        multi_grid: Factors of the dilations of level 6's blocks, the last residual ones, in turn.
-        norm: As `dilax.blocks.Norm`.
+        multi_grid: Factors of the dilations of the blocks of level 6, the last residual level, repeated cyclically.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 1000
@@ -71,14 +72,14 @@ class DRN(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make the head, which `features` does without."""
+        """Create the head, which `features` does not use."""
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
-        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); for `output_stride` see `features`."""
         return classify(self.head, self.features(x, train=train, output_stride=output_stride)[-1])
 
     @nn.compact
@@ -88,14 +89,15 @@ class DRN(nn.Module):
         Args:
             x: The images.
             train: Whether normalisation uses the statistics of the batch.
-            output_stride: Input size over size of the last map. At 8 (also None), the network of the paper, the maps have strides 4, 8, 8,
-                8, 8 and 8. At 16 the map is sub-sampled before level 5, at 32 once more before level 6, and the dilations are divided by
-                as much: strides 4, 8, 16, 16, 16, 16 and 4, 8, 16, 32, 32, 32. Since levels 5 and 6 are dilated from their first
-                convolution on, their maps are those at stride 8, sub-sampled, with the same parameters; at 16 so is that of level 7. Level
-                8, and 7 at 32, see neighbours that the coarser map does not hold: there they are dense convolutions of that map instead.
+            output_stride: Input size divided by the size of the last map. At 8 (or None), the network of the paper, the maps have strides
+                4, 8, 8, 8, 8 and 8. At 16 the map is subsampled before level 5, and at 32 also before level 6, and the dilations are
+                divided accordingly: the strides are 4, 8, 16, 16, 16, 16 and 4, 8, 16, 32, 32, 32. Since levels 5 and 6 are dilated from
+                their first convolution on, their maps are a subsampling of those at stride 8, with the same parameters; so is the map of
+                level 7 at 16. Level 8, and level 7 at 32, would read samples that the coarser map does not have; there they are dense
+                convolutions of the coarser map instead.
 
         Raises:
-            UserError: if x is no batch of images, or a field or the output stride is not supported.
+            UserError: if x is not a batch of images, or a field or the output stride is not supported.
         """
         self._check(x)
         reached, target = 1, output_stride_or(8, output_stride, "DRN")
@@ -107,7 +109,7 @@ class DRN(nn.Module):
             if level in (5, 6) and reached < target:
                 x = x[:, ::2, ::2]
                 reached *= 2
-            # From level 5 on, a dilation of the paper is counted in samples at stride 8.
+            # From level 5 on, the paper's dilations are in samples at stride 8.
             dilation = max(1, dilation * 8 // max(8, reached))
             for index in range(self.blocks[level - 1]):
                 x = self._block(level, index, x.shape[-1], stride, dilation, shared)(x, train=train)
@@ -115,7 +117,7 @@ class DRN(nn.Module):
         return tuple(maps[2:])
 
     def _block(self, level: int, index: int, channels: int, stride: int, dilation: int, shared: dict[str, Any]) -> nn.Module:
-        """Block or plain convolution `index` of a level, for an input of so many channels."""
+        """Create block or plain convolution `index` of a level for an input with `channels` channels."""
         width, stride = self.stage_features[level - 1], stride if index == 0 else 1
         if self.architecture == "D" and level in PLAIN:
             return ConvNormAct(width, (3, 3), stride, "TORCH", dilation, name=f"layer{level}_conv{index}", **shared)

@@ -13,7 +13,7 @@ from dilax.modules import DilatedConv
 from dilax.resizing import resize
 from dilax.state_dicts import Rules, beneath
 
-# Of torchvision's state dicts, on a ResNet.
+# For torchvision's state dicts on a ResNet.
 RULES: Rules = (
     *beneath("backbone", "backbone", resnet.RULES),
     *beneath("classifier", "classifier", HEAD_RULES),
@@ -22,35 +22,35 @@ RULES: Rules = (
 
 
 class FCN(Segmenter):
-    """`FCNHead`, named `classifier`, on the last map of a backbone, as torchvision builds it.
+    """`FCNHead`, named `classifier`, on the last map of a backbone, as in torchvision.
 
-    Attributes: as `dilax.models.segmenter.Segmenter`.
+    For the attributes see `dilax.models.Segmenter`.
     """
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
-        """Map the last stage to logits."""
+        """Map the last map to logits of its size."""
         return FCNHead(self.num_classes, self.dropout, self.norm, self.dtype, name="classifier")(maps[-1], train=train)
 
 
 class LRASPP(Segmenter):
-    """Lite reduced ASPP: the last map, gated by its mean over space, and logits of it added to logits of the second map.
+    """Lite reduced ASPP: the last map is gated by its mean over space, and its logits are added to those of the second map.
 
     Attributes:
-        output_stride: As `dilax.models.segmenter.Segmenter`; 16 here.
-        dropout: Not used: the head has none.
+        output_stride: See `dilax.models.Segmenter`; the default is 16 here.
+        dropout: Unused: the head has no dropout.
         head_features: Channels of the gated map.
 
-    All other attributes: as `dilax.models.segmenter.Segmenter`.
+    For all other attributes see `dilax.models.Segmenter`.
 
     Reference:
-        Howard et al. 2019, arXiv:1905.02244, section 6.4; with the mean over all of space, as torchvision has it.
+        Howard et al. 2019, arXiv:1905.02244, section 6.4; with a global mean, as in torchvision.
     """
 
     output_stride: int | None = 16
     head_features: int = 128
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
-        """Map the second and the last stage to logits of the size of the second."""
+        """Map the second and the last map to logits of the size of the second."""
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         low, high = maps[1], maps[-1]
         y = ConvNormAct(self.head_features, (1, 1), name="conv", **shared)(high, train=train)

@@ -1,7 +1,8 @@
 """Classification of sequences by gated dilated convolutions.
 
-After Strubell et al. 2017 (arXiv:1702.02098), who label words by a stack of dilated convolutions; the gates are those of Dauphin et al.
-2017 (arXiv:1612.08083). It is neither network: theirs give an output for every word, and the former applies one stack several times.
+The network follows Strubell et al. 2017 (arXiv:1702.02098), who label words by a stack of dilated convolutions, with the gates of Dauphin
+et al. 2017 (arXiv:1612.08083). It is identical to neither: both have an output for every word, and the former applies its stack several
+times.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.errors import UserError, did_you_mean
@@ -19,47 +21,47 @@ POOLINGS = ("max", "mean", "both")
 
 
 class GatedBlock(nn.Module):
-    """x + dropout(a * sigmoid(b)), a and b from one dilated convolution of normalised x (Dauphin et al. 2017, equation 1).
+    """x + dropout(a * sigmoid(b)), where a dilated convolution of the normalised x gives a and b (Dauphin et al. 2017, equation 1).
 
     Attributes:
-        kernel_size: Taps.
-        dilation: Of the convolution.
-        norm: As `dilax.blocks.Norm`.
-        dropout: Rate, whole channels at a time.
-        dtype: Of the computation.
+        kernel_size: Taps of the convolution.
+        dilation: Dilation of the convolution.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        dropout: Rate of spatial dropout.
+        dtype: Dtype of the computation.
     """
 
     kernel_size: int
     dilation: int
     norm: str = "layer"
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map (batch, time, channels) to the same shape; mask as `GatedDilatedCNN`."""
+        """Map (batch, time, channels) to the same shape; for the mask see `GatedDilatedCNN`."""
         y = masked(Norm(self.norm, self.dtype, name="norm")(x, train=train, mask=mask), mask)
         conv = DilatedConv(2 * x.shape[-1], (self.kernel_size,), dilation=self.dilation, dtype=self.dtype, name="conv")
         return x + Dropout(self.dropout, spatial=True)(nn.glu(conv(y)), train=train)
 
 
 class GatedDilatedCNN(nn.Module):
-    """A `GatedBlock` for each dilation, with "SAME" padding, then pooling over time and a linear layer: one row of logits for a sequence.
+    """A `GatedBlock` for each dilation, with "SAME" padding, followed by pooling over time and a linear layer to the logits of a sequence.
 
-    A step sees 1 + (kernel_size - 1) * sum(dilations) others. Parameters are named `embedding`, `input`, `block0/norm`, `block0/conv` ...,
-    `last_norm` and `head`.
+    Before pooling, a step sees 1 + (kernel_size - 1) * sum(dilations) steps. Parameters are named `embedding`, `input`, `block0/norm`,
+    `block0/conv` ..., `last_norm` and `head`.
 
     Attributes:
-        num_classes: Outputs.
-        features: Channels of every block; where the input has others, a 1x1 convolution stands before the first.
+        num_classes: Number of outputs.
+        features: Channels of every block; an input with a different number of channels is first mapped to it by a linear layer.
         kernel_size: Taps of every block.
-        dilations: Of each block.
-        pooling: Over the real steps: "max", "mean", or "both", side by side.
-        norm: As `dilax.blocks.Norm`.
-        dropout: Rate in the blocks, and before the linear layer.
-        vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding_features: Channels of a symbol.
-        dtype: Of the computation; parameters and logits stay float32.
+        dilations: Dilation of each block.
+        pooling: "max", "mean" or, concatenated, "both", over the valid steps.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        dropout: Dropout rate, spatial in the blocks and ordinary before the linear layer.
+        vocabulary: Number of symbols, if the input is integer codes (batch, time); 0 for floats.
+        embedding_features: Channels of an embedded symbol.
+        dtype: Dtype of the computation; parameters and logits stay float32.
 
     Example:
         >>> model, codes = GatedDilatedCNN(num_classes=4, vocabulary=1000), jnp.zeros((2, 50), jnp.int32)
@@ -76,7 +78,7 @@ class GatedDilatedCNN(nn.Module):
     dropout: float = 0.0
     vocabulary: int = 0
     embedding_features: int = 128
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -84,17 +86,17 @@ class GatedDilatedCNN(nn.Module):
 
         Args:
             x: The sequences.
-            train: Whether to drop channels.
-            mask: bool (batch, time), False behind the end of a shorter sequence, whose logits are then those of the sequence alone.
+            train: Whether to apply dropout.
+            mask: bool (batch, time), False after the end of a shorter sequence; its logits are then those of the sequence without padding.
 
         Raises:
-            UserError: if x is neither, or a field does not fit.
+            UserError: if x has the wrong shape or dtype, or a field is invalid.
         """
         if self.pooling not in POOLINGS:
             hint = did_you_mean(str(self.pooling), POOLINGS)
             raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
         if not self.dilations:
-            raise UserError("GatedDilatedCNN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
+            raise UserError("GatedDilatedCNN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8).")
         x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         if x.shape[-1] != self.features:
@@ -104,9 +106,9 @@ class GatedDilatedCNN(nn.Module):
             block = GatedBlock(self.kernel_size, dilation, dropout=self.dropout, name=f"block{i}", **shared)
             x = block(x, train=train, mask=mask)
         x = Norm(self.norm, self.dtype, name="last_norm")(x, train=train, mask=mask)
-        pooled = Dropout(self.dropout)(self._pooled(x.astype(jnp.float32), mask), train=train)
+        pooled = Dropout(self.dropout)(self._pool(x.astype(jnp.float32), mask), train=train)
         return nn.Dense(self.num_classes, name="head")(pooled)
 
-    def _pooled(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def _pool(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         kinds = ("max", "mean") if self.pooling == "both" else (self.pooling,)
         return jnp.concatenate([pool_sequence(x, kind=kind, mask=mask) for kind in kinds], axis=-1)

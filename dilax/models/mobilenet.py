@@ -1,31 +1,33 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) in the geometry of torchvision, at any output stride on the same parameters."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with the padding of torchvision, at any output stride with the same parameters."""
 
 import itertools
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from dilax.blocks import ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, global_average, output_stride_or, stages
 
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
-LAST = (2, 3, 5, 7)  # the groups that end strides 4, 8, 16 and 32
+LAST = (2, 3, 5, 7)  # the last groups at strides 4, 8, 16 and 32
 
 
 class InvertedResidual(nn.Module):
-    """Convolutions 1x1 to `expansion` times the channels, depthwise 3x3, and 1x1 back without an activation; x is added if told.
+    """A 1x1 convolution to `expansion` times the channels, a depthwise 3x3 convolution, and a 1x1 convolution without activation.
 
     Attributes:
         features: Output channels.
-        expansion: Channels in between over those of the input; 1 leaves the first convolution out.
-        stride: Of the depthwise convolution.
-        dilation: Of the depthwise convolution.
-        residual: Whether to add x. It is told, not read from the shapes, so that it is the same where a stride has become a dilation.
-        norm: As `dilax.blocks.Norm`.
+        expansion: Ratio of the inner channels to those of the input; 1 omits the first convolution.
+        stride: Stride of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
+        residual: Whether to add the input. This is explicit rather than inferred from the shapes, so that the network stays the same where
+            a stride is replaced by a dilation.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
     """
 
     features: int
@@ -35,7 +37,7 @@ class InvertedResidual(nn.Module):
     residual: bool = False
     norm: str = "batch"
     activation: str = "relu6"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -53,23 +55,23 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Inverted residual blocks with linear bottlenecks, in seven groups.
 
-    Parameters are named `stem`, `block1/depthwise`, `block1/project`, `block2/expand` ... `block17/project`, `last` and `head`:
-    torchvision's `features.0`, `features.1.conv` ... `features.17.conv`, `features.18` and `classifier.1`. Each but the head is a
-    `dilax.blocks.ConvNormAct`.
+    Parameters are named `stem`, `block1/depthwise`, `block1/project`, `block2/expand` ... `block17/project`, `last` and `head`; in
+    torchvision they are `features.0`, `features.1.conv` ... `features.17.conv`, `features.18` and `classifier.1`. Each of them except the
+    head is a `dilax.blocks.ConvNormAct`.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         blocks: Blocks of each group.
         stage_features: Output channels of each group.
         stem_features: Channels of the first convolution.
-        last_features: Channels of the 1x1 convolution before the head; it is no part of `features`.
-        expansion: Of the blocks of all groups but the first, which has 1.
-        width_multiplier: Multiplies all channels, then rounded to multiples of 8; `last_features` only where it is above 1.
-        dropout: Rate before the head.
-        multi_grid: Factors of the dilations of the blocks at stride 32, the last two groups', in turn.
-        norm: As `dilax.blocks.Norm`.
+        last_features: Channels of the 1x1 convolution before the head, which `features` does not include.
+        expansion: Expansion of the blocks in all groups except the first, where it is 1.
+        width_multiplier: Factor of all channels, which are rounded to multiples of 8; it applies to `last_features` only if above 1.
+        dropout: Dropout rate before the head.
+        multi_grid: Factors of the dilations of the blocks at stride 32, in the last two groups, repeated cyclically.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 1000
@@ -83,17 +85,17 @@ class MobileNetV2(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu6"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make what follows the features."""
+        """Create the layers after the features."""
         wide = _scaled(self.last_features, max(1.0, self.width_multiplier))
         self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, dtype=self.dtype)
         self.drop = Dropout(self.dropout)
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
-        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); for `output_stride` see `features`."""
         x = self.last(self.features(x, train=train, output_stride=output_stride)[-1], train=train)
         return self.head(self.drop(global_average(x), train=train))
 
@@ -103,19 +105,19 @@ class MobileNetV2(nn.Module):
 
         Args:
             x: The images.
-            train: As `dilax.models.resnet.ResNet.features`.
-            output_stride: As there: 8, 16 or 32 (also None); the maps have strides 4, 8, 16 and 32, none above it.
+            train: Whether normalisation uses the statistics of the batch.
+            output_stride: 8, 16 or 32 (or None); the maps have strides 4, 8, 16 and 32, but at most this, as in `dilax.models.ResNet`.
 
         Raises:
-            UserError: if x is no batch of images, or a field or the output stride is not supported.
+            UserError: if x is not a batch of images, or a field or the output stride is not supported.
         """
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
         x = ConvNormAct(_scaled(self.stem_features, self.width_multiplier), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
         maps, number, grid = [], 0, itertools.cycle(self.multi_grid)
-        for group, (width, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
-            features, expansion = _scaled(width, self.width_multiplier), 1 if group == 1 else self.expansion
+        for group, (channels, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
+            features, expansion = _scaled(channels, self.width_multiplier), 1 if group == 1 else self.expansion
             for index in range(blocks):
                 number += 1
                 stride, (dilation, _) = block_geometry(stage, index)
@@ -132,11 +134,11 @@ class MobileNetV2(nn.Module):
         check_lengths("MobileNetV2", 7, stage_features=self.stage_features, blocks=self.blocks)
         check_multi_grid("MobileNetV2", self.multi_grid)
         if not self.width_multiplier > 0:
-            raise UserError(f"MobileNetV2: width_multiplier={self.width_multiplier} must be above 0, such as 0.5.")
+            raise UserError(f"MobileNetV2: width_multiplier={self.width_multiplier} must be positive; use 0.5, for instance.")
 
 
 def _scaled(channels: int, factor: float) -> int:
-    """Channels times a factor, to the nearest multiple of 8 that is not more than a tenth below; 1 leaves them as they are."""
+    """Scale channels to the nearest multiple of 8 that is at most 10 % too small; a factor of 1 leaves them unchanged."""
     if factor == 1:
         return channels
     rounded = max(8, int(channels * factor + 4) // 8 * 8)

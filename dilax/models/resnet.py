@@ -1,16 +1,17 @@
-"""ResNet (He et al. 2016, arXiv:1512.03385) in the geometry of torchvision, at any output stride on the same parameters."""
+"""ResNet (He et al. 2016, arXiv:1512.03385) with the padding of torchvision, at any output stride with the same parameters."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, classify, output_stride_or, stages
 from dilax.pooling import max_pool
 from dilax.state_dicts import Rules, conv_norm
 
-# Of torchvision's state dicts.
+# For torchvision's state dicts.
 RULES: Rules = (
     *conv_norm("conv1", "bn1", "stem"),
     *conv_norm(r"layer(\d)\.(\d+)\.conv(\d)", r"layer(\d)\.(\d+)\.bn(\d)", r"layer\1_block\2/conv\3"),
@@ -20,20 +21,22 @@ RULES: Rules = (
 
 
 class ResNet(nn.Module):
-    """Residual network; the defaults are ResNet-50, with the 3x3 convolution of a bottleneck having the stride.
+    """Residual network; the defaults are ResNet-50, with the stride of a bottleneck in its 3x3 convolution.
 
-    Parameters are named `stem`, `layer1_block0/conv1` ... `layer4_block2/conv3`, `layer1_block0/shortcut` and `head`; `RULES` says what
-    torchvision calls them. Each but the head is a `dilax.blocks.ConvNormAct`, with `DilatedConv_0/kernel` and `Norm_0/BatchNorm_0`.
+    Parameters are named `stem`, `layer1_block0/conv1` ... `layer4_block2/conv3`, `layer1_block0/shortcut` and `head`; `RULES` maps
+    torchvision's names to them. Each of them except the head is a `dilax.blocks.ConvNormAct`, with `DilatedConv_0/kernel` and
+    `Norm_0/BatchNorm_0`.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         blocks: Blocks of each of the four stages.
-        stage_features: Channels of each stage; those of the stem are the first stage's.
-        bottleneck: Whether blocks are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels, or `BasicBlock`.
-        multi_grid: Factors of the dilations of the last stage's blocks, in turn (Chen et al. 2017, arXiv:1706.05587, section 3.2).
-        norm: As `dilax.blocks.Norm`.
+        stage_features: Channels of each stage; the stem has those of the first stage.
+        bottleneck: Whether blocks are `dilax.blocks.Bottleneck`, whose outputs have 4 times the channels, rather than `BasicBlock`.
+        multi_grid: Factors of the dilations of the last stage's blocks, repeated cyclically (Chen et al. 2017, arXiv:1706.05587, section
+            3.2).
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 1000
@@ -43,14 +46,14 @@ class ResNet(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make the head, which `features` does without."""
+        """Create the head, which `features` does not use."""
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
-        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); for `output_stride` see `features`."""
         return classify(self.head, self.features(x, train=train, output_stride=output_stride)[-1])
 
     @nn.compact
@@ -60,12 +63,12 @@ class ResNet(nn.Module):
         Args:
             x: The images.
             train: Whether normalisation uses the statistics of the batch.
-            output_stride: Input size over size of the last map: 8, 16 or 32 (also None). The maps have strides 4, 8, 16 and 32, none above
-                it. With the same parameters, the maps at 8 and 16, sub-sampled, are those at 32 (but with norm="group", which takes
-                statistics over space, or norm="batch" in training).
+            output_stride: Input size divided by the size of the last map: 8, 16 or 32 (or None). The maps have strides 4, 8, 16 and 32, but
+                at most this. With the same parameters, the maps at 32 are a subsampling of those at 8 and 16 (except with norm="group",
+                which computes statistics over space, or norm="batch" in training).
 
         Raises:
-            UserError: if x is no batch of images, or a field or the output stride is not supported.
+            UserError: if x is not a batch of images, or a field or the output stride is not supported.
         """
         check_image("ResNet", x)
         check_lengths("ResNet", 4, stage_features=self.stage_features, blocks=self.blocks)
@@ -76,10 +79,10 @@ class ResNet(nn.Module):
         x = max_pool(x, 3, stride=2, padding=1)
         block = Bottleneck if self.bottleneck else BasicBlock
         maps = []
-        for layer, (width, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
+        for layer, (features, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
             for index in range(blocks):
                 stride, dilation = block_geometry(stage, index, grid=self.multi_grid if layer == 4 else (1,))
                 project = index == 0 and (layer > 1 or self.bottleneck)
-                x = block(width, stride, dilation, project, name=f"layer{layer}_block{index}", **shared)(x, train=train)
+                x = block(features, stride, dilation, project, name=f"layer{layer}_block{index}", **shared)(x, train=train)
             maps.append(x)
         return tuple(maps)

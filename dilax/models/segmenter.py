@@ -1,4 +1,4 @@
-"""What segmentation networks share: a backbone at the output stride asked for, logits at the size of the input, an auxiliary head."""
+"""Shared parts of segmentation networks: a backbone at a given output stride, logits at the size of the input, an auxiliary head."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import ConvNormAct, Dropout
 from dilax.errors import UserError
@@ -18,22 +19,22 @@ Maps = tuple[jax.Array, ...]
 
 
 class Segmenter(nn.Module):
-    """A backbone, a 1x1 convolution to logits, bilinear enlargement to the size of the input; subclasses have larger heads.
+    """A backbone, a 1x1 convolution to logits, and bilinear upsampling to the size of the input; subclasses have larger heads.
 
-    On a DRN this is the network of Yu et al. 2017 (arXiv:1705.09914, section 5). Its own code enlarges by a transposed convolution, which
-    is the same but for the outermost pixels, where it fades to 0.
+    On a DRN this is the network of Yu et al. 2017 (arXiv:1705.09914, section 5). Their code upsamples by a transposed convolution instead,
+    which differs only in the outermost pixels, where it fades to 0.
 
     Attributes:
-        backbone: Makes the backbone from `norm`, `multi_grid` and `dtype`: its class, or a `functools.partial` of it with
-            other fields set. Its parameters stand under `backbone`.
-        num_classes: Outputs per pixel.
-        aux_head: Whether an `FCNHead`, named `aux_classifier`, reads the last but one stage.
-        output_stride: Input size over size of the backbone's last map, unless the call says another: 8, 16 or 32; None is the natural one
-            of the backbone.
-        dropout: Rate before the last convolution; the auxiliary head's is 0.1, or this if it is less.
+        backbone: A class of backbones, or a `functools.partial` of one that sets other fields; it is called with `norm`, `multi_grid` and
+            `dtype`. The parameters are under `backbone`.
+        num_classes: Number of outputs per pixel.
+        aux_head: Whether an auxiliary `FCNHead`, named `aux_classifier`, reads the second-to-last map.
+        output_stride: Default of the input size divided by the size of the backbone's last map: 8, 16 or 32; None is the natural output
+            stride of the backbone.
+        dropout: Dropout rate before the last convolution; in the auxiliary head it is at most 0.1.
         multi_grid: Factors of the dilations in the backbone's last stage.
-        norm: As `dilax.blocks.Norm`; for backbone and heads.
-        dtype: Of the computation; parameters and logits stay float32.
+        norm: Normalisation of backbone and heads, one of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     backbone: Callable[..., nn.Module] = ResNet
@@ -43,33 +44,34 @@ class Segmenter(nn.Module):
     dropout: float = 0.1
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make the backbone, which `features` and `__call__` share."""
+        """Create the backbone, which `features` and `__call__` share."""
         if not callable(self.backbone) or isinstance(self.backbone, nn.Module):
             raise UserError(
-                f"{type(self).__name__}: backbone={type(self.backbone).__name__} is no class of backbones; give one, such as "
+                f"{type(self).__name__}: backbone={type(self.backbone).__name__}(...) is not a class; give a class such as "
                 "dilax.models.ResNet, or functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False)."
             )
         self.encoder: Any = self.backbone(norm=self.norm, multi_grid=self.multi_grid, dtype=self.dtype, name="backbone")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None, image_mean: jax.Array | None = None) -> Any:
-        """Map images to logits at their size.
+        """Map images to logits of the same size.
 
         Args:
-            x: (batch, height, width, channels).
-            train: Whether to drop values and to use the statistics of the batch.
-            output_stride: Input size over size of the backbone's last map: 8, 16 or 32; None is the field.
-            image_mean: (batch, channels of the last map), the mean over space of the last of `features`, where x is but a part of an image
-                and that of the whole is known. What the network does not average over space does not use it.
+            x: Images (batch, height, width, channels).
+            train: Whether to apply dropout and to normalise by the statistics of the batch.
+            output_stride: Input size divided by the size of the backbone's last map: 8, 16 or 32; None for the field of that name.
+            image_mean: (batch, channels of the last map), the mean over space of the last of `features` for the complete image, if x is
+                only a part of it. Heads that do not average over space ignore it.
 
         Returns:
-            (batch, height, width, num_classes) in float32. With `aux_head` and `train`, a pair of such: the auxiliary head's is second.
+            Logits (batch, height, width, num_classes) in float32. With `aux_head` and `train`, a pair of such arrays, the second of which
+            is that of the auxiliary head.
 
         Raises:
-            UserError: if x, a field, the output stride or image_mean does not fit.
+            UserError: if x, a field, the output stride or `image_mean` is invalid.
         """
         stride = self.output_stride if output_stride is None else output_stride
         maps = self.features(x, train=train, output_stride=stride)
@@ -81,15 +83,15 @@ class Segmenter(nn.Module):
         return (logits, aux_logits) if train else logits
 
     def features(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> Maps:
-        """Map images to the maps of the backbone's stages, shallow to deep; the head reads the last."""
+        """Map images to the maps of the backbone, shallow to deep."""
         return self.encoder.features(x, train=train, output_stride=self.output_stride if output_stride is None else output_stride)
 
     def head(self, maps: Maps, *, train: bool, output_stride: int | None, image_mean: jax.Array | None) -> jax.Array:
-        """Map the stages to logits (batch, height, width, num_classes) of any smaller size, in float32."""
+        """Map the maps of the backbone to logits (batch, height, width, num_classes) of any size up to that of the input, in float32."""
         return logits(self.num_classes, Dropout(self.dropout)(maps[-1], train=train))
 
 
-# Of torchvision's `FCNHead`.
+# For torchvision's `FCNHead`.
 HEAD_RULES: Rules = (*conv_norm("0", "1", "conv"), ("4", "logits"))
 
 
@@ -97,16 +99,16 @@ class FCNHead(nn.Module):
     """A 3x3 convolution to a quarter of the channels, normalisation, ReLU, dropout, a 1x1 convolution to logits in float32.
 
     Attributes:
-        num_classes: Outputs.
-        dropout: Rate.
-        norm: As `dilax.blocks.Norm`.
-        dtype: Of the computation.
+        num_classes: Number of outputs.
+        dropout: Dropout rate.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        dtype: Dtype of the computation.
     """
 
     num_classes: int
     dropout: float = 0.1
     norm: str = "batch"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -118,5 +120,5 @@ class FCNHead(nn.Module):
 
 
 def logits(num_classes: int, x: jax.Array, *, name: str = "logits") -> jax.Array:
-    """Map (batch, *space, channels) to (batch, *space, num_classes) by a 1x1 convolution of that name, in float32."""
+    """Map (batch, *space, channels) to (batch, *space, num_classes) by a 1x1 convolution with the given name, in float32."""
     return DilatedConv(num_classes, (1,) * (x.ndim - 2), name=name)(x.astype(jnp.float32))

@@ -1,7 +1,7 @@
-"""A temporal network of depthwise separable dilated convolutions, small enough for keyword spotting.
+"""A temporal network of depthwise-separable dilated convolutions, small enough for keyword spotting.
 
-After Coucke et al. 2018 (arXiv:1811.07684), who spot keywords by dilated causal convolutions over log-mel frames; theirs are gated and not
-separable. The blocks are those of Luo & Mesgarani 2019 (arXiv:1809.07454, section II-C) without their skip outputs.
+The network follows Coucke et al. 2018 (arXiv:1811.07684), who spot keywords by dilated causal convolutions of log-mel frames, which are
+gated and not separable there. The blocks are those of Luo & Mesgarani 2019 (arXiv:1809.07454, section II-C) without skip outputs.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import Dropout, Norm, activation, embed_sequence, masked
 from dilax.causal import Delay
@@ -19,16 +20,16 @@ from dilax.streaming import Streamable
 
 
 class SeparableTemporalBlock(nn.Module):
-    """x + a dilated depthwise convolution and a linear layer over the channels, each normalised and activated, with dropout between.
+    """Residual block: a dilated depthwise convolution and a linear layer over the channels, each normalised and activated.
 
     Attributes:
-        kernel_size: Taps.
-        dilation: Of the depthwise convolution.
-        causal: As `SeparableTCN`; so are norm, activation, dropout and dtype.
-        norm: As `dilax.blocks.Norm`.
+        kernel_size: Taps of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
+        causal: Whether the convolution is causal; otherwise its padding is "SAME".
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dropout: Rate, whole channels at a time.
-        dtype: Of the computation.
+        dropout: Rate of spatial dropout between convolution and linear layer.
+        dtype: Dtype of the computation.
     """
 
     kernel_size: int
@@ -37,11 +38,11 @@ class SeparableTemporalBlock(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map (batch, time, channels) to the same shape; mask as `SeparableTCN`."""
+        """Map (batch, time, channels) to the same shape; for the mask see `SeparableTCN`."""
         padding, act, bias = "CAUSAL" if self.causal else "SAME", activation(self.activation), self.norm == "none"
         shared: dict[str, Any] = dict(use_bias=bias, dtype=self.dtype)
         conv = DepthwiseConv((self.kernel_size,), padding=padding, dilation=self.dilation, name="depthwise", **shared)
@@ -49,26 +50,26 @@ class SeparableTemporalBlock(nn.Module):
         y = act(Norm(self.norm, self.dtype, name="norm1")(y, train=train, mask=mask))
         y = nn.Dense(x.shape[-1], name="pointwise", **shared)(Dropout(self.dropout, spatial=True)(y, train=train))
         y = act(Norm(self.norm, self.dtype, name="norm2")(y, train=train, mask=mask))
-        ahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
-        return Delay(ahead, name="delay")(x) + y
+        lookahead = time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
+        return Delay(lookahead, name="delay")(x) + y
 
 
 class SeparableTCN(Streamable):
-    """A linear layer over the channels of every step, a `SeparableTemporalBlock` for each dilation, and a linear layer at every step.
+    """A linear layer at every step, a `SeparableTemporalBlock` for each dilation, and another linear layer at every step.
 
     An output sees 1 + (kernel_size - 1) * sum(dilations) steps. Parameters are named `input`, `input_norm`, `block0/depthwise`,
     `block0/pointwise` ... and `head`.
 
     Attributes:
-        out_features: Outputs at every step.
+        out_features: Number of outputs at every step.
         features: Channels of every block.
         kernel_size: Taps of every depthwise convolution.
-        dilations: Of each block.
-        causal: Whether no output sees a later step; a network that is not sees as far ahead as back.
-        norm: As `dilax.blocks.Norm`.
+        dilations: Dilation of each block.
+        causal: Whether no output sees a later step; a non-causal network looks as far ahead as back.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dropout: Rate in the blocks.
-        dtype: Of the computation; parameters and outputs stay float32.
+        dropout: Rate of spatial dropout in the blocks.
+        dtype: Dtype of the computation; parameters and outputs stay float32.
 
     Example:
         >>> model, x = SeparableTCN(out_features=12), jnp.ones((2, 98, 40))
@@ -84,25 +85,25 @@ class SeparableTCN(Streamable):
     norm: str = "batch"
     activation: str = "relu"
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Map (batch, time, channels) to (batch, time, out_features) in float32.
 
         Args:
-            x: Floats, such as log-mel frames.
-            train: Whether batch statistics are those of this batch, and channels are dropped.
-            mask: bool (batch, time), False behind the end of a shorter sequence, which no output before it then sees, and no statistic.
+            x: Floating-point sequences, such as log-mel frames.
+            train: Whether to apply dropout and to normalise by the statistics of the batch.
+            mask: bool (batch, time), False after the end of a shorter sequence: no valid output and no statistic depends on those steps.
 
         Raises:
-            UserError: if x is not floats (batch, time, channels), or there is no dilation.
+            UserError: if x is not floating-point of shape (batch, time, channels), or a field is invalid.
         """
         if not self.dilations:
-            raise UserError("SeparableTCN: dilations=() makes no network; give one for each block, such as (1, 2, 4, 8).")
+            raise UserError("SeparableTCN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8).")
         if self.causal and self.norm in ("group", "global"):
             raise UserError(
-                f"SeparableTCN: norm={self.norm!r} takes statistics over all of time, which a causal network must not see; "
+                f"SeparableTCN: norm={self.norm!r} looks at the whole sequence, which causal=True does not allow; "
                 "use 'batch', 'layer' or 'cumulative', or causal=False."
             )
         x = embed_sequence("SeparableTCN", x, vocabulary=0, features=0)
@@ -115,6 +116,6 @@ class SeparableTCN(Streamable):
             x = SeparableTemporalBlock(self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, name="head")(x.astype(jnp.float32))
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
         """Return one step of zeros."""
         return jnp.zeros((batch_size, 1, self.variables["params"]["input"]["kernel"].shape[0]), dtype)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.blocks import Dropout, embed_sequence, masked
 from dilax.causal import Delay
@@ -15,16 +16,16 @@ from dilax.streaming import Streamable
 
 
 class TemporalBlock(nn.Module):
-    """x + two dilated convolutions with weight normalisation, each with ReLU and dropout, then ReLU (the paper's figure 1b).
+    """Residual block of two dilated convolutions with weight normalisation, each with ReLU and dropout (the paper's figure 1b).
 
     Attributes:
-        features: Output channels; where the input has others, a 1x1 convolution stands on the short cut.
-        kernel_size: Taps.
-        dilation: Of both convolutions.
-        dropout: Rate after each convolution.
-        causal: Whether no output sees a later input; else the padding is "SAME".
-        weight_norm: As `dilax.DilatedConv`.
-        dtype: Of the computation.
+        features: Output channels; if the input has a different number, the shortcut has a 1x1 convolution.
+        kernel_size: Taps of both convolutions.
+        dilation: Dilation of both convolutions.
+        dropout: Rate of spatial dropout after each convolution.
+        causal: Whether the convolutions are causal; otherwise their padding is "SAME".
+        weight_norm: See `dilax.DilatedConv`.
+        dtype: Dtype of the computation.
     """
 
     features: int
@@ -33,13 +34,13 @@ class TemporalBlock(nn.Module):
     dropout: float = 0.0
     causal: bool = True
     weight_norm: bool = True
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Map (batch, time, channels) to (batch, time, features); mask as `TCN`."""
+        """Map (batch, time, channels) to (batch, time, features); for the mask see `TCN`."""
         padding, y = "CAUSAL" if self.causal else "SAME", x
-        # That of the reference code in effect: it draws from N(0, 0.01), and weight normalisation restores what was there before.
+        # What the reference code amounts to: it draws from N(0, 0.01), but weight normalisation then restores PyTorch's own initial values.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         for name in ("conv1", "conv2"):
             conv = DilatedConv(
@@ -55,27 +56,27 @@ class TemporalBlock(nn.Module):
             y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
         if x.shape[-1] != self.features:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
-        ahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
-        return nn.relu(Delay(ahead, name="delay")(x) + y)
+        lookahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
+        return nn.relu(Delay(lookahead, name="delay")(x) + y)
 
 
 class TCN(Streamable):
-    """A block for each entry of `features`, dilations 1, 2, 4, ..., and a linear layer at every step.
+    """A `TemporalBlock` for each entry of `features`, with dilations 1, 2, 4, ..., and a linear layer at every step.
 
-    An output sees 1 + 2 * (kernel_size - 1) * (2^blocks - 1) samples, none of them later. Parameters are named `block0/conv1`,
-    `block0/conv2`, `block0/shortcut` ... and `head`, with `embedding` where there is a vocabulary.
+    An output sees 1 + 2 * (kernel_size - 1) * (2^blocks - 1) samples, none of them later than itself. Parameters are named `block0/conv1`,
+    `block0/conv2`, `block0/shortcut` ... and `head`, and `embedding` if there is a vocabulary.
 
     Attributes:
-        out_features: Outputs at every step.
+        out_features: Number of outputs at every step.
         kernel_size: Taps of every convolution.
         features: Channels of each block.
-        dilations: Of each block; None is 1, 2, 4, ...
-        dropout: Rate in the blocks, whole channels at a time.
-        causal: As `TemporalBlock`. A network that is not sees as far ahead as back.
-        weight_norm: As `dilax.DilatedConv`.
-        vocabulary: Number of symbols: the input is then integer codes (batch, time); 0 is none.
-        embedding_features: Channels of a symbol.
-        dtype: Of the computation; parameters and outputs stay float32.
+        dilations: Dilation of each block; None for 1, 2, 4, ...
+        dropout: Rate of spatial dropout in the blocks.
+        causal: Whether no output sees a later step; a non-causal network looks as far ahead as back.
+        weight_norm: See `dilax.DilatedConv`.
+        vocabulary: Number of symbols, if the input is integer codes (batch, time); 0 for floats.
+        embedding_features: Channels of an embedded symbol.
+        dtype: Dtype of the computation; parameters and outputs stay float32.
 
     Example:
         >>> model, x = TCN(out_features=1, kernel_size=7, features=(30,) * 8), jnp.ones((4, 100, 2))
@@ -92,7 +93,7 @@ class TCN(Streamable):
     weight_norm: bool = True
     vocabulary: int = 0
     embedding_features: int = 100
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -100,25 +101,27 @@ class TCN(Streamable):
 
         Args:
             x: The sequences.
-            train: Whether to drop channels.
-            mask: bool (batch, time), False behind the end of a shorter sequence, which no output before it then sees; only a network that
-                is not causal needs it.
+            train: Whether to apply dropout.
+            mask: bool (batch, time), False after the end of a shorter sequence: no valid output depends on those steps. Causal networks do
+                not need it.
 
         Raises:
-            UserError: if x is neither, or there is not one dilation for each block.
+            UserError: if x has the wrong shape or dtype, or there is not exactly one dilation per block.
         """
         x = embed_sequence("TCN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
         dilations = self.dilations or tuple(2**i for i in range(len(self.features)))
         if not self.features or len(dilations) != len(self.features):
-            raise UserError(f"TCN: features={self.features} and dilations={self.dilations} must have as many entries, at least one.")
+            raise UserError(
+                f"TCN: features={self.features} and dilations={self.dilations} must have equal lengths of at least 1, one entry per block."
+            )
         shared: dict[str, Any] = dict(dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, dtype=self.dtype)
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
             x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
-        """Return one sample of zeros, or one code."""
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
+        """Return one sample of zeros, or a single code, per sequence."""
         if self.vocabulary:
             return jnp.zeros((batch_size, 1), jnp.int32)
         return jnp.zeros((batch_size, 1, self.variables["params"]["block0"]["conv1"]["kernel"].shape[-2]), dtype)

@@ -1,10 +1,11 @@
-"""WaveNet (van den Oord et al. 2016, arXiv:1609.03499): gated residual units of dilated causal convolutions that share skip outputs."""
+"""WaveNet (van den Oord et al. 2016, arXiv:1609.03499): gated residual units of dilated causal convolutions with skip connections."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dilax.errors import UserError, did_you_mean
 from dilax.modules import DilatedConv
@@ -14,25 +15,25 @@ OUTPUTS = ("softmax", "mixture")
 
 
 class GatedUnit(nn.Module):
-    """tanh(filter) * sigmoid(gate) of a dilated causal convolution and its conditions, to a residual and a skip output.
+    """A dilated causal convolution with conditions and the gate tanh(filter) * sigmoid(gate), mapped to a residual and a skip output.
 
     Attributes:
         features: Channels of filter and gate.
         skip_features: Channels of the skip output.
-        kernel_size: Taps.
-        dilation: Of the convolution.
-        dtype: Of the computation.
+        kernel_size: Taps of the convolution.
+        dilation: Dilation of the convolution.
+        dtype: Dtype of the computation.
     """
 
     features: int
     skip_features: int
     kernel_size: int
     dilation: int
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, conditions: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Map (batch, time, channels), and conditions (batch, time or 1, any channels), to the next x and to the skip output."""
+        """Map (batch, time, channels), and conditions (batch, time or 1, any channels), to the next x and the skip output."""
         y = self._conv(2 * self.features, self.kernel_size, "conv")(x)
         for i, condition in enumerate(conditions):
             y = y + self._conv(2 * self.features, 1, f"condition{i}", use_bias=False)(condition)
@@ -48,21 +49,22 @@ class GatedUnit(nn.Module):
 class WaveNet(Streamable):
     """A causal convolution, a `GatedUnit` for each dilation, and two 1x1 convolutions of the sum of their skip outputs.
 
-    The outputs at t are for the sample at t + 1: they see x up to t. Parameters are named `embedding`, or `input`, `unit0` ..., `mix` and
-    `head`.
+    The outputs at t predict the sample at t + 1 from x up to t. Parameters are named `embedding` (with outputs="softmax"), `input`,
+    `unit0` ..., `mix` and `head`.
 
     Attributes:
-        vocabulary: Levels of a sample, with outputs="softmax".
-        dilations: Of the units.
-        kernel_size: Taps.
-        features: Channels of the residual path and of filter and gate.
+        vocabulary: Number of codes of a sample, with outputs="softmax".
+        dilations: Dilation of each unit.
+        kernel_size: Taps of the convolutions.
+        features: Channels of the residual path, and of filter and gate.
         skip_features: Channels of the skip path.
-        outputs: "softmax": x is codes (batch, time) and the outputs are logits over the vocabulary; "mixture": x is a waveform (batch,
-            time, 1) in -1..1 and the outputs are those that `dilax.losses.logistic_mixture_loss` takes.
-        mixtures: Logistics in a mixture.
-        local_features: Channels of the local condition, (batch, time, channels), such as a spectrogram brought to the rate of x; 0 is none.
-        global_features: Channels of the global condition, (batch, channels), such as a speaker's embedding; 0 is none.
-        dtype: Of the computation; parameters and outputs stay float32.
+        outputs: "softmax" for codes (batch, time) and logits over the vocabulary; "mixture" for waveforms (batch, time, 1) in -1..1 and
+            mixtures of logistics, the arguments of `dilax.losses.logistic_mixture_loss`.
+        mixtures: Number of logistics in a mixture.
+        local_features: Channels of the local condition (batch, time, channels), such as a spectrogram upsampled to the rate of x; 0 for
+            none.
+        global_features: Channels of the global condition (batch, channels), such as a speaker embedding; 0 for none.
+        dtype: Dtype of the computation; parameters and outputs stay float32.
 
     Example:
         >>> model, x = WaveNet(dilations=(1, 2, 4, 8)), jnp.zeros((2, 50), jnp.int32)
@@ -79,18 +81,18 @@ class WaveNet(Streamable):
     mixtures: int = 10
     local_features: int = 0
     global_features: int = 0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool, local_condition: jax.Array | None = None, global_condition: jax.Array | None = None
     ) -> jax.Array:
-        """Map a sequence to the outputs for its next sample at every step, (batch, time, outputs) in float32.
+        """Map a sequence to a prediction of the next sample at every step, (batch, time, vocabulary or 3 * mixtures) in float32.
 
         Args:
-            x: As `outputs` says.
-            train: Not used: there is nothing random and no statistic.
-            local_condition: (batch, time, local_features); that at t goes with the outputs at t.
+            x: Codes (batch, time) or waveforms (batch, time, 1); see `outputs`.
+            train: Unused: the network has neither dropout nor batch statistics.
+            local_condition: (batch, time, local_features); the condition at t applies to the outputs at t.
             global_condition: (batch, global_features).
 
         Raises:
@@ -111,12 +113,12 @@ class WaveNet(Streamable):
         y = nn.relu(DilatedConv(self.skip_features, (1,), dtype=self.dtype, name="mix")(nn.relu(skips)))
         return nn.Dense(count, name="head")(y.astype(jnp.float32))
 
-    def stream_input(self, batch_size: int, dtype: Any) -> jax.Array:
-        """Return one sample."""
+    def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
+        """Return a single code, or one sample of zeros, per sequence."""
         return jnp.zeros((batch_size, 1), jnp.int32) if self.outputs == "softmax" else jnp.zeros((batch_size, 1, 1), dtype)
 
     def stream_conditions(self, batch_size: int) -> dict[str, jax.Array]:
-        """Return conditions of zeros for one sample."""
+        """Return conditions of zeros for a single sample."""
         conditions = {}
         if self.local_features:
             conditions["local_condition"] = jnp.zeros((batch_size, 1, self.local_features))
@@ -125,27 +127,27 @@ class WaveNet(Streamable):
         return conditions
 
     def _conditions(self, x: jax.Array, local_condition: jax.Array | None, global_condition: jax.Array | None) -> list[jax.Array]:
-        """The conditions as (batch, time or 1, channels), checked."""
+        """Check the input and the conditions, and return the latter as arrays (batch, time or 1, channels)."""
         if self.outputs not in OUTPUTS:
             hint = did_you_mean(str(self.outputs), OUTPUTS)
             raise UserError(f"WaveNet: outputs={self.outputs!r} is unknown; use one of {OUTPUTS}.{hint}")
         if not self.dilations:
-            raise UserError("WaveNet: dilations=() makes no network; give one for each unit, such as (1, 2, 4, 8).")
+            raise UserError("WaveNet: dilations=() must not be empty; give one per unit, such as (1, 2, 4, 8).")
         codes = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)
         if self.outputs == "softmax" and not codes:
-            raise UserError(f"WaveNet: x must be integer codes (batch, time), got {x.dtype} {x.shape}; see mu_law_encode.")
+            raise UserError(f"WaveNet: x must be integer codes (batch, time), got {x.dtype} {x.shape}; see `dilax.audio.mu_law_encode`.")
         if self.outputs == "mixture" and not (x.ndim == 3 and x.shape[-1] == 1 and jnp.issubdtype(x.dtype, jnp.floating)):
             raise UserError(f"WaveNet: with outputs='mixture' x must be floats (batch, time, 1), got {x.dtype} {x.shape}.")
-        found = []
-        wanted = (
+        conditions = []
+        expected = (
             ("local", local_condition, (*x.shape[:2], self.local_features)),
             ("global", global_condition, (x.shape[0], self.global_features)),
         )
-        for word, given, shape in wanted:
-            if (given is None) != (shape[-1] == 0) or (given is not None and given.shape != shape):
-                what = "none" if given is None else f"shape {given.shape}"
-                needs = f"shape {shape}" if shape[-1] else "none"
-                raise UserError(f"WaveNet: {word}_condition has {what}, and {word}_features={shape[-1]} needs {needs}.")
-            if given is not None:
-                found.append(given if word == "local" else given[:, None])
-        return found
+        for word, condition, shape in expected:
+            if (condition is None) != (shape[-1] == 0) or (condition is not None and condition.shape != shape):
+                given = "None" if condition is None else f"of shape {condition.shape}"
+                requires = f"shape {shape}" if shape[-1] else "None"
+                raise UserError(f"WaveNet: {word}_condition is {given}, but {word}_features={shape[-1]} requires {requires}.")
+            if condition is not None:
+                conditions.append(condition if word == "local" else condition[:, None])
+        return conditions

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from dilax.blocks import ConvNormAct, activation
 from dilax.errors import UserError
@@ -13,17 +14,17 @@ STRIDES = (2, 2, 2, 1, 2, 1)  # entry 1 to 3, middle, exit 1 and 2
 
 
 class XceptionBlock(nn.Module):
-    """Three separable 3x3 convolutions, the last with the stride; each half of each is normalised.
+    """Three separable 3x3 convolutions, the last with the stride; their depthwise and pointwise convolutions are each normalised.
 
     Attributes:
-        features: Output channels of each convolution.
-        stride: Of the third convolution and of the short cut.
-        dilation: Of each convolution.
-        shortcut: "project" adds x after a 1x1 convolution, "identity" adds x, "none" adds nothing. The first two have the activation
-            before each separable convolution, the last after each half of it.
-        norm: As `dilax.blocks.Norm`.
+        features: Output channels of each separable convolution.
+        stride: Stride of the third convolution and of the shortcut.
+        dilation: Dilation of each convolution.
+        shortcut: "project" for a 1x1 convolution, "identity", or "none". With the first two, an activation precedes each separable
+            convolution; with "none", it follows each depthwise and pointwise convolution.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation.
+        dtype: Dtype of the computation.
     """
 
     features: tuple[int, ...]
@@ -32,7 +33,7 @@ class XceptionBlock(nn.Module):
     shortcut: str = "identity"
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -55,22 +56,22 @@ class XceptionBlock(nn.Module):
 
 
 class Xception(nn.Module):
-    """Separable residual network: two convolutions, three entry blocks, middle blocks, two exit blocks.
+    """Separable residual network: two convolutions, three entry blocks, a number of middle blocks, two exit blocks.
 
-    The defaults have 8 middle blocks (Xception-41); with `middle_blocks=16` it is the Xception-65 of the paper. Parameters are named
-    `stem1`, `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`; each but
-    the head is a `dilax.blocks.ConvNormAct`.
+    The default of 8 middle blocks is Xception-41; `middle_blocks=16` is the Xception-65 of the paper. Parameters are named `stem1`,
+    `stem2`, `entry1/depthwise1`, `entry1/pointwise1`, `entry1/shortcut`, ... `middle1` ..., `exit1`, `exit2` and `head`. Each of them
+    except the head is a `dilax.blocks.ConvNormAct`.
 
     Attributes:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         stem_features: Channels of the first two convolutions.
-        entry_features: Channels of each entry block; those of the middle blocks are the last.
+        entry_features: Channels of each entry block; the middle blocks have those of the last one.
         middle_blocks: Number of middle blocks.
-        exit_features: Channels of the three separable convolutions of each of the two exit blocks.
-        multi_grid: Factors of the dilations of the last three separable convolutions, in turn.
-        norm: As `dilax.blocks.Norm`.
+        exit_features: Channels of the three separable convolutions in each of the two exit blocks.
+        multi_grid: Factors of the dilations of the last three separable convolutions, repeated cyclically.
+        norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
-        dtype: Of the computation; parameters and logits stay float32.
+        dtype: Dtype of the computation; parameters and logits stay float32.
     """
 
     num_classes: int = 1000
@@ -81,39 +82,39 @@ class Xception(nn.Module):
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
     activation: str = "relu"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Make the head, which `features` does without."""
+        """Create the head, which `features` does not use."""
         self.head = nn.Dense(self.num_classes)
 
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> jax.Array:
-        """Map images (batch, height, width, channels) to logits (batch, num_classes); `output_stride` as `features`."""
+        """Map images (batch, height, width, channels) to logits (batch, num_classes); for `output_stride` see `features`."""
         return classify(self.head, self.features(x, train=train, output_stride=output_stride)[-1])
 
     @nn.compact
     def features(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> tuple[jax.Array, ...]:
         """Map images (batch, height, width, channels) to the outputs of entry 1, entry 2, the last middle and exit 2, shallow to deep.
 
-        Only the last has passed an activation: the others are sums, as they go from block to block.
+        Only the last map has passed an activation; the others are the residual sums between the blocks.
 
         Args:
             x: The images.
-            train: As `dilax.models.resnet.ResNet.features`.
-            output_stride: As there: 8, 16 or 32 (also None); the maps have strides 4, 8, 16 and 32, none above it.
+            train: Whether normalisation uses the statistics of the batch.
+            output_stride: 8, 16 or 32 (or None); the maps have strides 4, 8, 16 and 32, but at most this, as in `dilax.models.ResNet`.
 
         Raises:
-            UserError: if x is no batch of images, or a field or the output stride is not supported.
+            UserError: if x is not a batch of images, or a field or the output stride is not supported.
         """
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "Xception"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        for i, (width, stride) in enumerate(zip(self.stem_features, (2, 1)), start=1):
-            x = ConvNormAct(width, (3, 3), stride, "TORCH", name=f"stem{i}", **shared)(x, train=train)
+        for i, (features, stride) in enumerate(zip(self.stem_features, (2, 1)), start=1):
+            x = ConvNormAct(features, (3, 3), stride, "TORCH", name=f"stem{i}", **shared)(x, train=train)
         entry = []
-        for i, (width, stage) in enumerate(zip(self.entry_features, plan), start=1):
-            # Only the last convolution of a block has the stride: the whole block works at the size, and dilation, before it.
-            x = XceptionBlock((width,) * 3, stage.stride, (stage.before,) * 3, "project", name=f"entry{i}", **shared)(x, train=train)
+        for i, (features, stage) in enumerate(zip(self.entry_features, plan), start=1):
+            # The stride is in the last convolution of a block, so the whole block has the dilation of the stage before.
+            x = XceptionBlock((features,) * 3, stage.stride, (stage.before,) * 3, "project", name=f"entry{i}", **shared)(x, train=train)
             entry.append(x)
         for i in range(1, self.middle_blocks + 1):
             x = XceptionBlock((self.entry_features[-1],) * 3, 1, (plan[3].before,) * 3, name=f"middle{i}", **shared)(x, train=train)
