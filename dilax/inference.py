@@ -59,7 +59,7 @@ class Inference:
 
     def arguments(self, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:
         """Return the arguments of the model for a batch, by name; arguments as `outputs`."""
-        if x.dtype == jnp.uint8:
+        if x.dtype == jnp.uint8 and not self.spec.symbols:
             x = self.spec.prepare(x)
         return model_arguments(self.model, x, length)
 

@@ -110,7 +110,8 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
         except Exception as error:  # orbax has no error class of its own for damaged files
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UserError(
-                f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run to write another."
+                f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run if it is unfinished, "
+                "else train it again."
             ) from error
     return jax.tree.map(np.asarray, tree)
 

@@ -10,6 +10,7 @@ import pytest
 from runs import ROOT, make_earlier_form, tiny
 
 from dilax import models
+from dilax.errors import UserError
 from train import cli, folder
 from train.config import default_config
 from train.tasks import TASKS
@@ -256,3 +257,14 @@ def test_ctrl_c_before_training_is_one_line(monkeypatch, job):
 
     monkeypatch.setattr(loop, "run", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     assert job("main", DIGITS) == (130, "", "stopped before anything was trained.\n")
+
+
+def test_a_config_is_loaded_and_overridden_from_python(root):
+    """Whatever the arguments of the process are."""
+    assert cli.load_config(str(root / "configs" / "digits.py"), ["--config.optim.lr=0.5"]).optim.lr == 0.5
+
+
+def test_a_config_that_did_not_start_from_the_default(tmp_path):
+    (tmp_path / "mine.py").write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'name': 'x'})\n")
+    with pytest.raises(UserError, match=r"mine\.py has no task, model, compilation_cache_dir; begin it with train\.config\.default_config"):
+        cli.load_config(str(tmp_path / "mine.py"))

@@ -300,3 +300,27 @@ def test_stream_of_rows_equals_forecast():
     *_, last = run.setup.task.stream(run.inference, streamed("table"), flags("table", workdir))
     got, expected = ([float(cell) for cell in row.split(",")] for row in (last.decode(), lines[1]))
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["masks", "waves", "mixtures"])
+def test_a_folder_that_cannot_be_written_is_one_line(name):
+    workdir, run = trained(name)
+    args = flags(name, workdir, *steps_of(name), inputs_of(name)[0])
+    args.out = folder_of(name) / "file"
+    args.out.write_text("")
+    with pytest.raises(UserError, match=r"^--out=.*file cannot be written: File exists; give another folder\.$"):
+        list(run.setup.task.predict(run.inference, args))
+
+
+def test_codes_of_one_byte_are_codes():
+    """uint8 is not always an image."""
+    _, run = trained("text")
+    codes = np.array([[1, 2, 3]])
+    np.testing.assert_array_equal(run.inference.outputs(codes.astype(np.uint8)), run.inference.outputs(codes.astype(np.int32)))
+
+
+def test_sounds_of_another_rate_are_not_scored():
+    _, run = trained("waves")
+    splits = type(run.setup.task).open(run.setup.config)
+    with pytest.raises(UserError, match="the data has 16000 samples per second, and the run was trained on 8000; resample the data"):
+        evaluate(run, splits.with_spec(sample_rate=16000), "test")

@@ -137,8 +137,8 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     if file is None:
         raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
     argv = ["train", f"--config={file}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     sys.modules.pop("config_config", None)  # where ml_collections loads each file, over what the file before left there
     try:
         with warnings.catch_warnings():
@@ -146,6 +146,7 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
             values(argv)
         config: Any = holder.value
         config.lock()  # a file that could not be read raises at its first use
+        missing = [key for key in ("name", "task", "model", "compilation_cache_dir") if key not in config]
     except flags.Error as error:
         raise UserError(_last_line(str(error))) from error
     except (SyntaxError, ImportError) as error:
@@ -156,6 +157,8 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(_unknown_key(overrides, str(error))) from error
     except OSError as error:
         raise UserError(_unreadable(error)) from error
+    if missing:
+        raise UserError(f"the config of {file} has no {', '.join(missing)}; begin it with train.config.default_config(NAME, task=...).")
     return config
 
 

@@ -66,8 +66,8 @@ def _config(source: str, model: object, base: ConfigDict | None) -> tuple[Config
     if len(names) != classes:
         raise UserError(f"--config has {len(names)} classes, and {source} in this file has {classes}; give the config of its data.")
     given: Any = config.data  # the values of a ConfigDict have no static types
-    if "mean" not in given:
-        raise UserError(f"--config is for the task {config.task}, which is not on images; give the config of a run on images.")
+    if "mean" not in given or "sequence" in config:
+        raise UserError(f"--config is for the task {config.task}, which is not on whole images; give the config of a run on images.")
     if not (given.mean and given.std):
         if source.startswith("drn:") and kind == "segmenter":
             raise UserError(f"{source}: its images were standardised by numbers of their own; set data.mean and data.std in the config.")

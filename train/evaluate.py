@@ -40,6 +40,10 @@ def check_data(trained: DataSpec, here: DataSpec) -> None:
     now, before = (None if spec.symbols else spec.input_shape[-1] for spec in (here, trained))
     if now != before:
         raise UserError(f"the data has examples of {now} channels, and the run of {before}; give its own data.")
+    if here.sample_rate != trained.sample_rate:
+        raise UserError(
+            f"the data has {here.sample_rate} samples per second, and the run was trained on {trained.sample_rate}; resample the data."
+        )
     if trained.examples and here.examples != trained.examples:
         print(
             f"warning: the data had {trained.examples} training records when the run began, and has {here.examples} now; "

@@ -34,7 +34,7 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
     Raises:
         UserError: if it holds a finished run or one of another config, or cannot be written.
     """
-    if restart and config.init_from and pathlib.Path(config.init_from).absolute() == workdir:
+    if restart and config.init_from and pathlib.Path(config.init_from).expanduser().resolve() == workdir.resolve():
         raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
     try:
         if restart and (workdir / CONFIG).exists():

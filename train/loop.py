@@ -48,6 +48,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     splits = task_class(config.task).open(config)
     setup = build(config, splits.spec)
     if restart:  # the old run stays where it is until everything else is known to be right
+        if config.init_from:
+            init_from(config, setup.init(), setup.spec)
         open_folder(config, workdir, restart=True)
     parallel, total, workers = setup.parallel, setup.total_steps, config.data.workers
     rate = schedule(config.optim, setup.steps_per_epoch, total)

@@ -75,7 +75,7 @@ def scale_by(factors: Any) -> optax.GradientTransformation:
 
 def multipliers(pairs: Any, params: Any) -> Any:
     """Return one factor per parameter: that of the first (regular expression, factor) that matches its path, else 1."""
-    if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
         raise UserError(
             f"config.optim.lr_multipliers={pairs!r} must be pairs of a regular expression and a factor, such as (('head', 10.0),)."
         )
@@ -102,7 +102,7 @@ def matches(patterns: Any, tree: Any, key: str) -> Any:
     for pattern in patterns:
         try:
             found = any(re.search(pattern, path) for path in paths)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise UserError(f"config.{key}: {pattern!r} is not a regular expression: {error}.") from error
         if not found:
             raise UserError(f"config.{key}: {pattern!r} does not match any parameter; their paths look like {', '.join(paths[:3])}.")

@@ -43,8 +43,8 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
 def _warn_of_colours(config: ConfigDict, ours: DataSpec, status: dict[str, Any]) -> None:
     """Warn if the images of the other run were standardised by other numbers."""
     theirs = DataSpec.from_json(status["data"]) if status else ours
-    if len(ours.input_shape) < 3 or len(theirs.input_shape) < 3:  # the numbers of other data are measured, not chosen
-        return
+    if any(len(spec.input_shape) < 3 and not spec.pixels for spec in (ours, theirs)):
+        return  # the numbers of other data than images are measured, not chosen
     for key in ("mean", "std"):
         if getattr(theirs, key) != getattr(ours, key):
             print(
@@ -76,7 +76,7 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
     for pattern in allowed:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise UserError(f"config.init_except: {pattern!r} is not a regular expression: {error}.") from error
     for path in sorted({*ours, *theirs}):
         is_allowed = any(re.search(pattern, path) for pattern in allowed)

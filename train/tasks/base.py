@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import io
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -75,8 +76,8 @@ class Report:
 class Task(abc.ABC):
     """One job that networks are trained for.
 
-    A minimal task defines the class attributes, `open`, `inputs`, `losses`, `sums`, `output_shapes` and `report`. One whose loss is not a
-    mean over examples overrides `loss`; one whose metrics are not ratios of sums overrides `evaluate` and `metrics`.
+    A minimal task defines the class attributes, `open`, `inputs`, `losses`, `sums`, `metrics`, `output_shapes` and `report`. One whose loss
+    is not a mean over examples overrides `loss`; one whose metrics are not ratios of sums overrides `evaluate` and `metrics`.
 
     Attributes:
         name: Value of config.task.
@@ -214,6 +215,20 @@ def run_training(model: nn.Module, variables: Any, inputs: Batch, key: jax.Array
     keys = {name: key if i == 0 else jax.random.fold_in(key, i) for i, name in enumerate(streams)}
     outputs, updates = model.apply(variables, **inputs, train=True, mutable=list(before), rngs=keys)
     return outputs, {**before, **updates}
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Make the folder that prediction writes to.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={path} cannot be written: {error.strerror or error}; give another folder.") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out={path} cannot be written: permission denied; give another folder.")
 
 
 def ratios(sums: Mapping[str, np.ndarray], *names: str) -> dict[str, float]:

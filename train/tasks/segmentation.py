@@ -23,7 +23,7 @@ from train.data.source import Source
 from train.data.splits import Splits
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images
-from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, output_files, ratios
+from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, ratios
 
 LOSSES = ("cross_entropy", "focal", "dice")
 BALANCES = ("", "median_frequency")
@@ -66,7 +66,7 @@ class Segmentation(Task):
             raise UserError(
                 "config.segmentation.balance and config.segmentation.class_weights both set the weights of classes; remove one."
             )
-        if any(not 0 <= weight < math.inf for weight in options.class_weights):
+        if any(not (isinstance(weight, int | float) and 0 <= weight < math.inf) for weight in options.class_weights):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} must be numbers of 0 or more.")
         if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
             raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
@@ -169,7 +169,7 @@ class Segmentation(Task):
         files = output_files(args.inputs, ("_overlay.png", "_mask.png"), args.out, replace=args.replace, rename=True)
         names, size, scales = self.spec.outputs, self.config.data.image_size, read_scales(args.scales)
         pixels = [images.read_image(path, self.spec.input_shape[2], 0) for path in args.inputs]
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
         for path, image, (overlay, mask_file) in zip(args.inputs, pixels, files):
             scaled = resize(image, *scaled_size(image.shape[:2], size)) if size else image
             mask = nearest(inference.segment(scaled[None], scales=scales, flip=args.flip)[0], *image.shape[:2])

@@ -21,7 +21,7 @@ from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
-from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, output_files
+from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files
 from train.tasks.steps import TEST_KEYS, check_name
 
 
@@ -113,7 +113,7 @@ class Separation(Task):
         rate = self.spec.sample_rate
         sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
         files = output_files(args.inputs, [f"_{name}.wav" for name in self.spec.outputs], args.out, replace=args.replace)
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
         for path, one, targets in zip(args.inputs, sounds, files):
             for file, source in zip(targets, inference.separate(one).T):
                 sound.write_wav(file, source, rate)

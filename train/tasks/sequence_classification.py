@@ -142,7 +142,7 @@ class SequenceClassification(Task):
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Files, or a stream."""
         streams.add_stream_flag(parser)
-        add_inputs(parser, "files to classify: sounds, texts, .ts files of series, or images")
+        add_inputs(parser, "files to classify: sounds, texts or .ts files of series")
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield name, class and probability of each sequence; the series of a .ts file are named FILE:NUMBER."""
@@ -189,6 +189,8 @@ class SequenceClassification(Task):
 
     def _stream_text(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
         for number, line in enumerate(streams.lines(file), 1):
+            if not line.strip():
+                continue
             (answer,) = self._classified(inference, [(str(number), self._codes(line.rstrip("\n")))])
             yield f"{answer}\n".encode()
 

@@ -17,7 +17,7 @@ from train.data.readers.files import data_path, list_files
 from train.data.splits import Splits
 from train.keys import Key, Keys
 from train.tasks import streams
-from train.tasks.base import Bytes, Report, Scores, Shape, output_files
+from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
 
 SAMPLES = 3  # sounds drawn for the report
@@ -87,7 +87,7 @@ class Waveform(StepTask):
         options, rate = streams.sampling(args), self.spec.sample_rate
         sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
         files = output_files(args.inputs, ("_continued.wav",), args.out, replace=args.replace)
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
         for path, one, (file,) in zip(args.inputs, sounds, files):
             drawn = inference.to_sound(inference.sample(self._model_input(one)[None], args.steps, seed=args.seed, **options))[0]
             sound.write_wav(file, np.concatenate([one, drawn]), rate)
