@@ -230,7 +230,7 @@ def test_restart_moves_nothing_before_all_else_is_right(unbroken):
     refused(lambda: loop.run(tiny(**{"data.classes": (1, 99)}), unbroken, restart=True))
     text = refused(lambda: loop.run(tiny(init_from=str(unbroken)), unbroken, restart=True))
     assert f"--restart would move {unbroken} aside, which config.init_from names; give another --workdir." in text
-    text = refused(lambda: loop.run(tiny(init_from=f"{unbroken.parent}/x/../{unbroken.name}"), unbroken, restart=True))
+    text = refused(lambda: loop.run(tiny(init_from=f"{unbroken}/../{unbroken.name}"), unbroken, restart=True))
     assert f"--restart would move {unbroken} aside" in text
     assert "does not hold a trained run" in refused(lambda: loop.run(tiny(init_from=str(unbroken.parent / "none")), unbroken, restart=True))
     assert sorted(path.name for path in unbroken.parent.iterdir()) == before
