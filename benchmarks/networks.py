@@ -145,8 +145,9 @@ def networks(batch: int | None) -> list[Network]:
     """Return the networks to measure, with the given batch size, or their own if it is None."""
     cnn, image = DilatedCNN(num_classes=CLASSES), (32, 32, 3)
     plain = tuple(Stage(f, dilation=d, pool=p) for f, d, p in zip(cnn.features, cnn.dilations, cnn.pools))
-    tcn = TCN(64, tuple(2**i for i in range(7)))
-    causal = (Stage(64, kernel=(1,)), *(Stage(64, dilation=d, kernel=(3,), residual=True) for d in tcn.dilations))
+    dilations = tuple(2**i for i in range(7))
+    tcn = TCN(64, dilations)
+    causal = (Stage(64, kernel=(1,)), *(Stage(64, dilation=d, kernel=(3,), residual=True) for d in dilations))
     return [
         _separable("separable_cnn_small", SeparableCNN(CLASSES, 16, features=(32, 64, 128), blocks=(1, 1, 1), dilations=(2,)), batch),
         _separable("separable_cnn", SeparableCNN(CLASSES, 32, features=(64, 128, 192), blocks=(2, 2, 2), dilations=(1, 2)), batch),

@@ -4,6 +4,9 @@
 
 Measured: (1.2 ± 0.6)e-4 mean squared error on 1,000 test sequences (seeds 0, 1, 2); 140 to 206 s on 2 busy CPU cores.
 
+In those runs the validation split held the sequences of the test split, so the test split chose the checkpoint. The splits are now drawn
+apart; seed 0 then has an error of 2.5e-4 after 527 s on very busy cores.
+
 Always answering 1 has an error of 0.167; the paper reports 5.8e-5 at 600 steps.
 """
 

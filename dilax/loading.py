@@ -1,8 +1,11 @@
 """Read the folder of a run: its description, its best variables, and from both a model that is ready to predict."""
 
+import contextlib
 import json
+import logging
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -90,8 +93,9 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError('checkpoints are read through orbax-checkpoint, which is missing; run: pip install "dilax-conv[train]"') from error
 
-    options = ocp.CheckpointManagerOptions(read_only=True)  # the run may be in progress
-    with ocp.CheckpointManager(folder / BEST, options=options, item_names=("tree", "meta")) as manager:
+    with _quiet():
+        options = ocp.CheckpointManagerOptions(read_only=True)  # the run may be in progress
+    with _quiet(), ocp.CheckpointManager(folder / BEST, options=options, item_names=("tree", "meta")) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{folder} does not hold a checkpoint yet; wait for the first evaluation of the run.")
@@ -109,6 +113,18 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
                 f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run to write another."
             ) from error
     return jax.tree.map(np.asarray, tree)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the warnings with which orbax comments on its own options."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tree_of(leaves: dict[str, list[Any]], sharding: Any) -> dict[str, Any]:

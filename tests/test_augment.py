@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-
 from typing import Any
 
 import jax
@@ -308,7 +307,7 @@ def test_a_sharded_batch_stays_where_it_is(name):
     spread = jax.device_put(batch, sharding)
     step = jax.jit(lambda key, batch: augment(key, batch, options), out_shardings=sharding).lower(KEY, spread).compile()
     # The loop that draws from a Beta distribution asks all devices whether it is done: an all-reduce of one bool.
-    assert not {"all-gather", "collective-permute", "all-to-all"} & set(step.as_text().replace("(", " ").split())
+    assert not {"all-gather", "collective-permute", "all-to-all"} & set((step.as_text() or "").replace("(", " ").split())
     result = step(KEY, spread)
     for key, values in run(batch, **options).items():
         np.testing.assert_allclose(result[key], values, atol=1e-4)
@@ -444,12 +443,12 @@ ERRORS = {
     "unknown": ({}, {"rotat": 3.0}, f'config.augment.rotat is unknown; use one of {NAMES}. Did you mean "rotate"?'),
     "range": ({}, {"rotate": 200.0}, "config.augment.rotate=200.0 is out of range; give a number from 0 to 180."),
     "negative": ({}, {"crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number from 0 to inf."),
-    "crop": ({}, {"crop": (9,)}, "config.augment.crop=(9,) must be (height, width) in pixels, or () for the image's own."),
-    "empty crop": ({}, {"crop": (0, 9)}, "config.augment.crop=(0, 9) must be (height, width) in pixels, or () for the image's own."),
+    "crop": ({}, {"crop": (9,)}, "config.augment.crop=(9,) must be (height, width) in pixels, or () for the size of the image."),
+    "empty crop": ({}, {"crop": (0, 9)}, "config.augment.crop=(0, 9) must be (height, width) in pixels, or () for the size of the image."),
     "crop of a volume": (
         {"image": np.zeros((2, 3, 4, 5, 1), np.uint8)},
         {"crop": (3, 4)},
-        "config.augment.crop=(3, 4) must be (depth, height, width) in pixels, or () for the image's own.",
+        "config.augment.crop=(3, 4) must be (depth, height, width) in pixels, or () for the size of the image.",
     ),
     "mixup of masks": ({"mask": MASKS}, {"mixup": 0.2}, "config.augment.mixup=0.2 cannot mix masks or boxes; set it to 0."),
     "mixup of boxes": ({"boxes": BOXES}, {"mixup": 0.2}, "config.augment.mixup=0.2 cannot mix masks or boxes; set it to 0."),

@@ -105,6 +105,7 @@ TRAIN = [
     "train.data.augment.options",
     "train.data.augment.pixels",
     "train.data.augment.geometry",
+    "train.data.augment.examples",
     "train.data.augment",
     "train.data.mel",
     "train.data.readers.files",

@@ -234,17 +234,12 @@ def with_key(config: Any, key: str, value: Any) -> Any:
 MISTAKES: dict[str, tuple[Any, str]] = {
     "a key of images": (
         lambda: check(with_key(config_of("sequence_prediction"), "data.per_class", 3)),
-        "config.data.per_class is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
-        "default_config('test', task=...). It is a key of classification, sequence_classification.",
+        "config.data.per_class is a key of config.task='classification' or 'sequence_classification', not of "
+        "config.task='sequence_prediction'; remove it, or set the task in the config file, with default_config('test', task=...).",
     ),
     "a key of images, for series": (
         lambda: check(config_of("sequence_classification", **{"data.name": "ucr:GunPoint", "data.per_class": 3})),
         "config.data.per_class=3 does not apply to data.name='ucr:GunPoint'; remove it.",
-    ),
-    "a misspelt key": (
-        lambda: check(with_key(config_of("sequence_prediction"), "sequence.lenght", 3)),
-        "config.sequence.lenght is not a key of config.task='sequence_prediction'; remove it, or begin the config with "
-        "default_config('test', task=...). Did you mean \"sequence.length\"?",
     ),
     "mixed sounds": (
         lambda: check(config_of("sequence_classification", **{"data.name": "wav", "augment.mixup": 0.2})),
@@ -275,8 +270,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "augmented codes": (
         lambda: check(with_key(config_of("language_model"), "augment.flip", True)),
-        "config.augment.flip is not a key of config.task='language_model'; remove it, or begin the config with "
-        "default_config('test', task=...). It is a key of classification, segmentation, sequence_classification.",
+        "config.augment.flip is a key of config.task='classification' or 'segmentation' or 'sequence_classification', not of "
+        "config.task='language_model'; remove it, or set the task in the config file, with default_config('test', task=...).",
     ),
     "a model of images": (
         lambda: build(config_of("sequence_prediction", "dilated_cnn"), DataSpec("test", (9, 3), ("a", "b"), 80)),

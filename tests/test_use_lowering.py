@@ -85,8 +85,8 @@ def test_a_model_is_made_of_plain_convolutions(name):
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def loss(params):
-        y: Any = model.apply({**variables, "params": params}, x, train=False)
-        return jnp.square(y).sum()
+        outputs: Any = model.apply({**variables, "params": params}, x, train=False)
+        return jnp.square(outputs).sum()
 
     ours = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
     assert any(actual.startswith("dilated_conv") for actual in ours)

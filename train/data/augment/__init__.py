@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dilax.spec import to_float
 from train.data.augment.examples import augment_example, draw_keys
 from train.data.augment.options import (
     AUGMENT_KEYS,
@@ -35,7 +34,6 @@ __all__ = [
     "example_keys",
     "one_hot",
     "read_options",
-    "to_float",
 ]
 
 Batch = dict[str, Any]
@@ -46,14 +44,9 @@ def example_keys(key: jax.Array, count: int, first: int | jax.Array = 0) -> jax.
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 
-def augment(  # noqa: D417
-    key: jax.Array,
-    batch: Batch,
-    options: Mapping[str, Any] | ConfigDict,
-    *former: Any,
-    first: int | jax.Array = 0,
-    ignored: int = 255,
-) -> Any:
+def augment(
+    key: jax.Array, batch: Batch, options: Mapping[str, Any] | ConfigDict, *, first: int | jax.Array = 0, ignored: int = 255
+) -> Batch:
     """Apply the part `augment` of a config to a batch.
 
     The image, mask and boxes of an example are moved by the same map of coordinates. Images alone are zoomed about their centre, and the
@@ -88,10 +81,6 @@ def augment(  # noqa: D417
     Raises:
         UserError: If an option is unknown, out of range or does not fit the batch, or if an array has the wrong shape or dtype.
     """
-    if former:  # the former arguments, which the tasks still give: images, labels, options, num_classes, first
-        images, labels, (options, num_classes, first) = batch, options, former
-        result = augment(key, {"image": images, "target": one_hot(labels, num_classes)}, options, first=first)
-        return result["image"], result["target"]
     check_images(batch["image"])
     settings = read_options(options, axes=batch["image"].ndim - 2)
     check_batch(batch, settings, ignored=ignored)
@@ -106,12 +95,3 @@ def augment(  # noqa: D417
     if settings.mixup:
         result["image"], result["target"] = mixup(keys["mixup"], result["image"], result["target"], alpha=settings.mixup)
     return result
-
-
-def seen(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Standardise float images in -1..1 by config.data.mean and std, in config.dtype; see `dilax.spec.DataSpec.prepare`."""
-    given = config.data.mean, config.data.std
-    if any(given):
-        mean, std = (jnp.broadcast_to(jnp.asarray(values or (0.5,), images.dtype), images.shape) for values in given)
-        images = ((images + 1) / 2 - mean) / std
-    return images.astype(config.dtype)

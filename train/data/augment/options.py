@@ -18,7 +18,7 @@ GEOMETRY_KEYS: Keys = {
 }
 MASK_KEYS: Keys = {
     "augment.crop": Key(
-        (), "Size (height, width) of a random crop, padded where it extends beyond the image; () keeps the image's own size."
+        (), "Size (height, width) of a random crop, padded where it extends beyond the image; () keeps the size of the image."
     ),
 }
 COLOUR_KEYS: Keys = {
@@ -52,7 +52,7 @@ def read_options(options: Mapping[str, Any] | ConfigDict, *, axes: int = 2) -> t
         _KEYS[name].check(f"augment.{name}", value)
     read = types.SimpleNamespace(**{name: given.get(name, key.default) for name, key in _KEYS.items()})
     if read.crop and (len(read.crop) != axes or not all(isinstance(side, int) and side >= 1 for side in read.crop)):
-        raise UserError(f"config.augment.crop={tuple(read.crop)} must be {_AXES[axes]} in pixels, or () for the image's own.")
+        raise UserError(f"config.augment.crop={tuple(read.crop)} must be {_AXES[axes]} in pixels, or () for the size of the image.")
     return read
 
 
