@@ -1,4 +1,4 @@
-"""Laws that every model keeps; `check_model` runs them all."""
+"""Laws that every model obeys; `check_model` checks all of them."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ def random_input(shape: tuple[int, ...], seed: int = 0) -> jax.Array:
 
 
 def check_model(model: nn.Module, x: jax.Array, num_classes: int) -> None:
-    """Run every law on one model."""
+    """Check every law for one model."""
     variables = jax.jit(lambda key: model.init(key, x, train=False))(KEY)
     apply = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     logits = apply(variables, x)
     assert logits.shape == (x.shape[0], num_classes)
     assert logits.dtype == jnp.float32
-    # Examples do not see each other in evaluation, and the batch size does not matter.
+    # In evaluation, examples are independent of each other and of the batch size.
     chex.assert_trees_all_close(apply(variables, x[1:]), logits[1:], atol=1e-4)
     check_training(model, variables, x)
     check_summary(model, variables, x)
@@ -36,7 +36,7 @@ def check_model(model: nn.Module, x: jax.Array, num_classes: int) -> None:
 
 
 def check_training(model: nn.Module, variables: Any, x: jax.Array) -> None:
-    """Every parameter gets a gradient, and running statistics move, only in training."""
+    """Check that every parameter has a gradient, and running statistics change in training."""
 
     def loss(params: Any) -> Any:
         rngs = {"dropout": KEY}
@@ -52,22 +52,22 @@ def check_training(model: nn.Module, variables: Any, x: jax.Array) -> None:
 
 
 def check_summary(model: nn.Module, variables: Any, x: jax.Array) -> None:
-    """The summary counts every parameter, and its receptive fields are those of an impulse."""
-    found = layers(model, x)
-    assert sum(layer.parameters for layer in found) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    """Check that the summary counts every parameter."""
+    parameters = sum(layer.parameters for layer in layers(model, x))
+    assert parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert summary(model, x).splitlines()[-1].startswith("total")
 
 
 def positive(variables: Any) -> Any:
-    """Weights all positive, so that no impulse cancels; small, so that nothing overflows."""
+    """Make all weights positive, so that no impulse cancels."""
     return jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.01, variables)
 
 
 def seen_by_impulses(fn: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Which samples along `axis` each output sees, (outputs, inputs), by trying them all; the weights of fn are positive."""
+    """Find which samples along `axis` each output sees, (outputs, inputs), by trying all of them; the weights of fn are positive."""
     along = 1 + axis
 
-    # A plane through the other axes, so that the impulse cannot fall into a hole there.
+    # An impulse over all of the other axes, so that it cannot fall into a hole there.
     planes = np.eye(shape[along]).reshape(-1, *(n if d == along else 1 for d, n in enumerate(shape)))
     inputs = (jnp.asarray(np.full(shape, 0.5) + plane, jnp.float32) for plane in (0 * planes[0], *1e4 * planes))
     before, *after = (np.asarray(fn(x)) for x in inputs)
@@ -76,10 +76,10 @@ def seen_by_impulses(fn: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
 
 
 def check_receptive_field(fn: Any, shape: tuple[int, ...], must: bool = True) -> int:
-    """The analysis from the jaxpr equals the impulse probe, as sets, at outputs away from the border (law 7).
+    """Check that the analysis from the jaxpr equals the impulse probe, as sets, at outputs away from the border (law 7).
 
     Returns:
-        How many outputs were compared; with `must`, at least one along each axis.
+        The number of outputs compared; with `must`, at least one along each axis.
     """
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     compared, run = 0, jax.jit(fn)
@@ -91,18 +91,18 @@ def check_receptive_field(fn: Any, shape: tuple[int, ...], must: bool = True) ->
         assert middle or not must
         compared += len(middle)
         for o in range(outputs):
-            (found,) = np.nonzero(seen[o])
+            (probed,) = np.nonzero(seen[o])
             first, bits = reach.at(o)
-            assert not len(found) or (o * field.stride - field.left <= found[0] and found[-1] <= o * field.stride + field.right)
+            assert not len(probed) or (o * field.stride - field.left <= probed[0] and probed[-1] <= o * field.stride + field.right)
             if o in middle:
-                assert found.tolist() == [i for i in range(inputs) if i >= first and bits >> (i - first) & 1], (axis, o)
+                assert probed.tolist() == [i for i in range(inputs) if i >= first and bits >> (i - first) & 1], (axis, o)
                 assert bits.bit_length() <= field.size
         check_shift(run, shape, axis, field, middle)
     return compared
 
 
 def check_shift(fn: Any, shape: tuple[int, ...], axis: int, field: dilax.ReceptiveField, middle: list[int]) -> None:
-    """An input shifted by the period gives an output shifted by period / stride, away from the border."""
+    """Check that an input shifted by the period gives an output shifted by period / stride, away from the border."""
     if field.period is None:
         return
     x, along = random_input(shape), 1 + axis

@@ -11,9 +11,9 @@ import dilax
 
 
 def weights(*shape):
-    """Positive, all different, those of one output about 1 in sum."""
-    found = np.random.default_rng(shape[0]).uniform(0.5, 1.5, shape)
-    return jnp.asarray(found / np.prod(shape[:-1]), jnp.float32)
+    """Positive weights, all different; those of one output sum up to about 1."""
+    values = np.random.default_rng(shape[0]).uniform(0.5, 1.5, shape)
+    return jnp.asarray(values / np.prod(shape[:-1]), jnp.float32)
 
 
 def conv(x, taps=3, **options):
@@ -39,20 +39,20 @@ def resized(x, factor, method, **options):
 
 
 def aligned_matrix(rows, columns):
-    """Linear interpolation that keeps the corners."""
+    """The matrix of linear interpolation with aligned corners."""
     places = jnp.arange(rows, dtype=jnp.float32) * ((columns - 1) / (rows - 1))
     return jnp.maximum(0.0, 1 - jnp.abs(places[:, None] - jnp.arange(columns, dtype=jnp.float32)[None]))
 
 
 def plain(x, taps, stride=1, dilation=1):
-    """A convolution of one channel as torch pads it."""
+    """A convolution of one channel, padded as in torch."""
     return dilax.dilated_conv(x, jnp.ones((taps,) * (x.ndim - 2) + (1, 1)), stride=stride, dilation=dilation, padding="TORCH")
 
 
 def resnet(x, units, output_stride=32, last=False):
-    """ResNet-50 has units (3, 4, 6, 3). Each stage but the first halves the size in its first unit's 3x3, or else dilates what follows.
+    """ResNet-50 has units (3, 4, 6, 3). Each stage but the first halves the size in its first 3x3 convolution, or dilates the rest instead.
 
-    With `last`, each stage but the last halves it in its last unit, as TensorFlow-Slim's ResNet v1 does.
+    With `last`, each stage but the last halves it in its last unit, as in TensorFlow-Slim's ResNet v1.
     """
     x = dilax.max_pool(plain(x, 7, 2), 3, stride=2, padding=1)
     stride, dilation = 4, 1
@@ -69,5 +69,5 @@ def resnet(x, units, output_stride=32, last=False):
 
 
 def field_of(fn, size=72):
-    """The receptive field along the one axis of a sequence."""
+    """The receptive field along the single axis of a sequence."""
     return dilax.receptive_field(fn, jax.ShapeDtypeStruct((1, size, 2), jnp.float32))[0]

@@ -15,7 +15,7 @@ from dilax import blocks, models
 from dilax.errors import UserError
 from dilax.models.xception import XceptionBlock
 
-COUNTS = {  # with 1000 classes, as published with the weights; those of xception and xception_slim were counted here
+COUNTS = {  # with 1000 classes, as published with the weights; those of xception and xception_slim were counted by this code
     "drn_c_26": 21_126_584,
     "drn_c_42": 31_234_744,
     "drn_d_22": 16_393_752,
@@ -34,7 +34,7 @@ RESNET = dict(stage_features=(4, 4, 6, 8), blocks=(1, 1, 2, 3))
 DRN = dict(stage_features=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 2, 2, 1))
 MOBILENET = dict(stage_features=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 2, 1), stem_features=3, last_features=8, expansion=2)
 XCEPTION = dict(stem_features=(3, 4), entry_features=(4, 5, 6), middle_blocks=1, exit_features=(6, 5, 7, 4, 6, 8))
-# Every kind of block, a few channels wide; stages of equal widths, too, where a short cut could be left out by its shapes.
+# Every kind of block with few channels; some stages have equal channels, where a shortcut inferred from shapes would be missing.
 SLIM: dict[str, tuple[str, dict[str, Any], Any]] = {
     "resnet18": ("resnet18", RESNET, resnet18),
     "resnet50 with a grid": ("resnet50", dict(RESNET, stage_features=(2, 2, 3, 3), multi_grid=(1, 2, 4)), resnet50),
@@ -44,11 +44,11 @@ SLIM: dict[str, tuple[str, dict[str, Any], Any]] = {
     "xception with a grid": ("xception", dict(XCEPTION, multi_grid=(1, 2, 3)), xception),
 }
 FULL = {"resnet18 in full": ("resnet18", {}, None)}
-STRIDES = {  # of the maps, by the output stride
+STRIDES = {  # of the maps, for each output stride
     "resnet": {None: (4, 8, 16, 32), 32: (4, 8, 16, 32), 16: (4, 8, 16, 16), 8: (4, 8, 8, 8)},
     "drn": {None: (4, 8, 8, 8, 8, 8), 8: (4, 8, 8, 8, 8, 8), 16: (4, 8, 16, 16, 16, 16), 32: (4, 8, 16, 32, 32, 32)},
 }
-# How many of a DRN's maps have a law at output strides 16 and 32: levels 3 to 7, and 3 to 6.
+# Number of a DRN's maps that are subsamplings at output strides 16 and 32: levels 3 to 7, and 3 to 6.
 EXACT = {16: 5, 32: 4}
 
 
@@ -62,7 +62,7 @@ def slim(name: str, **fields: Any) -> Any:
 
 
 def random_variables(model: Any, x: Any, seed: int = 0) -> Any:
-    """Parameters and running statistics that no initialisation gives, without compiling one."""
+    """Random parameters and running statistics, without compiling an initialisation."""
     shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(x.shape), train=False))
     draw = np.random.default_rng(seed)
 
@@ -77,7 +77,7 @@ def random_variables(model: Any, x: Any, seed: int = 0) -> Any:
 
 @functools.cache
 def maps_at(output_strides: tuple[int, ...], name: str) -> tuple[dict[int, list[np.ndarray]], Any, jax.Array]:
-    """The maps at some output strides, from one program compiled for a single run; the variables and the images they came from."""
+    """The maps at several output strides from a single compiled program, and the variables and images."""
     model, x = slim(name), random_input((2, 75, 66, 3))
     variables = random_variables(model, x)
 
@@ -96,12 +96,12 @@ def test_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", [*SLIM, *FULL])
-def test_sub_sampled_it_is_itself_at_a_coarser_output_stride(name):
-    """Law 6, on sizes that no stride divides."""
+def test_maps_are_subsamplings_of_those_at_finer_output_strides(name):
+    """Law 6, for sizes that are not multiples of a stride."""
     strides, pairs, compared = STRIDES[family(name)], ((8, 32),) if name in FULL else ((8, 16), (8, 32), (16, 32)), 0
     maps, _, _ = maps_at((8, 32) if name in FULL else (8, 16, 32), name)
-    for at, found in maps.items():
-        assert [y.shape[1:3] for y in found] == [(-(-75 // stride), -(-66 // stride)) for stride in strides[at]]
+    for at, actual in maps.items():
+        assert [y.shape[1:3] for y in actual] == [(-(-75 // stride), -(-66 // stride)) for stride in strides[at]]
     for fine, coarse in pairs:
         exact = EXACT[coarse] if family(name) == "drn" else None
         for at_fine, at_coarse, small, large in zip(maps[fine], maps[coarse][:exact], strides[fine], strides[coarse]):
@@ -122,7 +122,7 @@ def test_maps_are_those_of_the_oracle(name):
 
 @pytest.mark.parametrize("name", SLIM)
 def test_natural_output_stride_in_half_precision(name):
-    """The maps are in half precision, the logits are not; the features have all parameters but those of the head."""
+    """The maps are in half precision and the logits are not; the features have all parameters except those of the head."""
     model, x = slim(name, dtype=jnp.bfloat16), jnp.zeros((1, 64, 96, 3), jnp.bfloat16)
     logits, variables = jax.eval_shape(lambda: model.init_with_output(KEY, x, train=False))
     assert (logits.shape, logits.dtype) == ((1, 5), jnp.float32)
@@ -134,7 +134,7 @@ def test_natural_output_stride_in_half_precision(name):
     assert params == dict(below["params"])
 
 
-FIELDS = {  # by hand: each 3x3 convolution adds 2 * dilation * stride so far
+FIELDS = {  # by hand: each 3x3 convolution adds 2 * dilation * the stride up to it
     "resnet18": ((32, 16, 8), 435),
     "resnet50": ((32, 16, 8), 427),
     "mobilenet_v2": ((32, 16, 8), 491),
@@ -160,7 +160,7 @@ def test_receptive_field_is_the_known_one_at_every_output_stride(name):
         assert [(field.size, field.stride) for field in fields] == [(size, output_stride)] * 2
 
 
-TRAINED = {  # by the contract; stages without blocks, since a gradient takes seconds to compile
+TRAINED = {  # models for the contract, with empty stages, since a gradient takes seconds to compile
     "resnet50 with groups": slim("resnet50 with a grid", blocks=(0, 1, 0, 0), norm="group"),
     "drn_d": slim("drn_d", blocks=(1, 0, 0, 0, 0, 0, 0, 1)),
     "mobilenet_v2": slim("mobilenet_v2 with a grid", blocks=(0, 1, 0, 0, 0, 0, 0), dropout=0.1),
@@ -177,7 +177,7 @@ def test_training_reaches_every_parameter(name):
 
 
 def test_frozen_statistics():
-    """In training it computes what "batch" does in evaluation, on the same variables, and learns scale and bias."""
+    """In training it equals "batch" in evaluation with the same variables, and learns scale and bias."""
     x, batch, frozen = random_input((4, 5, 6, 7)) * 3 + 2, blocks.BasicBlock(7), blocks.BasicBlock(7, norm="frozen")
     variables = random_variables(batch, x)
     y, updates = frozen.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -195,7 +195,7 @@ def test_frozen_statistics():
     assert [path for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(leaf).max() > 0] == []
 
 
-def test_frozen_statistics_need_no_second_value():
+def test_frozen_statistics_accept_a_single_value():
     norm, x = blocks.Norm("frozen"), jnp.full((1, 1, 1, 4), 3.0)
     y: Any = norm.apply(norm.init(KEY, x, train=True), x, train=True)
     np.testing.assert_allclose(y, x, rtol=1e-5)
@@ -260,7 +260,7 @@ def test_one_line_errors(name):
 
 
 @pytest.mark.parametrize(("factor", "count"), [(0.5, 1_968_680), (1.4, 6_108_776)])
-def test_widths_of_mobilenet_v2(factor, count):
+def test_width_multipliers_of_mobilenet_v2(factor, count):
     """1.97 and 6.11 million parameters, as published with the weights."""
     model = models.create("mobilenet_v2", width_multiplier=factor)
     params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
@@ -268,7 +268,7 @@ def test_widths_of_mobilenet_v2(factor, count):
 
 
 def test_folding():
-    """Every normalisation stands beside a convolution, as folding asks; that of the convolution after the features too."""
+    """Every normalisation follows a convolution, as folding requires, including the one after the features."""
     model, x = slim("mobilenet_v2 with a grid", blocks=(1, 1, 0, 0, 0, 0, 0)), random_input((2, 43, 50, 3))
     variables = random_variables(model, x)
     folded, without = dilax.fold_batch_norm(model, variables)

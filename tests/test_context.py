@@ -1,4 +1,4 @@
-"""Resizing, and the blocks that gather context: laws, oracles that share no code with them, torch's results, errors."""
+"""Resizing, and the context blocks: laws, independent oracles, results of torch, errors."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_resize_keeps_dtypes():
 
 
 def filled(module: Any, x: jax.Array) -> Any:
-    """Variables of a module: random numbers, none of them 0 or 1 as an initializer has them, and without compiling it."""
+    """Random variables of a module, not initial zeros and ones, without compiling it."""
     rng = np.random.default_rng(1)
 
     def fill(path: Any, leaf: Any) -> jax.Array:
@@ -118,7 +118,7 @@ SMALL = {
 def test_blocks(name):
     block, x = SMALL[name], random_input((3, 9, 10, 4))
     variables = filled(block, x)
-    # The models hold ASPP to this.
+    # For ASPP this is tested with the models.
     if not isinstance(block, dilax.ASPP):
         check_training(block, variables, x)
 
@@ -129,7 +129,7 @@ def test_blocks(name):
 
     y, others, half = apply(x)
     assert y.shape == (3, 9, 10, {"dense aspp": 13, "hybrid, as many channels": 4}.get(name, 5))
-    # Examples do not see each other.
+    # Examples are independent of each other.
     np.testing.assert_allclose(others, y[1:], atol=1e-5)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), y, atol=0.05 * float(jnp.abs(y).max()) + 0.02)
@@ -166,13 +166,13 @@ def test_dilations_of_aspp():
         assert [field.size for field in fields] == [size, size]
 
 
-def test_image_mean_given_equals_computed():
+def test_a_given_image_mean_equals_the_computed_one():
     block, x = SMALL["aspp"], random_input((2, 9, 11, 4))
     variables = filled(block, x)
     y = run(block, variables, x, train=False)
     np.testing.assert_allclose(run(block, variables, x, train=False, image_mean=x.mean((1, 2))), y, atol=1e-6)
     assert np.abs(y - run(block, variables, x, train=False, image_mean=x.mean((1, 2)) + 1)).max() > 1e-3
-    # A part of the image with the mean of the whole is that part of the result, away from where it was cut.
+    # A part of the image with the mean of the whole gives that part of the result, away from the cut.
     part = run(block, variables, x[:, :, :9], train=False, image_mean=x.mean((1, 2)))
     np.testing.assert_allclose(part[:, :, :3], y[:, :, :3], atol=1e-5)
 
@@ -203,7 +203,7 @@ def uniform(shape: tuple[int, ...]) -> jax.Array:
         (dilax.ContextModule.large(noise=0.0), (40,)),
     ],
 )
-def test_context_module_begins_as_the_identity(block, space):
+def test_context_module_is_initially_the_identity(block, space):
     x = uniform((2, *space, 3))
     y = jax.jit(lambda x: run(block, block.init(KEY, x), x))(x)
     np.testing.assert_allclose(y, x, rtol=0, atol=1e-6)
@@ -220,7 +220,7 @@ def test_context_module_of_the_paper():
         assert (field.size, field.stride, field.offset) == (67, 1, -33)
 
 
-def test_copies_in_a_large_context_module_are_told_apart():
+def test_noise_breaks_the_symmetry_of_a_large_context_module():
     block, x = dilax.ContextModule(dilations=(1,), multipliers=(4,), noise=dilax.ContextModule.large().noise), uniform((2, 12, 13, 2))
     variables, plain = (jax.jit(module.init)(KEY, x)["params"] for module in (block, block.clone(noise=0.0)))
     assert 1e-6 < np.abs(run(block, {"params": variables}, x) - x).max() < 0.2
@@ -242,7 +242,7 @@ def test_context_module_trains_from_the_identity():
 
 @pytest.mark.parametrize("dilations", [(1, 2, 5), (3, 1, 2)])
 def test_hybrid_block_leaves_no_holes(dilations):
-    """Every sample within the receptive field changes the output: tried one by one."""
+    """Every sample within the receptive field changes the output; each is tried."""
     block, n = dilax.HybridDilatedBlock(2, dilations, norm="none"), 2 * sum(dilations) + 5
     x = jnp.full((1, n, 2), 0.5)
     variables = positive(filled(block, x))

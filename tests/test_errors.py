@@ -1,4 +1,4 @@
-"""Every error text of dilax: what was given, why it is wrong, what to do instead."""
+"""The error texts of dilax: what was given, why it is wrong, what to do instead."""
 
 import jax
 import jax.numpy as jnp

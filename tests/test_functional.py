@@ -35,13 +35,13 @@ class Case(NamedTuple):
         return {**self.geometry(), "padding_mode": self.padding_mode, "groups": self.groups}
 
     def plan(self, batch: int = BATCH) -> dilax.ConvPlan:
-        """As the functions make it, for zeros as padding."""
+        """The plan that the functions create for zero padding."""
         axes = [reference.per_axis(value, len(self.space)) for value in (self.stride, self.dilation)]
         pads = dilax.explicit_padding(self.space, self.window, **self.geometry())
         return dilax.ConvPlan(batch, self.space, self.c_in, self.c_out, self.window, axes[0], pads, axes[1], self.groups, "float32")
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of x, the kernel and the output."""
+        """Shapes of x, the kernel and the output."""
         out = reference.output_size(self.space, self.window, self.stride, self.padding, self.dilation)
         kernel = (*self.window, self.c_in // self.groups, self.c_out)
         return (BATCH, *self.space, self.c_in), kernel, (BATCH, *out, self.c_out)
@@ -101,14 +101,14 @@ CASES = {
     ),
     "3d, depthwise, edge": Case((3, 4, 3), (2, 2, 3), c_in=2, c_out=4, padding_mode="edge", dilation=(1, 3, 1), groups=2),
 }
-# Those on which jit, vmap, remat and scan are tried: dense, grouped and depthwise, each with stride, dilation and odd padding somewhere.
+# Cases for jit, vmap, remat and scan: dense, grouped and depthwise, each with stride, dilation and odd padding somewhere.
 FEW = ["2d, reflect", "depthwise, multiplier", "2d, depthwise, multiplier", "3d, stride and groups"]
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def each_way(cases: dict[str, Case]) -> Any:
-    """Every case by every lowering that can compute it; "auto" takes one of these."""
+    """Every case with every lowering that supports it; "auto" selects one of these."""
     ways = [
         pytest.param(case, lowering, id=f"{name}-{lowering}")
         for name, case in cases.items()
@@ -124,7 +124,7 @@ each_zero_padded = pytest.mark.parametrize(
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 7) -> list[Any]:
-    """One random float32 array per shape, its mean off zero so that a lost tap or sample shows."""
+    """One random float32 array per shape, with a nonzero mean so that a lost tap or sample is noticed."""
     rng = np.random.default_rng(seed)
     return [rng.normal(0.3, 1.0, shape).astype(np.float32) for shape in shapes]
 
@@ -221,7 +221,7 @@ def test_transpose_takes_one_output_size_for_all_axes():
     close(back, reference.conv_transpose(y, kernel, (7, 7), stride=2))
 
 
-# Each with the examples and the kernels that its outputs are made from.
+# Each with the examples and the kernels from which its outputs are computed.
 TRANSFORMS = {
     "jit": (lambda conv, xs, ks: jnp.stack([jax.jit(conv)(x, ks[0]) for x in xs]), (0, 1, 2), (0, 0, 0)),
     "vmap x": (lambda conv, xs, ks: jax.vmap(conv, (0, None))(xs, ks[0]), (0, 1, 2), (0, 0, 0)),

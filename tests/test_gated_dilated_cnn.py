@@ -1,4 +1,4 @@
-"""The gated dilated network that classifies sequences: by the contract, and against numpy."""
+"""The gated dilated network for classification of sequences: the contract, and a comparison with numpy."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_of_codes():
     check_summary(model, variables, CODES)
 
 
-def test_a_block_is_that_of_the_paper():
+def test_a_block_equals_the_paper():
     x = np.asarray(random_input((2, 9, 3)))
     block = GatedBlock(3, 2, norm="none")
     shapes = jax.eval_shape(lambda: block.init(KEY, jnp.asarray(x), train=False))
@@ -42,8 +42,8 @@ def test_a_block_is_that_of_the_paper():
     padded = np.pad(x, ((0, 0), (2, 2), (0, 0)))
     wide = sum(padded[:, 2 * tap : 2 * tap + 9] @ kernel[tap] for tap in range(3)) + bias
     expected = x + wide[..., :3] / (1 + np.exp(-wide[..., 3:]))
-    found: Any = block.apply(variables, jnp.asarray(x), train=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    actual: Any = block.apply(variables, jnp.asarray(x), train=False)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_receptive_field_of_the_blocks():
@@ -59,14 +59,14 @@ def test_receptive_field_of_the_blocks():
     check_receptive_field(trunk, shape)
 
 
-def test_both_poolings_stand_side_by_side():
+def test_both_poolings_are_concatenated():
     x, mask = random_input((3, 7, 4)), jnp.asarray(np.arange(7) < np.array([[7], [3], [1]]))
     head = {"head": {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}}
     model = models.create("gated_dilated_cnn", num_classes=8, features=4, dilations=(1,), pooling="both", norm="none")
     block = jax.tree.map(jnp.zeros_like, model.init(KEY, x, train=False)["params"]["block0"])
     pooled = [np.stack([fn(x[i, :n], 0) for i, n in enumerate((7, 3, 1))]) for fn in (jnp.max, jnp.mean)]
-    found: Any = model.apply({"params": {"block0": block, **head}}, x, train=False, mask=mask)
-    np.testing.assert_allclose(found, np.concatenate(pooled, 1), rtol=1e-5)
+    actual: Any = model.apply({"params": {"block0": block, **head}}, x, train=False, mask=mask)
+    np.testing.assert_allclose(actual, np.concatenate(pooled, 1), rtol=1e-5)
 
 
 ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -1,4 +1,4 @@
-"""Sampling: the likeliest codes are those of the slow way, draws follow the probabilities, prompts that cannot be are refused."""
+"""Sampling: the most likely codes equal those of full recomputation, samples follow the probabilities, invalid prompts are refused."""
 
 import functools
 from typing import Any, cast
@@ -48,11 +48,11 @@ def variables_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_likeliest_are_those_of_the_slow_way(name):
+def test_the_most_likely_samples_equal_full_recomputation(name):
     (model, conditions), variables, prompt = MODELS[name], variables_of(name), prompt_of(name)
     run = jax.jit(lambda v, prompt: dilax.sample(model, v, jax.random.key(1), prompt, 8, temperature=0, conditions=conditions))
-    found = run(variables, prompt)
-    # All of the sequence anew for every sample; what is not there yet is noise.
+    actual = run(variables, prompt)
+    # The whole sequence is recomputed for every sample; samples that are not known yet are noise.
     whole = jax.jit(lambda v, x: model.apply(v, x, train=False, **conditions))
     slow = prompt_of(name, 12).at[:, :4].set(prompt)
     for at in range(4, 12):
@@ -60,13 +60,13 @@ def test_the_likeliest_are_those_of_the_slow_way(name):
         new = sample_waveform(jax.random.key(0), outputs, temperature=0) if name == "waves" else outputs.argmax(-1).astype(jnp.int32)
         slow = slow.at[:, at].set(new)
     if name == "waves":
-        np.testing.assert_allclose(found, slow[:, 4:], atol=1e-4)
+        np.testing.assert_allclose(actual, slow[:, 4:], atol=1e-4)
     else:
-        np.testing.assert_array_equal(found, slow[:, 4:])
+        np.testing.assert_array_equal(actual, slow[:, 4:])
 
 
-def test_it_goes_on_from_where_a_stream_stands():
-    """In two parts, with the conditions of each, it draws what `sample` draws at once."""
+def test_continuing_a_stream_equals_sampling_at_once():
+    """In two parts, each with its own conditions, the samples are those that `sample` draws at once."""
     name = "wavenet, conditioned"
     (model, conditions), variables, prompt = MODELS[name], variables_of(name), prompt_of(name)
     local, fixed = conditions["local_condition"], {"global_condition": conditions["global_condition"]}
@@ -101,7 +101,7 @@ def shares(logits: list[float], **options: Any) -> np.ndarray:
     return np.bincount(codes, minlength=len(logits)) / 20000
 
 
-def test_draws_follow_the_probabilities():
+def test_samples_follow_the_probabilities():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.log(p).tolist()
     np.testing.assert_allclose(shares(logits), p, atol=0.015)
@@ -116,18 +116,18 @@ def test_draws_follow_the_probabilities():
     np.testing.assert_allclose(shares([0.0] * 8, top_p=0.25), [0.5, 0.5, 0, 0, 0, 0, 0, 0], atol=0.015)
 
 
-def test_draws_of_a_wave_follow_its_likelihood():
+def test_samples_of_a_waveform_follow_its_likelihood():
     outputs = jnp.array([0.3, -0.4, 0.5, -0.2, -2.0, -3.0])
     drawn = np.asarray(sample_waveform(jax.random.key(0), jnp.broadcast_to(outputs, (50000, 6))))[:, 0]
     levels = np.linspace(-1, 1, 21)
     p = np.exp(-np.asarray(logistic_mixture_loss(jnp.broadcast_to(outputs, (21, 6)), jnp.asarray(levels, jnp.float32), levels=21)))
     assert p.sum() == pytest.approx(1, abs=1e-4)
-    found = np.bincount(np.round((drawn + 1) * 10).astype(int), minlength=21) / 50000
-    np.testing.assert_allclose(found, p, atol=0.01)
+    actual = np.bincount(np.round((drawn + 1) * 10).astype(int), minlength=21) / 50000
+    np.testing.assert_allclose(actual, p, atol=0.01)
 
 
 @pytest.mark.parametrize("levels", [2, 16, 65536])
-def test_the_likelihood_of_a_wave_is_the_mass_of_its_level(levels):
+def test_the_likelihood_of_a_waveform_is_the_mass_of_its_level(levels):
     outputs, x = RNG.normal(size=(9, 6)), np.concatenate([[-1.0, 1.0], RNG.uniform(-1, 1, 7)])
     outputs[:, 4:] -= 2
     weights = np.exp(outputs[:, :2]) / np.exp(outputs[:, :2]).sum(1, keepdims=True)
@@ -138,14 +138,14 @@ def test_the_likelihood_of_a_wave_is_the_mass_of_its_level(levels):
 
     high = np.where((x >= 1 - half)[:, None], 1, below(x + half))
     low = np.where((x <= -1 + half)[:, None], 0, below(x - half))
-    found = logistic_mixture_loss(jnp.asarray(outputs, jnp.float32), jnp.asarray(x, jnp.float32), levels=levels)
-    np.testing.assert_allclose(found, -np.log((weights * (high - low)).sum(1)), rtol=2e-4, atol=2e-4)
+    actual = logistic_mixture_loss(jnp.asarray(outputs, jnp.float32), jnp.asarray(x, jnp.float32), levels=levels)
+    np.testing.assert_allclose(actual, -np.log((weights * (high - low)).sum(1)), rtol=2e-4, atol=2e-4)
     steep = functools.partial(logistic_mixture_loss, levels=levels)
     far = jax.grad(lambda o: steep(o, jnp.asarray(x, jnp.float32)).sum())(jnp.asarray(outputs, jnp.float32) - 30)
     assert np.isfinite(np.asarray(far)).all()
 
 
-def test_mu_law_is_its_own_inverse():
+def test_mu_law_decode_inverts_encode():
     codes = jnp.arange(256)
     np.testing.assert_array_equal(mu_law_encode(mu_law_decode(codes)), codes)
     x = np.linspace(-1, 1, 1001)
@@ -187,7 +187,7 @@ def test_mu_law_is_its_own_inverse():
         ),
     ],
 )
-def test_prompts_and_options_that_cannot_be(name, prompt, options, words):
+def test_invalid_prompts_and_options_are_refused(name, prompt, options, words):
     with pytest.raises(UserError, match=words):
         dilax.sample(MODELS[name][0], variables_of(name), jax.random.key(0), jnp.asarray(prompt), 3, **options)
 

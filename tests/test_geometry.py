@@ -1,4 +1,4 @@
-"""The integers of a convolution, against counting; and random geometry from end to end."""
+"""The geometry of a convolution, against counting; and random geometry from end to end."""
 
 import itertools
 
@@ -37,9 +37,9 @@ def test_padding_and_output_size_equal_counting(padding):
         if expected < 1:
             continue
         assert geometry.explicit_padding(size, taps, **given) == (reference.pad_pair(size, taps, stride, padding, dilation),), given
-        found = geometry.output_size(size, taps, **given)
-        assert type(found) is int
-        assert found == expected, given
+        actual = geometry.output_size(size, taps, **given)
+        assert type(actual) is int
+        assert actual == expected, given
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_padding_and_output_size_equal_counting(padding):
         (224, 7, 2, "SAME", 1, (2, 3), 112),  # the stem of a ResNet, as TensorFlow pads it
         (224, 7, 2, "TORCH", 1, (3, 3), 112),  # and as torch does
         (65, 3, 1, "SAME", 12, (12, 12), 65),  # an ASPP branch
-        (10, 2, 1, "SAME", 3, (1, 2), 10),  # the odd sample stands at the end
+        (10, 2, 1, "SAME", 3, (1, 2), 10),  # the odd sample is at the end
         (10, 2, 1, "TORCH", 3, (1, 1), 9),
         (16, 2, 1, "CAUSAL", 8, (8, 0), 16),  # a WaveNet layer
         (7, 1, 3, "SAME", 5, (0, 0), 3),  # stride beyond the kernel: never a negative padding

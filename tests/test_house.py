@@ -1,4 +1,4 @@
-"""The house: imports point down, heavy libraries are imported where they are used, public names are documented."""
+"""The structure of the code: imports point down, heavy libraries are imported where they are used, public names are documented."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ import pytest
 import dilax
 
 ROOT = pathlib.Path(__file__).parents[1]
-# From the ground up: a file may import those before it.
+# In the order of imports: a file may import those before it.
 DILAX = [
     "dilax.errors",
     "dilax.spec",
@@ -205,7 +205,7 @@ def test_the_order_names_every_file():
 @pytest.mark.parametrize("path", files("dilax"), ids=module_name)
 def test_dilax_imports_point_down(path):
     name = module_name(path)
-    # A file of a package may name the package to import what lies beside it.
+    # A file of a package may name the package to import its neighbours.
     ours = {found for found in imports(path) if found in DILAX and found != "dilax" and not f"{name}.".startswith(f"{found}.")}
     assert {found for found in ours if DILAX.index(found) >= DILAX.index(name)} == set()
     assert {found for found in imports(path) if found.split(".")[0] in ("train", "configs", "tests")} == set()
@@ -279,7 +279,7 @@ def test_import_dilax_loads_nothing_heavy_and_is_quick():
 
 
 def preloaded() -> set[str]:
-    """What flax.linen loads by itself."""
+    """The modules that flax.linen loads."""
     code = "import sys, flax.linen; print(','.join(sys.modules))"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     return {name.split(".")[0] for name in text.strip().split(",")}
@@ -304,7 +304,7 @@ def test_no_public_function_takes_loose_keywords():
 
 
 def public_functions() -> dict[str, Callable]:
-    """Every function of the public list, of its modules, and every method of its classes."""
+    """The functions in the public list and in its modules, and the methods of its classes."""
     things = {name: getattr(dilax, name) for name in dilax.__all__}
     for name, module in [(name, thing) for name, thing in things.items() if inspect.ismodule(thing)]:
         listed = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
@@ -321,12 +321,12 @@ def public_functions() -> dict[str, Callable]:
     return functions
 
 
-# What these functions are about, though it has a default.
+# Leading arguments that have a default.
 LEADING = {("tiled", "tile"), ("suggest_dilations", "layers")}
 
 
 def test_options_of_public_functions_are_keywords():
-    """Arguments may be given by position only where they are required, or arrays; `dilation_taps()` and the like begin with a default."""
+    """Only required arguments and arrays may be positional, except in functions like `dilation_taps()` whose arguments all have defaults."""
     functions, wrong = public_functions(), set()
     assert len(functions) > 150
     for name, function in functions.items():

@@ -1,6 +1,6 @@
-"""The lowerings as a whole: the rule, the primitives under every transformation, devices, export, and `autotune`.
+"""The lowerings as a whole: the rule, the primitives under all transformations, devices, export, and `autotune`.
 
-That each lowering is right stands in test_functional.py.
+The values of each lowering are tested in test_functional.py.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def draw(*shapes):
 
 
 def marked(x, kernel, plan):
-    """An output that can be told by its values."""
+    """An output that is recognisable by its values."""
     return lowerings.LOWERINGS["lax"].output(x, kernel, plan) + 100
 
 
@@ -89,7 +89,7 @@ def test_the_choice_holds_in_exported_programs():
     np.testing.assert_allclose(exported.call(X, K), dilax.dilated_conv(X, K, lowering="lax") + 100, rtol=1e-5)
     only_tpu = export.export(jax.jit(dilax.dilated_conv), platforms=("tpu",))(X, K)
     assert "stablehlo.convolution" in only_tpu.mlir_module()
-    assert "stablehlo.add" not in only_tpu.mlir_module()  # what `marked` would have added
+    assert "stablehlo.add" not in only_tpu.mlir_module()  # which `marked` would have added
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -119,7 +119,7 @@ def test_a_plan_counts_multiply_adds():
 
 
 @pytest.mark.parametrize(("stride", "dilation", "padding"), [(1, 4, "SAME"), (2, 3, "CAUSAL"), (3, 9, 4), (1, 1, "VALID")])
-def test_the_share_that_meets_no_padding(stride, dilation, padding):
+def test_the_fraction_of_taps_on_samples(stride, dilation, padding):
     plan = plan_of((1, 11, 7, 1), 1, (3, 2), stride=stride, padding=padding, dilation=(dilation, 1))
     ones = dilax.dilated_conv(
         jnp.ones(plan.x_shape), jnp.ones(plan.kernel_shape), stride=stride, padding=plan.padding, dilation=(dilation, 1), lowering="lax"
@@ -147,7 +147,7 @@ def test_symbolic_batch_exports_depthwise():
     np.testing.assert_allclose(exported.call(x), dilax.depthwise_conv(x, kernel, dilation=2, lowering="lax"), rtol=1e-5, atol=1e-6)
 
 
-# Large enough for blocks of patches, an axis without a short divisor, and several folds.
+# Large enough for several blocks of patches, an axis without a short divisor, and several reductions.
 LARGE = {
     "patches, blocks": ("patches", plan_of((4, 67, 24, 30), 20, (3, 5), dilation=(2, 3))),
     "patches, blocks, stride": ("patches", plan_of((3, 131, 70, 12), 8, (5, 5), stride=(2, 3), padding="TORCH")),
@@ -169,8 +169,8 @@ def test_larger_maps_agree_with_lax(lowering, plan):
 
         return jax.jit(run)(x, kernel, y)
 
-    for found, expected in zip(gradients(lowering), gradients("lax")):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+    for actual, expected in zip(gradients(lowering), gradients("lax")):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
 def depthwise_loss(x, kernel):
@@ -216,8 +216,8 @@ def test_a_batch_spread_over_devices_is_not_gathered(name, plan):
     text = program.as_text() or ""
     assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
     assert "all-reduce" in text  # of the kernel gradient
-    for found, expected in zip(program(x, kernel, y), jax.jit(run)(x, kernel, y)):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(program(x, kernel, y), jax.jit(run)(x, kernel, y)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -225,8 +225,8 @@ def test_axes_of_a_mesh_may_be_explicit(groups):
     x, kernel = draw((8, 9, 9, 4), (3, 3, 4 // groups, 4))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     grad = jax.jit(jax.grad(lambda x, kernel: (dilax.dilated_conv(x, kernel, groups=groups) ** 2).sum(), argnums=(0, 1)))
-    for found, expected in zip(grad(jax.device_put(x, NamedSharding(mesh, P("data"))), kernel), grad(x, kernel)):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(grad(jax.device_put(x, NamedSharding(mesh, P("data"))), kernel), grad(x, kernel)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -235,7 +235,7 @@ def test_shard_map_and_pmap(check):
     expected = jax.grad(depthwise_loss, 1)(x, kernel)
 
     def local(x, kernel):
-        if check:  # the gradient of what all devices share is summed by itself
+        if check:  # the gradient of a replicated operand is summed automatically
             return jax.grad(lambda kernel: jax.lax.psum(depthwise_loss(x, kernel), "data"))(kernel)
         return jax.lax.psum(jax.grad(depthwise_loss, 1)(x, kernel), "data")
 
@@ -245,14 +245,14 @@ def test_shard_map_and_pmap(check):
     np.testing.assert_allclose(y.reshape(8, 9, 4), dilax.depthwise_conv(x, kernel), rtol=1e-5, atol=1e-6)
 
 
-def test_vmap_of_a_named_lowering_falls_back_where_it_must():
-    """A mapped kernel makes a dense convolution of many outputs, or a grouped one, which the named lowering may not do."""
+def test_vmap_of_an_explicit_lowering_falls_back_where_necessary():
+    """A mapped kernel gives a dense convolution of many outputs, or a grouped one, which the lowering may not support."""
     xs, kernels = draw((3, 2, 6, 4), (3, 1, 4, 5))
-    found = jax.vmap(lambda x, kernel: dilax.dilated_conv(x, kernel, lowering="products"))(xs, kernels)
-    np.testing.assert_allclose(found, [dilax.dilated_conv(x, k, lowering="lax") for x, k in zip(xs, kernels)], rtol=1e-5, atol=1e-5)
+    actual = jax.vmap(lambda x, kernel: dilax.dilated_conv(x, kernel, lowering="products"))(xs, kernels)
+    np.testing.assert_allclose(actual, [dilax.dilated_conv(x, k, lowering="lax") for x, k in zip(xs, kernels)], rtol=1e-5, atol=1e-5)
 
 
-def test_a_lowering_that_cannot_is_refused():
+def test_an_unsupported_lowering_is_refused():
     with pytest.raises(dilax.UserError) as error:
         dilax.dilated_conv(X, K, lowering="taps")
     assert str(error.value) == (
@@ -275,7 +275,7 @@ def test_autotune_of_a_plan(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_autotune_of_a_function_leaves_out_what_cannot_run(capsys):
+def test_autotune_of_a_function_omits_unsupported_lowerings(capsys):
     dilax.autotune(lambda x, kernel, lowering: dilax.dilated_conv(x, kernel, lowering=lowering), X, K, repeats=1)
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"auto", "lax", "products", "patches"}
 

@@ -1,4 +1,4 @@
-"""Sequences of several lengths in one padded batch: what stands behind an end counts nowhere."""
+"""Sequences of different lengths in a padded batch: padding never affects a result."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ MASK = jnp.asarray(np.arange(17)[None] < LENGTHS[:, None])
 X = random_input((4, 17, 3))
 CODES = jnp.asarray(np.random.default_rng(1).integers(0, 7, (4, 17)), jnp.int32)
 SMALL: Any = dict(features=6, kernel_size=4, stride=2, bottleneck_features=5, hidden_features=7, skip_features=4, blocks=2, repeats=1)
-# Model, its padded batch, and whether it has outputs at every step.
+# The model, a padded batch, and whether it has outputs at every step.
 CASES: dict[str, tuple[Any, jax.Array, bool]] = {
     "tcn": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6)), X, True),
     "tcn, looking ahead": (models.create("tcn", out_features=2, kernel_size=3, features=(4, 6), causal=False), X, True),
@@ -52,14 +52,14 @@ CASES: dict[str, tuple[Any, jax.Array, bool]] = {
 
 
 def variables_of(model: Any, x: jax.Array) -> Any:
-    """Random, the running statistics as well."""
+    """Random variables, including the running statistics."""
     shapes = jax.eval_shape(lambda: model.init(KEY, x, train=False))
     leaves, tree = jax.tree.flatten(shapes)
     return jax.tree.unflatten(tree, [jnp.asarray(np.abs(random_input(leaf.shape, i)) * 0.3 + 0.05) for i, leaf in enumerate(leaves)])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_padded_sequence_is_the_sequence_alone(name):
+def test_a_padded_sequence_equals_the_sequence_alone(name):
     model, x, steps = CASES[name]
     variables = variables_of(model, x)
     apply = jax.jit(functools.partial(model.apply, train=False))
@@ -72,7 +72,7 @@ def test_a_padded_sequence_is_the_sequence_alone(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_leaks_from_the_padding_in_training(name):
-    """Neither into the loss, nor into its gradients, nor into the running statistics."""
+    """The padding affects neither the loss, nor its gradients, nor the running statistics."""
     model, x, steps = CASES[name]
     variables = variables_of(model, x)
 
@@ -92,8 +92,8 @@ def test_nothing_leaks_from_the_padding_in_training(name):
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_norm_leaves_out_what_is_masked(kind):
-    """Against the statistics of the real samples alone, in numpy."""
+def test_norm_ignores_masked_samples(kind):
+    """Against the statistics of the valid samples, computed by numpy."""
     norm = Norm(kind)
     variables = norm.init(KEY, X, train=False)
     y, updates = norm.apply(variables, X, train=True, mask=MASK, mutable=["batch_stats"])

@@ -1,4 +1,4 @@
-"""Every model but backbones and segmentation networks by the contract; counts of parameters; what is particular to one."""
+"""All models except backbones and segmentation networks: the contract, parameter counts, and properties of single models."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ SMALL = {
     "separable_cnn": dict(stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True, dropout=0.2),
     "separable_cnn_single_layer": dict(dilations=(2,)),
 }
-COUNTS = {  # (model, fields, input channels): parameters, by hand from the layers
+COUNTS = {  # (model, fields, input channels): parameters, counted by hand
     ("dilated_cnn_mnist", 1): 320 + 9248 + 50208 + 330,
     ("dilated_cnn_rgb", 3): 1792 + 36928 + 73856 + 147584 + 1290,
     ("separable_cnn_single_layer", 3): 27 + 3 * 64 + 64 + 650,
 }
 
 
-SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # in tests of their own
+SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # tested in other files
 
 
-def test_every_model_is_here():
+def test_every_model_is_tested():
     assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
 
 
@@ -43,7 +43,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_train_must_be_said(name):
+def test_train_is_required(name):
     with pytest.raises(TypeError, match="train"):
         models.create(name).init(KEY, random_input((2, 12, 12, 3)))
 
@@ -60,7 +60,7 @@ def test_default_separable_cnn_has_between_03_and_1_million_parameters():
     assert 300_000 <= sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) <= 1_000_000
 
 
-# Parts of the models that are not global, on an input that is wide enough.
+# Parts of the models with a bounded receptive field, on a sufficiently large input.
 TRUNKS = {
     "dilated_cnn": (dict(features=(3, 3, 3), dilations=(1, (2, 1), 2), pools=(1, 2, 1), norm="none"), 3),
     "separable_cnn": (dict(stem_features=3, features=(3, 4), blocks=(2, 1), norm="batch"), 3),
@@ -77,9 +77,9 @@ def test_receptive_field_of_the_trunk(name):
     def trunk(x):
         keep = lambda module, _: isinstance(module, blocks.ConvNormAct | blocks.SeparableResidual)  # noqa: E731
         _, state = model.apply(variables, x, train=False, capture_intermediates=keep, mutable=["intermediates"])
-        found = state["intermediates"]
-        last = [key for key in found if key.startswith("SeparableResidual" if name == "separable_cnn" else "ConvNormAct")][-1]
-        return found[last]["__call__"][0]
+        intermediates = state["intermediates"]
+        last = [key for key in intermediates if key.startswith("SeparableResidual" if name == "separable_cnn" else "ConvNormAct")][-1]
+        return intermediates[last]["__call__"][0]
 
     check_receptive_field(trunk, shape)
 
@@ -101,7 +101,7 @@ def test_norms(kind):
         np.testing.assert_allclose(np.asarray(y).std(axes), 1, atol=1e-3)
 
 
-def test_dropout_of_an_example_depends_on_its_place_alone():
+def test_dropout_of_an_example_depends_only_on_its_index():
     x, drop = jnp.ones((8, 50)), blocks.Dropout(0.4)
     apply: Any = lambda x: drop.apply({}, x, train=True, rngs={"dropout": KEY})  # noqa: E731
     whole = apply(x)
@@ -113,7 +113,7 @@ def test_dropout_of_an_example_depends_on_its_place_alone():
 
 
 class Statistics(nn.Module):
-    """Everything of the blocks that depends on the whole batch."""
+    """The blocks that depend on the whole batch."""
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

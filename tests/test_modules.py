@@ -20,7 +20,7 @@ def data(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
 
 
-# module, input, kernel names and shapes, the function that the module stands for
+# module, input, kernel names and shapes, the corresponding function
 CASES = {
     "dilated_1d_causal": (
         dilax.DilatedConv(6, (3,), dilation=4, padding="CAUSAL"),
@@ -73,8 +73,8 @@ CASES = {
 }
 
 
-def made(module: nn.Module, x: jax.Array) -> dict:
-    """Variables with a bias that is not zero."""
+def with_bias(module: nn.Module, x: jax.Array) -> dict:
+    """Variables with a nonzero bias."""
     variables = module.init(KEY, x)
     bias: Any = variables["params"]["bias"]
     return {"params": {**variables["params"], "bias": jnp.arange(1.0, bias.size + 1)}}
@@ -83,7 +83,7 @@ def made(module: nn.Module, x: jax.Array) -> dict:
 @pytest.mark.parametrize("name", CASES)
 def test_equals_its_function_with_parameters_of_the_stated_shapes(name):
     module, x, shapes, function = CASES[name]
-    variables = made(module, x)
+    variables = with_bias(module, x)
     params = variables["params"]
     assert {key: leaf.shape for key, leaf in params.items() if key != "bias"} == shapes
     expected = function(x, params)
@@ -93,7 +93,7 @@ def test_equals_its_function_with_parameters_of_the_stated_shapes(name):
 @pytest.mark.parametrize("name", CASES)
 def test_any_number_of_leading_axes(name):
     module, x, _, _ = CASES[name]
-    variables = made(module, x)
+    variables = with_bias(module, x)
     expected = module.apply(variables, x)
     chex.assert_trees_all_close(module.apply(variables, x[0]), expected[0], atol=1e-5)
     chex.assert_trees_all_close(module.apply(variables, x[None, :, None]), expected[None, :, None], atol=1e-5)
@@ -121,7 +121,7 @@ def test_dilated_conv_swaps_with_flax_conv(rank):
     ours = dilax.DilatedConv(6, window, dilation=dilation, stride=stride, groups=2)
     theirs = nn.Conv(6, window, kernel_dilation=dilation, strides=stride, feature_group_count=2)
     chex.assert_trees_all_equal(ours.init(KEY, x), theirs.init(KEY, x))  # the same names, shapes and draws
-    variables = made(ours, x)
+    variables = with_bias(ours, x)
     chex.assert_trees_all_close(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_transposed_swaps_with_flax_conv_transpose():
     x = data(2, 5, 4, 8)
     ours = dilax.DilatedConvTranspose(6, (4, 4), stride=2)
     theirs = nn.ConvTranspose(6, (4, 4), strides=(2, 2), transpose_kernel=True)
-    variables = made(ours, x)
+    variables = with_bias(ours, x)
     chex.assert_trees_all_close(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
 
 

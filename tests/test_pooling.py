@@ -86,7 +86,7 @@ def draw(*shape: int, seed: int = 3) -> np.ndarray:
 
 
 def weights(op: str, x: np.ndarray, case: Case) -> np.ndarray:
-    """Of every sample in every output: (batch, *output, *space, channels)."""
+    """Weights of every sample in every output: (batch, *output, *space, channels)."""
     matrix = np.zeros((x.shape[0], *case.output(), *case.space, x.shape[-1]), np.float32)
     windows: dict[Any, list[Any]] = {}
     for p, _, i in reference.reads(case.space, case.taps(), case.steps(), case.padding, "zeros", case.dilation):
@@ -231,22 +231,22 @@ def test_a_nan_is_the_maximum_of_its_windows_and_gets_their_gradient(window, pla
 
 
 @pytest.mark.parametrize("window", [3, 65])
-def test_minus_infinity_is_a_sample_like_others(window):
+def test_minus_infinity_is_an_ordinary_sample(window):
     x = jnp.full((1, 70, 1), -jnp.inf)
     y, tangent = jax.jvp(lambda x: max_pool(x, window, stride=1, padding="CAUSAL"), (x,), (jnp.ones_like(x),))
     np.testing.assert_array_equal(y, x)
-    # Where the padding comes first, it is the maximum.
+    # If the padding comes first, it is the maximum.
     np.testing.assert_array_equal(tangent[0, :, 0], [0] * (window - 1) + [1] * (71 - window))
 
 
 @pytest.mark.parametrize("op", [max_pool, avg_pool])
 @pytest.mark.parametrize("window", [(3, 4), (9, 8)])
 def test_receptive_field(op, window):
-    found = dilax.receptive_field(
+    actual = dilax.receptive_field(
         lambda x: op(x, window, stride=(2, 3), padding=((1, 0), 2), dilation=(2, 1)), jax.ShapeDtypeStruct((1, 50, 50, 2), jnp.float32)
     )
     expected = [((k - 1) * d + 1, s, -lo) for k, d, s, lo in zip(window, (2, 1), (2, 3), (1, 2))]
-    assert [(field.size, field.stride, field.offset) for field in found] == expected
+    assert [(field.size, field.stride, field.offset) for field in actual] == expected
 
 
 @each_op
@@ -342,5 +342,5 @@ def test_errors(name):
     assert str(caught.value) == text
 
 
-def test_a_mean_of_padding_alone_is_zero():
+def test_a_mean_of_only_padding_is_zero():
     np.testing.assert_array_equal(avg_pool(X, 2, padding=((0, 1), 2))[0, -1, :, 0], [0, 0.5, 0.5, 0.5, 0.5, 0])

@@ -1,4 +1,4 @@
-"""Segmentation networks: counts of parameters, one list of laws for all, what is particular to one, errors."""
+"""Segmentation networks: parameter counts, a list of laws for all of them, properties of single networks, errors."""
 
 import functools
 import inspect
@@ -28,22 +28,22 @@ COUNTS = {  # (model, aux_head): parameters with 21 classes
     ("deeplabv3_resnet50", True): 42_004_074,
     ("deeplabv3_resnet101", False): 58_630_997,
     ("deeplabv3plus_resnet50", False): 26_682_725,
-    # The classifier's published count with 1000 classes, another number of classes.
+    # The published count of the classifier with 1000 classes, with a different number of classes.
     ("drn_c_26_segmenter", False): 21_126_584 - 513 * 1000 + 513 * 21,
     ("drn_d_22_segmenter", False): 16_393_752 - 513 * 1000 + 513 * 21,
-    # By hand: of the backbone 3,504,872 - 1,281,000 - 412,160 are left without its last convolution and head.
+    # By hand: the backbone without its last convolution and head has 3,504,872 - 1,281,000 - 412,160 parameters.
     ("lraspp_mobilenet_v2", False): 1_811_712 + 320 * 128 + 256 + 320 * 128 + 129 * 21 + 33 * 21,
     # By hand: two convolutions a level of 32, 64, 128 and 256, four dilated of 256, the same levels up again, each with scale and bias.
     ("unet_dilated", False): 4_310_293,
 }
 DRNS = [name for name in BACKBONES if name.startswith("drn")]
 NAMES = sorted({*(name for name, _ in COUNTS), *(f"deeplabv3plus_{name}" for name in BACKBONES), *(f"{name}_segmenter" for name in DRNS)})
-# The others are of the same parts, and take long to trace.
+# The others consist of the same parts, and take long to trace.
 TRACED = [f"deeplabv3plus_{name}" for name in ("drn_d_22", "mobilenet_v2", "resnet18", "xception_slim")]
 
 
 class Tiny(nn.Module):
-    """A backbone of one convolution a stage: it compiles quickly."""
+    """A backbone with one convolution per stage, which compiles quickly."""
 
     multi_grid: tuple[int, ...] = (1,)
     norm: str = "batch"
@@ -79,7 +79,7 @@ def variables_of(name: str) -> Any:
     return filled(SLIM[name], X)
 
 
-def test_every_segmentation_model_is_here():
+def test_every_segmentation_model_is_tested():
     classes = {name: getattr(maker, "func", maker) for name, maker in models.MODELS.items()}
     assert sorted(name for name, maker in classes.items() if inspect.isclass(maker) and issubclass(maker, Segmenter)) == NAMES
 
@@ -107,7 +107,7 @@ def test_evaluation(name):
     logits: Any = apply(X)
     assert logits.shape == (3, 37, 42, 7)
     assert logits.dtype == jnp.float32
-    # Examples do not see each other.
+    # Examples are independent of each other.
     np.testing.assert_array_equal(apply(X.at[0].multiply(2))[1:], logits[1:])
     half: Any = jax.jit(lambda x: model.clone(dtype=jnp.bfloat16).apply(variables, x, train=False))(X.astype(jnp.bfloat16))
     assert half.dtype == jnp.float32
@@ -134,13 +134,13 @@ def test_logits_are_those_of_the_oracle(name):
         given: dict[str, Any] = dict(train=False, output_stride=stride)
         logits: Any = jax.jit(lambda x: model.apply(variables, x, **given))(x)  # noqa: B023
         maps: Any = jax.jit(lambda x: model.apply(variables, x, method="features", **given))(x)  # noqa: B023
-        maps = [np.asarray(found, np.float64) for found in maps]
+        maps = [np.asarray(actual, np.float64) for actual in maps]
         expected = oracle.resized(getattr(oracle, name)(layers, maps, stride), x.shape[1:-1])
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 class Both:
-    """A model whose two results in training are laid one on the other, for `check_training`."""
+    """A model whose two outputs in training are stacked, for `check_training`."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -161,7 +161,7 @@ def test_auxiliary_logits_are_those_of_the_oracle(name):
     logits, aux_logits = jax.jit(lambda x: model.apply(variables, x, train=True))(x)
     maps: Any = jax.jit(lambda x: model.apply(variables, x, train=False, method="features"))(x)
     expected = oracle.resized(
-        oracle.auxiliary(oracle.Layers(jax.tree.map(np.asarray, variables)), [np.asarray(found, np.float64) for found in maps]), (24, 34)
+        oracle.auxiliary(oracle.Layers(jax.tree.map(np.asarray, variables)), [np.asarray(actual, np.float64) for actual in maps]), (24, 34)
     )
     np.testing.assert_allclose(aux_logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert np.abs(logits - aux_logits).max() > 1e-3
@@ -185,22 +185,22 @@ def test_output_stride_of_a_call(name):
 
 
 @pytest.mark.parametrize("name", SLIM)
-def test_image_mean_given_equals_computed(name):
+def test_a_given_image_mean_equals_the_computed_one(name):
     model, variables = SLIM[name], variables_of(name)
     computed: Any = jax.jit(lambda x: model.apply(variables, x, train=False))(X)
     maps: Any = jax.jit(lambda x: model.apply(variables, x, train=False, method="features"))(X)
     mean = maps[-1].mean((1, 2))
     given: Any = jax.jit(lambda x, mean: model.apply(variables, x, train=False, image_mean=mean))
     np.testing.assert_allclose(given(X, mean), computed, rtol=0, atol=1e-5 * float(jnp.abs(computed).max()))
-    # What is averaged over space in no place does not depend on it.
+    # A network without a mean over space does not depend on it.
     assert (np.abs(given(X, mean + 1) - computed).max() > 1e-4) == (name in POOLED)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     model, variables = SLIM["segmenter"].clone(dropout=0.5, norm="frozen"), variables_of("segmenter")
     train: Any = jax.jit(lambda x, key: model.apply(variables, x, train=True, rngs={"dropout": key}))
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(train(X, KEY), train(X, jax.random.key(1))))
-    # Frozen statistics: but for dropout, training is evaluation.
+    # With frozen statistics, training equals evaluation except for dropout.
     evaluated: Any = jax.jit(lambda x: model.apply(variables, x, train=False))(X)
     trained: Any = jax.jit(lambda x: model.clone(dropout=0.0).apply(variables, x, train=True))(X)
     np.testing.assert_allclose(trained[0], evaluated, rtol=1e-5, atol=1e-5)
@@ -210,9 +210,9 @@ def test_dropout_acts_in_training_alone():
 def test_norm_is_that_of_all_parts(norm):
     model = SLIM["deeplabv3plus"].clone(norm=norm)
     shapes: Any = jax.eval_shape(lambda: model.init(KEY, X, train=False))
-    found = {key.key for path, _ in jax.tree_util.tree_leaves_with_path(shapes) for key in path}
+    actual = {key.key for path, _ in jax.tree_util.tree_leaves_with_path(shapes) for key in path}
     assert "batch_stats" not in shapes
-    assert {key for key in found if key in ("BatchNorm_0", "GroupNorm_0", "LayerNorm_0")} == {
+    assert {key for key in actual if key in ("BatchNorm_0", "GroupNorm_0", "LayerNorm_0")} == {
         "group": {"GroupNorm_0"},
         "layer": {"LayerNorm_0"},
         "none": set(),
@@ -220,24 +220,24 @@ def test_norm_is_that_of_all_parts(norm):
 
 
 def dilations_in(model: Any, **given: Any) -> set[tuple[int, ...]]:
-    """Dilations of all convolutions wider than 1x1 in the program of a model."""
+    """Dilations of all convolutions larger than 1x1 in the program of a model."""
     variables = jax.eval_shape(lambda: model.init(KEY, X, train=False))
     jaxpr = jax.make_jaxpr(lambda v: model.apply(v, X, train=False, **given))(variables).jaxpr
-    found = set()
+    actual = set()
 
     def walk(jaxpr: Any) -> None:
         for eqn in jaxpr.eqns:
             plan = eqn.params.get("plan")
             if plan is not None and max(plan.kernel_size) > 1:
-                found.add(plan.dilation)
+                actual.add(plan.dilation)
             elif eqn.primitive.name == "conv_general_dilated" and max(eqn.invars[1].aval.shape[:2]) > 1:
-                found.add(tuple(eqn.params["rhs_dilation"]))
+                actual.add(tuple(eqn.params["rhs_dilation"]))
             for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                     walk(getattr(inner, "jaxpr", inner))
 
     walk(jaxpr)
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus"])
@@ -258,13 +258,13 @@ UNET = SLIM["unet"].clone(backbone=functools.partial(models.UNetEncoder, stage_f
 
 
 def test_unet_encoder_is_the_same_at_every_output_stride():
-    """Law 6: the maps at a smaller output stride, sub-sampled, are those at the natural one."""
+    """Law 6: the maps at the natural output stride are subsamplings of those at smaller ones."""
     x = random_input((2, 12, 13, 2))
     variables = filled(UNET, x)
     run = jax.jit(lambda x: {s: UNET.apply(variables, x, train=False, output_stride=s, method="features") for s in (4, 2, 1)})
     maps: Any = run(x)
-    for stride, found in maps.items():
-        for level, (coarse, fine) in enumerate(zip(maps[4], found)):
+    for stride, actual in maps.items():
+        for level, (coarse, fine) in enumerate(zip(maps[4], actual)):
             step = 2**level // min(2**level, stride)
             np.testing.assert_allclose(fine[:, ::step, ::step], coarse, atol=1e-5)
 
@@ -285,8 +285,8 @@ def test_unet_of_any_rank_and_size(space):
     assert logits.shape == (2, *space, 7)
 
 
-def test_unet_keeps_pixels_in_line_at_odd_sizes():
-    """A part of an image that begins at a multiple of the output stride gives that part of the result, whatever the sizes."""
+def test_unet_keeps_pixels_aligned_at_odd_sizes():
+    """A part of an image that starts at a multiple of the output stride gives that part of the result, whatever the sizes."""
     model, variables, x = SLIM["unet"], variables_of("unet"), random_input((1, 57, 59, 2))
     run = jax.jit(lambda x: model.apply(variables, x, train=False))
     whole, part = run(x), run(x[:, 4:, 6:])

@@ -1,4 +1,4 @@
-"""What is particular to single models of sequences: ByteNet against loops, its encoder and masks, counts and mistakes of both."""
+"""Properties of single sequence models: ByteNet against loops, its encoder and masks; parameter counts and errors."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def random_variables(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def loops(p: Any, codes: np.ndarray, condition: np.ndarray | None, dilations: tuple[int, ...], ahead: int) -> np.ndarray:
-    """A stack over one sequence of codes, one output after the other; `ahead` of three taps look ahead."""
+    """A stack over one sequence of codes, one output after the other; `ahead` of the three taps look ahead."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
     x = p["embedding"]["embedding"][codes] + (0 if condition is None else condition)
 
@@ -47,20 +47,20 @@ def loops(p: Any, codes: np.ndarray, condition: np.ndarray | None, dilations: tu
     return act(x, p["last_norm"])
 
 
-def test_bytenet_is_what_the_loops_give():
-    """The source alone, to its end; its representation added to the target; zeros behind it."""
+def test_bytenet_equals_loops():
+    """The source ends where its mask does; its representation is added to the target, followed by zeros."""
     variables = random_variables(BYTENET, X, source=SOURCE)
-    found = BYTENET.apply(variables, X, train=False, source=SOURCE, source_mask=MASK)
+    actual = BYTENET.apply(variables, X, train=False, source=SOURCE, source_mask=MASK)
     p = variables["params"]
     for i, length in enumerate((7, 4)):
         condition = np.zeros((11, 6))
         condition[:length] = loops(p["encoder"], np.asarray(SOURCE[i, :length]), None, (1, 2), 1)
         y = loops(p["decoder"], np.asarray(X[i]), condition, (1, 2), 0)
         y = np.maximum(y @ np.asarray(p["mix"]["kernel"]) + np.asarray(p["mix"]["bias"]), 0)
-        np.testing.assert_allclose(found[i], y @ np.asarray(p["head"]["kernel"]) + np.asarray(p["head"]["bias"]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[i], y @ np.asarray(p["head"]["kernel"]) + np.asarray(p["head"]["bias"]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_source_given_is_a_condition_given():
+def test_a_source_equals_its_condition():
     variables = random_variables(BYTENET, X, source=SOURCE)
     condition = unfold(BYTENET.apply(variables, SOURCE, MASK, method="encode"), 11)
     given = BYTENET.apply(variables, X, train=False, condition=condition)
@@ -92,7 +92,7 @@ def test_what_an_output_sees(causal, behind, ahead):
 
 
 def test_counts():
-    """By hand: of ByteNet embedding, blocks (three norms, 1x1 down, convolution, 1x1 up), last norm, mix, head."""
+    """Counted by hand: embedding, blocks (three norms, 1x1 down, convolution, 1x1 up), last norm, mix and head of ByteNet."""
     shapes = jax.eval_shape(lambda: models.ByteNet(50, 8, 3, (1, 2)).init(KEY, X, train=False))
     block = 2 * 8 + 2 * 4 + 2 * 4 + (8 * 4 + 4) + (3 * 4 * 4 + 4) + (4 * 8 + 8)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 50 * 8 + 2 * block + 16 + (64 + 8) + (8 * 50 + 50)
@@ -119,7 +119,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("model", "x", "given", "words"), MISTAKES)
-def test_mistakes_get_one_line(model, x, given, words):
+def test_error_texts(model, x, given, words):
     with pytest.raises(UserError) as caught:
         model.init(KEY, x, train=False, **given)
     assert str(caught.value) == words

@@ -1,4 +1,4 @@
-"""Laws 4 and 5: what is causal does not change with what comes later, and fed in any chunks it equals itself on the whole sequence."""
+"""Laws 4 and 5: causal models do not depend on later inputs, and fed in any chunks they equal themselves on the whole sequence."""
 
 import functools
 from typing import Any
@@ -38,7 +38,7 @@ LAYERS = {
 
 
 class Both(streaming.Streamable):
-    """A causal convolution behind one that looks ahead: what is late must not be taken for what was before the start."""
+    """A causal convolution after one that looks ahead: delayed samples must not be mistaken for samples before the start."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ MODELS = {
     "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),
     "WaveNet of waves": models.WaveNet(dilations=(1, 3), kernel_size=3, features=4, skip_features=5, outputs="mixture", mixtures=2),
 }
-TRAINED = models.TCN | models.ByteNet | models.SeparableTCN | models.WaveNet  # those that must be told whether they train
+TRAINED = models.TCN | models.ByteNet | models.SeparableTCN | models.WaveNet  # models with the argument `train`
 TIME = 24
 
 
@@ -90,7 +90,7 @@ def variables_of(model: Any) -> Any:
 
 
 def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> jax.Array:
-    """The outputs of `stream`, chunk by chunk; what is late comes last."""
+    """The outputs of `stream`, chunk by chunk, followed by those that are still due."""
     late = model.apply(variables, method="latency")
     state = model.apply(variables, x.shape[0], method="init_stream")
     shapes, outputs, at = jax.tree.map(lambda a: (a.shape, a.dtype), state), [], 0
@@ -106,18 +106,18 @@ def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> ja
 
 
 ALL = {**LAYERS, **AHEAD, **MODELS}
-assert len(ALL) == len(LAYERS) + len(AHEAD) + len(MODELS), "a name that stands twice hides a case"
+assert len(ALL) == len(LAYERS) + len(AHEAD) + len(MODELS), "a name that is used twice hides a case"
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fed_in_chunks_it_equals_itself_in_values_and_gradients(name):
+def test_chunks_equal_the_whole_in_values_and_gradients(name):
     model = ALL[name]
     variables, x = variables_of(model), input_of(model)
     weights = jnp.asarray(RNG.normal(size=jax.eval_shape(call_of(model), variables, x).shape), jnp.float32)
     of = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else 0
 
     def run(call: Any) -> Any:
-        """Values, and gradients of their weighted sum."""
+        """The outputs, and the gradients of their weighted sum."""
 
         def total(v: Any, x: jax.Array) -> Any:
             y = call(v, x)
@@ -127,15 +127,15 @@ def test_fed_in_chunks_it_equals_itself_in_values_and_gradients(name):
 
     gradients, whole = run(call_of(model))
     chunks = (2, 6, 4, 10, 2) if name == "conv with stride" else (1, 3, 7, 1, 12)
-    found, y = run(functools.partial(fed, model, chunks=chunks))
+    actual, y = run(functools.partial(fed, model, chunks=chunks))
     chex.assert_trees_all_close(y, whole, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(found, gradients, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(actual, gradients, rtol=1e-3, atol=1e-4)
     chex.assert_trees_all_close(jax.jit(functools.partial(fed, model, chunks=(TIME,)))(variables, x), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "transposed", "cumulative norm", *MODELS])
 def test_it_runs_inside_jit_vmap_and_scan(name):
-    """Every sample a step of a scan, every sequence a lane of a vmap."""
+    """Every sample is a step of a scan, and every sequence an example of a vmap."""
     model = ALL[name]
     variables, x = variables_of(model), input_of(model, 3)
 
@@ -157,8 +157,8 @@ def test_it_is_causal_bit_for_bit(name):
     dilax.check_causal(lambda x: call_of(model)(variables, x), input_of(model))
 
 
-@pytest.mark.parametrize("name", [name for name in AHEAD if "cumulative" not in name])  # which sees all that came before
-def test_what_looks_ahead_is_late_by_as_much(name):
+@pytest.mark.parametrize("name", [name for name in AHEAD if "cumulative" not in name])  # cumulative normalisation sees all earlier samples
+def test_latency_equals_the_lookahead(name):
     model = AHEAD[name]
     variables, x = variables_of(model), input_of(model)
     with pytest.raises(UserError, match=r"check_causal: output 0 changes by up to .* it looks ahead"):
@@ -192,7 +192,7 @@ def test_two_axes_of_which_the_first_is_time():
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_a_ring_holds_just_what_a_kernel_looks_back(kernel):
+def test_a_ring_holds_exactly_the_lookback_of_a_kernel(kernel):
     layer: Any = dilax.DilatedConv(2, (kernel,), dilation=4, dtype=jnp.bfloat16, **CAUSAL)
     state = layer.apply(variables_of(layer), 3, dtype=jnp.bfloat16, method="init_stream")
     assert jax.tree.map(jnp.shape, state) == {"DilatedConv": ((3, (kernel - 1) * 4 + 1, 4), ())}
@@ -200,7 +200,7 @@ def test_a_ring_holds_just_what_a_kernel_looks_back(kernel):
 
 
 class Leaky(streaming.Streamable):
-    """What `what` names, between two causal convolutions."""
+    """The operation that `what` names, after a causal convolution."""
 
     what: str
 
@@ -254,7 +254,7 @@ class Leaky(streaming.Streamable):
         ("valid", "DilatedConv_1 has padding='VALID', with which it cannot be fed in chunks"),
     ],
 )
-def test_what_cannot_be_fed_is_named(what, words):
+def test_layers_that_cannot_be_streamed_are_named(what, words):
     model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=True)
     with pytest.raises(UserError, match=words):
@@ -262,7 +262,7 @@ def test_what_cannot_be_fed_is_named(what, words):
 
 
 @pytest.mark.parametrize("what", ["mean", "pool", "unequal"])
-def test_what_the_layers_do_not_know_of_is_found(what):
+def test_operations_outside_of_layers_are_detected(what):
     model, x = Leaky(what), jnp.asarray(RNG.normal(size=(2, 12, 4)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=True)
     with pytest.raises(
@@ -274,7 +274,7 @@ def test_what_the_layers_do_not_know_of_is_found(what):
         dilax.check_causal(lambda x: call_of(model)(variables, x), x)
 
 
-def test_states_and_chunks_that_do_not_fit():
+def test_states_and_chunks_that_do_not_fit_are_refused():
     model = MODELS["TCN"]
     variables, x = variables_of(model), input_of(model)
     state = model.apply(variables, 2, method="init_stream")
@@ -300,7 +300,7 @@ def test_states_and_chunks_that_do_not_fit():
         strided.apply(variables_of(strided), x[:, :3], at, method="stream")
 
 
-def test_checks_refuse_what_they_cannot_check():
+def test_checks_refuse_invalid_arguments():
     with pytest.raises(UserError, match=r"check_causal: x of shape \(3,\) must be"):
         dilax.check_causal(lambda x: x, jnp.ones(3))
     with pytest.raises(UserError, match="check_causal: x equals itself reversed in time"):
@@ -345,7 +345,7 @@ def test_a_layer_that_runs_twice_has_two_states():
     assert set(model.apply(variables, 1, method="init_stream")) == {"conv", "conv+"}
 
 
-def test_a_delay_is_late_in_chunks_alone():
+def test_a_delay_acts_only_in_chunks():
     x = input_of(LAYERS["conv"])
     layer = Delay(3)
     assert layer.apply({}, x) is x
@@ -354,7 +354,7 @@ def test_a_delay_is_late_in_chunks_alone():
     np.testing.assert_array_equal(late, jnp.pad(x, ((0, 0), (3, 0), (0, 0)))[:, :-3])
 
 
-def test_cumulative_norm_is_what_it_says():
+def test_cumulative_norm_equals_its_definition():
     x = np.asarray(RNG.normal(1, 2, (2, 9, 3)), np.float32)
     layer = dilax.CumulativeNorm()
     variables = {"params": {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.array([0.5, 0.0, -1.0])}}
@@ -366,7 +366,7 @@ def test_cumulative_norm_is_what_it_says():
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(300, 0.1), (1000, 1), (-13.8, 0.01)])
-def test_cumulative_norm_keeps_its_digits_far_from_zero(mean, deviation):
+def test_cumulative_norm_is_accurate_far_from_zero(mean, deviation):
     layer, x = dilax.CumulativeNorm(), np.asarray(RNG.normal(mean, deviation, (2, 800, 8)), np.float32)
     y = np.asarray(layer.apply(variables := layer.init(jax.random.key(0), x), x))
     seen = x[:, 1:].astype(np.float64)
@@ -391,17 +391,17 @@ def test_it_runs_with_64_bits_enabled(model):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("groups", [1, 2, 64])
 def test_narrow_floats_are_summed_in_float32(dtype, groups):
-    """So a step is as exact as the whole: off the float32 result by a rounding of it."""
+    """A step is as accurate as the whole sequence: it differs from the float32 result only by rounding."""
     layer = dilax.DilatedConv(64, (63,), groups=groups, dtype=dtype, **CAUSAL)
     x = jnp.asarray(RNG.normal(size=(1, 80, 64)), dtype)
     variables = layer.init(jax.random.key(0), x)
     rounded = jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), variables)
     exact = np.asarray(layer.clone(dtype=jnp.float32).apply(rounded, x.astype(jnp.float32)))
-    found = np.asarray(fed(layer, variables, x, (1, 72, 7)).astype(jnp.float32))
-    assert np.abs(found - exact).max() <= 2 * float(jnp.finfo(dtype).eps) * np.abs(exact).max()
+    actual = np.asarray(fed(layer, variables, x, (1, 72, 7)).astype(jnp.float32))
+    assert np.abs(actual - exact).max() <= 2 * float(jnp.finfo(dtype).eps) * np.abs(exact).max()
 
 
-def test_chunks_may_be_of_another_type_than_the_state():
+def test_chunks_may_have_another_dtype_than_the_state():
     model = models.TCN(2, kernel_size=3, features=(4, 4), causal=False)
     x = jnp.asarray(RNG.normal(size=(1, 12, 4)), jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):
@@ -415,11 +415,11 @@ def test_gates_are_those_of_the_paper():
     x = np.asarray(RNG.normal(size=(2, 9, 3)), np.float32)
     unit = GatedUnit(4, 5, 2, 3)
     variables = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), a.dtype), unit.init(jax.random.key(0), jnp.asarray(x), []))
-    found: Any = unit.apply(variables, jnp.asarray(x), [])
+    actual: Any = unit.apply(variables, jnp.asarray(x), [])
     p = jax.tree.map(np.asarray, variables["params"])
     past = np.pad(x, ((0, 0), (3, 0), (0, 0)))[:, :-3]
     wide = past @ p["conv"]["kernel"][0] + x @ p["conv"]["kernel"][1] + p["conv"]["bias"]
     y = np.tanh(wide[..., :4]) / (1 + np.exp(-wide[..., 4:]))
     residual, skip = (y @ p[name]["kernel"][0] + p[name]["bias"] for name in ("residual", "skip"))
-    np.testing.assert_allclose(found[0], x + residual, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found[1], skip, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual[0], x + residual, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual[1], skip, rtol=1e-4, atol=1e-4)

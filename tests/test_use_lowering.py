@@ -40,7 +40,7 @@ MODELS: dict[str, Any] = {
 
 
 def convolutions(jaxpr: Any) -> list[str]:
-    """The primitives of all convolutions in a jaxpr, those of inner functions included."""
+    """The primitives of all convolutions in a jaxpr, including those of inner functions."""
     return re.findall(r"\b(dilated_conv\w*|conv_general_dilated)\[", str(jaxpr))
 
 
@@ -50,7 +50,7 @@ def program(fn, *args) -> str:
 
 
 def with_gradients(fn):
-    """The output, and its gradient in every argument."""
+    """A function from the arguments to the output and its gradient with respect to each of them."""
     return lambda *args: jax.value_and_grad(lambda *args: (fn(*args) ** 2).sum(), argnums=tuple(range(len(args))))(*args)
 
 
@@ -89,7 +89,7 @@ def test_a_model_is_made_of_plain_convolutions(name):
         return jnp.square(outputs).sum()
 
     ours = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
-    assert any(found.startswith("dilated_conv") for found in ours)
+    assert any(actual.startswith("dilated_conv") for actual in ours)
     with dilax.use_lowering("lax"):
         lax = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
     assert len(lax) == len(ours) and set(lax) == {"conv_general_dilated"}
@@ -103,18 +103,18 @@ def test_a_gradient_inside_jit_is_that_of_the_scope():
     text = str(jax.make_jaxpr(jax.jit(run))(X, K))
     assert text.count("lowering=products") == 3 and "lowering=auto" not in text
     expected = jax.grad(lambda x, kernel: (dilax.dilated_conv(x, kernel, lowering="lax") ** 2).sum(), argnums=(0, 1))(X, K)
-    for found, wanted in zip(jax.jit(run)(X, K), expected):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    for actual, wanted in zip(jax.jit(run)(X, K), expected):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_lowering_does_not_support_stays_automatic():
-    with dilax.use_lowering("taps"):  # for groups alone
+def test_an_unsupported_convolution_falls_back_to_auto():
+    with dilax.use_lowering("taps"):  # for grouped convolutions only
         assert "lowering=taps" in str(jax.make_jaxpr(dilax.depthwise_conv)(X, DEPTHWISE))
         assert "lowering=auto" in str(jax.make_jaxpr(dilax.dilated_conv)(X, K))
         np.testing.assert_allclose(dilax.dilated_conv(X, K), dilax.dilated_conv(X, K, lowering="lax"), rtol=1e-4, atol=1e-5)
 
 
-def test_an_argument_wins_and_scopes_nest():
+def test_an_argument_takes_precedence_and_scopes_nest():
     def lowering_of(**options):
         return re.findall(r"lowering=(\w+)", str(jax.make_jaxpr(lambda x, k: dilax.dilated_conv(x, k, **options))(X, K)))
 
@@ -128,7 +128,7 @@ def test_an_argument_wins_and_scopes_nest():
     assert lowering_of() == ["auto"]
 
 
-def test_a_scope_ends_with_an_error_and_holds_in_its_thread_alone():
+def test_a_scope_ends_on_an_error_and_is_local_to_its_thread():
     seen = []
 
     def fail():
@@ -147,7 +147,7 @@ def test_the_scope_is_read_when_a_function_is_traced():
     run = jax.jit(lambda x, kernel: dilax.dilated_conv(x, kernel))
     assert convolutions(run.trace(X, K).jaxpr) == ["dilated_conv"]
     with dilax.use_lowering("lax"):
-        assert convolutions(run.trace(X, K).jaxpr) == ["dilated_conv"]  # that of its first trace
+        assert convolutions(run.trace(X, K).jaxpr) == ["dilated_conv"]  # the lowering of its first trace
         assert convolutions(run.trace(X[:1], K).jaxpr) == ["conv_general_dilated"]
         assert convolutions(jax.jit(lambda x, kernel: dilax.dilated_conv(x, kernel)).trace(X, K).jaxpr) == ["conv_general_dilated"]
 
