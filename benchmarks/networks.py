@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -144,7 +144,7 @@ class FlaxNetwork(nn.Module):
 def networks(batch: int | None) -> list[Network]:
     """Return the networks to measure, with the given batch size, or their own if it is None."""
     cnn, image = DilatedCNN(num_classes=CLASSES), (32, 32, 3)
-    plain = tuple(Stage(f, dilation=d, pool=p) for f, d, p in zip(cnn.features, cnn.dilations, cnn.pools))
+    plain = tuple(Stage(f, dilation=d, pool=p) for f, d, p in zip(cnn.features, cast(tuple[int, ...], cnn.dilations), cnn.pools))
     dilations = tuple(2**i for i in range(7))
     tcn = TCN(64, dilations)
     causal = (Stage(64, kernel=(1,)), *(Stage(64, dilation=d, kernel=(3,), residual=True) for d in dilations))
