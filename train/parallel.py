@@ -1,4 +1,7 @@
-"""Many devices: where state and batches lie, and how the steps are compiled. "jit" shards the batch over a mesh, "pmap" splits it."""
+"""Several devices: the placement of state and batches, and the compilation of the steps.
+
+"jit" shards the batch over a mesh; "pmap" splits it, and binds the device axis for the steps and for the blocks of the model.
+"""
 
 import dataclasses
 import functools
@@ -19,16 +22,16 @@ AXIS = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """One way to run on all devices; `batch_size` examples are over all of them.
+    """A way to run on all devices, which share each batch.
 
     Attributes:
-        put: Ordinary state or variables -> what the steps take.
-        get: What the steps return -> an ordinary tree of device arrays.
-        put_batch: This process's share of a batch, as numpy arrays -> device arrays.
-        train: Compiled `Steps.train`; it takes over (donates) the state.
-        evaluate: Compiled `Steps.evaluate`.
-        rows: Arrays of `evaluate` with a row for each example -> numpy arrays.
-        replicated: Sharding of what every device holds whole, as `get` returns it.
+        put: Convert a state or variables to the form that the steps take.
+        get: Convert a result of the steps to a tree of device arrays.
+        put_batch: Convert this process's share of a batch from numpy arrays to device arrays.
+        train: The compiled `Steps.train`; it donates the state.
+        evaluate: The compiled `Steps.evaluate`.
+        rows: Convert arrays of `evaluate` with one row per example to numpy arrays.
+        replicated: Sharding of arrays that are complete on every device, such as those of `get`.
     """
 
     put: Callable[[Any], Any]
@@ -41,10 +44,10 @@ class Parallel:
 
 
 def make(kind: str, steps: Steps, batch_size: int) -> Parallel:
-    """Return the `Parallel` of that kind, "jit" or "pmap".
+    """Return the `Parallel` of a kind, "jit" or "pmap".
 
     Raises:
-        UserError: if the batch cannot be spread evenly.
+        UserError: if the batch cannot be split evenly.
     """
     devices, parts = jax.device_count(), steps.config.optim.accumulate
     if batch_size % (devices * parts):
@@ -55,7 +58,7 @@ def make(kind: str, steps: Steps, batch_size: int) -> Parallel:
 
 
 def _mesh_shardings() -> tuple[NamedSharding, NamedSharding]:
-    # jax.make_mesh would make explicit axes, under which a batch cannot be cropped or gathered freely.
+    # By default, jax.make_mesh creates explicit axes, with which a batch cannot be cropped or gathered freely.
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -63,7 +66,7 @@ def _mesh_shardings() -> tuple[NamedSharding, NamedSharding]:
 def _jit(steps: Steps) -> Parallel:
     replicated, sharded = _mesh_shardings()
     return Parallel(
-        # A copy in a program of its own: device_put may alias, and donating the state would then delete its source.
+        # A copy by a separate program: device_put may alias its argument, which donating the state would then delete.
         put=jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=replicated),
         get=lambda tree: tree,
         put_batch=lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharded, a), batch),
@@ -104,7 +107,7 @@ def _pmap(steps: Steps) -> Parallel:
 
 
 def _over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the step with the device axis bound for the blocks of the model while it is traced."""
+    """Bind the device axis for the blocks of the model while a step is traced."""
 
     @functools.wraps(step)
     def run(*args: Any) -> Any:
