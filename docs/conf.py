@@ -37,10 +37,10 @@ napoleon_custom_sections = ["Reference"]
 
 def generate(_: Any) -> None:
     """Write the pages that are made at build time: the table of config keys, and the notebooks, which live outside this folder."""
-    import tables
+    import generate_tables
 
     GENERATED.mkdir(exist_ok=True)
-    (GENERATED / "keys.md").write_text(tables.keys_page(), encoding="utf-8")
+    (GENERATED / "keys.md").write_text(generate_tables.keys_page(), encoding="utf-8")
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, GENERATED / notebook.name)
 

@@ -34,8 +34,8 @@ def page_id(path):
 
 @functools.cache
 def tables():
-    """The module docs/tables.py, which belongs to no package."""
-    found = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    """The module docs/generate_tables.py, which belongs to no package."""
+    found = importlib.util.spec_from_file_location("generate_tables", ROOT / "docs" / "generate_tables.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)

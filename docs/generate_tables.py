@@ -1,4 +1,4 @@
-"""The tables of these pages that are made from the code: `python docs/tables.py` writes that of the models into models.md."""
+"""The tables of these pages that are made from the code: `python docs/generate_tables.py` writes that of the models into models.md."""
 
 import importlib
 import inspect
