@@ -143,7 +143,7 @@ def test_what_published_weights_are_known_for():
             "drn:drn_d_22",
             3,
             {"task": "separation"},
-            "--config is for the task separation, which is not on images; give the config of a run on images.",
+            "--config is for the task separation, which is not on whole images; give the config of a run on images.",
         ),
     ],
 )
