@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reading import check_call
 from task_cases import RATE, tone, write_mixtures, write_table
 
 from dilax import DataSpec
@@ -319,7 +320,4 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_get_one_line(name):
-    call, message = MISTAKES[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == message
+    check_call(*MISTAKES[name])

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reading import check_call
 
 from dilax import DataSpec
-from dilax.errors import UserError
 from train.build import Setup, build
 from train.config import check, default_config, model_config
 from train.data.source import Table
@@ -282,10 +282,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_get_one_line(name):
-    call, message = MISTAKES[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == message
+    check_call(*MISTAKES[name])
 
 
 def test_every_sequence_task_is_here():
