@@ -1,6 +1,5 @@
 """The tables of these pages that are made from the code: `python docs/generate_tables.py` writes that of the models into models.md."""
 
-import importlib
 import inspect
 import math
 import pathlib
@@ -14,6 +13,9 @@ import dilax
 from dilax import weights
 from dilax.receptive_fields import receptive_fields
 from dilax.summary import layers
+from train.config import KEYS
+from train.keys import Keys
+from train.tasks import TASKS
 
 MODELS_PAGE = pathlib.Path(__file__).parent / "models.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -141,11 +143,8 @@ def _variables(model: Any, x: jax.ShapeDtypeStruct) -> Any:
 
 def keys_page() -> str:
     """Return the tables of all config keys in Markdown: those that every run has, then those of each task."""
-    tables = key_tables()
-    if tables is None:
-        return "The table of keys is not part of this build: the code does not describe its keys yet. They stand in `train/config.py`.\n"
     parts = []
-    for title, keys in tables.items():
+    for title, keys in key_tables().items():
         parts.append(f"## {title}")
         for part in dict.fromkeys(name.rpartition(".")[0] for name in keys):
             chosen = {name: key for name, key in keys.items() if name.rpartition(".")[0] == part}
@@ -153,14 +152,9 @@ def keys_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def key_tables() -> dict[str, Any] | None:
-    """Return {title: {dotted key: `train.keys.Key`}}, or None while the code has no such tables."""
-    try:
-        shared = importlib.import_module("train.config").KEYS
-        tasks = {name: task.keys for name, task in importlib.import_module("train.tasks").TASKS.items()}
-    except (ImportError, AttributeError):
-        return None
-    return {"Keys of every run": shared, **{f"Keys of the task `{name}`": keys for name, keys in tasks.items()}}
+def key_tables() -> dict[str, Keys]:
+    """Return {title: {dotted key: `train.keys.Key`}}."""
+    return {"Keys of every run": KEYS, **{f"Keys of the task `{name}`": task.keys for name, task in TASKS.items()}}
 
 
 def keys_table(keys: Any) -> str:
