@@ -156,9 +156,8 @@ def test_sounds_of_any_format_and_rate_are_continued(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def wrong():
-    folder = FOLDER / "wrong"
-    folder.mkdir()
+def wrong(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
     sound.write_wav(folder / "long.wav", np.zeros(9000, np.float32), RATE)
     (folder / "text.wav").write_text("not a sound")
     return folder

@@ -179,7 +179,7 @@ class SequenceClassification(Task):
             yield f"{name}\t{label}\t{probability:.4f}"
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
-        """Yield a line for each line of text, or for each 0.1 s of sound: the seconds heard, and the class of the last of them."""
+        """Yield a line for each line of text that is not blank, or for each 0.1 s of sound: the seconds heard, and the class of the last of them."""
         name = self.config.data.name.partition(":")[0]
         if name == "text":
             return self._stream_text(inference, file)
