@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -76,7 +77,7 @@ def sample_waveform(key: jax.Array, outputs: jax.Array, *, temperature: float = 
 
 def sample(
     model: nn.Module,
-    variables: Any,
+    variables: VariableDict,
     key: jax.Array,
     prompt: ArrayLike,
     steps: int,
@@ -140,7 +141,7 @@ def sample(
 
 def continue_sequence(
     model: nn.Module,
-    variables: Any,
+    variables: VariableDict,
     key: jax.Array,
     outputs: jax.Array,
     state: Any,
@@ -208,7 +209,7 @@ def continue_sequence(
     return jnp.moveaxis(new, 0, 1), outputs, state
 
 
-def forecast(model: nn.Module, variables: Any, x: ArrayLike, steps: int) -> jax.Array:
+def forecast(model: nn.Module, variables: VariableDict, x: ArrayLike, steps: int) -> jax.Array:
     """Forecast sequences of numbers: each prediction of the model is fed back as the next sample.
 
     The function can be jitted.
@@ -254,11 +255,11 @@ def _generates_waveforms(model: nn.Module) -> bool:
     return getattr(model, "outputs", "") == "mixture"
 
 
-def _initial_state(model: Any, variables: Any, batch_size: int) -> State:
+def _initial_state(model: Any, variables: VariableDict, batch_size: int) -> State:
     return model.apply(variables, batch_size, method="init_stream")
 
 
-def _stream(model: Any, variables: Any, chunk: jax.Array, state: State, conditions: Mapping[str, Any]) -> tuple[jax.Array, State]:
+def _stream(model: Any, variables: VariableDict, chunk: jax.Array, state: State, conditions: Mapping[str, Any]) -> tuple[jax.Array, State]:
     return model.apply(variables, chunk, state, method="stream", **conditions)
 
 
@@ -277,7 +278,7 @@ def _check_options(caller: str, steps: int, temperature: float, top_k: int, top_
         raise UserError(f"{caller}: top_p={top_p} is not in the range 0 < top_p <= 1; use 1 for all codes.")
 
 
-def _check_causal(caller: str, model: nn.Module, variables: Any) -> None:
+def _check_causal(caller: str, model: nn.Module, variables: VariableDict) -> None:
     if lookahead := model.apply(variables, method="latency"):
         raise UserError(f"{caller}: the model looks {lookahead} samples ahead, which are not known yet; use a causal model.")
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from dilax import generate
 from dilax.audio import mu_law_decode
@@ -32,7 +33,7 @@ class Inference:
     """
 
     model: nn.Module
-    variables: Any
+    variables: VariableDict
     spec: DataSpec
     pool: str = "last"
 
@@ -51,7 +52,7 @@ class Inference:
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
-        def run(variables: Any, x: jax.Array, length: jax.Array | None) -> Any:
+        def run(variables: VariableDict, x: jax.Array, length: jax.Array | None) -> Any:
             arguments: dict[str, Any] = self.arguments(x, length)
             return self.model.apply(variables, **arguments, train=False)
 
@@ -92,7 +93,7 @@ class Inference:
 
     @functools.cached_property
     def _segment(self) -> Callable[..., Any]:
-        def run(variables: Any, images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:
+        def run(variables: VariableDict, images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:
             def logits(x: jax.Array) -> Any:
                 return self.model.apply(variables, x=x, train=False)
 
@@ -118,7 +119,7 @@ class Inference:
 
     @functools.cached_property
     def _sample(self) -> Callable[..., Any]:
-        def run(variables: Any, key: jax.Array, prompt: jax.Array, steps: int, options: tuple[tuple[str, Any], ...]) -> jax.Array:
+        def run(variables: VariableDict, key: jax.Array, prompt: jax.Array, steps: int, options: tuple[tuple[str, Any], ...]) -> jax.Array:
             return generate.sample(self.model, variables, key, prompt, steps, **dict(options))
 
         return jax.jit(run, static_argnums=(3, 4))

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.typing import VariableDict
 
 from dilax.modules import DilatedConvTranspose, MultiDilationConv
 from dilax.receptive_fields import ReceptiveField, receptive_fields
@@ -96,7 +97,7 @@ def summary(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _direct_parameters(variables: Any, path: tuple[str, ...]) -> dict[str, Any]:
+def _direct_parameters(variables: VariableDict, path: tuple[str, ...]) -> dict[str, Any]:
     """Return the parameters of the module at `path`, without those of its submodules."""
     node = variables["params"]
     for name in path:
@@ -104,7 +105,7 @@ def _direct_parameters(variables: Any, path: tuple[str, ...]) -> dict[str, Any]:
     return {name: leaf for name, leaf in node.items() if hasattr(leaf, "shape")}
 
 
-def _layer(module: nn.Module, x: Any, y: Any, variables: Any, field: tuple[ReceptiveField, ...]) -> Layer:
+def _layer(module: nn.Module, x: Any, y: Any, variables: VariableDict, field: tuple[ReceptiveField, ...]) -> Layer:
     parameters = _direct_parameters(variables, module.path)
     # A kernel is applied once per output position; in a transposed convolution, once per input position.
     positions = math.prod((x if isinstance(module, DilatedConvTranspose) else y).shape[1:-1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 import dilax
@@ -47,7 +48,7 @@ class Setup:
     total_steps: int
     steps_per_epoch: float
 
-    def inference(self, variables: Any) -> Inference:
+    def inference(self, variables: VariableDict) -> Inference:
         """Return the model with variables, ready to predict."""
         return Inference(self.steps.model, variables, self.spec, pool_of(self.config))
 

@@ -122,7 +122,7 @@ def check(config: ConfigDict) -> None:
     task.check(given)
 
 
-def _foreign_key(key: str, config: Any, keys: Keys) -> str:
+def _foreign_key(key: str, config: ConfigDict, keys: Keys) -> str:
     """Word the mistake of a key that is not among the `keys` of the task."""
     owners = " or ".join(repr(name) for name, task in TASKS.items() if key in task.keys)
     if owners:

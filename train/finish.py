@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+from flax.typing import VariableDict
 
 from dilax import plots
 from dilax.errors import UserError
@@ -38,7 +39,7 @@ def write_report(
     workdir: pathlib.Path,
     setup: Setup,
     splits: Splits,
-    variables: object,
+    variables: VariableDict,
     scores: Scores,
     writer: Writer,
     metrics: dict[str, float],

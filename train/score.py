@@ -4,13 +4,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
 
 from train.build import Setup
 from train.data import Source, eval_batches
 from train.tasks.base import Scores
 
 
-def score(setup: Setup, variables: Any, source: Source) -> tuple[dict[str, float], Scores]:
+def score(setup: Setup, variables: VariableDict, source: Source) -> tuple[dict[str, float], Scores]:
     """Return the metrics of a split, and what they come from, such as the sum "confusion", rows the true class.
 
     Args:

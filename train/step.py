@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.typing import VariableDict
 from jax import lax
 from ml_collections import ConfigDict
 
@@ -76,7 +77,7 @@ class Steps:
     config: ConfigDict
     devices: Devices = Devices()
 
-    def init(self, variables: Any) -> TrainState:
+    def init(self, variables: VariableDict) -> TrainState:
         """Return the state of step 0."""
         params = variables["params"]
         # A copy: donating the state must not free one buffer twice.
@@ -120,7 +121,7 @@ class Steps:
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(after.params)}
         return after, {**total, **norms}
 
-    def evaluate(self, variables: Any, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    def evaluate(self, variables: VariableDict, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Return the sums over the examples that batch["mask"] counts, and what the task keeps of each example."""
         with dilax.use_lowering(self.config.lowering):
             sums, kept = self.task.evaluate(self.model, variables, batch)

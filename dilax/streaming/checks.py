@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from dilax.errors import UserError
 from dilax.streaming.flow import end_stream
@@ -60,7 +61,9 @@ def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Se
             )
 
 
-def check_streamable(model: nn.Module, variables: Any, x: jax.Array, *, chunks: Sequence[int] = (1, 3, 2), tolerance: float = 1e-4) -> None:
+def check_streamable(
+    model: nn.Module, variables: VariableDict, x: jax.Array, *, chunks: Sequence[int] = (1, 3, 2), tolerance: float = 1e-4
+) -> None:
     """Check that a model fed in chunks equals itself on the whole sequence.
 
     Args:

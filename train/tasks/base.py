@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
@@ -93,16 +94,16 @@ class Task(abc.ABC):
 
     def __init__(self, config: ConfigDict, spec: DataSpec):
         """Bind the task to a whole config and the description of its data."""
-        self.config: Any = config  # the values of a ConfigDict have no static types
+        self.config: ConfigDict = config  # the values of a ConfigDict have no static types
         self.spec = spec
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Raise UserError for values that no run of this task can use; limits and choices of single keys are checked already."""
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open the data of a config.
 
         Raises:
@@ -121,7 +122,7 @@ class Task(abc.ABC):
         """Augment a batch, with the targets that the loss needs; `first` is the position of its first example in the whole batch."""
         return batch
 
-    def loss(self, model: nn.Module, variables: Any, batch: Batch, key: jax.Array, *, average: Any = None) -> Loss:
+    def loss(self, model: nn.Module, variables: VariableDict, batch: Batch, key: jax.Array, *, average: Any = None) -> Loss:
         """Return the loss of an augmented batch, a pure function of its arguments.
 
         Args:
@@ -144,11 +145,11 @@ class Task(abc.ABC):
         """Return measures for each example, (batch,), of which training logs the means."""
         return {}
 
-    def outputs(self, model: nn.Module, variables: Any, batch: Batch) -> Any:
+    def outputs(self, model: nn.Module, variables: VariableDict, batch: Batch) -> Any:
         """Run the model in evaluation."""
         return model.apply(variables, **self.inputs(batch, model), train=False)
 
-    def evaluate(self, model: nn.Module, variables: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+    def evaluate(self, model: nn.Module, variables: VariableDict, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         """Return sums over the examples that batch["mask"] counts, and arrays (batch, ...) that are kept for each example."""
         return self.sums(self.outputs(model, variables, batch), batch), {}
 
@@ -198,7 +199,7 @@ class Task(abc.ABC):
         raise UserError(f"--stream is for text, tables and sound, and this run is of the task {self.name}; give files instead.")
 
 
-def run_training(model: nn.Module, variables: Any, inputs: Batch, key: jax.Array, streams: Sequence[str] = ("dropout",)) -> Any:
+def run_training(model: nn.Module, variables: VariableDict, inputs: Batch, key: jax.Array, streams: Sequence[str] = ("dropout",)) -> Any:
     """Run a model in training.
 
     Args:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from dilax import Inference, plots
 from dilax.inference import model_arguments
@@ -31,12 +32,12 @@ class Classification(Task):
     best_by = "accuracy"
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse colours out of range."""
         images.check_colours(config)
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a set of labelled images."""
         splits = open_labelled(config.data, seed=config.seed)
         images.check_channels(config, splits.spec.input_shape[-1])

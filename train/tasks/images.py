@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import dilax.summary
 from dilax import Inference, UserError, plots
@@ -17,7 +18,7 @@ from train.data.source import read
 from train.tasks.base import Report
 
 
-def check_colours(config: Any) -> None:
+def check_colours(config: ConfigDict) -> None:
     """Refuse data.mean and data.std that are not colours from 0 to 1."""
     for key in ("mean", "std"):
         values = config.data[key]
@@ -28,7 +29,7 @@ def check_colours(config: Any) -> None:
             )
 
 
-def check_channels(config: Any, channels: int) -> None:
+def check_channels(config: ConfigDict, channels: int) -> None:
     """Refuse data.mean and data.std that do not fit the channels of the images."""
     for key in ("mean", "std"):
         if len(config.data[key]) not in (0, 1, channels):

@@ -3,10 +3,11 @@
 import argparse
 import pathlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dilax import Inference, UserError
 from dilax.generate import sample_codes
@@ -46,12 +47,12 @@ class LanguageModel(StepTask):
         return "categorical", "bits_per_byte" if self.config.sequence.units == "bytes" else "bits_per_character"
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse models that see the next symbol."""
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
         name = check_name(config, ("text", *text.PACKAGES))
         parts, units = _parts(config, name), config.sequence.units
@@ -106,7 +107,7 @@ class LanguageModel(StepTask):
         return text.encode(prompt, self.spec.symbols, self.spec.units)
 
 
-def _parts(config: Any, name: str) -> dict[str, str]:
+def _parts(config: ConfigDict, name: str) -> dict[str, str]:
     """Return the text of each split."""
     if name in text.PACKAGES:
         if config.data.dir:

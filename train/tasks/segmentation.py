@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
+from ml_collections import ConfigDict
 
 from dilax import Inference, UserError, losses, metrics, plots
 from dilax.errors import did_you_mean
@@ -52,7 +54,7 @@ class Segmentation(Task):
     flip = False
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse unknown losses, and weights and crops that mean nothing."""
         images.check_colours(config)
         options, crop = config.segmentation, config.augment.crop
@@ -72,7 +74,7 @@ class Segmentation(Task):
             raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a set of images and masks, and weigh its classes."""
         splits = open_masked(config.data, seed=config.seed, ignored=config.segmentation.ignored_label)
         images.check_channels(config, splits.spec.input_shape[-1])
@@ -101,7 +103,7 @@ class Segmentation(Task):
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         return {"accuracy": pixel_accuracy(logits, batch["label"], self.config.segmentation.ignored_label)}
 
-    def outputs(self, model: nn.Module, variables: Any, batch: Batch) -> Any:
+    def outputs(self, model: nn.Module, variables: VariableDict, batch: Batch) -> Any:
         """Logits, averaged over the views of the image."""
 
         def logits(x: jax.Array) -> Any:
@@ -180,7 +182,7 @@ class Segmentation(Task):
             yield "\t".join((path, str(overlay), ", ".join(words)))
 
 
-def loss_names(config: Any) -> tuple[str, ...]:
+def loss_names(config: ConfigDict) -> tuple[str, ...]:
     """Return the parts of config.segmentation.loss."""
     return tuple(name.strip() for name in config.segmentation.loss.split("+"))
 
@@ -218,7 +220,7 @@ def pixel_accuracy(logits: jax.Array, labels: jax.Array, ignored: int) -> jax.Ar
     return right.astype(jnp.float32).sum(1) / jnp.maximum(counts.astype(jnp.float32).sum(1), 1)
 
 
-def class_weights(config: Any, source: Source, class_names: tuple[str, ...]) -> tuple[float, ...]:
+def class_weights(config: ConfigDict, source: Source, class_names: tuple[str, ...]) -> tuple[float, ...]:
     """Return the weight of each class, as config.segmentation gives it or from the pixels of the training split; () weighs all alike.
 
     Raises:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from dilax.inference import model_arguments, valid_steps
@@ -37,7 +38,7 @@ class Separation(Task):
     curves = ("loss",)
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, ("mixtures",))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from dilax.inference import POOLS, model_arguments, pool_steps
@@ -52,7 +53,7 @@ class SequenceClassification(Task):
     best_by = "accuracy"
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse options of images for other sequences."""
         images.check_colours(config)
         name = config.data.name.partition(":")[0]
@@ -65,7 +66,7 @@ class SequenceClassification(Task):
                 raise UserError(f"config.{key}={config[section][field]!r} does not apply to data.name={config.data.name!r}; remove it.")
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open series, sounds, texts, or images as sequences of their pixels."""
         name = config.data.name.partition(":")[0]
         if name in _READERS:
@@ -179,7 +180,7 @@ class SequenceClassification(Task):
             yield f"{name}\t{label}\t{probability:.4f}"
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
-        """Yield a line for each line of text that is not blank, or for each 0.1 s of sound: the seconds heard, and the class of the last of them."""
+        """Yield a line for each line of text that is not blank, or for each 0.1 s of sound: its time, and the class of the last seconds."""
         name = self.config.data.name.partition(":")[0]
         if name == "text":
             return self._stream_text(inference, file)
@@ -221,14 +222,14 @@ def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec
     return "\n".join(["## Test texts, mistakes first\n", "| beginning | class | predicted |", "|---|---|---|", *rows])
 
 
-def _series(config: Any) -> Splits:
+def _series(config: ConfigDict) -> Splits:
     """Series of a set of the UCR archive, data.name="ucr:GunPoint"."""
     name = config.data.name.partition(":")[2]
     train, test = map(series.read_ts, series.ucr_files(name, config.data.dir))
     return _standardised(config, train, test)
 
 
-def _sounds(config: Any) -> Splits:
+def _sounds(config: ConfigDict) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
     train, test = labelled_splits(data_path(config, "a folder that holds a folder of sound files for each class"), sound.SUFFIXES)
     sounds, rate = sound.read_sounds([path for path, _ in [*train, *test]])
@@ -237,7 +238,7 @@ def _sounds(config: Any) -> Splits:
     return _standardised(config, *parts, sample_rate=rate)
 
 
-def _texts(config: Any) -> Splits:
+def _texts(config: ConfigDict) -> Splits:
     """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
     units, most = config.sequence.units, config.sequence.length or None
     parts = labelled_splits(data_path(config, "a folder that holds a folder of .txt files for each class"), (".txt",))
@@ -247,7 +248,7 @@ def _texts(config: Any) -> Splits:
     return _class_splits(config, train, test, symbols=symbols, units=units)
 
 
-def _standardised(config: Any, train: Labelled, test: Labelled, **fields: Any) -> Splits:
+def _standardised(config: ConfigDict, train: Labelled, test: Labelled, **fields: Any) -> Splits:
     """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split."""
     channels = {one.shape[1] for one in [*train[0], *test[0]]}
     if len(channels) > 1:
@@ -260,7 +261,7 @@ def _standardised(config: Any, train: Labelled, test: Labelled, **fields: Any) -
     return _class_splits(config, train, test, mean=tuple(mean.tolist()), std=tuple(std.tolist()), **fields)
 
 
-def _class_splits(config: Any, train: Labelled, test: Labelled, **fields: Any) -> Splits:
+def _class_splits(config: ConfigDict, train: Labelled, test: Labelled, **fields: Any) -> Splits:
     """Splits of padded sequences with their classes; a share of each class of the training split is held out."""
     names = tuple(sorted({*train[1], *test[1]}))
     length = config.sequence.length or max(map(len, [*train[0], *test[0]]))

@@ -5,10 +5,11 @@ import csv
 import io
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
@@ -62,7 +63,7 @@ class SequencePrediction(StepTask):
         return kind, {"binary": "nll", "mse": "mse"}.get(kind, "loss")
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse models that see the next row, and losses that do not fit the data."""
         if config.data.name in ("csv", "piano"):
             check_causal(config, ROW_MODELS)
@@ -73,7 +74,7 @@ class SequencePrediction(StepTask):
             )
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a made-up task, a table or piano rolls."""
         readers = {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _table}
         return readers[check_name(config, tuple(readers))](config)
@@ -148,16 +149,16 @@ def _persistence(splits: Splits) -> str:
     return f"## For comparison\n\nA forecast that repeats each row has a mean squared error of {np.square(changes).mean():.4f}."
 
 
-def _adding(config: Any) -> Splits:
+def _adding(config: ConfigDict) -> Splits:
     return _made_up(config, adding, ADDING_EXAMPLES, ("sum",), ())
 
 
-def _copy_memory(config: Any) -> Splits:
+def _copy_memory(config: ConfigDict) -> Splits:
     symbols = tuple(map(str, range(SYMBOLS)))
     return _made_up(config, copy_memory, COPY_EXAMPLES, symbols, symbols)
 
 
-def _made_up(config: Any, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
+def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
     """Splits drawn at random: the training split by config.seed, the others the same for every run."""
     count, length = config.sequence.examples or examples, config.sequence.length
     if not length:
@@ -169,7 +170,7 @@ def _made_up(config: Any, make: Callable[..., Table], examples: int, outputs: tu
     return Splits(spec, train, validation, test)
 
 
-def _piano(config: Any) -> Splits:
+def _piano(config: ConfigDict) -> Splits:
     """Piano rolls, each step of which asks for the keys of the next."""
     rolls = piano.read_piano_rolls(data_path(config, "a .mat or .npz file of piano rolls"))
     length = config.sequence.length or max(len(roll) for split in rolls.values() for roll in split) - 1
@@ -188,7 +189,7 @@ def _piano(config: Any) -> Splits:
     return Splits(spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"])
 
 
-def _table(config: Any) -> Splits:
+def _table(config: ConfigDict) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
     names, values = tables.read_table(data_path(config, "a table, such as a .csv file"), missing=config.data.missing)
     parts = cut_along_time(values, config)

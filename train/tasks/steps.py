@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from dilax import DataSpec, UserError
 from dilax.errors import did_you_mean
@@ -67,7 +68,7 @@ class StepTask(Task):
     lower_is_better = True
     kind: str
 
-    def __init__(self, config: Any, spec: DataSpec):
+    def __init__(self, config: ConfigDict, spec: DataSpec):
         """Choose the loss and the name of its mean."""
         super().__init__(config, spec)
         self.kind, self.best_by = self.loss_and_metric()
@@ -116,7 +117,7 @@ def example_means(values: jax.Array, counted: jax.Array) -> jax.Array:
     return jnp.where(counted, values, 0.0).sum(1) / jnp.maximum(counted.astype(values.dtype).sum(1), 1)
 
 
-def check_causal(config: Any, models: tuple[str, ...]) -> None:
+def check_causal(config: ConfigDict, models: tuple[str, ...]) -> None:
     """Refuse models that would see what they are asked to predict."""
     name = config.model.name
     if name not in models:
@@ -131,7 +132,7 @@ def check_causal(config: Any, models: tuple[str, ...]) -> None:
         )
 
 
-def check_name(config: Any, known: Sequence[str]) -> str:
+def check_name(config: ConfigDict, known: Sequence[str]) -> str:
     """Return config.data.name without what follows a colon.
 
     Raises:
@@ -146,7 +147,7 @@ def check_name(config: Any, known: Sequence[str]) -> str:
     return name
 
 
-def cut_along_time(whole: Any, config: Any) -> dict[str, Any]:
+def cut_along_time(whole: Any, config: ConfigDict) -> dict[str, Any]:
     """Cut a text or a table along time: the last share is the test split, that before it the validation split."""
     count = len(whole)
     tested, held = round(count * config.sequence.test), round(count * config.data.validation)
@@ -160,7 +161,7 @@ def cut_along_time(whole: Any, config: Any) -> dict[str, Any]:
     return {**parts, "validation": whole[train : train + held]} if held else parts
 
 
-def window_splits(config: Any, parts: Mapping[str, list[np.ndarray]], outputs: tuple[str, ...], **fields: Any) -> Splits:
+def window_splits(config: ConfigDict, parts: Mapping[str, list[np.ndarray]], outputs: tuple[str, ...], **fields: Any) -> Splits:
     """Return splits of windows of long sequences; those of validation and test may be shorter than a window.
 
     Args:

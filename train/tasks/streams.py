@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from dilax import Inference, UserError, end_stream
 from dilax.streaming import Streamable
@@ -57,7 +58,7 @@ class Feeder:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _feed(model: Any, variables: Any, x: jax.Array, state: Any) -> Any:
+def _feed(model: Any, variables: VariableDict, x: jax.Array, state: Any) -> Any:
     return model.apply(variables, x, state, method="stream")
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dilax import Inference, UserError, plots
 from dilax.audio import mu_law_encode
@@ -44,12 +45,12 @@ class Waveform(StepTask):
         return ((self.spec.input_shape[0], outputs),)
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Refuse models that see the next sample."""
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: Any) -> Splits:
+    def open(cls, config: ConfigDict) -> Splits:
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
         check_name(config, ("wav",))
         folder = data_path(config, "a folder of sound files")
@@ -116,11 +117,11 @@ class Waveform(StepTask):
         return np.asarray(mu_law_encode(jnp.asarray(samples), levels=levels)) if levels else samples[:, None]
 
 
-def _is_mixture(config: Any) -> bool:
+def _is_mixture(config: ConfigDict) -> bool:
     return config.model.get("outputs") == "mixture"
 
 
-def _parts(config: Any, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+def _parts(config: ConfigDict, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Share out whole files, spread over the folder, so that every split has something of each speaker or piece."""
     held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
     tested = max(1, round(len(values) * config.sequence.test))

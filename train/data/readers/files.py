@@ -2,9 +2,9 @@
 
 import pathlib
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from train.data.splits import fixed_test, split_paths
@@ -12,7 +12,7 @@ from train.data.splits import fixed_test, split_paths
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
 
 
-def data_path(config: Any, what: str) -> pathlib.Path:
+def data_path(config: ConfigDict, what: str) -> pathlib.Path:
     """Return config.data.dir as a path, in which "~" is the home folder.
 
     Args:
