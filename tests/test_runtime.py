@@ -19,7 +19,7 @@ def faults():
     step(x).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 # The first calls still find the places of their blocks.
-print(min([faults() for _ in range(30)]))
+print(min([faults() for _ in range(12)]))
 """
 
 CACHE = """
