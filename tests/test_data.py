@@ -177,7 +177,7 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 PROGRAM = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
 import numpy as np
 from train.data import train_batches
 from train.data.source import Lazy
@@ -187,6 +187,7 @@ def read(indices):
     return [{"label": np.int32(i)} for i in indices]
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it, and so would this program
     batches = train_batches(Lazy(50, read), 4, seed=0, workers=2)
     next(batches)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
