@@ -17,7 +17,7 @@ project = "dilax"
 author = "the dilax authors"
 project_copyright = "2026, the dilax authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
-exclude_patterns = ["_build", "jupyter_execute", "generated/keys.md"]
+exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "dilax"
 html_copy_source = False
@@ -36,11 +36,8 @@ napoleon_custom_sections = ["Reference"]
 
 
 def generate(_: Any) -> None:
-    """Write the pages that are made at build time: the table of config keys, and the notebooks, which live outside this folder."""
-    import generate_tables
-
+    """Copy the notebooks, which live outside this folder."""
     GENERATED.mkdir(exist_ok=True)
-    (GENERATED / "keys.md").write_text(generate_tables.keys_page(), encoding="utf-8")
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, GENERATED / notebook.name)
 

@@ -1,4 +1,7 @@
-"""The tables of these pages that are made from the code: `python docs/generate_tables.py` writes that of the models into models.md."""
+"""The tables of these pages that are made from the code.
+
+`python docs/generate_tables.py` writes that of the models into models.md and those of the config keys into configuration.md.
+"""
 
 import inspect
 import math
@@ -17,7 +20,7 @@ from train.config import KEYS
 from train.keys import Keys
 from train.tasks import TASKS
 
-MODELS_PAGE = pathlib.Path(__file__).parent / "models.md"
+MODELS_PAGE, KEYS_PAGE = (pathlib.Path(__file__).parent / name for name in ("models.md", "configuration.md"))
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 # Class -> its paper, and the number on arXiv, which the file of the model has too.
 PAPERS = {
@@ -141,7 +144,7 @@ def _variables(model: Any, x: jax.ShapeDtypeStruct) -> Any:
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
 
-def keys_page() -> str:
+def keys_tables() -> str:
     """Return the tables of all config keys in Markdown: those that every run has, then those of each task."""
     parts = []
     for title, keys in key_tables().items():
@@ -149,7 +152,7 @@ def keys_page() -> str:
         for part in dict.fromkeys(name.rpartition(".")[0] for name in keys):
             chosen = {name: key for name, key in keys.items() if name.rpartition(".")[0] == part}
             parts += [f"### `{part}`"] * bool(part) + [keys_table(chosen)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def key_tables() -> dict[str, Keys]:
@@ -177,13 +180,14 @@ def _limits(lowest: float, highest: float) -> list[str]:
     return [first] if math.isfinite(lowest) else []
 
 
-def write_models_table() -> None:
-    """Replace the table in models.md."""
-    text = MODELS_PAGE.read_text(encoding="utf-8")
+def write(page: pathlib.Path, tables: str) -> None:
+    """Replace the tables of a page."""
+    text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    MODELS_PAGE.write_text(f"{before}{BEGIN}\n\n{models_table()}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_models_table()
+    write(KEYS_PAGE, keys_tables())
+    write(MODELS_PAGE, models_table())

@@ -33,7 +33,7 @@ MASK_KEYS: Keys = {
     "data.image_size": Key(0, "longer side that images and masks are scaled to, then padded to a square; 0 leaves them", (0, UNLIMITED)),
     "data.image_field": Key("", 'image feature of a set of TFDS ("" is "image"), or folder of the images ("" is "images")'),
     "data.mask_field": Key("", 'mask feature of a set of TFDS ("" is "segmentation_mask"), or folder of the masks ("" is "masks")'),
-    "data.mask_values": Key((), "value of each class in the masks, in order; all others are ignored; () is 0, 1, 2, ..."),
+    "data.mask_values": Key((), "value of each class in the masks, in order; all others are ignored; () is 0, 1, 2 and so on"),
     "data.class_names": Key((), "names of the classes; () takes those of the dataset, or numbers them as far as its masks go"),
     "data.lists": Key("", 'with data.name="folder", folder below data.dir of train.txt, validation.txt and test.txt: a file stem per line'),
 }

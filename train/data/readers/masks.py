@@ -22,7 +22,7 @@ class MaskReader:
 
     Attributes:
         classes: Number of classes.
-        values: Value of each class in the masks, in order, all other values being ignored; () is 0, 1, 2, ...
+        values: Value of each class in the masks, in order, all other values being ignored; () is 0, 1, 2 and so on
         ignored: Label of pixels that count neither in the loss nor in the metrics.
         image_size: Longer side that image and mask are scaled to, then padded to a square; 0 leaves them as they are.
     """
