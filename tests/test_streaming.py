@@ -423,3 +423,22 @@ def test_gates_are_those_of_the_paper():
     residual, skip = (y @ p[name]["kernel"][0] + p[name]["bias"] for name in ("residual", "skip"))
     np.testing.assert_allclose(actual[0], x + residual, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actual[1], skip, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_a_network_is_fed_in_chunks():
+    class Whole(nn.Module):
+        def setup(self) -> None:
+            self.part = models.TCN(2, kernel_size=3, features=(4, 4))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.part(x, train=False)
+
+    whole: Any = Whole()
+    x = jnp.asarray(RNG.normal(size=(1, 9, 2)), jnp.float32)
+    variables = whole.init(jax.random.key(0), x)
+    state = whole.apply(variables, 1, method=lambda whole, batch: whole.part.init_stream(batch))
+    outputs = []
+    for chunk in (x[:, :4], x[:, 4:]):
+        y, state = whole.apply(variables, chunk, state, method=lambda whole, chunk, state: whole.part.stream(chunk, state))
+        outputs.append(y)
+    np.testing.assert_allclose(jnp.concatenate(outputs, axis=1), whole.apply(variables, x), atol=1e-5)

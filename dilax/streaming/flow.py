@@ -35,12 +35,13 @@ class Flow:
         new: The state after the layers that have run so far.
         latency: Samples by which the outputs of these layers are late.
         strided: Whether one of these layers has a stride.
+        depth: Length of the path of the network, which may be a part of another one.
     """
 
     def __init__(self, caller: str, state: State | None) -> None:
         """Start from a state, or from None to collect the initial state of each layer."""
         self.caller, self.old, self.new = caller, state, dict[str, Any]()
-        self.latency, self.strided = 0, False
+        self.latency, self.strided, self.depth = 0, False, 0
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         """Run a `Layer` on its state, and any other module unchanged; an interceptor for `flax.linen.intercept_methods`."""
@@ -59,22 +60,25 @@ class Flow:
             )
         if not isinstance(module, Layer):
             return call(*args, **kwargs)
-        key = "/".join(module.path) or type(module).__name__
+        key = self._path_of(module)
         while key in self.new:
             key += "+"  # a layer that is run more than once
         x = args[0]
-        start = module.start(x, self)
         if self.old is None:
-            self.new[key] = start
-            if self.latency:
-                self.new[_CLOCK] = _clock()
+            with jax.ensure_compile_time_eval():  # the network itself is only traced
+                self.new[key] = module.start(x, self)
+                if self.latency:
+                    self.new[_CLOCK] = _clock()
             return call(*args, **kwargs)
-        y, self.new[key] = module.step(x, self._state_of(key, start), self)
+        y, self.new[key] = module.step(x, self._state_of(key, module.start(x, self)), self)
         return y
 
     def name_of(self, module: nn.Module) -> str:
         """Return the caller and the path of a module, which error messages start with."""
-        return f"{self.caller}: {'/'.join(module.path) or type(module).__name__}"
+        return f"{self.caller}: {self._path_of(module)}"
+
+    def _path_of(self, module: nn.Module) -> str:
+        return "/".join(module.path[self.depth :]) or type(module).__name__
 
     def require_no_latency(self, module: nn.Module) -> None:
         """Refuse a layer that changes the rate, or cannot leave out invalid samples, if layers before it look ahead."""
@@ -211,10 +215,16 @@ class Streamable(nn.Module):
 
     def _initial(self, batch_size: int, dtype: DTypeLike) -> Flow:
         flow = Flow(f"{type(self).__name__}.init_stream", None)
-        self._run(self.stream_input(batch_size, dtype), flow, self.stream_conditions(batch_size))
+        module, variables = self.unbind()
+
+        def run(module: Any) -> None:
+            module._run(module.stream_input(batch_size, dtype), flow, module.stream_conditions(batch_size))
+
+        jax.eval_shape(lambda variables: module.apply(variables, method=run), variables)
         return flow
 
     def _run(self, x: jax.Array, flow: Flow, conditions: dict[str, jax.Array]) -> Any:
+        flow.depth = len(self.path)
         kwargs = {"train": False} if "train" in inspect.signature(type(self).__call__).parameters else {}
         with nn.intercept_methods(flow.intercept):
             return self(x, **kwargs, **conditions)
@@ -224,7 +234,7 @@ class Layer(Streamable):
     """A module that looks back in time, and keeps what it needs of the past in a state of its own."""
 
     def start(self, x: jax.Array, flow: Flow) -> Any:
-        """Return the state before the first sample, for an input like x."""
+        """Return the state before the first sample, for an input of the shape and dtype of x; its values are not known."""
         raise NotImplementedError
 
     def step(self, x: jax.Array, state: Any, flow: Flow) -> tuple[jax.Array, Any]:
