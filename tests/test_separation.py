@@ -134,7 +134,8 @@ def separate(state: dict[str, np.ndarray], fields: dict[str, Any], x: np.ndarray
     padded = np.pad(x[..., 0].astype(np.float64), ((0, 0), (stride, stride + -time % stride)))
     starts = range(0, padded.shape[1] - size + 1, stride)
     encoded = np.stack([padded[:, p : p + size] for p in starts], 1) @ state["encoder.weight"][:, 0].T
-    y, skips = dense("input_conv", norm("input_norm", encoded)), 0.0
+    y: Any = dense("input_conv", norm("input_norm", encoded))
+    skips: Any = 0.0
     for i in range(layers * fields["msk_num_stacks"]):
         block = f"conv_layers.{i}"
         inner = f"{block}.conv_layers"

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,7 +94,7 @@ class Norm(nn.Module):
                 )
             over_devices = train and mask is not None and axis is not None
             norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
-            options = dict(use_running_average=not train, momentum=0.9, axis_name=axis, use_fast_variance=False)
+            options: Any = dict(use_running_average=not train, momentum=0.9, axis_name=axis, use_fast_variance=False)
             return norm(name="BatchNorm_0", **options)(x, mask=mask)
         if self.kind == "group":
             groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
