@@ -75,8 +75,7 @@ def fold_batch_norm(
     # New dictionaries throughout, so that the caller's are not modified.
     collections = unfreeze(dict(variables))
     shapes = _shapes(collections)
-    x = _find_input(model, shapes) if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
-    created = _shapes(_init(model, x))
+    x, created = _find_input(model, shapes) if x is None else (x, _init(model, x))
     _check_variables(created, shapes)
     pairs = _find_pairs(model, created, x)
     params, stats = collections.pop("params"), collections.pop("batch_stats", {})
@@ -99,25 +98,26 @@ def _flat(variables: Mapping[str, Any], *collections: str) -> dict[str, tuple[in
 
 def _init(model: nn.Module, x: Any) -> dict[str, Any]:
     """Return the shapes of a model's variables."""
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **data_flow.options(model)), x)
+    return _shapes(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **data_flow.options(model)), x))
 
 
-def _find_input(model: nn.Module, shapes: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    """Return an input with which the model creates the given parameters, apart from those that depend on its size."""
+def _find_input(model: nn.Module, shapes: Mapping[str, Any]) -> tuple[jax.ShapeDtypeStruct, dict[str, Any]]:
+    """Return an input with which the model creates the given parameters, apart from those that depend on its size, and what it creates."""
     wanted, reason = _flat(shapes, "params"), "they hold no kernel"
-    close: list[jax.ShapeDtypeStruct] = []
+    close: list[tuple[jax.ShapeDtypeStruct, dict[str, Any]]] = []
     for x in _inputs(model, wanted):
         try:
-            created = _flat(_init(model, x), "params")
+            variables = _init(model, x)
         except (ValueError, TypeError, FlaxError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             continue
+        created = _flat(variables, "params")
         if created == wanted:
-            return x
+            return x, variables
         if wrong := _mismatches(created, wanted):
             reason = f"it creates other parameters, such as {wrong[0]!r}"
         else:
-            close.append(x)
+            close.append((x, variables))
     if close:
         return close[0]
     raise UserError(
@@ -138,7 +138,8 @@ def _inputs(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
             probed = {}  # the channels must then be those of a kernel
         pairs = [pair for path in shapes for pair in zip(shapes[path], probed.get(path, ())) if pair[0] != pair[1]]
         solved = {_PROBE * ours // theirs for ours, theirs in pairs if _PROBE * ours % theirs == 0}
-        for channels in sorted(solved | {shape[-2] for shape in kernels} | {shape[-1] for shape in kernels if shape[-2] == 1}):
+        others = {shape[-2] for shape in kernels} | {shape[-1] for shape in kernels if shape[-2] == 1}
+        for channels in (*sorted(solved), *sorted(others - solved)):
             yield jax.ShapeDtypeStruct((1, *(size,) * rank, channels), jnp.float32)
 
 
@@ -220,7 +221,7 @@ def _trace(model: nn.Module, shapes: Mapping[str, Any], x: Any, **options: Any) 
 def _check_folded(model: nn.Module, without: nn.Module, before: Any, after: Any, pairs: Mapping[str, str], x: Any) -> None:
     """Refuse a model that is not the same without normalisation."""
     name = f"{CALLER}: {type(model).__name__} with norm='none'"
-    created = _shapes(_init(without, x))
+    created = _init(without, x)
     ours, theirs = (_flat(tree, "params", "batch_stats") for tree in (created, after))
     for path in sorted(_mismatches(ours, theirs), key=lambda path: path not in ours):
         layer = path.rpartition("/")[0]
