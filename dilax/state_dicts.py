@@ -14,6 +14,7 @@ parameters (or `IGNORED`). The individual parameters are then mapped by name and
 
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,7 +29,9 @@ IGNORED = ""
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
 _COUNTER = "num_batches_tracked"
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
-_NESTED = ("state_dict", "model")  # keys under which training scripts save the state dict
+# Keys under which training scripts save the state dict, in the order of preference where there are several.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that torch's own wrappers of a model give to all names
 
 
 def conv_norm(conv: str, norm: str, path: str) -> Rules:
@@ -142,16 +145,17 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
     Args:
         path: A `.pth`, `.pt` or `.bin` file written by `torch.save`, which requires torch and from which only tensors are unpickled; a
-            `.safetensors` file, which requires safetensors; or a `.npz` file. A state dict nested under the key "state_dict" or "model"
-            is unwrapped, and a prefix "module." shared by all names is removed.
+            `.safetensors` file, which requires safetensors; or a `.npz` file; "~" is expanded. The state dict within a checkpoint, such as
+            {"epoch": 3, "model_state_dict": {...}}, is found by itself; of several, the one with the usual key is read, with a warning.
+            A prefix "module." or "_orig_mod." shared by all names is removed.
 
     Returns:
         NumPy arrays by name; floating-point tensors of torch as float32.
 
     Raises:
-        UserError: if the file is missing, damaged or not a state dict, or the package that reads it is not installed.
+        UserError: if the file is missing, damaged or does not hold one state dict, or the package that reads it is not installed.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: the name of a weights file must end in one of {', '.join(SUFFIXES)}; rename the file or save it in another format."
@@ -166,9 +170,47 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: reading it requires {package}; pip install {package}, or save the state dict as .npz.") from error
     if not state:
         raise UserError(f"{path} does not hold named arrays; save model.state_dict().")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): array for name, array in state.items()}
+    while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), ""):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
+
+
+def find_state_dict(loaded: Any, path: pathlib.Path) -> Mapping[str, Any]:
+    """Return the state dict in what a file holds: itself, or one that is nested up to two levels deep.
+
+    Args:
+        loaded: What the file holds; everything that has a shape counts as an array.
+        path: The file, for messages.
+
+    Raises:
+        UserError: if there is none, or there are several under unusual keys.
+    """
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict().")
+    found: dict[str, Mapping[str, Any]] = {"": loaded} if _is_state_dict(loaded) else {}
+    level: dict[str, Any] = {"": loaded}
+    while not found and level and max(key.count("/") for key in level) < 2:
+        inner = ((f"{outer}/{key}", value) for outer, entries in level.items() for key, value in entries.items())
+        level = {key: value for key, value in inner if isinstance(value, Mapping)}
+        found = {key.removeprefix("/"): value for key, value in level.items() if _is_state_dict(value)}
+    named = ([key for key in found if key.rpartition("/")[2] == name] for name in _NESTED)
+    usual = next((keys for keys in named if keys), list(found))
+    if len(usual) != 1:
+        keys = ", ".join(repr(key) for key in list(found or loaded)[:12]) or "none"
+        what = "several state dicts under the keys" if found else "no state dict; its keys are"
+        raise UserError(f"{path} holds {what} {keys}; save model.state_dict().")
+    if len(found) > 1:
+        warnings.warn(
+            f"{path} holds several state dicts, under the keys {', '.join(map(repr, found))}; {usual[0]!r} is read.", stacklevel=3
+        )
+    return found[usual[0]]
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    """Whether it holds arrays by name, not only numbers, as metrics do."""
+    return all(isinstance(key, str) and hasattr(leaf, "shape") for key, leaf in value.items()) and any(
+        len(leaf.shape) for leaf in value.values()
+    )
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
@@ -191,12 +233,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
-    for key in _NESTED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict().")
-    return {str(name): (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in loaded.items()}
+    state: Any = find_state_dict(loaded, path)
+    return {name: (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in state.items()}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

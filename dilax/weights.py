@@ -37,7 +37,7 @@ def load_weights(source: str, path: str | pathlib.Path, *, fields: Mapping[str, 
     Args:
         source: The library and the model, such as "torchvision:deeplabv3_resnet50" or "drn:drn_d_22"; `SOURCES` lists all of them. The
             weights of "drn" are those of its authors (fyu/drn).
-        path: The file, in any format that `dilax.state_dicts.read_state_dict` reads.
+        path: The file, in any format that `dilax.state_dicts.read_state_dict` reads; "~" is expanded.
         fields: Attributes of the model by name. The number of classes, and whether there is an auxiliary head, are read from the file.
 
     Returns:

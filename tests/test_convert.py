@@ -15,7 +15,7 @@ from foreign import random_state
 import dilax
 from dilax import models, weights
 from dilax.errors import UserError
-from dilax.state_dicts import beneath, convert, read_state_dict
+from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict
 
 with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
     ARRAYS: dict[str, Any] = dict(file)
@@ -148,6 +148,62 @@ def test_files_that_are_not_state_dicts(tmp_path):
         torch.save(saved, tmp_path / "w.pth")
         with pytest.raises(UserError, match=words):
             read_state_dict(tmp_path / "w.pth")
+
+
+WEIGHTS = {"a.weight": np.ones((2, 3)), "a.bias": np.ones(2)}
+ADAM = {"state": {0: {"step": np.ones(()), "exp_avg": np.ones((2, 3))}}, "param_groups": [{"lr": 0.1}]}
+OTHER = {name: array + 1 for name, array in WEIGHTS.items()}
+FOUND = {
+    "itself": WEIGHTS,
+    "model_state_dict": {"epoch": 3, "model_state_dict": WEIGHTS, "optimizer_state_dict": ADAM},
+    "net": {"net": WEIGHTS, "acc": 92.1, "epoch": 5},
+    "an unusual key": {"generator": WEIGHTS, "optimizer": ADAM, "metrics": {"loss": np.ones(())}, "rng": np.ones(5)},
+    "two levels": {"checkpoint": {"state_dict": WEIGHTS, "epoch": 3}, "optimizer": ADAM},
+    "two usual levels": {"model": {"state_dict": WEIGHTS}},
+}
+NOT_FOUND = {
+    "a list": ([1, 2], "holds a list, not a state dict; save model.state_dict()."),
+    "no arrays": ({"epoch": 3, "optimizer": ADAM}, "holds no state dict; its keys are 'epoch', 'optimizer'; save model.state_dict()."),
+    "other values": ({"a": np.ones(2), "b": "text"}, "holds no state dict; its keys are 'a', 'b'; save model.state_dict()."),
+    "nothing": ({}, "holds no state dict; its keys are none; save model.state_dict()."),
+    "too deep": ({"a": {"b": {"c": WEIGHTS}}}, "holds no state dict; its keys are 'a'; save model.state_dict()."),
+    "several": (
+        {"generator": WEIGHTS, "critic": OTHER},
+        "holds several state dicts under the keys 'generator', 'critic'; save model.state_dict().",
+    ),
+    "several models": (
+        {"generator": {"model": WEIGHTS}, "critic": {"model": OTHER}},
+        "holds several state dicts under the keys 'generator/model', 'critic/model'; save model.state_dict().",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_state_dict_of_a_checkpoint_is_found(name):
+    assert find_state_dict(FOUND[name], Path("w.pth")) is WEIGHTS
+
+
+@pytest.mark.parametrize("name", NOT_FOUND)
+def test_a_checkpoint_without_one_state_dict(name):
+    loaded, text = NOT_FOUND[name]
+    with pytest.raises(UserError) as caught:
+        find_state_dict(loaded, Path("w.pth"))
+    assert str(caught.value) == f"w.pth {text}"
+
+
+def test_which_of_several_state_dicts_is_read_is_said():
+    text = r"^w\.pth holds several state dicts, under the keys 'model_ema', 'model'; 'model' is read\.$"
+    with pytest.warns(UserWarning, match=text):
+        assert find_state_dict({"model_ema": OTHER, "model": WEIGHTS}, Path("w.pth")) is WEIGHTS
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_a_path_in_the_home_folder_and_the_prefixes_of_wrappers(prefix, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "w.npz", {prefix + name: array for name, array in WEIGHTS.items()})
+    chex.assert_trees_all_equal(read_state_dict("~/w.npz"), WEIGHTS)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'none.npz'} does not exist")):
+        dilax.load_weights("torchvision:resnet18", "~/none.npz")
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):

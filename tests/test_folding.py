@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from contract import KEY, random_input
 
+import dilax
 from dilax import blocks, models
 from dilax.errors import UserError
 from dilax.folding import fold_batch_norm
@@ -43,6 +44,7 @@ CASES: dict[str, Any] = {
     "deeplabv3plus_resnet18": models.create("deeplabv3plus_resnet18", backbone=BACKBONE, head_features=5, low_features=3),
     "lraspp_mobilenet_v2": models.create("lraspp_mobilenet_v2", backbone=BACKBONE, head_features=5),
     "drn_c_26_segmenter": models.create("drn_c_26_segmenter", backbone=functools.partial(models.DRN, architecture="C", **DRN)),
+    "separable_tcn": models.SeparableTCN(3, features=5, kernel_size=3, dilations=(1, 2)),
     "unet_dilated": models.create("unet_dilated", backbone=functools.partial(models.UNetEncoder, stage_features=(4, 6))),
 }
 
@@ -66,6 +68,10 @@ def trained(model: Any, x: jax.Array = X) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(lambda: model.init(KEY, x, train=False)))
 
 
+def input_of(model: Any) -> jax.Array:
+    return random_input((2, 9, 4)) if isinstance(model, models.SeparableTCN) else X
+
+
 def run(model: Any, variables: Any, x: jax.Array = X) -> Any:
     return jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
 
@@ -77,19 +83,19 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 def test_every_model_class_is_covered():
     without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN}  # without batch normalisation
-    without |= {models.SeparableTCN}  # cannot be folded: two convolutions and two norms in a scope
     assert {type(models.create(name)) for name in models.names()} - without <= {type(model) for model in CASES.values()}
 
 
 @pytest.mark.parametrize("model", CASES.values(), ids=CASES)
 def test_the_folded_model_is_the_same_function(model):
-    variables = trained(model)
+    x = input_of(model)
+    variables = trained(model, x)
     before = jax.tree.map(np.array, variables)
     folded, folded_variables = fold_batch_norm(model, variables)
-    assert_close(run(folded, folded_variables), run(model, variables))
+    assert_close(run(folded, folded_variables, x), run(model, variables, x))
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     # Exactly what the folded model would create: no batch_stats, and a bias for every convolution.
-    template = jax.eval_shape(lambda: folded.init(KEY, X, train=False))
+    template = jax.eval_shape(lambda: folded.init(KEY, x, train=False))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), folded_variables) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), template
     )
@@ -138,13 +144,199 @@ def test_a_large_shift_does_not_reduce_the_precision_of_the_scale():
     np.testing.assert_array_equal(shifted["params"]["DilatedConv_0"]["kernel"], plain["params"]["DilatedConv_0"]["kernel"])
 
 
-def without_conv(variables: Any) -> Any:
-    params = {name: inner for name, inner in variables["params"].items() if name != "DilatedConv_0"}
-    return {**variables, "params": params}
+class Network(nn.Module):
+    """A network of a user: a function of itself and of x, in which it makes its layers."""
+
+    body: Any
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.body(self, x)
+
+    def conv(self, x: jax.Array, **options: Any) -> jax.Array:
+        return self.layer(**options)(x)
+
+    def layer(self, **options: Any) -> Any:
+        options = {"use_bias": self.norm == "none"} | options
+        return dilax.DilatedConv(4, (3, 3), **options)
+
+    def normed(self, x: jax.Array, **options: Any) -> jax.Array:
+        return blocks.Norm(self.norm, **options)(x, train=False)
 
 
-def with_dense(variables: Any) -> Any:
-    return {**variables, "params": {**variables["params"], "Dense_0": {"kernel": jnp.ones((2, 2))}}}
+def both_shared(net: Network, x: jax.Array) -> jax.Array:
+    layer, norm = net.layer(), blocks.Norm(net.norm)
+    return norm(layer(nn.relu(norm(layer(x), train=False))), train=False)
+
+
+def norm_shared(net: Network, x: jax.Array) -> jax.Array:
+    norm = blocks.Norm(net.norm)
+    return norm(net.conv(nn.relu(norm(net.conv(x), train=False))), train=False)
+
+
+def crossed(net: Network, x: jax.Array) -> jax.Array:
+    first, second = net.conv(x), net.conv(x, dilation=2)
+    return nn.relu(net.normed(second)) + net.normed(first)
+
+
+def mixed(net: Network, x: jax.Array) -> jax.Array:
+    biased = net.norm == "none"
+    x = nn.relu(net.normed(nn.Conv(5, (3, 3), use_bias=biased)(net.normed(net.conv(x)))))
+    return blocks.Norm("layer")(net.normed(nn.Dense(3)(jax.jit(nn.relu)(x))), train=False)
+
+
+def remat(net: Network, x: jax.Array) -> jax.Array:
+    return nn.remat(lambda net, x: nn.relu(net.normed(net.conv(x))))(net, x) + x
+
+
+FOLDED = {
+    "two convolutions and two norms in a scope": lambda net, x: net.normed(net.conv(nn.relu(net.normed(net.conv(x))))),
+    "norms in another order than their convolutions": crossed,
+    "weight normalisation": lambda net, x: net.normed(net.conv(x, weight_norm=True)),
+    "layers of Flax": mixed,
+    "convolution and norm are used twice": both_shared,
+    "a norm for two convolutions": norm_shared,
+    "remat": remat,
+    "with a bias": lambda net, x: net.normed(net.conv(x, use_bias=True)),
+    "in the middle of others": lambda net, x: net.conv(net.normed(net.conv(nn.relu(net.conv(x, use_bias=True)))), use_bias=True),
+}
+
+
+@pytest.mark.parametrize("body", FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize("given", [False, True])
+def test_networks_of_users(body, given):
+    net = Network(body)
+    variables = trained_without_train(net)
+    folded, folded_variables = fold_batch_norm(net, variables, X if given else None)
+    assert list(folded_variables) == ["params"]
+    assert_close(folded.apply(folded_variables, X), net.apply(variables, X))
+
+
+def trained_without_train(net: Network) -> Any:
+    rng = np.random.default_rng(3)
+    shapes: Any = jax.eval_shape(lambda: net.init(KEY, X))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 + rng.random(leaf.shape), leaf.dtype) * 0.7, shapes)
+
+
+class ReluConv(dilax.DilatedConv):
+    """A convolution that does more than `DilatedConv`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.relu(super().__call__(x))
+
+
+def shared_once(net: Network, x: jax.Array) -> jax.Array:
+    layer = net.layer()
+    return net.normed(layer(nn.relu(layer(x))))
+
+
+def two_norms(net: Network, x: jax.Array) -> jax.Array:
+    layer = net.layer()
+    return net.normed(layer(nn.relu(net.normed(layer(x)))))
+
+
+def skipped(net: Network, x: jax.Array) -> jax.Array:
+    y = net.conv(x)
+    return net.normed(y) + y
+
+
+def tied(net: Network, x: jax.Array) -> jax.Array:
+    layer = net.layer()
+    y = net.normed(layer(x))
+    return dilax.dilated_conv(y, layer.variables["params"]["kernel"])
+
+
+def scanned(net: Network, x: jax.Array) -> jax.Array:
+    step = nn.scan(lambda net, x, _: (net.normed(net.conv(x)), None), variable_axes={True: 0}, split_rngs={"params": True}, length=2)
+    return step(net, x, None)[0]
+
+
+WHERE = "; a norm can be folded only where it directly follows a convolution or a linear layer, as in ConvNormAct."
+ONLY = "; it must differ only in its normalisation"
+REFUSED = {
+    "before": (lambda net, x: net.conv(net.normed(x)), "'Norm_0' normalises the input of the model" + WHERE),
+    "before, behind an activation": (
+        lambda net, x: net.conv(nn.relu(net.normed(net.conv(x, use_bias=True) * 2))),
+        "'Norm_0' normalises the output of the operation 'mul'" + WHERE,
+    ),
+    "behind an activation": (
+        lambda net, x: net.normed(nn.relu(net.conv(x))),
+        "'Norm_0' normalises the output of the operation 'max'" + WHERE,
+    ),
+    "behind tanh": (lambda net, x: net.normed(nn.tanh(net.conv(x))), "'Norm_0' normalises the output of the operation 'tanh'" + WHERE),
+    "behind a sum": (lambda net, x: net.normed(net.conv(x) + x), "'Norm_0' normalises the output of the operation 'add'" + WHERE),
+    "behind a concatenation": (
+        lambda net, x: net.normed(jnp.concatenate([net.conv(x), net.conv(x)], -1)),
+        "'Norm_0' normalises the output of the operation 'concatenate'" + WHERE,
+    ),
+    "behind a norm": (
+        lambda net, x: net.normed(net.normed(net.conv(x))),
+        "'Norm_1' normalises the output of the normalisation 'Norm_0'" + WHERE,
+    ),
+    "behind a transposed convolution": (
+        lambda net, x: net.normed(dilax.DilatedConvTranspose(4, (3, 3), use_bias=False)(net.conv(x, use_bias=True))),
+        "'Norm_0' normalises the output of the operation",
+    ),
+    "behind a subclass": (
+        lambda net, x: net.normed(ReluConv(4, (3, 3), use_bias=net.norm == "none")(x)),
+        "'Norm_0' normalises the output of the operation 'max'" + WHERE,
+    ),
+    "behind weight normalisation of Flax": (
+        lambda net, x: net.normed(nn.WeightNorm(nn.Conv(4, (3, 3), use_bias=net.norm == "none"))(x)),
+        "'Norm_0' normalises the output of the layer 'Conv_0' with computed parameters" + WHERE,
+    ),
+    "the output is also used without it": (
+        skipped,
+        "the output of the layer 'DilatedConv_0' is also used without 'Norm_0', which can then not be folded into it.",
+    ),
+    "one of two uses": (
+        shared_once,
+        "the output of the layer 'DilatedConv_0' is also used without 'Norm_0', which can then not be folded into it.",
+    ),
+    "two norms": (two_norms, "the layer 'DilatedConv_0' is followed by two norms, 'Norm_0' and 'Norm_1'; use a layer for each."),
+    "a kernel that is used elsewhere": (
+        tied,
+        "Network with norm='none' is not the same function without its normalisation, or uses the parameters of a layer in more than one "
+        f"place{ONLY}.",
+    ),
+    "another function": (
+        lambda net, x: net.conv(x) if net.norm == "none" else nn.relu(net.normed(net.conv(x))),
+        "Network with norm='none' is not the same function without its normalisation, or uses the parameters of a layer in more than one "
+        f"place{ONLY}.",
+    ),
+    "no bias": (
+        lambda net, x: net.normed(net.conv(x, use_bias=False)),
+        "Network with norm='none' has no 'DilatedConv_0/bias' to hold the shift of 'Norm_0'; make the layer with "
+        "use_bias=self.norm == 'none', or True.",
+    ),
+    "a norm of its own": (
+        lambda net, x: blocks.ConvNormAct(4)(x, train=False),
+        f"Network with norm='none' still has the variable 'ConvNormAct_0/Norm_0/BatchNorm_0/bias'{ONLY}: make each with Norm(self.norm).",
+    ),
+    "another layer": (
+        lambda net, x: net.conv(x, use_bias=True) if net.norm == "none" else nn.Dense(4)(net.normed(net.conv(x))),
+        f"Network with norm='none' no longer has the variable 'Dense_0/bias'{ONLY}: make each with Norm(self.norm).",
+    ),
+    "a loop": (scanned, "'Norm_0' normalises a value within a loop, a branch or a mapped function" + WHERE),
+    "batch normalisation of Flax": (
+        lambda net, x: nn.BatchNorm(use_running_average=True)(net.conv(x)),
+        "the statistics 'BatchNorm_0/mean' do not belong to a Norm after a convolution; they cannot be folded.",
+    ),
+    "batch statistics": (
+        lambda net, x: blocks.Norm(net.norm)(net.conv(x), train=not net.is_initializing()),
+        "'Norm_0' is called with train=True in inference, too; pass it the `train` of the model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    body, text = REFUSED[name]
+    net = Network(body)
+    with pytest.raises(UserError) as caught:
+        fold_batch_norm(net, trained_without_train(net))
+    assert str(caught.value).startswith(f"fold_batch_norm: {text}")
 
 
 def nested(variables: Any, name: str) -> Any:
@@ -170,20 +362,24 @@ ERRORS = {
         "fold_batch_norm: variables have no batch_stats for 'Norm_0'; give all collections of the trained model, not only params.",
     ),
     "no statistics of one": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"A": TRAINED["params"]}, "batch_stats": {}}),
-        "fold_batch_norm: variables have no batch_stats for 'A/Norm_0'; give all collections of the trained model, not only params.",
+        lambda: fold_batch_norm(
+            CASES["residual"], {**(v := trained(CASES["residual"])), "batch_stats": {**v["batch_stats"], "ConvNormAct_1": {}}}
+        ),
+        "fold_batch_norm: variables have no batch_stats for 'ConvNormAct_1/Norm_0'; give all collections of the trained model, not only params.",
     ),
-    "no convolution": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, nested(without_conv(TRAINED), "A")),
-        "fold_batch_norm: the scope of 'A/Norm_0' holds no convolution; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
+    "variables of another model": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, nested(TRAINED, "A")),
+        "fold_batch_norm: no input was found that fits ConvNormAct and its variables (it creates other parameters, such as "
+        "'A/DilatedConv_0/kernel'); give one, or its shape and dtype, as x.",
     ),
-    "another layer": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, with_dense(TRAINED)),
-        "fold_batch_norm: the scope of 'Norm_0' also holds Dense_0, DilatedConv_0; a norm can be folded only where its scope holds exactly one convolution, as in ConvNormAct.",
+    "no parameters": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, {}),
+        "fold_batch_norm: no input was found that fits ConvNormAct and its variables (they hold no kernel); give one, or its shape and dtype, as x.",
     ),
-    "statistics elsewhere": (
-        lambda: fold_batch_norm(CONV_NORM_ACT, {"params": {"BatchNorm_0": {}}, "batch_stats": {"BatchNorm_0": {"mean": jnp.ones(2)}}}),
-        "fold_batch_norm: the statistics 'BatchNorm_0/mean' do not belong to a Norm_0 after a convolution; they cannot be folded.",
+    "another input": (
+        lambda: fold_batch_norm(CONV_NORM_ACT, TRAINED, X[..., :3]),
+        "fold_batch_norm: the variables are not those of the model for this input: 'DilatedConv_0/kernel' has shape (3, 3, 4, 5) in the "
+        "variables, (3, 3, 3, 5) in the model; give the variables that its init(..., train=False) creates.",
     ),
 }
 

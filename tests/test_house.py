@@ -81,6 +81,7 @@ DILAX = [
     "dilax.generate",
     "dilax.inference",
     "dilax.loading",
+    "dilax.data_flow",
     "dilax.folding",
     "dilax.summary",
     "dilax.plots.canvas",

@@ -93,15 +93,74 @@ def of_torchaudio(state: dict[str, np.ndarray]) -> Any:
             params[f"block{i}"]["residual_out"] = dense(f"{block}.res_out")
 
 
-@pytest.mark.parametrize("seed", range(len(ABOUT)))
-def test_equals_torchaudio(seed):
+def network_of(seed: int) -> tuple[Any, Any]:
+    """A network of the fixture, and its variables."""
     theirs, state = ABOUT[seed]["fields"], random_state(ABOUT[seed]["shapes"], seed)
     fields: Any = {ours: theirs[name] for name, ours in FIELDS.items() if name in theirs}
     width = theirs["msk_num_feats"]
     model = models.ConvTasNet(stride=theirs["enc_kernel_size"] // 2, bottleneck_features=width, skip_features=width, **fields)
-    x, variables = jnp.asarray(GOLDEN[f"x{seed}"]), jax.tree.map(jnp.asarray, of_torchaudio(state))
+    return model, jax.tree.map(jnp.asarray, of_torchaudio(state))
+
+
+@pytest.mark.parametrize("seed", range(len(ABOUT)))
+def test_equals_torchaudio(seed):
+    (model, variables), x = network_of(seed), jnp.asarray(GOLDEN[f"x{seed}"])
     chex.assert_trees_all_equal_shapes(variables, jax.eval_shape(lambda: model.init(KEY, x, train=False)))
     np.testing.assert_allclose(run(model)(variables, x), GOLDEN[f"y{seed}"], rtol=1e-4, atol=1e-4)
+
+
+def separate(state: dict[str, np.ndarray], fields: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    """The network of torchaudio in numpy and float64: mixtures (batch, time, 1) to sources (batch, time, sources)."""
+    state = {name.removeprefix("mask_generator."): value.astype(np.float64) for name, value in state.items()}
+
+    def dense(name: str, y: np.ndarray) -> np.ndarray:
+        return y @ state[f"{name}.weight"][..., 0].T + state[f"{name}.bias"]
+
+    def norm(name: str, y: np.ndarray) -> np.ndarray:
+        far = y - y.mean((1, 2), keepdims=True)
+        return far / np.sqrt(y.var((1, 2), keepdims=True) + 1e-8) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def prelu(name: str, y: np.ndarray) -> np.ndarray:
+        return np.where(y > 0, y, state[f"{name}.weight"] * y)
+
+    def depthwise(name: str, y: np.ndarray, dilation: int) -> np.ndarray:
+        kernel = state[f"{name}.weight"][:, 0]
+        padded = np.pad(y, ((0, 0), (dilation * (kernel.shape[1] - 1) // 2,) * 2, (0, 0)))
+        taps = [padded[:, i * dilation :][:, : y.shape[1]] * kernel[:, i] for i in range(kernel.shape[1])]
+        return sum(taps) + state[f"{name}.bias"]
+
+    size, time = fields["enc_kernel_size"], x.shape[1]
+    stride, layers = size // 2, fields["msk_num_layers"]
+    padded = np.pad(x[..., 0].astype(np.float64), ((0, 0), (stride, stride + -time % stride)))
+    starts = range(0, padded.shape[1] - size + 1, stride)
+    encoded = np.stack([padded[:, p : p + size] for p in starts], 1) @ state["encoder.weight"][:, 0].T
+    y: Any = dense("input_conv", norm("input_norm", encoded))
+    skips: Any = 0.0
+    for i in range(layers * fields["msk_num_stacks"]):
+        block = f"conv_layers.{i}"
+        inner = f"{block}.conv_layers"
+        h = norm(f"{inner}.2", prelu(f"{inner}.1", dense(f"{inner}.0", y)))
+        h = norm(f"{inner}.5", prelu(f"{inner}.4", depthwise(f"{inner}.3", h, 2 ** (i % layers))))
+        y = y + dense(f"{block}.res_out", h) if f"{block}.res_out.weight" in state else y
+        skips = skips + dense(f"{block}.skip_out", h)
+    masks = dense("output_conv", prelu("output_prelu", skips)).reshape(*encoded.shape[:2], fields["num_sources"], -1)
+    masks = np.maximum(masks, 0) if fields.get("msk_activate") == "relu" else 1 / (1 + np.exp(-masks))
+    frames = (masks * encoded[:, :, None]) @ state["decoder.weight"][:, 0]
+    out = np.zeros((x.shape[0], padded.shape[1], fields["num_sources"]))
+    for p, start in enumerate(starts):
+        out[:, start : start + size] += np.moveaxis(frames[:, p], 1, 2)
+    return out[:, stride : stride + time]
+
+
+@pytest.mark.parametrize("seed", range(len(ABOUT)))
+def test_equals_torchaudio_at_every_loudness(seed):
+    theirs, state = ABOUT[seed]["fields"], random_state(ABOUT[seed]["shapes"], seed)
+    np.testing.assert_allclose(separate(state, theirs, GOLDEN[f"x{seed}"]), GOLDEN[f"y{seed}"], rtol=1e-5, atol=1e-6)
+    model, variables = network_of(seed)
+    for loudness in (30.0, 1e-2, 1e-3, 1e-4, 1e-5):
+        x = np.float32(loudness) * GOLDEN[f"x{seed}"]
+        expected = separate(state, theirs, x)
+        np.testing.assert_allclose(run(model)(variables, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=f"{loudness}")
 
 
 def test_the_default_has_as_many_parameters_as_that_of_torchaudio():

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,8 @@ from jax.typing import DTypeLike
 from dilax.causal import CumulativeNorm
 from dilax.errors import UserError, did_you_mean
 
+# Epsilon of the normalisation over a whole example, that of the authors of Conv-TasNet: encoded quiet sound has variances below 1e-6.
+GLOBAL_EPSILON = 1e-8
 NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
 _BATCH_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("dilax_batch_axis", default=None)
 
@@ -51,12 +54,13 @@ class Norm(nn.Module):
             - "batch": batch normalisation (Ioffe & Szegedy 2015);
             - "group": group normalisation (Wu & He 2018) with as many groups, up to 8, as divide the channels;
             - "layer": over the channels of each sample;
-            - "global": over all samples and channels of an example (Luo & Mesgarani 2019);
+            - "global": over all samples and channels of an example, with the epsilon 1e-8 (Luo & Mesgarani 2019);
             - "cumulative": the causal form of "global", `dilax.CumulativeNorm`;
             - "frozen": "batch" with the running statistics even in training. They stay fixed while scale and bias are learned: for
               fine-tuning on small batches, with the variables of "batch";
             - "none": no normalisation.
-        dtype: Dtype of the result; statistics are always computed in float32.
+        dtype: Dtype of the result; statistics are always computed in float32, the variance as the mean squared distance from the mean, so
+            that it is accurate far from zero.
     """
 
     kind: str = "batch"
@@ -90,11 +94,14 @@ class Norm(nn.Module):
                 )
             over_devices = train and mask is not None and axis is not None
             norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
-            return norm(use_running_average=not train, momentum=0.9, axis_name=axis, name="BatchNorm_0")(x, mask=mask)
-        if self.kind in ("group", "global"):
-            groups = 1 if self.kind == "global" else max(g for g in range(1, 9) if x.shape[-1] % g == 0)
-            return nn.GroupNorm(num_groups=groups)(x, mask=mask)
-        return nn.LayerNorm()(x)
+            options: Any = dict(use_running_average=not train, momentum=0.9, axis_name=axis, use_fast_variance=False)
+            return norm(name="BatchNorm_0", **options)(x, mask=mask)
+        if self.kind == "group":
+            groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+            return nn.GroupNorm(num_groups=groups, use_fast_variance=False)(x, mask=mask)
+        if self.kind == "global":
+            return nn.GroupNorm(num_groups=1, epsilon=GLOBAL_EPSILON, use_fast_variance=False)(x, mask=mask)
+        return nn.LayerNorm(use_fast_variance=False)(x)
 
 
 class _MaskedBatchNorm(nn.BatchNorm):
@@ -107,11 +114,14 @@ class _MaskedBatchNorm(nn.BatchNorm):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None) -> jax.Array:
         channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
         valid = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
-        sums = [jnp.sum(part, axis=axes) for part in (valid, x * valid, jnp.square(x) * valid)]
-        if not self.is_initializing():
-            sums = lax.psum(sums, self.axis_name)
-        mean = sums[1] / sums[0]
-        var = jnp.maximum(sums[2] / sums[0] - jnp.square(mean), 0)
+
+        def summed(part: jax.Array) -> jax.Array:
+            total = jnp.sum(part, axis=axes)
+            return total if self.is_initializing() else lax.psum(total, self.axis_name)
+
+        count = summed(valid)
+        mean = summed(x * valid) / count
+        var = summed(jnp.square(x - mean.reshape(*(1,) * len(axes), -1)) * valid) / count
         for name, start, new in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
             running = self.variable("batch_stats", name, start, channels, jnp.float32)
             if not self.is_initializing():
