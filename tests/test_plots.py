@@ -118,6 +118,18 @@ def test_learning_curves_show_each_metric():
     assert "not measured" in texts(plots.learning_curves([]))
 
 
+@pytest.mark.parametrize("evaluations", [1, 4, 5, 41])
+def test_few_values_of_a_learning_curve_are_points(evaluations):
+    history = [{"step": 10 * s, "train/loss": 1 / s, "train/accuracy": np.nan} for s in range(1, evaluations + 1)]
+    loss, accuracy = plots.learning_curves([*history, {"step": 10 * evaluations, "test/loss": 1 / evaluations}]).axes
+    train, test = loss.lines
+    assert (train.get_linestyle() == "None") == (evaluations < 5)
+    assert (train.get_marker() == "") == (evaluations > 40)
+    # The test is a point on top of the last one, which remains visible.
+    assert (test.get_linestyle(), test.get_markerfacecolor()) == ("None", "none")
+    assert [text.get_text() for text in accuracy.texts] == ["not finite"]
+
+
 @pytest.mark.parametrize("classes", [2, 20, 60, 300])
 def test_confusion_matrix(classes):
     counts = RNG.integers(1, 9, (classes, classes))
