@@ -121,11 +121,13 @@ def test_learning_curves_show_each_metric():
 @pytest.mark.parametrize("evaluations", [1, 4, 5, 41])
 def test_few_values_of_a_learning_curve_are_points(evaluations):
     history = [{"step": 10 * s, "train/loss": 1 / s, "train/accuracy": np.nan} for s in range(1, evaluations + 1)]
-    loss, accuracy = plots.learning_curves([*history, {"step": 10 * evaluations, "test/loss": 1 / evaluations}]).axes
+    last = {"step": 10 * evaluations, "test/loss": 1 / evaluations, "best_step": 10}
+    loss, accuracy = plots.learning_curves([*history, last]).axes
     train, test = loss.lines
     assert (train.get_linestyle() == "None") == (evaluations < 5)
     assert (train.get_marker() == "") == (evaluations > 40)
-    # The test is a point on top of the last one, which remains visible.
+    # The test is a point at the step of its parameters, and what is below remains visible.
+    assert np.asarray(test.get_xydata()).tolist() == [[10, 1 / evaluations]]
     assert (test.get_linestyle(), test.get_markerfacecolor()) == ("None", "none")
     assert [text.get_text() for text in accuracy.texts] == ["not finite"]
 

@@ -107,7 +107,7 @@ def test_legends_have_the_colours_of_the_picture_and_borders_are_outlined(name, 
     shown = [axes for axes in figure.axes if axes.collections]
     pictures = [picture(axes) for axes in shown]
     assert len(pictures) == len(masks)
-    patches = {patch.get_label().split("  ")[0]: patch for patch in figure.legends[0].get_patches()}
+    patches: dict[str, Any] = {str(patch.get_label()).split("  ")[0]: patch for patch in figure.legends[0].get_patches()}
     assert len(patches) == 3
     for i, start in enumerate(("sky", "road", "a rather")):
         ((patch),) = [patch for label, patch in patches.items() if label.startswith(start)]
@@ -158,13 +158,13 @@ def test_legends_name_the_largest_classes_and_say_how_many_are_left(classes):
 def test_outlines_of_large_masks_are_where_the_classes_change():
     mask = np.zeros((1300, 7), np.uint8)
     mask[650:] = 1
-    (lines,) = plots.segmentation_overlay(np.ones((1300, 7, 1)), mask, NAMES).axes[0].collections
+    lines: Any = plots.segmentation_overlay(np.ones((1300, 7, 1)), mask, NAMES).axes[0].collections[0]
     assert all(abs(y - 649.5) <= 3 for y in np.concatenate(lines.get_segments())[:, 1])
 
 
 def test_bars_of_many_classes_are_the_highest_and_the_lowest():
     values = RNG.permutation(np.linspace(0, 1, 61))
-    axes = plots.class_bars(values, [f"class {i}" for i in range(61)]).axes[0]
+    axes: Any = plots.class_bars(values, [f"class {i}" for i in range(61)]).axes[0]
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], np.delete(np.sort(values), 30))
     assert axes.get_title() == "mean 0.500; the 30 highest and the 30 lowest of 61 classes"
     assert len(plots.class_bars(values[:60], NAMES * 20).axes[0].patches) == 60

@@ -72,8 +72,8 @@ def test_waveforms_are_drawn_in_seconds():
 ERRORS = [
     (lambda: plots.series_grid([], [], np.zeros((0, 2)), ["a", "b"]), "series_grid: 0 series, labels (0,), probabilities (0, 2) and 2 class names"),
     (lambda: plots.step_outputs(np.ones((3, 2)), np.ones((3, 1)), ["a", "b"]), "step_outputs: truth (3, 2), predicted (3, 1) and 2 names do not match"),
-    (lambda: plots.step_outputs(np.ones((3, 1)), np.ones((3, 1)), ["a"], steps=[0, 1]), "step_outputs: steps (2,) and truth (3, 1) do not match; give (time,) steps"),
-    (lambda: plots.step_outputs(np.ones((3, 1)), np.ones((3, 1)), ["a"], baseline=np.ones(3)), "step_outputs: a baseline (3,) and truth (3, 1) do not match"),
+    (lambda: plots.step_outputs(np.ones((3, 1)), np.ones((3, 1)), ["a"], steps=[0, 1]), "step_outputs: steps (2,), no baseline and truth (3, 1) do not match; give (time,) steps"),
+    (lambda: plots.step_outputs(np.ones((3, 1)), np.ones((3, 1)), ["a"], baseline=np.ones(3)), "step_outputs: steps (3,), a baseline (3,) and truth (3, 1) do not match"),
     (lambda: plots.waveforms(np.ones((2, 3)), 0, ["a", "b"]), "waveforms: samples (2, 3), rate=0 and 2 names do not match"),
 ]  # fmt: skip
 

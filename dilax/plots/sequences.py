@@ -102,8 +102,11 @@ def step_outputs(
     places = np.arange(len(truth)) if steps is None else np.asarray(steps)
     other = None if baseline is None else as_float(baseline)
     if places.shape != truth.shape[:1] or (other is not None and other.shape != truth.shape):
-        found = f"steps {places.shape}" if places.shape != truth.shape[:1] else f"a baseline {np.shape(baseline)}"
-        raise UserError(f"step_outputs: {found} and truth {truth.shape} do not match; give (time,) steps and a (time, n) baseline.")
+        given = "no baseline" if other is None else f"a baseline {other.shape}"
+        raise UserError(
+            f"step_outputs: steps {places.shape}, {given} and truth {truth.shape} do not match; give (time,) steps and a baseline of the "
+            "shape of truth."
+        )
     if len(names) > panels:
         figure = _output_images(truth, predicted, names, places, step_name)
     else:

@@ -40,7 +40,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     """Draw metrics of a training run against the step, with one curve each for training, validation and test.
 
     Args:
-        history: The lines of metrics.jsonl, each with a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy".
+        history: The lines of metrics.jsonl, each with a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy". The metrics
+            of the test split stand at the "best_step" of their line, if it has one: that of the parameters that were tested.
         metrics: The metrics to draw, such as loss (in nats) and accuracy (in 0..1): the part of their names after the slash.
 
     Returns:
@@ -50,7 +51,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     panels: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics):
         for split, style in _CURVES.items():
-            points = [(float(line["step"]), float(line[key])) for line in history if (key := f"{split}/{metric}") in line]
+            key, place = f"{split}/{metric}", "best_step" if split == "test" else "step"
+            points = [(float(line.get(place, line["step"])), float(line[key])) for line in history if key in line]
             if points:
                 _draw_curve(axes, points, f"{split}, last {points[-1][1]:.4g}", *style)
         axes.set_title({"miou": "mean IoU"}.get(metric, metric), color=INK)

@@ -135,9 +135,9 @@ class SequenceClassification(Task):
         if field == "image":
             grid = plots.prediction_grid(batch["image"][order], labels, probabilities, spec.outputs)
         else:
-            shown = [batch["input"][i, : batch["length"][i]] for i in order]
+            shown = [spec.unscale(batch["input"][i, : batch["length"][i]]) for i in order]
             grid = plots.series_grid(shown, labels, probabilities, spec.outputs)
-        return Report({**pictures, "Test sequences, mistakes first": ("predictions", grid)})
+        return Report({**pictures, "Test sequences, mistakes first: true → predicted (probability)": ("predictions", grid)})
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
