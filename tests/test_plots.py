@@ -124,8 +124,11 @@ def test_few_values_of_a_learning_curve_are_points(evaluations):
     last = {"step": 10 * evaluations, "test/loss": 1 / evaluations, "best_step": 10}
     loss, accuracy = plots.learning_curves([*history, last]).axes
     train, test = loss.lines
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["10"] or evaluations > 1
     assert (train.get_linestyle() == "None") == (evaluations < 5)
     assert (train.get_marker() == "") == (evaluations > 40)
+    sizes = [line.get_markersize() for line in (train, test)]
+    assert sizes == sorted(sizes)
     # The test is a point at the step of its parameters, and what is below remains visible.
     assert np.asarray(test.get_xydata()).tolist() == [[10, 1 / evaluations]]
     assert (test.get_linestyle(), test.get_markerfacecolor()) == ("None", "none")

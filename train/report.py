@@ -60,6 +60,6 @@ def title(run: str, task: str, model: str, data: str, folder: str) -> str:
 
 def tables(metrics: Mapping[str, float], versions: Mapping[str, str], seconds: float, parameters: int) -> str:
     """Return the metrics of a run, the number of its parameters, its time and the versions as a Markdown table."""
-    rows = [(name, f"{value:.4f}") for name, value in metrics.items()]
+    rows = [(name.replace("|", "\\|"), f"{value:.4f}") for name, value in metrics.items()]
     rows += [("parameters", f"{parameters:,}"), ("time", f"{seconds:.0f} s"), *versions.items()]
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colour, marker, and whether it is filled: points of two curves at one place remain visible.
-_CURVES = {"train": (BLUE, "o", True), "validation": (ORANGE, "s", True), "test": (GREEN, "D", False)}
+# Colour, marker, its size where points are few, and whether it is filled: points of all three at one place remain visible.
+_CURVES = {"train": (BLUE, "o", 9, True), "validation": (ORANGE, "s", 5, True), "test": (GREEN, "D", 11, False)}
 _JOINED, _MARKED = 5, 40  # fewest points that a line joins, and most that are marked
 _LINES = (BLUE, ORANGE, GREEN)
 
@@ -57,7 +57,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
                 _draw_curve(axes, points, f"{split}, last {points[-1][1]:.4g}", *style)
         axes.set_title({"miou": "mean IoU"}.get(metric, metric), color=INK)
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        steps = {step for line in axes.lines for step in np.asarray(line.get_xdata(), np.float64).tolist()}
+        if len(steps) == 1:  # between whole steps there is nothing to label
+            axes.set_xticks([*steps])
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#E5E5E5", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -70,10 +74,10 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     return figure
 
 
-def _draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], label: str, color: str, marker: str, filled: bool) -> None:
+def _draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], label: str, color: str, marker: str, size: int, filled: bool) -> None:
     """Draw points (step, value), joined by a line unless they are few."""
     few, face = len(points) < _JOINED, color if filled else "none"
-    style = {"marker": marker if len(points) <= _MARKED else "", "markersize": 7 if few else 4, "markerfacecolor": face}
+    style = {"marker": marker if len(points) <= _MARKED else "", "markersize": size if few else 4, "markerfacecolor": face}
     axes.plot(*zip(*points), color=color, linestyle="" if few else "-", linewidth=1.6, label=label, **style)
 
 

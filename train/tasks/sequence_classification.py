@@ -135,7 +135,9 @@ class SequenceClassification(Task):
         if field == "image":
             grid = plots.prediction_grid(batch["image"][order], labels, probabilities, spec.outputs)
         else:
-            shown = [spec.unscale(batch["input"][i, : batch["length"][i]]) for i in order]
+            shown = [batch["input"][i, : batch["length"][i]] for i in order]
+            if not spec.sample_rate:  # series in their own units; the bands of a sound differ too much for one scale of colours
+                shown = [spec.unscale(one) for one in shown]
             grid = plots.series_grid(shown, labels, probabilities, spec.outputs)
         return Report({**pictures, "Test sequences, mistakes first: true → predicted (probability)": ("predictions", grid)})
 
