@@ -1,10 +1,20 @@
-"""The chart of `benchmarks.ops`: the speed of dilax relative to XLA and torch, case by case."""
+"""The chart of `benchmarks.ops`: the speed of dilax relative to XLA and torch, case by case.
 
+python -m benchmarks.chart notebooks/speed.json notebooks/speed.png    draws it from what `benchmarks.ops --json` wrote
+"""
+
+import argparse
+import json
+import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from benchmarks.cases import KINDS
+from benchmarks.cases import DTYPES, KINDS
+from dilax import plots
+from dilax.errors import UserError
+from train import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,35 +42,47 @@ def chart(rows: Sequence[dict[str, Any]], env: dict[str, Any]) -> "Figure":
     panels: Any = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(left=0.29, right=0.985, top=1 - 0.95 / height, bottom=0.62 / height, wspace=0.06)
     _draw_panel(panels[0], rows, positions, lambda row: row["lax_over_auto"], "than XLA's own convolution")
-    _draw_panel(
-        panels[1], rows, positions, lambda row: 1 / row["auto_over_torch"] if row["torch"] else None, "than torch, in its faster layout"
-    )
+    _draw_panel(panels[1], rows, positions, torch_over_auto, "than torch, in its faster layout")
     panels[0].set_ylim(bottom, -0.9)
-    panels[0].set_yticks([y for name, y in positions.items() if name not in KINDS])
     titles = {row["case"]: row["title"] for row in rows}
-    panels[0].set_yticklabels([titles[name] for name in positions if name not in KINDS], fontsize=7.5, color=INK)
-    for kind in (name for name in positions if name in KINDS):
-        y, transform = positions[kind], panels[0].get_yaxis_transform()
-        panels[0].text(-0.02, y, kind, transform=transform, ha="right", va="center", size=9.5, weight="bold", color=INK)
+    cases = [name for name in positions if name in titles]
+    panels[0].set_yticks([positions[name] for name in cases], [titles[name] for name in cases], fontsize=7.5, color=INK)
+    for heading in (name for name in positions if name not in titles):
+        y, transform = positions[heading], panels[0].get_yaxis_transform()
+        panels[0].text(-0.02, y, heading, transform=transform, ha="right", va="center", size=9.5, weight="bold", color=INK)
     marks: Any = panels[0].get_legend_handles_labels()
     figure.text(0.012, 1 - 0.15 / height, "How many times faster dilax is", va="top", size=12, weight="bold", color=INK)
     figure.legend(*marks, loc="upper left", bbox_to_anchor=(0, 1 - 0.32 / height), frameon=False, fontsize=8.5, handletextpad=0.1)
     note = (
-        "dilax is faster to the right of the line; batch x space x channels -> outputs, k: taps per axis, d: dilation, s: stride, g: groups"
+        "dilax is faster to the right of the line; geometric means; batch x space x channels -> outputs, "
+        "k: taps per axis, d: dilation, s: stride, g: groups"
     )
     figure.text(0.985, 0.21 / height, note, ha="right", size=7, color=INK)
     figure.text(0.985, 0.07 / height, common.heading(env), ha="right", size=6.5, color=GREY)
     return figure
 
 
+def torch_over_auto(row: dict[str, Any]) -> float | None:
+    """Return how many times faster dilax is than torch, or None if torch was not measured."""
+    return 1 / row["auto_over_torch"] if row["torch"] else None
+
+
+def _group(row: dict[str, Any]) -> str:
+    return _heading(row["kind"], row["plan"]["dtype"])
+
+
+def _heading(kind: str, dtype: str) -> str:
+    return f"{kind}, {dtype}"
+
+
 def _vertical_positions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the vertical position of the heading of each kind and of each case, from the top."""
+    """Return the vertical position of the heading of each group and of each case, from the top."""
     positions: dict[str, float] = {}
     below = 0.0
-    for kind in KINDS:
-        names = list(dict.fromkeys(row["case"] for row in rows if row["kind"] == kind))
+    for heading in (_heading(kind, dtype) for dtype in DTYPES for kind in KINDS):
+        names = list(dict.fromkeys(row["case"] for row in rows if _group(row) == heading))
         if names:
-            positions |= {name: below + i for i, name in enumerate([kind, *names])}
+            positions |= {name: below + i for i, name in enumerate([heading, *names])}
             below += len(names) + 1.4
     return positions
 
@@ -68,7 +90,7 @@ def _vertical_positions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def _draw_panel(
     axes: Any, rows: Sequence[dict[str, Any]], positions: dict[str, float], ratio: Callable[[dict[str, Any]], float | None], title: str
 ) -> None:
-    """Draw one ratio for every case, with a dot per measure, and its geometric means on the lines of the kinds."""
+    """Draw one ratio for every case, with a dot per measure, and its geometric means on the lines of the groups."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_title(title, fontsize=10, fontweight="bold", color=INK, pad=9)
@@ -77,11 +99,11 @@ def _draw_panel(
         known = [(row, value) for row in rows if row["measure"] == name and (value := ratio(row)) is not None]
         values, heights = [value for _, value in known], [positions[row["case"]] for row, _ in known]
         axes.plot(values, heights, linestyle="", marker=marker, markersize=5, color=color, label=label, zorder=3)
-        for kind in (kind for kind in KINDS if kind in positions):
-            mean = common.geometric_mean(value for row, value in known if row["kind"] == kind)
+        for heading in dict.fromkeys(map(_group, rows)):
+            mean = common.geometric_mean(value for row, value in known if _group(row) == heading)
             transform, style = axes.get_yaxis_transform(), dict(ha="right", va="center", size=8.5, weight="bold", color=color)
             box = dict(facecolor="white", edgecolor="none", pad=1)  # hides the line at 1
-            axes.text(align, positions[kind], f"mean {common.format_number(mean, TIMES)}", transform=transform, bbox=box, **style)
+            axes.text(align, positions[heading], f"mean {common.format_number(mean, TIMES)}", transform=transform, bbox=box, **style)
     if not axes.lines[1].get_xdata().size:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_xscale("log")
@@ -94,3 +116,23 @@ def _draw_panel(
     axes.grid(color="#E8E8E8", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the chart of measurements that were written to a file."""
+    parser = cli.parser(sys.modules[__name__])
+    parser.add_argument("json", type=pathlib.Path, help="file that benchmarks.ops --json wrote")
+    parser.add_argument("picture", type=pathlib.Path, help="file of the chart: .png, .svg or .pdf")
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        results = json.loads(args.json.read_text())
+        rows, env = results["rows"], results["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{args.json} is not a file that benchmarks.ops --json wrote ({error}); give one that is.") from error
+    common.check_writable(args.picture, suffixes=(".png", ".svg", ".pdf"))
+    plots.save(chart(rows, env), args.picture, dpi=150)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -33,8 +33,8 @@ import numpy as np
 
 import dilax
 from benchmarks import common
-from benchmarks.cases import CASES, KINDS, Case
-from benchmarks.chart import chart
+from benchmarks.cases import CASES, DTYPES, KINDS, Case
+from benchmarks.chart import chart, torch_over_auto
 from benchmarks.memory import peak_bytes
 from benchmarks.programs import TORCH_LAYOUTS, contenders, program
 from dilax import lowerings, plots
@@ -112,7 +112,7 @@ def choice(plan: dilax.ConvPlan, measure: str) -> str:
     return names[0] if len(set(names)) == 1 else "/".join(names)
 
 
-HEAD = ("case", "measure", "lax", "auto", "choice", "next best", "lowering", "torch", "layout", "lax/auto", "auto/torch", "auto/best")
+HEAD = ("case", "measure", "lax", "auto", "choice", "next best", "lowering", "torch", "layout", "lax/auto", "torch/auto", "auto/best")
 WIDTHS = (-49, -9, 7, 7, -15, 9, -12, 7, -13, 8, 10, 9)
 
 
@@ -121,7 +121,7 @@ def print_row(row: dict[str, Any]) -> None:
     results = row["contenders"]
     ms = {name: common.format_number(values["ms"]) for name, values in results.items()}
     torch = [ms[row["torch"]], row["torch"].removeprefix("torch ")] if row["torch"] else [common.without_torch(), ""]
-    ratios = [common.format_number(row[key]) for key in ("lax_over_auto", "auto_over_torch", "auto_over_best")]
+    ratios = [common.format_number(value) for value in (row["lax_over_auto"], torch_over_auto(row), row["auto_over_best"])]
     cells = [
         row["case"],
         row["measure"],
@@ -141,16 +141,17 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the geometric means and the worst cases per kind and measure."""
+    """Return the geometric means and the worst cases per kind, dtype and measure."""
     lines = []
-    for kind, name in itertools.product(KINDS, MEASURES):
-        selected = [row for row in rows if (row["kind"], row["measure"]) == (kind, name)]
+    for dtype, kind, name in itertools.product(DTYPES, KINDS, MEASURES):
+        selected = [row for row in rows if (row["kind"], row["plan"]["dtype"], row["measure"]) == (kind, dtype, name)]
         with_torch = [row for row in selected if row["torch"]]
         if not selected:
             continue
         slowest = min(selected, key=lambda row: row["lax_over_auto"])
         line = {
             "kind": kind,
+            "dtype": dtype,
             "measure": name,
             "cases": len(selected),
             "missed": sum(row["auto_over_best"] > POOR_CHOICE for row in selected),
@@ -169,14 +170,18 @@ def print_summary(lines: Sequence[dict[str, Any]]) -> None:
     """Print the geometric means and the worst case of each."""
     print()
     for line in lines:
-        print(f"{line['kind']}, {line['measure']}, {line['cases']} cases; auto/best above {POOR_CHOICE}: {line['missed']}")
-        for key, worst, text in (
-            ("lax_over_auto", "worst_over_lax", "times faster than lax"),
-            ("auto_over_torch", "worst_over_torch", "times as long as torch"),
-        ):
-            if key in line:
-                ratio, title = line[worst]
-                print(f"  {common.format_number(line[key])} {text} (geometric mean); worst {common.format_number(ratio)}: {title}")
+        words = (line["kind"], line["dtype"], line["measure"], f"{line['cases']} cases")
+        print(f"{', '.join(words)}; auto/best above {POOR_CHOICE}: {line['missed']}")
+        ratio, title = line["worst_over_lax"]
+        print(_faster("lax", line["lax_over_auto"], ratio, title))
+        if "auto_over_torch" in line:
+            ratio, title = line["worst_over_torch"]
+            print(_faster("torch", 1 / line["auto_over_torch"], 1 / ratio, title))
+
+
+def _faster(other: str, mean: float, worst: float, title: str) -> str:
+    numbers = common.format_number(mean), common.format_number(worst)
+    return f"  {numbers[0]} times faster than {other} (geometric mean); worst {numbers[1]}: {title}"
 
 
 def print_markdown(rows: Sequence[dict[str, Any]]) -> None:
@@ -187,9 +192,6 @@ def print_markdown(rows: Sequence[dict[str, Any]]) -> None:
 
     def both(case: str, value: Callable[[dict[str, Any]], float | None]) -> str:
         return " / ".join(common.format_number(value(row)) for row in cases[case])
-
-    def torch_over_auto(row: dict[str, Any]) -> float | None:
-        return 1 / row["auto_over_torch"] if row["torch"] else None
 
     head = ("ms, forward / with both gradients", "`lax`", "dilax", "torch", "`lax` / dilax", "torch / dilax")
     lines = [

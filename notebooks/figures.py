@@ -1,6 +1,6 @@
 """Draw the pictures of the README and the documentation: `python notebooks/figures.py [RUN ...]`.
 
-With folders of runs on one set of images and masks, also what each of them makes of the middle image of the test split.
+With folders of runs on one set of images and masks, also the middle image of the test split, its truth and what each run makes of it.
 """
 
 import pathlib
@@ -59,7 +59,7 @@ def receptive_fields() -> None:
 
 
 def scene(folders: list[pathlib.Path]) -> None:
-    """Draw what every run makes of one scene, over the image and without it: its licence may not allow the former to be published."""
+    """Draw one test image, its truth and what every run makes of it; publish it only if the licence of the images allows that."""
     from train.build import load_trained
 
     runs = {folder.name: load_trained(folder.absolute()) for folder in folders}
@@ -67,10 +67,9 @@ def scene(folders: list[pathlib.Path]) -> None:
     splits = type(setup.task).open(setup.config)
     record = splits.test[len(splits.test) // 2]
     image = np.asarray(record["image"])
-    masks = {name: trained.inference.segment(image[None])[0] for name, trained in runs.items()}
-    names = splits.spec.outputs
-    plots.save(plots.segmentation_comparison(image, {"truth": record["label"], **masks}, names), FOLDER / "scene.png", dpi=150)
-    plots.save(plots.segmentation_comparison(None, masks, names), FOLDER / "masks.png", dpi=150)
+    masks = {f"prediction of {name}": trained.inference.segment(image[None])[0] for name, trained in runs.items()}
+    figure = plots.segmentation_comparison(image, {"truth": record["label"], **masks}, splits.spec.outputs)
+    plots.save(figure, FOLDER / "masks.png", dpi=150)
 
 
 if __name__ == "__main__":

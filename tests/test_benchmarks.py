@@ -1,5 +1,6 @@
 """Test the benchmark of single convolutions: its cases, the agreement of its contenders, its output. No speed is asserted."""
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import dilax
-from benchmarks import common, ops, programs
+from benchmarks import chart, common, ops, programs
 from benchmarks.cases import Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
@@ -164,6 +165,41 @@ def test_ratios_and_means():
     alone = ops.summarise_case(ops.CASES[0], "forward", {name: results[name] for name in ("lax", "auto")})
     assert alone["torch"] is None and "auto_over_torch" not in ops.summary([alone])[0]
     assert ops.chart([alone], common.environment()).axes
+
+
+def test_no_mean_mixes_dtypes():
+    tenth = {"lax": {"ms": 1.0}, "auto": {"ms": 10.0}, "torch contiguous": {"ms": 1.0}}
+    tenfold = {"lax": {"ms": 10.0}, "auto": {"ms": 1.0}, "torch contiguous": {"ms": 10.0}}
+    cases = [case for case in ops.CASES if case.kind == "dense"]
+    rows = [ops.summarise_case(case, "forward", tenfold if case.dtype == "bfloat16" else tenth) for case in cases]
+    means = {line["dtype"]: (line["lax_over_auto"], 1 / line["auto_over_torch"]) for line in ops.summary(rows)}
+    np.testing.assert_allclose([means["float32"], means["bfloat16"]], [(0.1, 0.1), (10, 10)])
+    figure = ops.chart(rows, common.environment())
+    for axes in figure.axes:
+        words = [text.get_text() for text in axes.texts]
+        assert [word for word in words if word.startswith("mean") and "-" not in word] == [
+            "mean 0.10\N{MULTIPLICATION SIGN}",
+            "mean 10.0\N{MULTIPLICATION SIGN}",
+        ]
+
+
+def test_the_documented_means_are_those_of_the_chart(tmp_path):
+    recorded = json.loads((ROOT / "notebooks" / "speed.json").read_text())
+    assert [row["case"] for row in recorded["rows"]] == [case.name for case in ops.CASES for _ in ops.MEASURES]
+    expected = set()
+    for kind, dtype, measure in itertools.product(ops.KINDS, ("float32", "bfloat16"), ops.MEASURES):
+        key = (kind, dtype, measure)
+        rows = [row for row in recorded["rows"] if (row["kind"], row["plan"]["dtype"], row["measure"]) == key]
+        means = [np.exp(np.mean(np.log(values))) for values in zip(*((row["lax_over_auto"], 1 / row["auto_over_torch"]) for row in rows))]
+        words = {"forward": "forward", "gradients": "forward and both gradients"}[measure]
+        expected |= {f"| {kind}, {dtype}, {words} | {len(rows)} | {' | '.join(map(common.format_number, means))} |"} if rows else set()
+    for page in ("speed.md", "results.md"):
+        lines = (ROOT / "docs" / page).read_text().splitlines()
+        assert {line for line in lines if "32, forward" in line or "16, forward" in line} == expected
+        assert any(line.endswith("| times faster than `lax` | times faster than torch |") for line in lines)
+    assert chart.main([str(ROOT / "notebooks" / "speed.json"), str(tmp_path / "speed.png")]) == 0
+    with pytest.raises(UserError, match="is not a file that benchmarks"):
+        chart.main([str(ROOT / "README.md"), str(tmp_path / "other.png")])
 
 
 def test_peak_memory_of_a_run():

@@ -118,6 +118,23 @@ def test_learning_curves_show_each_metric():
     assert "not measured" in texts(plots.learning_curves([]))
 
 
+@pytest.mark.parametrize("evaluations", [1, 4, 5, 41])
+def test_few_values_of_a_learning_curve_are_points(evaluations):
+    history = [{"step": 10 * s, "train/loss": 1 / s, "train/accuracy": np.nan} for s in range(1, evaluations + 1)]
+    last = {"step": 10 * evaluations, "test/loss": 1 / evaluations, "best_step": 10}
+    loss, accuracy = plots.learning_curves([*history, last]).axes
+    train, test = loss.lines
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["10"] or evaluations > 1
+    assert (train.get_linestyle() == "None") == (evaluations < 5)
+    assert (train.get_marker() == "") == (evaluations > 40)
+    sizes = [line.get_markersize() for line in (train, test)]
+    assert sizes == sorted(sizes)
+    # The test is a point at the step of its parameters, and what is below remains visible.
+    assert np.asarray(test.get_xydata()).tolist() == [[10, 1 / evaluations]]
+    assert (test.get_linestyle(), test.get_markerfacecolor()) == ("None", "none")
+    assert [text.get_text() for text in accuracy.texts] == ["not finite"]
+
+
 @pytest.mark.parametrize("classes", [2, 20, 60, 300])
 def test_confusion_matrix(classes):
     counts = RNG.integers(1, 9, (classes, classes))

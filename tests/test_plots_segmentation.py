@@ -44,10 +44,13 @@ def test_labels_below_zero_are_not_classes():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_masks_are_blended_where_they_count(channels):
     image = IMAGE[..., :channels]
-    blended, plain = blend_mask(image, MASK, 3, opacity=0.25), np.broadcast_to(image / 255, (12, 20, 3))
+    plain = np.broadcast_to(image / 255, (12, 20, 3))
     expected = 0.75 * plain + 0.25 * (plots.mask_colours(3) / 255)[np.minimum(MASK, 2)]
-    np.testing.assert_allclose(blended[MASK != 255], expected[MASK != 255])
-    np.testing.assert_allclose(blended[MASK == 255], plain[MASK == 255])
+    for background, clear in ((0, (0, 255)), (2, (2, 255)), (None, (255,))):
+        blended = blend_mask(image, MASK, 3, opacity=0.25, background=background)
+        np.testing.assert_allclose(blended[~np.isin(MASK, clear)], expected[~np.isin(MASK, clear)])
+        np.testing.assert_allclose(blended[np.isin(MASK, clear)], plain[np.isin(MASK, clear)])
+    np.testing.assert_allclose(blend_mask(image, MASK, 3), blend_mask(image, MASK, 3, background=0))
 
 
 def test_the_overlay_names_the_classes_by_their_share():
@@ -84,6 +87,87 @@ def test_masks_without_an_image():
     np.testing.assert_allclose(picture(figure.axes[0])[MASK == 255], 1)
     with pytest.raises(UserError, match="segmentation_comparison: masks is empty"):
         plots.segmentation_comparison(IMAGE, {}, NAMES)
+
+
+FIGURES = {
+    "overlay": (lambda background: plots.segmentation_overlay(IMAGE, MASK, NAMES, background=background), [MASK]),
+    "grid": (
+        lambda background: plots.segmentation_grid(IMAGE[None], MASK[None], MASK[None, ::-1], NAMES, ["a title"], background=background),
+        [MASK, MASK[::-1]],
+    ),
+    "comparison": (lambda background: plots.segmentation_comparison(IMAGE, {"a": MASK}, NAMES, background=background), [MASK]),
+}
+
+
+@pytest.mark.parametrize("background", [0, 1, None])
+@pytest.mark.parametrize("name", FIGURES)
+def test_legends_have_the_colours_of_the_picture_and_borders_are_outlined(name, background):
+    draw, masks = FIGURES[name]
+    figure = draw(background)
+    shown = [axes for axes in figure.axes if axes.collections]
+    pictures = [picture(axes) for axes in shown]
+    assert len(pictures) == len(masks)
+    patches: dict[str, Any] = {str(patch.get_label()).split("  ")[0]: patch for patch in figure.legends[0].get_patches()}
+    assert len(patches) == 3
+    for i, start in enumerate(("sky", "road", "a rather")):
+        ((patch),) = [patch for label, patch in patches.items() if label.startswith(start)]
+        mean = np.concatenate([one[mask == i] for one, mask in zip(pictures, masks, strict=True)]).mean(0)
+        assert patch.get_facecolor()[3] == (i != background)
+        if i != background:
+            np.testing.assert_allclose(patch.get_facecolor()[:3], mean)
+    for axes, mask in zip(shown, masks, strict=True):
+        assert drawn_edges(axes.collections[0]) == borders(mask, background)
+
+
+def borders(mask: np.ndarray, background: int | None) -> dict[tuple[float, float], tuple[float, ...]]:
+    """Middle of every pixel edge (x, y) between two classes -> the full colour of the higher one, pixel by pixel."""
+    found = {}
+    level = lambda row, column: -1 if mask[row, column] in (background, 255) else int(mask[row, column])  # noqa: E731
+    for row, column in np.ndindex(mask.shape):
+        for down, right in ((1, 0), (0, 1)):
+            if row + down < mask.shape[0] and column + right < mask.shape[1]:
+                here, there = level(row, column), level(row + down, column + right)
+                if here != there:
+                    found[column + right / 2, row + down / 2] = tuple(plots.mask_colours(3)[max(here, there)] / 255)
+    return found
+
+
+def drawn_edges(lines: Any) -> dict[tuple[float, float], tuple[float, ...]]:
+    """The same from the lines that are drawn, which may be several pixels long."""
+    found = {}
+    for ((x0, y0), (x1, y1)), colour in zip(lines.get_segments(), lines.get_colors(), strict=True):
+        for i in range(round(abs(x1 - x0) + abs(y1 - y0))):
+            along = i + 0.5
+            found[(x0 + along, y0) if y0 == y1 else (x0, y0 + along)] = tuple(colour[:3])
+    return found
+
+
+@pytest.mark.parametrize("classes", [1, 2, 30, 31, 200])
+def test_legends_name_the_largest_classes_and_say_how_many_are_left(classes):
+    mask = np.repeat(np.arange(classes), np.arange(1, classes + 1)).astype(np.uint8)[None]
+    image = np.full((*mask.shape, 1), 0.5)
+    names = [f"$x^{i}$" for i in range(classes)]
+    share = np.arange(1, classes + 1) / mask.size
+    rest = [f"and {classes - 30} more  {share[:-30].sum():.1%}"] if classes > 30 else []
+    figure = plots.segmentation_overlay(image, mask, names)
+    assert legend(figure) == [f"$x^{i}$  {share[i]:.1%}" for i in range(classes)][::-1][:30] + rest
+    assert legend(plots.segmentation_comparison(image, {"a": mask}, names)) == names[:30] + [f"and {classes - 30} more"] * (classes > 30)
+    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+
+
+def test_outlines_of_large_masks_are_where_the_classes_change():
+    mask = np.zeros((1300, 7), np.uint8)
+    mask[650:] = 1
+    lines: Any = plots.segmentation_overlay(np.ones((1300, 7, 1)), mask, NAMES).axes[0].collections[0]
+    assert all(abs(y - 649.5) <= 3 for y in np.concatenate(lines.get_segments())[:, 1])
+
+
+def test_bars_of_many_classes_are_the_highest_and_the_lowest():
+    values = RNG.permutation(np.linspace(0, 1, 61))
+    axes: Any = plots.class_bars(values, [f"class {i}" for i in range(61)]).axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], np.delete(np.sort(values), 30))
+    assert axes.get_title() == "mean 0.500; the 30 highest and the 30 lowest of 61 classes"
+    assert len(plots.class_bars(values[:60], NAMES * 20).axes[0].patches) == 60
 
 
 def test_bars_are_sorted_and_show_their_mean():

@@ -1,4 +1,4 @@
-"""The report of runs that classify: of real digits, and of runs that end oddly."""
+"""Reports: of real digits, of runs that end oddly, of masks in files, and of tables in their units."""
 
 import dataclasses
 import pathlib
@@ -13,16 +13,19 @@ import pytest
 import runs
 from ml_collections import ConfigDict
 from PIL import Image
+from task_cases import CASES
 
 import dilax
 from dilax import DataSpec, Inference
-from train import finish
+from train import finish, report
 from train.config import default_config, model_config, to_json
 from train.data import Splits, Table
-from train.data.source import field
+from train.data.source import Lazy, field, files_of, hold, subset
 from train.tasks.base import Scores
 from train.tasks.classification import Classification
 from train.tasks.images import most_telling
+from train.tasks.segmentation import Segmentation
+from train.tasks.sequence_prediction import SequencePrediction
 
 RNG = np.random.default_rng(0)
 CURVES = [{"step": s, "train/loss": 2 / s, "train/accuracy": 1 - 0.5 / s} for s in range(1, 50)]
@@ -117,7 +120,13 @@ def test_report(tmp_path, classes, channels, kernels):
     path, _ = write(tmp_path, *random_run(classes, channels, 12), model=model)
     assert len(pictures_of(path)) == (5 if kernels else 3)
     text = path.read_text()
-    for words in ("# a run", "| test/accuracy | 0.", "| time | 61 s |", f"| jax | {jax.__version__} |", f"| dilax | {dilax.__version__} |"):
+    for words in (
+        "# a run: classification of given by dilated_cnn\n",
+        "| test/accuracy | 0.",
+        "| time | 61 s |",
+        f"| jax | {jax.__version__} |",
+        f"| dilax | {dilax.__version__} |",
+    ):
         assert words in text
 
 
@@ -159,3 +168,139 @@ def test_order_of_the_examples():
 def test_without_mistakes_the_least_sure_come_first():
     _, labels, probabilities = random_run(5, 1, 30, right=True)
     assert np.all(np.diff(probabilities.max(1)[most_telling(labels, probabilities)]) >= 0)
+
+
+TITLES = {
+    ("flowers", "classification", "resnet50", "folder", "~/pictures/oxford"): "flowers: classification of oxford (folder) by resnet50",
+    ("a", "sequence_prediction", "tcn", "csv", "x/power.csv"): "a: sequence prediction of power.csv (csv) by tcn",
+    ("a", "classification", "dilated_cnn", "cifar10", ""): "a: classification of cifar10 by dilated_cnn",
+    ("a", "sequence_classification", "tcn", "ucr:GunPoint", "archive"): "a: sequence classification of ucr:GunPoint by tcn",
+}
+
+
+@pytest.mark.parametrize("given", TITLES)
+def test_titles_name_the_data(given):
+    assert report.title(*given) == TITLES[given]
+
+
+def test_the_folder_of_many_datasets_is_not_the_name_of_one(tmp_path):
+    (tmp_path / "camvid").mkdir()
+    for data in ("camvid", "camvid/small:1.0.0"):
+        assert report.title("a", "segmentation", "fcn", data, str(tmp_path)) == f"a: segmentation of {data} by fcn"
+
+
+def test_the_number_of_parameters_is_reported(tmp_path):
+    model = dilax.models.create("dilated_cnn", num_classes=2, features=(4,), dilations=(2,), pools=(1,))
+    path, _ = write(tmp_path, *random_run(2, 3), model=model)
+    shapes = shapes_of(model, jnp.zeros((1, 5, 7, 3)))["params"]
+    assert f"| parameters | {sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes)):,} |" in path.read_text()
+
+
+def test_parts_of_a_source_keep_the_names_of_their_files():
+    records = [{"label": np.int32(i)} for i in range(7)]
+    lazy = Lazy(7, lambda indices: [records[i] for i in indices], files=tuple("abcdefg"))
+    chosen = np.array([5, 0, 3])
+    for source in (lazy, hold(lazy)):
+        part = subset(source, chosen)
+        assert files_of(part) == files_of(hold(part)) == tuple("fad")
+        assert files_of(subset(part, np.array([2, 0]))) == tuple("df")
+    assert files_of(subset(Table({"label": np.arange(7)}), chosen)) == ()
+
+
+def initial(spec: DataSpec) -> Any:
+    return Colours().init(jax.random.key(0), jnp.zeros((1, *spec.input_shape)), train=False)
+
+
+def table_of(section: str) -> list[list[str]]:
+    """The cells of a table in Markdown, without its head."""
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines]
+
+
+def iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
+    known = truth != 255
+    shares = [
+        ((truth == i) & (predicted == i))[known].sum() / union for i in (0, 1) if (union := ((truth == i) | (predicted == i))[known].sum())
+    ]
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("memory_mb", [0, 100])
+def test_the_worst_images_have_the_names_of_their_files(tmp_path, memory_mb, capsys):
+    config = CASES["masks"].config(tmp_path)
+    config.data.memory_mb = memory_mb
+    for folder in ("images", "masks"):
+        for path in (tmp_path / "data" / folder).iterdir():
+            path.rename(path.with_name(f"\N{CJK UNIFIED IDEOGRAPH-732B}|{'long ' * 9}{path.name}"))
+    splits = Segmentation.open(config)
+    spec = splits.spec
+
+    class Guess(Inference):
+        def segment(self, images: Any, **_: Any) -> np.ndarray:
+            return (np.asarray(images).mean(-1) > 120).astype(np.uint8)
+
+    shown = Segmentation(config, spec).report(Guess(Colours(), initial(spec), spec), splits, Scores({"confusion": np.eye(2)}, {}), tmp_path)
+    rows = table_of(shown.sections[0])
+    assert len(rows) == 6 and [score for _, score in rows] == sorted(score for _, score in rows)
+    expected = {}
+    for path in (tmp_path / "data" / "images").iterdir():
+        image, mask = (np.asarray(Image.open(file)) for file in (path, tmp_path / "data" / "masks" / path.name))
+        expected[f"images/{path.name}"] = f"{iou_of(mask, image.mean(-1) > 120):.3f}"
+    assert {file.replace("\0", "|"): score for file, score in rows}.items() <= expected.items()
+    (figure,) = [figure for name, figure in shown.pictures.values() if name == "worst"]
+    titles = [axes.get_title(loc="left") for axes in figure.axes[::3]]
+    assert titles == [f"IoU {score}, \N{HORIZONTAL ELLIPSIS}{file.replace(chr(0), '|')[-23:]}" for file, score in rows]
+
+
+def test_mistakes_are_listed_with_their_files(tmp_path):
+    images, labels, probabilities = random_run(3, 1, 12)
+    names = tuple(f"{i}.png" for i in range(12))
+    spec = DataSpec("given", images.shape[1:], ("a", "b", "c"))
+    answers = {image.tobytes(): row for image, row in zip(images, probabilities)}
+    config = default_config("a run")
+    for files in (names, ()):
+        test = Table({"image": images, "label": labels.astype(np.int32)}, files)
+        scores = Scores({"confusion": np.eye(3)}, {})
+        task, inference = Classification(config, spec), Given(Colours(), initial(spec), spec, answers=answers)
+        sections = task.report(inference, Splits(spec, test, None, test), scores, tmp_path).sections
+        wrong = {
+            (name, "abc"[true], f"{'abc'[row.argmax()]} ({row.max():.0%})")
+            for name, true, row in zip(names, labels, probabilities)
+            if row.argmax() != true
+        }
+        assert [set(map(tuple, table_of(section))) for section in sections] == ([wrong] if files else [])
+
+
+@pytest.mark.parametrize("columns", [2, 12])
+def test_forecasts_are_in_the_units_of_the_table_beside_persistence(tmp_path, columns):
+    config = CASES["table"].config(tmp_path)
+    rows = np.cumsum(RNG.normal(size=(300, columns)) * np.arange(1, columns + 1), axis=0).round(3)
+    names = [f"column{i}" for i in range(columns)]
+    pathlib.Path(config.data.dir).write_text("\n".join([",".join(names), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    splits = SequencePrediction.open(config)
+    mean, std = rows[:210].mean(0), rows[:210].std(0)
+
+    class Half(Inference):
+        def outputs(self, x: Any, *, length: Any = None) -> Any:
+            return jnp.asarray(x) / 2
+
+    spec = splits.spec
+    shown = SequencePrediction(config, spec).report(Half(Colours(), {}, spec), splits, Scores({}, {}), tmp_path)
+    figure = shown.pictures["Test rows"][1]
+    assert [axes.get_ylabel() for axes in figure.axes] == names[:10]
+    assert figure.axes[-1].get_xlabel() == "row of the test split"
+    assert ("the first 10 of 12 columns" in figure.get_suptitle()) == (columns > 10)
+    before, after = rows[240:272], rows[241:273]
+    expected = {"true": after, "persistence": before, "predicted": (before - mean) / 2 + mean}
+    for i, axes in enumerate(figure.axes):
+        for line in axes.lines:
+            np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 34))
+            np.testing.assert_allclose(line.get_ydata(), expected[line.get_label()][:, i], rtol=1e-4, atol=1e-3)
+    test, changes = rows[240:], np.diff(rows[240:], axis=0)
+    errors = {"network": (test[:-1] - mean) / 2 + mean - test[1:], "persistence": changes}
+    for name, ours, theirs in table_of(shown.sections[0]):
+        i = names.index(name)
+        units = [np.sqrt(np.square(values[:, i]).mean()) for values in errors.values()]
+        np.testing.assert_allclose([float(ours), float(theirs)], units, rtol=2e-3)
+    means = [np.square(values / std).mean() for values in errors.values()]
+    assert f"repeats each row has a mean squared error of {means[1]:.4f}. That of the network is {means[0]:.4f}." in shown.sections[0]

@@ -52,5 +52,7 @@ def write_report(
     if shown.images is not None:
         writer.images(setup.total_steps, "test/images", shown.images)
     curves = {"Learning curves": ("learning_curves", plots.learning_curves(writer.history, metrics=setup.task.curves))}
-    tables = report.tables(metrics, versions(), seconds)
-    return report.write(folder, setup.config.name, to_json(setup.config), tables, {**curves, **shown.pictures}, shown.sections)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    tables = report.tables(metrics, versions(), seconds, parameters)
+    title = report.title(setup.config.name, setup.task.name, setup.config.model.name, splits.spec.name, setup.config.data.dir)
+    return report.write(folder, title, to_json(setup.config), tables, {**curves, **shown.pictures}, shown.sections)

@@ -34,11 +34,32 @@ def write(
         plots.save(figure, folder / f"{name}.png")
     path = folder / "report.md"
     shown = [f"## {heading}\n\n![{heading}]({name}.png)" for heading, (name, _) in pictures.items()]
-    path.write_text("\n\n".join([f"# {title}", tables, *shown, *sections, f"## Config\n\n```json\n{config_text}\n```"]) + "\n")
+    text = "\n\n".join([f"# {title}", tables, *shown, *sections, f"## Config\n\n```json\n{config_text}\n```"]) + "\n"
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def tables(metrics: Mapping[str, float], versions: Mapping[str, str], seconds: float) -> str:
-    """Return the metrics of a run, its time and the versions as a Markdown table."""
-    rows = [(name, f"{value:.4f}") for name, value in metrics.items()] + [("time", f"{seconds:.0f} s"), *versions.items()]
+def title(run: str, task: str, model: str, data: str, folder: str) -> str:
+    """Return the heading of a report.
+
+    Args:
+        run: Name of the run.
+        task: Name of its task.
+        model: Name of its model.
+        data: Name of the dataset, or of its format.
+        folder: Folder or file of the data, or "". It is named with a format, and not with a dataset, which it holds among others.
+
+    Example:
+        >>> title("flowers", "classification", "dilated_cnn", "folder", "~/pictures/oxford_flowers")
+        'flowers: classification of oxford_flowers (folder) by dilated_cnn'
+    """
+    path = pathlib.Path(folder).expanduser().resolve()
+    named = folder and ":" not in data and not (path / data.partition("/")[0]).exists()
+    return f"{run}: {task.replace('_', ' ')} of {f'{path.name} ({data})' if named else data} by {model}"
+
+
+def tables(metrics: Mapping[str, float], versions: Mapping[str, str], seconds: float, parameters: int) -> str:
+    """Return the metrics of a run, the number of its parameters, its time and the versions as a Markdown table."""
+    rows = [(name.replace("|", "\\|"), f"{value:.4f}") for name, value in metrics.items()]
+    rows += [("parameters", f"{parameters:,}"), ("time", f"{seconds:.0f} s"), *versions.items()]
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -1,7 +1,9 @@
-"""What all plots share: figures without a display, grids of images, colours, and the formatting of numbers."""
+"""What all plots share: figures without a display, names in any script, grids of images, colours, and the formatting of numbers."""
 
+import functools
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -32,11 +34,96 @@ def save(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = 100) -> N
 def new_figure(width: float, height: float, layout: Any = None) -> "Figure":
     """Return an empty white figure of that size in inches, which can be drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure((width, height), layout=layout, facecolor="white")
+    figure = _figure_class()((width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+@functools.cache
+def _figure_class() -> type["Figure"]:
+    from matplotlib.figure import Figure
+
+    class LegibleFigure(Figure):
+        """A figure that finds fonts for its texts before it is drawn."""
+
+        def draw(self, renderer: Any) -> None:
+            _make_legible(self)
+            super().draw(renderer)
+
+    return LegibleFigure
+
+
+def _make_legible(figure: "Figure") -> None:
+    """Give the texts of a figure fonts that have their characters; those that no installed font has become ?, and a note names them."""
+    from matplotlib.text import Text
+
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = {axis: [label.get_text() for label in axis.get_ticklabels()] for axis in axes}  # makes the labels, too
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    used = set("".join([*(text.get_text() for text in texts), *("".join(labels) for labels in ticks.values())])) - {"\n"}
+    missing = frozenset(character for character in used if ord(character) not in _characters(_default_font()))
+    if not missing:
+        return
+    families, lost = find_fonts(missing)
+    for text in texts:
+        if missing & set(text.get_text()):
+            text.set_text(_without(text.get_text(), lost))
+            text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *families])))
+    for axis, labels in ticks.items():
+        if missing & set("".join(labels)):
+            axis.set_ticks(axis.get_majorticklocs(), [_without(label, lost) for label in labels])
+    if lost:
+        named = " ".join(sorted(lost)[:10]) + " ..." * (len(lost) > 10)
+        print(
+            f"note: no installed font has the characters {named}; the picture shows them as ?. Install a font that has them, such as one "
+            "of the Noto family.",
+            file=sys.stderr,
+        )
+
+
+@functools.cache
+def find_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the families of the fewest installed fonts that have the characters, and those that none has."""
+    families: list[str] = []
+    lost = characters
+    covered = {name: lost & {chr(code) for code in _characters(file)} for name, file in _installed_fonts()}
+    while lost and (best := max(covered, key=lambda name: len(covered[name] & lost), default="")) and covered[best] & lost:
+        families.append(best)
+        lost -= covered[best]
+    return tuple(families), lost
+
+
+def _installed_fonts() -> Iterator[tuple[str, str]]:
+    """Yield the family and the file of upright, regular fonts, but those that draw a box for every character there is."""
+    from matplotlib import font_manager
+
+    for font in font_manager.fontManager.ttflist:
+        regular = font.style == "normal" and font.weight in (400, "normal", "regular")
+        if regular and "lastresort" not in font.name.lower().replace(" ", ""):
+            yield font.name, font.fname
+
+
+@functools.cache
+def _characters(file: str) -> frozenset[int]:
+    """Return the code points that a font has; none if it holds bitmaps, such as coloured emoji, or cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        font = FT2Font(file)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except (OSError, RuntimeError):  # a damaged font of the system is one font less to choose from
+        return frozenset()
+
+
+def _default_font() -> str:
+    from matplotlib import font_manager
+
+    return str(font_manager.findfont(font_manager.FontProperties()))
+
+
+def _without(text: str, lost: frozenset[str]) -> str:
+    return "".join("?" if character in lost else character for character in text)
 
 
 def image_grid(rows: int, columns: int, cell: float, aspect: float, title: float) -> tuple["Figure", Any]:
@@ -88,7 +175,8 @@ def to_display(images: np.ndarray, caller: str) -> np.ndarray:
 
 
 def truncate(text: str, length: int) -> str:
-    """Return the text, truncated to `length` characters."""
+    """Return the text in one line, truncated to `length` characters; what cannot be printed becomes a blank or ?."""
+    text = "".join(character if character.isprintable() else " " if character.isspace() else "?" for character in text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

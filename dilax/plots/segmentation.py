@@ -13,12 +13,16 @@ from dilax.errors import UserError
 from dilax.plots.canvas import BLUE, GREY, INK, image_grid, new_figure, show_image, to_display, truncate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Array = np.ndarray | jax.Array
 
 # Hues a golden angle apart, in turn light, dark and medium, so that consecutive colours differ in both.
 _GOLDEN, _LEVELS = 0.618034, ((0.85, 0.95), (0.9, 0.6), (0.5, 0.85))
+_NAMED = 30  # most classes that a legend names
+_BARS = 60  # most classes that have a bar
+_TRACED = 600  # samples along the longer side of a mask that outlines follow: no picture shows more
 
 
 def mask_colours(num_classes: int) -> np.ndarray:
@@ -32,7 +36,7 @@ def mask_colours(num_classes: int) -> np.ndarray:
     return np.round([255 * np.array(colorsys.hsv_to_rgb(*colour)) for colour in hsv]).astype(np.uint8).reshape(num_classes, 3)
 
 
-def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 0.6) -> np.ndarray:
+def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 0.6, background: int | None = 0) -> np.ndarray:
     """Blend the colours of a mask with an image.
 
     Args:
@@ -40,6 +44,7 @@ def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 
         mask: (height, width), classes below num_classes. Other values, such as an ignored label, leave the image unchanged.
         num_classes: Number of classes.
         opacity: Opacity of the mask, in 0..1.
+        background: Class that leaves the image unchanged, too; None colours all.
 
     Returns:
         (height, width, 3), floats in 0..1.
@@ -56,12 +61,14 @@ def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 
     picture = to_display(image[None], "segmentation_overlay")[0]
     picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
     colours = np.concatenate([mask_colours(num_classes) / 255, np.zeros((1, 3))])
-    known = (mask >= 0) & (mask < num_classes)
+    known = _coloured(mask, num_classes, background)
     alpha = opacity * known[..., None]
     return picture * (1 - alpha) + colours[np.where(known, mask, num_classes)] * alpha
 
 
-def segmentation_overlay(image: Array, mask: Array, class_names: Sequence[str], *, opacity: float = 0.6) -> "Figure":
+def segmentation_overlay(
+    image: Array, mask: Array, class_names: Sequence[str], *, opacity: float = 0.6, background: int | None = 0
+) -> "Figure":
     """Show a mask over its image, with a legend of the classes that occur and the share of the image that each covers.
 
     Args:
@@ -69,17 +76,22 @@ def segmentation_overlay(image: Array, mask: Array, class_names: Sequence[str], 
         mask: (height, width), classes. Values that are not a class, such as an ignored label, show the image.
         class_names: One name per class.
         opacity: Opacity of the mask, in 0..1.
+        background: Class that shows the image, too, as a blank box in the legend; None colours all classes.
 
     Returns:
-        One panel, with the legend to its right.
+        One panel with outlines in the full colours of the classes, and the legend to its right. A box of the legend has the mean colour
+        that its class has in the panel. Up to 30 classes are named, those with the largest shares.
 
     Raises:
         UserError: if the image and the mask differ in size.
     """
-    picture = blend_mask(image, mask, len(class_names), opacity=opacity)
-    shares = np.array([(np.asarray(mask) == i).mean() for i in range(len(class_names))])
+    classes, mask = len(class_names), np.asarray(mask)
+    picture = blend_mask(image, mask, classes, opacity=opacity, background=background)
+    shares = np.array([(mask == i).mean() for i in range(classes)])
     order: list[int] = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-    labels = [f"{truncate(class_names[i], 20)}  {shares[i]:.1%}" for i in order]
+    labels = [f"{truncate(class_names[i], 20)}  {shares[i]:.1%}" for i in order[:_NAMED]]
+    if order[_NAMED:]:
+        labels.append(f"and {len(order) - _NAMED} more  {shares[order[_NAMED:]].sum():.1%}")
     height, width = picture.shape[:2]
     wide = 6.0 if width >= height else 6.0 * max(width / height, 0.4)
     legend = 0.6 + 0.09 * max(map(len, labels)) if labels else 0.2
@@ -90,18 +102,16 @@ def segmentation_overlay(image: Array, mask: Array, class_names: Sequence[str], 
     axes = figure.add_axes((0.1 / total[0], (total[1] - 0.1 - drawn) / total[1], wide / total[0], drawn / total[1]))
     axes.set_axis_off()
     show_image(axes, picture)
-    if labels:
-        figure.legend(
-            handles=_patches(order, labels, len(class_names)),
-            loc="upper left",
-            bbox_to_anchor=((wide + 0.15) / total[0], 1 - 0.02 / total[1]),
-            frameon=False,
-            fontsize=10,
-        )
+    _draw_outlines(axes, mask, classes, background)
+    corner = ((wide + 0.15) / total[0], 1 - 0.02 / total[1])
+    colours = _mean_colours([(picture, mask)], order, background)
+    _add_legend(figure, labels, colours, loc="upper left", bbox_to_anchor=corner, fontsize=10)
     return figure
 
 
-def segmentation_grid(images: Array, truths: Array, predictions: Array, class_names: Sequence[str], titles: Sequence[str]) -> "Figure":
+def segmentation_grid(
+    images: Array, truths: Array, predictions: Array, class_names: Sequence[str], titles: Sequence[str], *, background: int | None = 0
+) -> "Figure":
     """Show images with their true and predicted masks, one image per row, each under a title.
 
     Args:
@@ -110,9 +120,10 @@ def segmentation_grid(images: Array, truths: Array, predictions: Array, class_na
         predictions: (n, height, width), classes.
         class_names: One name per class.
         titles: n titles.
+        background: As `segmentation_overlay`.
 
     Returns:
-        n rows of three panels: image, truth and prediction, with a legend of the classes below.
+        n rows of three panels: image, truth and prediction, with outlines and a legend as those of `segmentation_overlay` below.
 
     Raises:
         UserError: if there is no image, or the lengths differ.
@@ -125,29 +136,34 @@ def segmentation_grid(images: Array, truths: Array, predictions: Array, class_na
             "not match; give n > 0 images, masks (n, height, width) and n titles."
         )
     aspect = images.shape[1] / images.shape[2]
-    figure, cells = image_grid(count, 3, max(2.6 / max(aspect, 1), 1.6), aspect, 0.22)
+    cell = max(2.6 / max(aspect, 1), 1.6)
+    figure, cells = image_grid(count, 3, cell, aspect, 0.22)
+    shown = []
     for row, image, truth, prediction, title in zip(cells, images, truths, predictions, titles):
-        picture = to_display(image[None], "segmentation_grid")[0]
-        show_image(row[0], picture, cmap="gray", vmin=0, vmax=1)
-        show_image(row[1], blend_mask(image, truth, classes))
-        show_image(row[2], blend_mask(image, prediction, classes))
+        show_image(row[0], to_display(image[None], "segmentation_grid")[0], cmap="gray", vmin=0, vmax=1)
+        for axes, mask in zip(row[1:], (truth, prediction)):
+            shown.append((blend_mask(image, mask, classes, background=background), mask))
+            show_image(axes, shown[-1][0])
+            _draw_outlines(axes, mask, classes, background)
         for axes, text in zip(row, (title, "truth", "prediction")):
-            axes.set_title(truncate(text, 40), size=8, pad=3, color=INK, parse_math=False, loc="left")
-    present = [i for i in range(classes) if (truths == i).any() or (predictions == i).any()]
-    _legend_below(figure, present, class_names)
+            axes.set_title(truncate(text, int(15 * cell)), size=8, pad=3, color=INK, parse_math=False, loc="left")
+    _legend_below(figure, shown, class_names, background)
     return figure
 
 
-def segmentation_comparison(image: Array | None, masks: Mapping[str, Array], class_names: Sequence[str]) -> "Figure":
+def segmentation_comparison(
+    image: Array | None, masks: Mapping[str, Array], class_names: Sequence[str], *, background: int | None = 0
+) -> "Figure":
     """Show one image and several masks of it, such as the truth and the predictions of several models, with a legend of the classes.
 
     Args:
-        image: (height, width, channels), uint8, or floats in 0..1; None shows the masks alone.
+        image: (height, width, channels), uint8, or floats in 0..1; None shows the masks alone, all of their classes coloured.
         masks: Title -> (height, width), classes. Values that are not a class, such as an ignored label, show the image.
         class_names: One name per class.
+        background: As `segmentation_overlay`.
 
     Returns:
-        Panels in three columns, the image first, with the legend below.
+        Panels in three columns, the image first, with outlines and a legend as those of `segmentation_overlay` below.
 
     Raises:
         UserError: if there is no mask, or a mask differs from the image in size.
@@ -155,17 +171,20 @@ def segmentation_comparison(image: Array | None, masks: Mapping[str, Array], cla
     if not masks:
         raise UserError("segmentation_comparison: masks is empty; give title -> (height, width).")
     classes, arrays = len(class_names), {title: np.asarray(mask) for title, mask in masks.items()}
-    pictures = {}
-    if image is not None:
-        pictures["image"] = to_display(np.asarray(image)[None], "segmentation_comparison")[0]
-    background = np.ones((*next(iter(arrays.values())).shape, 1)) if image is None else image
-    pictures |= {title: blend_mask(background, mask, classes, opacity=1.0 if image is None else 0.6) for title, mask in arrays.items()}
     height, width = next(iter(arrays.values())).shape
+    canvas, opacity = (np.ones((height, width, 1)), 1.0) if image is None else (image, 0.6)
+    background = None if image is None else background
+    shown = [(blend_mask(canvas, mask, classes, opacity=opacity, background=background), mask) for mask in arrays.values()]
+    pictures = [] if image is None else [("image", to_display(np.asarray(image)[None], "segmentation_comparison")[0])]
+    pictures += zip(arrays, (picture for picture, _ in shown))
     figure, cells = image_grid(math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
-    for axes, (title, picture) in zip(cells.ravel(), pictures.items()):
+    for axes, (title, picture) in zip(cells.ravel(), pictures):
         show_image(axes, picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(truncate(title, 48), size=9, pad=3, color=INK, parse_math=False, loc="left")
-    _legend_below(figure, [i for i in range(classes) if any((mask == i).any() for mask in arrays.values())], class_names)
+        axes.set_title(truncate(title, 40), size=9, pad=3, color=INK, parse_math=False, loc="left")
+    if image is not None:
+        for axes, mask in zip(cells.ravel()[1:], arrays.values()):
+            _draw_outlines(axes, mask, classes, background)
+    _legend_below(figure, shown, class_names, background)
     return figure
 
 
@@ -178,7 +197,7 @@ def class_bars(values: ArrayLike, class_names: Sequence[str], *, label: str = "i
         label: Label of the axis.
 
     Returns:
-        One panel of horizontal bars, each with its value.
+        One panel of horizontal bars, each with its value; of more than 60 classes, the 30 highest and the 30 lowest.
 
     Raises:
         UserError: if there is not exactly one value per class.
@@ -187,40 +206,90 @@ def class_bars(values: ArrayLike, class_names: Sequence[str], *, label: str = "i
     if values.shape != (len(class_names),) or not len(class_names):
         raise UserError(f"class_bars: values has shape {values.shape} for {len(class_names)} class names; give one value per class.")
     order = np.argsort(np.where(np.isnan(values), -1, values), kind="stable")
-    figure = new_figure(7, 0.27 * len(values) + 0.9, layout="constrained")
+    every = len(order) <= _BARS
+    if not every:
+        order = np.concatenate([order[: _BARS // 2], order[-_BARS // 2 :]])
+    figure = new_figure(7, 0.27 * len(order) + 0.9, layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(range(len(values)), np.nan_to_num(values[order]), color=BLUE, height=0.72)
+    axes.barh(range(len(order)), np.nan_to_num(values[order]), color=BLUE, height=0.72)
     for place, value in enumerate(values[order]):
         text = "does not occur" if math.isnan(value) else f"{value:.3f}"
         axes.text(np.nan_to_num(value) + 0.008, place, text, color=GREY if math.isnan(value) else INK, size=9, va="center")
-    axes.set_yticks(range(len(values)), [truncate(class_names[int(i)], 24) for i in order], parse_math=False)
-    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(values) - 0.4), xlabel=label)
+    axes.set_yticks(range(len(order)), [truncate(class_names[int(i)], 24) for i in order], parse_math=False)
+    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(order) - 0.4), xlabel=label)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
+    left_out = [] if every else [f"the {_BARS // 2} highest and the {_BARS // 2} lowest of {len(values)} classes"]
     if not np.isnan(values).all():
         mean = float(np.nanmean(values))
-        axes.axvline(mean, color=GREY, linestyle="--", linewidth=1)
-        axes.set_title(f"mean {mean:.3f}", size=10, color=INK)
+        axes.axvline(mean, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        left_out.insert(0, f"mean {mean:.3f}")
+    axes.set_title("; ".join(left_out), size=10, color=INK)
     return figure
 
 
-def _patches(classes: Sequence[int], labels: Sequence[str], num_classes: int) -> list[Any]:
-    """Return the handles of a legend."""
+def _coloured(mask: np.ndarray, num_classes: int, background: int | None) -> np.ndarray:
+    """Return which pixels have a colour."""
+    known = (mask >= 0) & (mask < num_classes)
+    return known if background is None else known & (mask != background)
+
+
+def _draw_outlines(axes: "Axes", mask: np.ndarray, num_classes: int, background: int | None) -> None:
+    """Draw the borders between classes, in the full colour of the higher class of the two; those without a colour are below all others."""
+    from matplotlib.collections import LineCollection
+
+    step = math.ceil(max(mask.shape) / _TRACED)
+    labels = np.where(_coloured(mask, num_classes, background), mask.astype(np.int64), -1)[::step, ::step]
+    lines, classes = [], []
+    for axis, grid in enumerate((labels, labels.T)):
+        pairs = np.stack([grid[:-1], grid[1:]])
+        edges = np.where(pairs[0] != pairs[1], pairs.max(0), -1)
+        # Neighbouring edges of one class are one line; a column of -1 ends the last line of a row.
+        ends = np.pad(edges, ((0, 0), (1, 1)), constant_values=-1)
+        rows, starts = np.nonzero((ends[:, 1:-1] != ends[:, :-2]) & (edges >= 0))
+        stops = np.nonzero((ends[:, 1:-1] != ends[:, 2:]) & (edges >= 0))[1] + 1
+        across, along = np.stack([rows + 1, rows + 1], 1), np.stack([starts, stops], 1)
+        lines.append(np.stack([along, across] if axis == 0 else [across, along], -1))
+        classes.append(edges[rows, starts])
+    colours = mask_colours(num_classes) / 255
+    border = LineCollection(list(np.concatenate(lines) * step - 0.5), colors=colours[np.concatenate(classes)], linewidths=1.2)
+    axes.add_collection(border, autolim=False)
+
+
+def _mean_colours(shown: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[int], background: int | None) -> list[Any]:
+    """Return the mean colour of each class over pictures and their masks; "none" for the background."""
+    means: list[Any] = []
+    for i in classes[:_NAMED]:
+        pixels = np.concatenate([picture[mask == i] for picture, mask in shown])
+        means.append("none" if i == background else tuple(pixels.mean(0)))
+    return means
+
+
+def _add_legend(figure: "Figure", labels: Sequence[str], colours: Sequence[Any], **options: Any) -> None:
+    """Add a legend; labels for which there is no colour have no box."""
     from matplotlib.patches import Patch
 
-    colours = mask_colours(num_classes) / 255
-    return [Patch(facecolor=tuple(colours[i]), label=label) for i, label in zip(classes, labels)]
+    if not labels:
+        return
+    boxes = [Patch(facecolor=colour, edgecolor=GREY if colour == "none" else colour, label=label) for label, colour in zip(labels, colours)]
+    rest = [Patch(alpha=0, label=label) for label in labels[len(boxes) :]]
+    legend = figure.legend(handles=[*boxes, *rest], frameon=False, **options)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
-def _legend_below(figure: "Figure", classes: Sequence[int], class_names: Sequence[str]) -> None:
-    """Make room below all axes and put a legend there."""
+def _legend_below(
+    figure: "Figure", shown: Sequence[tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], background: int | None
+) -> None:
+    """Make room below all axes, and put a legend of the classes in the masks there."""
+    present = np.unique(np.concatenate([np.unique(mask) for _, mask in shown]))
+    classes = [int(i) for i in present if 0 <= i < len(class_names)]
     columns = max(2, int(figure.get_figwidth() / 1.5))
-    names = [truncate(class_names[i], 18) for i in classes]
+    names = [truncate(class_names[i], 18) for i in classes[:_NAMED]] + [f"and {len(classes) - _NAMED} more"] * (len(classes) > _NAMED)
     room = 0.24 * math.ceil(len(names) / columns) + 0.1
     old = figure.get_figheight()
     figure.set_figheight(old + room)
     for axes in figure.axes:
         box = axes.get_position()
         axes.set_position((box.x0, (box.y0 * old + room) / (old + room), box.width, box.height * old / (old + room)))
-    if names:
-        figure.legend(handles=_patches(classes, names, len(class_names)), loc="lower center", ncols=columns, frameon=False, fontsize=9)
+    _add_legend(figure, names, _mean_colours(shown, classes, background), loc="lower center", ncols=columns, fontsize=9)

@@ -1,7 +1,7 @@
 """Plots of sequences: classified series, predictions at every step, waveforms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def series_grid(
         columns: Series per row.
 
     Returns:
-        A grid with one panel per series.
+        A grid with one panel per series, the step to the right.
 
     Raises:
         UserError: if there is no series, or the lengths differ.
@@ -54,10 +54,25 @@ def series_grid(
         text = f"{truncate(class_names[int(label)], 12)} → {truncate(class_names[int(row.argmax())], 12)} ({row.max():.0%})"
         axes.set_title(text, size=8, color=RED if wrong else INK, parse_math=False)
         axes.tick_params(labelsize=6)
+    lines = all(np.shape(values)[1] <= _MAX_LINES for values in series)
+    figure.supxlabel("step", size=8)
+    figure.supylabel("value" if lines else "channel", size=8)
     return figure
 
 
-def step_outputs(truth: ArrayLike, predicted: ArrayLike, names: Sequence[str], *, title: str = "") -> "Figure":
+def step_outputs(
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    names: Sequence[str],
+    *,
+    title: str = "",
+    baseline: ArrayLike | None = None,
+    baseline_name: str = "baseline",
+    steps: ArrayLike | None = None,
+    step_name: str = "step",
+    joined: bool = True,
+    panels: int = _MAX_LINES,
+) -> "Figure":
     """Compare the true outputs of a sequence with the predicted ones, step by step.
 
     Args:
@@ -65,10 +80,16 @@ def step_outputs(truth: ArrayLike, predicted: ArrayLike, names: Sequence[str], *
         predicted: (time, n), floats; probabilities where the truth is bool.
         names: The names of the n outputs.
         title: Title of the figure.
+        baseline: (time, n), another prediction to compare with, such as the persistence forecast; drawn in panels alone.
+        baseline_name: Its name in the legend.
+        steps: (time,), the position of each step on the axis; None numbers them from 0.
+        step_name: Label of that axis.
+        joined: Whether lines join the steps; False draws points, for steps that do not follow each other.
+        panels: Number of outputs up to which each has a panel of its own.
 
     Returns:
-        Up to 5 outputs: one panel per output, the truth in grey and the prediction in blue. More outputs: two images, with time to the
-        right and the outputs upwards.
+        One panel per output, the truth in grey, the prediction in blue and the baseline in orange; of more than `panels` outputs, two
+        images with one colour scale, the step to the right and the outputs upwards.
 
     Raises:
         UserError: if the shapes differ, or do not match the names.
@@ -78,23 +99,53 @@ def step_outputs(truth: ArrayLike, predicted: ArrayLike, names: Sequence[str], *
         raise UserError(
             f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not match; give (time, n)."
         )
-    if len(names) > _MAX_LINES:
-        figure = new_figure(9, 5, layout="constrained")
-        panels: Any = figure.subplots(2, 1, sharex=True)
-        for axes, values, word in zip(panels, (truth, predicted), ("true", "predicted")):
-            axes.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", cmap="Blues")
-            axes.set_ylabel(f"{word}: {truncate(names[0], 10)} to {truncate(names[-1], 10)}", size=8, parse_math=False)
+    places = np.arange(len(truth)) if steps is None else np.asarray(steps)
+    other = None if baseline is None else as_float(baseline)
+    if places.shape != truth.shape[:1] or (other is not None and other.shape != truth.shape):
+        given = "no baseline" if other is None else f"a baseline {other.shape}"
+        raise UserError(
+            f"step_outputs: steps {places.shape}, {given} and truth {truth.shape} do not match; give (time,) steps and a baseline of the "
+            "shape of truth."
+        )
+    if len(names) > panels:
+        figure = _output_images(truth, predicted, names, places, step_name)
     else:
-        figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
-        panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, name, true_values, predicted_values in zip(panels, names, truth.T, predicted.T):
-            axes.plot(true_values, color=GREY, linewidth=3, label="true")
-            axes.plot(predicted_values, color=BLUE, linewidth=1.2, label="predicted")
-            axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
-        panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
-    panels[-1].set_xlabel("step")
+        lines = {"true": truth, "predicted": predicted} | ({} if other is None else {baseline_name: other})
+        figure = _output_panels(lines, names, places, step_name, joined)
     if title:
         figure.suptitle(title, color=INK, size=10, parse_math=False)
+    return figure
+
+
+def _output_images(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], places: np.ndarray, step_name: str) -> "Figure":
+    """Draw outputs (time, n) as two images on one colour scale."""
+    figure = new_figure(9, 5, layout="constrained")
+    cells: Any = figure.subplots(2, 1, sharex=True)
+    both = np.concatenate([truth, predicted])
+    low, high = np.nanmin(both), np.nanmax(both)
+    # Half a step on either side, so that a step is in the middle of its pixels.
+    extent = (places[0] - 0.5, places[-1] + 0.5, -0.5, len(names) - 0.5)
+    for axes, values, word in zip(cells, (truth, predicted), ("true", "predicted")):
+        options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "Blues"}
+        axes.imshow(values.T, extent=extent, vmin=low, vmax=high, **options)
+        axes.set_ylabel(f"{word}: {truncate(names[0], 10)} to {truncate(names[-1], 10)}", size=8, parse_math=False)
+    cells[-1].set_xlabel(f"{step_name}; values from {low:.3g} (white) to {high:.3g} (blue)")
+    return figure
+
+
+def _output_panels(lines: Mapping[str, np.ndarray], names: Sequence[str], places: np.ndarray, step_name: str, joined: bool) -> "Figure":
+    """Draw outputs, {name of the line: (time, n)}, one below the other, with one legend."""
+    figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
+    cells: Any = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    styles = ((GREY, 3, "o"), (BLUE, 1.2, "x"), (ORANGE, 1, "+"))
+    for i, (axes, name) in enumerate(zip(cells, names)):
+        for (label, values), (color, width, marker) in zip(lines.items(), styles):
+            style = {"linewidth": width} if joined and len(places) > 1 else {"linestyle": "", "marker": marker}
+            axes.plot(places, values[:, i], color=color, label=label, **style)
+        axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    cells[-1].set_xlabel(step_name)
+    figure.legend(*cells[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 

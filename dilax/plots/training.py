@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVES = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+# Colour, marker, its size where points are few, and whether it is filled: points of all three at one place remain visible.
+_CURVES = {"train": (BLUE, "o", 9, True), "validation": (ORANGE, "s", 5, True), "test": (GREEN, "D", 11, False)}
+_JOINED, _MARKED = 5, 40  # fewest points that a line joins, and most that are marked
 _LINES = (BLUE, ORANGE, GREEN)
 
 
@@ -38,39 +40,52 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     """Draw metrics of a training run against the step, with one curve each for training, validation and test.
 
     Args:
-        history: The lines of metrics.jsonl, each with a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy".
+        history: The lines of metrics.jsonl, each with a "step" and any of "train/loss", "train/accuracy", ..., "test/accuracy". The metrics
+            of the test split stand at the "best_step" of their line, if it has one: that of the parameters that were tested.
         metrics: The metrics to draw, such as loss (in nats) and accuracy (in 0..1): the part of their names after the slash.
 
     Returns:
-        One panel per metric. The legend shows the last value of each curve.
+        One panel per metric. Fewer than 5 values of a curve are drawn as points. The legend shows the last value of each curve.
     """
     figure = new_figure(4.5 * len(metrics), 3.6, layout="constrained")
     panels: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics):
-        for split, color in _CURVES.items():
-            points = [(float(line["step"]), float(line[key])) for line in history if (key := f"{split}/{metric}") in line]
+        for split, style in _CURVES.items():
+            key, place = f"{split}/{metric}", "best_step" if split == "test" else "step"
+            points = [(float(line.get(place, line["step"])), float(line[key])) for line in history if key in line]
             if points:
-                marker = "o" if len(points) <= 40 else ""
-                label = f"{split}, last {points[-1][1]:.4g}"
-                axes.plot(*zip(*points), color=color, marker=marker, markersize=4, linewidth=1.6, label=label)
+                _draw_curve(axes, points, f"{split}, last {points[-1][1]:.4g}", *style)
         axes.set_title({"miou": "mean IoU"}.get(metric, metric), color=INK)
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        steps = {step for line in axes.lines for step in np.asarray(line.get_xdata(), np.float64).tolist()}
+        if len(steps) == 1:  # between whole steps there is nothing to label
+            axes.set_xticks([*steps])
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#E5E5E5", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
             axes.legend(frameon=False)
-        else:
-            axes.text(0.5, 0.5, "not measured", color=GREY, ha="center", va="center", transform=axes.transAxes)
+        drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata(), np.float64)]
+        if not np.isfinite(drawn).any():
+            says = "not finite" if drawn else "not measured"
+            axes.text(0.5, 0.5, says, color=GREY, ha="center", va="center", transform=axes.transAxes)
     return figure
+
+
+def _draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], label: str, color: str, marker: str, size: int, filled: bool) -> None:
+    """Draw points (step, value), joined by a line unless they are few."""
+    few, face = len(points) < _JOINED, color if filled else "none"
+    style = {"marker": marker if len(points) <= _MARKED else "", "markersize": size if few else 4, "markerfacecolor": face}
+    axes.plot(*zip(*points), color=color, linestyle="" if few else "-", linewidth=1.6, label=label, **style)
 
 
 def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
     """Draw a confusion matrix. Colours show shares of the true class.
 
-    For up to 20 classes the cells are labelled with counts, or with percentages of the true class if any count exceeds 9,999, as those of
-    pixels do.
+    Up to 50 classes are named, more are numbered from 0. For up to 20 classes the cells are labelled with counts, or with percentages of
+    the true class if any count exceeds 9,999, as those of pixels do.
 
     Args:
         counts: (num_classes, num_classes), examples or pixels; rows are the true class, columns the predicted one.
@@ -106,6 +121,8 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
         size = 9 if classes <= 20 else 7
         axes.set_xticks(range(classes), names, rotation=rotation, size=size, parse_math=False)
         axes.set_yticks(range(classes), names, size=size, parse_math=False)
+    else:
+        axes.set(xlabel="predicted, by the number of the class", ylabel="true, by the number of the class")
     if classes <= 20:
         for row, column in np.argwhere(counts > 0):
             color = "white" if shares[row, column] > 0.3 else INK

@@ -32,9 +32,11 @@ class Table:
 
     Attributes:
         arrays: Each field as one array, with a row for each record.
+        files: Name of the file of each record; () if they are not known.
     """
 
     arrays: dict[str, np.ndarray]
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -56,11 +58,13 @@ class Lazy:
         read: Returns the records at a list of indices. Worker processes call it, so it must be picklable.
         fields: Fields that are known without decoding the records, such as labels: arrays with a row for each record, or functions
             without arguments that read such an array.
+        files: As those of `Table`.
     """
 
     count: int
     read: Callable[[list[int]], list[Record]]
     fields: Mapping[str, np.ndarray | Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -86,6 +90,11 @@ class Subset:
     indices: np.ndarray
     replaced: dict[str, np.ndarray]
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Name of the file of each record."""
+        return _chosen_files(self.source, self.indices)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -110,7 +119,8 @@ def subset(source: Source, indices: np.ndarray, replaced: Mapping[str, np.ndarra
     """
     new = dict(replaced or {})
     if isinstance(source, Table):
-        return Table({name: new[name] if name in new else values[indices] for name, values in source.arrays.items()})
+        arrays = {name: new[name] if name in new else values[indices] for name, values in source.arrays.items()}
+        return Table(arrays, _chosen_files(source, indices))
     if isinstance(source, Subset):
         new = {**{name: values[indices] for name, values in source.replaced.items()}, **new}
         return Subset(source.source, source.indices[indices], new)
@@ -133,6 +143,11 @@ def read(source: Source, indices: np.ndarray) -> list[Record]:
     """Return the records at `indices`."""
     many = getattr(source, "__getitems__", None)
     return many(indices.tolist()) if many else [source[index] for index in indices.tolist()]
+
+
+def files_of(source: Source) -> tuple[str, ...]:
+    """Return the name of the file of each record, or () if the source does not know them."""
+    return getattr(source, "files", ())
 
 
 def in_memory(source: Source) -> bool:
@@ -166,7 +181,7 @@ def hold(source: Source) -> Source:
         batch = _stack([first, *read(source, indices)])
         for name, values in arrays.items():
             values[indices] = batch[name][1:]
-    return Table(arrays)
+    return Table(arrays, files_of(source))
 
 
 def fits(sources: Sequence[Source], memory_mb: float) -> bool:
@@ -190,6 +205,11 @@ def _stack(records: list[Record]) -> Batch:
     for name in records[0]:
         check_shapes(name, {np.shape(record[name]) for record in records})
     return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+
+def _chosen_files(source: Source, indices: np.ndarray) -> tuple[str, ...]:
+    files = files_of(source)
+    return tuple(files[index] for index in indices.tolist()) if files else ()
 
 
 def _chunk(source: Source, start: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -235,6 +235,25 @@ def make_folder(path: pathlib.Path) -> None:
 def ratios(sums: Mapping[str, np.ndarray], *names: str) -> dict[str, float]:
     """Return sums divided by sums["count"]."""
     return {name: float(sums[name]) / float(sums["count"]) for name in names}
+
+
+def report_table(heading: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, says: str = "") -> str:
+    """Return a section of the report with a text and a table, in Markdown."""
+    lines = [" | ".join(map(_cell, row)) for row in rows]
+    return "\n".join(
+        [
+            f"## {heading}\n",
+            *[f"{says}\n"] * bool(says),
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *(f"| {line} |" for line in lines),
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    """Return a text, such as a file name, in one line and without the marks of a table; bytes that are not UTF-8 become ?."""
+    return " ".join(text.encode("utf-8", "replace").decode().split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:

@@ -16,10 +16,11 @@ from dilax.inference import model_arguments
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.source import files_of
 from train.data.splits import Splits
 from train.keys import Keys
 from train.tasks import images
-from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, ratios
+from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, ratios, report_table
 
 SAMPLED, SHOWN = 1000, 40  # test images that the report chooses from, and shows
 
@@ -74,17 +75,30 @@ class Classification(Task):
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """Confusion matrix, test images, kernels of the first layer, feature maps."""
         names = splits.spec.outputs
-        _, records = images.spread(splits.test, SAMPLED)
+        numbers, records = images.spread(splits.test, SAMPLED)
         pixels, labels = (np.stack([record[field] for record in records]) for field in ("image", "label"))
         probabilities = images.in_parts(inference.probabilities, pixels, 100)
         order = images.most_telling(labels, probabilities)[:SHOWN]
         grid = plots.prediction_grid(pixels[order], labels[order], probabilities[order], names)
         pictures = {
             "Confusion matrix": ("confusion_matrix", plots.confusion_matrix(scores.sums["confusion"], names)),
-            "Test images, mistakes first": ("predictions", grid),
+            "Test images, mistakes first: true → predicted (probability)": ("predictions", grid),
             **images.kernel_pictures(inference),
         }
-        return images.image_report(pictures, inference, pixels)
+        return images.image_report(pictures, inference, pixels, self._mistakes(splits, numbers, order, labels, probabilities))
+
+    def _mistakes(self, splits: Splits, numbers: list[int], order: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> list[str]:
+        """Return a section with the files of the mistakes among the images in `order`; none without mistakes, or names of files."""
+        names, predictions = splits.spec.outputs, probabilities.argmax(1)
+        wrong = [i for i in order.tolist() if predictions[i] != labels[i]]
+        if not wrong or not files_of(splits.test):
+            return []
+        head = ("file", "true", "predicted")
+        rows = [
+            (images.name_of(splits.test, numbers[i]), names[labels[i]], f"{names[predictions[i]]} ({probabilities[i].max():.0%})")
+            for i in wrong
+        ]
+        return [report_table("Files of the mistakes shown", head, rows)]
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """What tasks on images share: image files to predict from, examples to show, feature maps."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from dilax import Inference, UserError, plots
 from dilax.blocks import ConvNormAct
 from train.data import Source
 from train.data.readers.images import decode, naming
-from train.data.source import read
+from train.data.source import files_of, read
 from train.tasks.base import Report
 
 
@@ -68,6 +68,18 @@ def spread(source: Source, most: int) -> tuple[list[int], list[dict[str, Any]]]:
     return chosen.tolist(), read(source, chosen)
 
 
+def name_of(source: Source, position: int) -> str:
+    """Return the name of the file of a record, or its position in the split if the source does not know it."""
+    files = files_of(source)
+    return files[position] if files else f"image {position}"
+
+
+def shorten(name: str, length: int = 24) -> str:
+    """Return a file name without its folders, and without its beginning if it is longer than `length`: files often differ at the end."""
+    name = pathlib.PurePath(name).name
+    return name if len(name) <= length else "\N{HORIZONTAL ELLIPSIS}" + name[1 - length :]
+
+
 def in_parts(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, size: int) -> np.ndarray:
     """Apply a function to `size` images at a time."""
     return np.concatenate([function(images[i : i + size]) for i in range(0, len(images), size)])
@@ -118,9 +130,9 @@ def first_kernel(inference: Inference) -> np.ndarray | None:
     return None
 
 
-def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, images: np.ndarray) -> Report:
-    """Return a report with feature maps after the other pictures, and the first images for TensorBoard."""
-    return Report({**pictures, **feature_map_pictures(inference, images[:1])}, images=images[:16])
+def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, images: np.ndarray, sections: Sequence[str] = ()) -> Report:
+    """Return a report with feature maps after the other pictures, sections, and the first images for TensorBoard."""
+    return Report({**pictures, **feature_map_pictures(inference, images[:1])}, sections, images=images[:16])
 
 
 def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from train.data.source import Source
 from train.data.splits import Splits
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images
-from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, ratios
+from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, ratios, report_table
 
 LOSSES = ("cross_entropy", "focal", "dice")
 BALANCES = ("", "median_frequency")
@@ -135,14 +135,19 @@ class Segmentation(Task):
         predictions = images.in_parts(inference.segment, pixels, 8)
         ious = image_scores(truths, predictions, len(names), self.config.segmentation.ignored_label)
         worst = np.argsort(np.where(np.isnan(ious), 2, ious), kind="stable")[:WORST]
-        titles = [f"image {numbers[i]}, IoU {ious[i]:.3f}" for i in worst]
+        files = [images.name_of(splits.test, numbers[i]) for i in worst]
+        scored = ["no labelled pixel" if np.isnan(ious[i]) else f"{ious[i]:.3f}" for i in worst]
+        titles = [f"IoU {score}, {images.shorten(file)}" for score, file in zip(scored, files)]
         grid = plots.segmentation_grid(pixels[worst], truths[worst], predictions[worst], names, titles)
+        few = f"The worst of {len(pixels)} test images"
+        heading = few if len(pixels) == len(splits.test) else f"{few}, spread over all {len(splits.test)}"
         pictures = {
             "Score of each class": ("class_iou", plots.class_bars(metrics.class_iou(confusion), names)),
             "Confusion matrix": ("confusion_matrix", plots.confusion_matrix(confusion, names)),
-            f"The worst of {len(pixels)} test images": ("worst", grid),
+            heading: ("worst", grid),
         }
-        return images.image_report(pictures, inference, pixels)
+        listed = report_table("Files of the worst test images", ("file", "mean intersection over union"), zip(files, scored))
+        return images.image_report(pictures, inference, pixels, [listed])
 
     @classmethod
     def add_evaluation_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -136,8 +136,10 @@ class SequenceClassification(Task):
             grid = plots.prediction_grid(batch["image"][order], labels, probabilities, spec.outputs)
         else:
             shown = [batch["input"][i, : batch["length"][i]] for i in order]
+            if not spec.sample_rate:  # series in their own units; the bands of a sound differ too much for one scale of colours
+                shown = [spec.unscale(one) for one in shown]
             grid = plots.series_grid(shown, labels, probabilities, spec.outputs)
-        return Report({**pictures, "Test sequences, mistakes first": ("predictions", grid)})
+        return Report({**pictures, "Test sequences, mistakes first: true → predicted (probability)": ("predictions", grid)})
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -20,7 +20,7 @@ from train.data.splits import Splits
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
-from train.tasks.base import Bytes, Report, Scores, add_inputs
+from train.tasks.base import Bytes, Report, Scores, add_inputs, report_table
 from train.tasks.steps import (
     ROW_MODELS,
     SPLIT_NAMES,
@@ -35,6 +35,7 @@ from train.tasks.steps import (
 
 # What a step of each kind of data asks for, and so the loss.
 LOSS_OF = {"adding": "mse", "csv": "mse", "copy_memory": "categorical", "piano": "binary"}
+PANELS = 10  # most columns of a table that the report draws
 # First word of the random keys of made-up data; the splits share no draw.
 _TRAIN, _TEST, _VALIDATION = 1, 2, 3
 
@@ -80,7 +81,9 @@ class SequencePrediction(StepTask):
         return readers[check_name(config, tuple(readers))](config)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
-        """Targets and predictions of the scored steps."""
+        """Targets and predictions of the scored steps; of a table in its units, beside the forecast that repeats each row."""
+        if self.config.data.name == "csv":
+            return self._table_report(inference, splits)
         batch = gather(splits.test, np.arange(min(64, len(splits.test))))
         outputs = np.asarray(inference.outputs(batch["input"], length=batch["length"]))
         truth, counted, names = batch["label"], batch["counted"], splits.spec.outputs
@@ -92,8 +95,35 @@ class SequencePrediction(StepTask):
         few = counted[0].sum() < 3
         places = counted if few else counted & (np.arange(len(counted)) == 0)[:, None]
         title = f"the {places.sum()} scored steps of {f'the first {len(counted)} test sequences' if few else 'the first test sequence'}"
-        pictures = {"Test steps": ("prediction", plots.step_outputs(truth[places], outputs[places], names, title=title))}
-        return Report(pictures, [_persistence(splits)] if self.config.data.name == "csv" else [])
+        steps, step_name = (None, "scored step") if few else (np.flatnonzero(places[0]), "step")
+        figure = plots.step_outputs(truth[places], outputs[places], names, title=title, steps=steps, step_name=step_name, joined=not few)
+        return Report({"Test steps": ("prediction", figure)})
+
+    def _table_report(self, inference: Inference, splits: Splits) -> Report:
+        """The first test rows, and the errors of every column over the test split, in the units of the table."""
+        batch = gather(splits.test, np.arange(len(splits.test)))
+        parts = [slice(start, start + 64) for start in range(0, len(splits.test), 64)]
+        outputs = np.concatenate(
+            [np.asarray(inference.outputs(batch["input"][at], length=batch["length"][at]), np.float32) for at in parts]
+        )
+        names, counted = self.spec.outputs, batch["counted"]
+        rows = {"true": batch["label"], "network": outputs, "persistence": batch["input"]}
+        errors = {name: rows[name][counted] - rows["true"][counted] for name in ("network", "persistence")}
+        steps, panels = np.flatnonzero(counted[0]), min(len(names), PANELS)
+        true, network, persistence = (self.spec.unscale(values[0, steps])[:, :panels] for values in rows.values())
+        left = f"; the first {panels} of {len(names)} columns" * (panels < len(names))
+        figure = plots.step_outputs(
+            true,
+            network,
+            names[:panels],
+            title=f"test rows {steps[0] + 2} to {steps[-1] + 2}, each predicted from those before it{left}",
+            baseline=persistence,
+            baseline_name="persistence",
+            steps=steps + 2,  # the first row of the split has none before it
+            step_name="row of the test split",
+            panels=panels,
+        )
+        return Report({"Test rows": ("prediction", figure)}, [_persistence(names, errors, np.asarray(self.spec.std))])
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
@@ -142,11 +172,23 @@ def csv_row(cells: Iterable[str]) -> str:
     return line.getvalue()
 
 
-def _persistence(splits: Splits) -> str:
-    """The error of the forecast that repeats each row, which a model has to beat."""
-    batch = gather(splits.test, np.arange(len(splits.test)))
-    changes = (batch["label"] - batch["input"])[batch["counted"]]
-    return f"## For comparison\n\nA forecast that repeats each row has a mean squared error of {np.square(changes).mean():.4f}."
+def _persistence(names: Sequence[str], errors: Mapping[str, np.ndarray], std: np.ndarray) -> str:
+    """A section that compares the network with the forecast that repeats each row, which it has to beat.
+
+    Args:
+        names: The columns.
+        errors: Of "network" and "persistence", (rows, columns), standardised.
+        std: What a standardised column is multiplied with, (columns,).
+    """
+    means = {name: np.square(values).mean() for name, values in errors.items()}
+    units = {name: np.sqrt(np.square(values).mean(0)) * std for name, values in errors.items()}
+    rows = [(name, f"{ours:.4g}", f"{theirs:.4g}") for name, ours, theirs in zip(names, units["network"], units["persistence"])]
+    says = (
+        f"A forecast that repeats each row has a mean squared error of {means['persistence']:.4f}. That of the network is "
+        f"{means['network']:.4f}. Both are of columns divided by their standard deviation in the training rows. The root mean squared "
+        "errors in the units of the table:"
+    )
+    return report_table("For comparison", ("column", "network", "persistence"), rows, says=says)
 
 
 def _adding(config: ConfigDict) -> Splits:

@@ -33,14 +33,16 @@ def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, 
     train, test = labelled_splits(directory, SUFFIXES)
     class_names = tuple(sorted({label for _, label in [*train, *test]}))
     channels = image_channels([path for path, _ in [*train, *test]], image_size)
-    return _source(train, class_names, channels, image_size), _source(test, class_names, channels, image_size), class_names
+    train_source, test_source = (_source(split, directory, class_names, channels, image_size) for split in (train, test))
+    return train_source, test_source, class_names
 
 
-def _source(labelled: Labelled, class_names: tuple[str, ...], channels: int, image_size: int) -> Lazy:
+def _source(labelled: Labelled, directory: pathlib.Path, class_names: tuple[str, ...], channels: int, image_size: int) -> Lazy:
     codes = {name: code for code, name in enumerate(class_names)}
     labels = np.array([codes[name] for _, name in labelled], np.int32)
     files = tuple(path for path, _ in labelled)
-    return Lazy(len(files), functools.partial(_read, files, labels, channels, image_size), {"label": labels})
+    names = tuple(str(path.relative_to(directory)) for path in files)
+    return Lazy(len(files), functools.partial(_read, files, labels, channels, image_size), {"label": labels}, names)
 
 
 def _read(files: tuple[pathlib.Path, ...], labels: np.ndarray, channels: int, image_size: int, indices: list[int]) -> list[Record]:

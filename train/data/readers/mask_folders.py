@@ -44,7 +44,12 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
     class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
     channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
-    return {split: Lazy(len(files), functools.partial(_read, files, channels, reader)) for split, files in pairs.items()}, class_names
+    return {split: _source(files, directory, channels, reader) for split, files in pairs.items()}, class_names
+
+
+def _source(files: Pairs, directory: pathlib.Path, channels: int, reader: MaskReader) -> Lazy:
+    names = tuple(str(image.relative_to(directory)) for image, _ in files)
+    return Lazy(len(files), functools.partial(_read, files, channels, reader), files=names)
 
 
 def _read(files: Pairs, channels: int, reader: MaskReader, indices: list[int]) -> list[Record]:
