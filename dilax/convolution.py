@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
-from dilax.errors import UserError
+from dilax.errors import UserError, in_our_words
 from dilax.geometry import IntOrTuple, Padding, is_integer, per_axis, time_padding
 from dilax.streaming import Flow, Layer, Ring, conv_step, conv_step_nd, new_ring
 
@@ -48,6 +48,10 @@ class ConvModule(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     lowering: str = "auto"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)  # makes the dataclass, and with it __init__
+        cls.__init__ = in_our_words(cls.__init__, name=cls.__name__)
 
     def _taps(self, x: jax.Array) -> tuple[int, ...]:
         """Return the taps per spatial axis, checked against the input."""

@@ -1,7 +1,32 @@
-"""The exception raised for every mistake of a caller, and a helper that words its hints."""
+"""The exception raised for every mistake of a caller, and helpers that word its hints."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Arguments of other libraries (lax, Flax, Keras, torch) -> what they are called here.
+OTHER_WORDS = {
+    "strides": "stride",
+    "window_strides": "stride",
+    "kernel_dilation": "dilation",
+    "rhs_dilation": "dilation",
+    "dilation_rate": "dilation",
+    "dilations": "dilation",
+    "rate": "dilation",
+    "filters": "features",
+    "out_channels": "features",
+    "num_features": "features",
+    "kernel_shape": "kernel_size",
+    "feature_group_count": "groups",
+    "bias": "use_bias",
+    "with_bias": "use_bias",
+    "weight": "kernel",
+    "window_shape": "window",
+    "pool_size": "window",
+}
 
 
 class UserError(ValueError):
@@ -15,3 +40,38 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean "match"?` if one of the `known` words is close to `word`, else an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f' Did you mean "{matches[0]}"?' if matches else ""
+
+
+def in_our_words(function: Function, *, name: str = "") -> Function:
+    """Return a function that refuses an argument that another library calls otherwise, and says what it is called here.
+
+    Args:
+        function: Any function, or the `__init__` of a class.
+        name: What messages call it; "" is its own name.
+    """
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for word in kwargs.keys() - known.keys():
+            ours = OTHER_WORDS.get(word)
+            if ours in known:
+                raise UserError(f"{name or function.__name__}: {word}= is called {ours}= here; write {ours}={kwargs[word]!r}.")
+        return function(*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def check_function(caller: str, fn: Any) -> None:
+    """Refuse a Flax module where a function of one array is asked for.
+
+    Raises:
+        UserError: saying how to make a function of the module.
+    """
+    if isinstance(fn, type) or not (hasattr(fn, "apply") and hasattr(fn, "init")):
+        return
+    train = ", train=False" if "train" in inspect.signature(type(fn).__call__).parameters else ""
+    raise UserError(
+        f"{caller}: a {type(fn).__name__} is a module, and a function of one array is needed; "
+        f"give lambda x: model.apply(variables, x{train}), with variables from model.init or dilax.load."
+    )

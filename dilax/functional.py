@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, in_our_words
 from dilax.geometry import (
     PADDING_MODES,
     IntOrTuple,
@@ -21,6 +21,7 @@ from dilax.lowerings import LOWERINGS, convolve, supports
 from dilax.plan import ConvPlan
 
 
+@in_our_words
 def dilated_conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -68,6 +69,7 @@ def dilated_conv(
     return _dilated_conv("dilated_conv", x, kernel, stride, padding, padding_mode, dilation, groups, precision, lowering)
 
 
+@in_our_words
 def depthwise_conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -115,6 +117,7 @@ def depthwise_conv(
     return _dilated_conv(caller, x, kernel, stride, padding, padding_mode, dilation, c_in, precision, lowering)
 
 
+@in_our_words
 def separable_conv(
     x: jax.Array,
     depthwise_kernel: jax.Array,
@@ -174,6 +177,7 @@ def separable_conv(
     return _dilated_conv(caller, y, pointwise_kernel, 1, "VALID", "zeros", 1, 1, precision, pointwise)
 
 
+@in_our_words
 def dilated_conv_transpose(
     x: jax.Array,
     kernel: jax.Array,

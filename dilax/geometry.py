@@ -257,11 +257,20 @@ def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, g
         return half, half
     pair = (word, word) if is_integer(word) else word
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_integer(p) for p in pair):
-        hint = did_you_mean(word.upper(), PADDING_WORDS) if isinstance(word, str) else ""
+        hint = _padding_hint(word) if isinstance(word, str) else ""
         raise UserError(f"{caller}: padding={given!r} is not valid; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}")
     if min(pair) < 0:
         raise UserError(f"{caller}: padding={given!r} is negative; use 0 or more, and crop the input instead.")
     return int(pair[0]), int(pair[1])
+
+
+def _padding_hint(word: str) -> str:
+    """Say what an unknown word may be meant for: how much padding there is, or what its values are."""
+    names = {"circular": "wrap", "replicate": "edge", "constant": "zeros", "nearest": "edge"}
+    mode = names.get(word.lower(), word.lower())
+    if mode in PADDING_MODES:
+        return f' What the padding is filled with is an argument of its own: padding_mode="{mode}".'
+    return did_you_mean(word.upper(), PADDING_WORDS)
 
 
 def _axis_output(size: int, pair: tuple[int, int], span: int, stride: int, padding: Padding, caller: str) -> int:

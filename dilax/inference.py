@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import generate
-from dilax.audio import mu_law_decode
+from dilax import generate, inputs
+from dilax.audio import mu_law_decode, mu_law_encode
+from dilax.errors import UserError
 from dilax.pooling import pool_sequence
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -30,12 +32,159 @@ class Inference:
         variables: Its parameters and running statistics.
         spec: What its data looks like.
         pool: How outputs at every step become one for the whole sequence; see `pool_steps`.
+        task: What the model was trained for, the config.task of its run, which determines what `predict` takes and gives.
+        image_size: Longer side that images are scaled to before they are segmented; 0 leaves them as they are.
+
+    Example:
+        >>> digits = dilax.load("runs/digits")  # doctest: +SKIP
+        >>> digits.predict("image.png", top=2)  # doctest: +SKIP
+        [('7', 0.998), ('9', 0.001)]
     """
 
     model: nn.Module
     variables: VariableDict
     spec: DataSpec
     pool: str = "last"
+    task: str = ""
+    image_size: int = 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes or, in other tasks, of the outputs; the same as `spec.outputs`."""
+        return self.spec.outputs
+
+    def predict(self, given: Any, *, top: int | None = None, steps: int | None = None, rate: int | None = None) -> Any:
+        """Predict from raw inputs, which are prepared as in training.
+
+        ========================= ======================================= ======================================================
+        `task`                    one input                               its result
+        ========================= ======================================= ======================================================
+        "classification"          an image                                [(class, probability), ...], the `top` most probable
+        "segmentation"            an image                                uint8 (height, width), the class of each of its pixels
+        "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
+                                  a text, a series (time, channels), or
+                                  an image that is read pixel by pixel
+        "sequence_prediction"     a table (time, columns)                 (`steps`, columns), the rows that follow it
+        "language_model"          the beginning of a text                 the text with `steps` more symbols
+        "waveform"                a sound                                 float32 (samples + `steps`,), the sound continued
+        "separation"              a sound                                 float32 (samples, sources)
+        ========================= ======================================= ======================================================
+
+        An image is a path, an image of PIL, or an array uint8 of any size, (height, width) or (height, width, channels). A sound is a path,
+        or an array of floats (samples,) in -1..1. A text is a string.
+
+        Args:
+            given: One input; or several, as a list, or as an array of images (batch, height, width, channels). A list of numbers, or of
+                lists of numbers, is one series or table.
+            top: Number of classes to give; None is 1.
+            steps: Number of samples, symbols or rows to add; None is 200. `sample` and `forecast` have further options.
+            rate: Samples per second of sounds given as arrays; None is that of the training, `spec.sample_rate`.
+
+        Returns:
+            The result, or a list of them for several inputs.
+
+        Raises:
+            UserError: if an input does not fit the run, or an option does not apply to its task.
+        """
+        predictors: dict[str, tuple[Callable[..., Any], set[str]]] = {
+            "classification": (self._predict_class, {"top"}),
+            "segmentation": (self._predict_mask, set()),
+            "sequence_classification": (self._predict_class, {"top", "rate"}),
+            "sequence_prediction": (self._predict_rows, {"steps"}),
+            "language_model": (self._predict_text, {"steps"}),
+            "waveform": (self._predict_sound, {"steps", "rate"}),
+            "separation": (self._predict_sources, {"rate"}),
+        }
+        if self.task not in predictors:
+            raise UserError(f"predict: task={self.task!r} is not one of {tuple(predictors)}; load the run with dilax.load.")
+        function, known = predictors[self.task]
+        options = {name: value for name, value in {"top": top, "steps": steps, "rate": rate}.items() if value is not None}
+        for name, value in options.items():
+            if name not in known:
+                raise UserError(f"predict: {name}={value} does not apply to a run of the task {self.task}; leave it out.")
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"predict: {name}={value!r} is not a positive integer; use 1 or more.")
+        images = isinstance(given, np.ndarray | jax.Array) and given.ndim == 4
+        if images or (isinstance(given, list | tuple) and not all(isinstance(one, int | float | list) for one in given)):
+            return [function(one, **options) for one in given]
+        return function(given, **options)
+
+    def _predict_class(self, one: Any, *, top: int = 1, rate: int | None = None) -> list[tuple[str, float]]:
+        spec = self.spec
+        if spec.pixels or len(spec.input_shape) == 3:
+            side = inputs.square_side(spec.input_shape[0]) if spec.pixels else 0
+            height, width = (side, side) if spec.pixels else spec.input_shape[:2]
+            return self.rank(inputs.fit(inputs.to_pixels(one, spec.input_shape[-1]), height, width)[None], top=top)[0]
+        if spec.symbols:
+            values = self.codes(_text(one))[: spec.input_shape[0]]
+        elif spec.sample_rate:
+            values = inputs.mel_frames(inputs.to_samples(one, rate, spec.sample_rate), spec.sample_rate, spec.input_shape[-1])
+        else:
+            values = _numbers(one, "a series", "(time, channels)")
+        x, length = self.padded(values)
+        return self.rank(x, top=top, length=length)[0]
+
+    def _predict_mask(self, one: Any) -> np.ndarray:
+        image = inputs.to_pixels(one, self.spec.input_shape[-1])
+        return self.segment_whole(image)
+
+    def _predict_rows(self, one: Any, *, steps: int = 200) -> np.ndarray:
+        values, columns = _numbers(one, "a table", "(time, columns)"), len(self.spec.outputs)
+        if not self.spec.mean:
+            raise UserError(f"predict: a run on data.name={self.spec.name!r} has nothing to predict from inputs of yours.")
+        if values.shape[1] != columns:
+            raise UserError(
+                f"predict: a table of {values.shape[1]} columns does not fit the run, which has {', '.join(self.spec.outputs)}."
+            )
+        return self.forecast(values, steps)
+
+    def _predict_text(self, one: Any, *, steps: int = 200) -> str:
+        prompt = _text(one)
+        drawn = self.sample(self.codes(prompt)[None], steps)[0]
+        return prompt + inputs.decode_text(drawn, self.spec.symbols, self.spec.units)
+
+    def _predict_sound(self, one: Any, *, steps: int = 200, rate: int | None = None) -> np.ndarray:
+        samples, levels = inputs.to_samples(one, rate, self.spec.sample_rate), len(self.spec.symbols)
+        prompt = np.asarray(mu_law_encode(jnp.asarray(samples), levels=levels)) if levels else samples[:, None]
+        return np.concatenate([samples, self.to_sound(self.sample(prompt[None], steps))[0]])
+
+    def _predict_sources(self, one: Any, *, rate: int | None = None) -> np.ndarray:
+        return self.separate(inputs.to_samples(one, rate, self.spec.sample_rate))
+
+    def codes(self, text: str) -> np.ndarray:
+        """Return the codes of a text, int32 (symbols,).
+
+        Raises:
+            UserError: if it is empty, or has a character that the run does not know.
+        """
+        if not text:
+            raise UserError("the text is empty; give at least one character.")
+        return inputs.encode(text, self.spec.symbols, self.spec.units)
+
+    def padded(self, values: np.ndarray, *, name: str = "the input") -> tuple[np.ndarray, np.ndarray]:
+        """Standardise a sequence, codes (time,) or floats (time, channels), as in training and pad it to the length of the run.
+
+        Args:
+            values: The sequence.
+            name: What messages call it.
+
+        Returns:
+            The model input (1, length, ...) and the number of its valid steps (1,).
+
+        Raises:
+            UserError: if it is empty or longer than the run takes, or has other channels.
+        """
+        length, *channels = self.spec.input_shape
+        if list(values.shape[1:]) != channels:
+            raise UserError(f"{name} has {values.shape[1]} channels, and the run was trained on {channels[0]}; give the same channels.")
+        if not len(values):
+            raise UserError(f"{name} has no steps; give at least one.")
+        if len(values) > length:
+            raise UserError(
+                f"{name} has {len(values)} steps, and the run takes {length}; shorten it, or train with a larger config.sequence.length."
+            )
+        scaled = values if self.spec.symbols else self.spec.scale(values)
+        return np.pad(scaled, ((0, length - len(values)), *((0, 0) for _ in channels)))[None], np.array([len(values)], np.int32)
 
     def outputs(self, x: Any, *, length: Any = None) -> jax.Array:
         """Run the model on a batch, compiled once for each shape.
@@ -72,11 +221,22 @@ class Inference:
             outputs = pool_steps(outputs, steps, self.pool)
         return np.asarray(jax.nn.softmax(outputs))
 
+    def rank(self, x: Any, *, top: int, length: Any = None) -> list[list[tuple[str, float]]]:
+        """Return the `top` most probable classes of each example with their probabilities, the most probable first.
+
+        Raises:
+            UserError: if there are not that many classes.
+        """
+        names = self.spec.outputs
+        if not 1 <= top <= len(names):
+            raise UserError(f"top={top} is not a number of classes; the run has {len(names)}, so give 1 to {len(names)}.")
+        probabilities = self.probabilities(x, length=length)
+        orders = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top].tolist()
+        return [[(names[i], float(row[i])) for i in order] for order, row in zip(orders, probabilities)]
+
     def classify(self, x: Any, *, length: Any = None) -> list[tuple[str, float]]:
         """Return the most probable class of each example and its probability."""
-        probabilities = self.probabilities(x, length=length)
-        best = probabilities.argmax(-1)
-        return [(self.spec.outputs[i], float(row[i])) for i, row in zip(best.tolist(), probabilities)]
+        return [best for (best,) in self.rank(x, top=1, length=length)]
 
     def segment(self, images: Any, *, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> np.ndarray:
         """Return the most probable class of each pixel.
@@ -90,6 +250,14 @@ class Inference:
             uint8 (batch, height, width).
         """
         return np.asarray(self._segment(self.variables, jnp.asarray(images), tuple(scales), flip))
+
+    def segment_whole(self, image: np.ndarray, *, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> np.ndarray:
+        """Return the class of each pixel, uint8 (height, width), of one image of any size, uint8 (height, width, channels).
+
+        It is scaled to `image_size`, if that is set, and the classes are scaled back; see `segment` for the other arguments.
+        """
+        scaled = inputs.resize_pixels(image, *inputs.scaled_size(image.shape[:2], self.image_size)) if self.image_size else image
+        return inputs.nearest(self.segment(scaled[None], scales=scales, flip=flip)[0], *image.shape[:2])
 
     @functools.cached_property
     def _segment(self) -> Callable[..., Any]:
@@ -135,6 +303,27 @@ class Inference:
     def to_sound(self, values: np.ndarray) -> np.ndarray:
         """Map mu-law codes (batch, time), or samples (batch, time, 1), to waveforms (batch, time) in -1..1."""
         return np.asarray(mu_law_decode(jnp.asarray(values), levels=len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
+
+
+def _text(one: Any) -> str:
+    """Return a text, or that of a file given as a `pathlib.Path`."""
+    if isinstance(one, os.PathLike):
+        return inputs.check_file(one, "a text file").read_text(encoding="utf-8-sig")
+    if not isinstance(one, str):
+        raise UserError(f"predict: a {type(one).__name__} is not a text; give a string, or the pathlib.Path of a text file.")
+    return one
+
+
+def _numbers(one: Any, what: str, shape: str) -> np.ndarray:
+    """Return finite numbers (time, channels); a vector has one channel."""
+    try:
+        values = np.asarray(one, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"predict: {what} must be an array {shape} of numbers, not a {type(one).__name__}.") from error
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise UserError(f"predict: {what} of shape {np.shape(one)} must be {shape}, of finite numbers.")
+    return values
 
 
 def model_arguments(model: nn.Module, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:

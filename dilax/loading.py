@@ -37,14 +37,15 @@ def load(folder: str | pathlib.Path) -> Inference:
 
     Example:
         >>> digits = load("runs/digits")  # doctest: +SKIP
-        >>> digits.classify(images)  # doctest: +SKIP
+        >>> digits.predict("image.png")  # doctest: +SKIP
         [('7', 0.998)]
     """
     folder = pathlib.Path(folder).expanduser().absolute()
     status = read_status(folder)
     if not status:
         raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")
-    return Inference(make_model(status["model"]), read_variables(folder), DataSpec.from_json(status["data"]), status.get("pool", "last"))
+    model, spec, variables = make_model(status["model"]), DataSpec.from_json(status["data"]), read_variables(folder)
+    return Inference(model, variables, spec, **{name: status[name] for name in ("pool", "task", "image_size") if name in status})
 
 
 def make_model(description: dict[str, Any]) -> nn.Module:
@@ -86,6 +87,7 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder does not hold a trained run, or its checkpoint is damaged.
     """
+    folder = folder.expanduser().absolute()  # orbax reads no others
     if not (folder / BEST).is_dir():
         raise UserError(f"{folder} does not hold a trained run (it has no {BEST}/); train one there, or give the folder of another run.")
     try:
@@ -98,7 +100,7 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     with _quiet(), ocp.CheckpointManager(folder / BEST, options=options, item_names=("tree", "meta")) as manager:
         step = manager.latest_step()
         if step is None:
-            raise UserError(f"{folder} does not hold a checkpoint yet; wait for the first evaluation of the run.")
+            raise UserError(_not_yet(folder))
         try:
             meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
@@ -114,6 +116,17 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
                 "else train it again."
             ) from error
     return jax.tree.map(np.asarray, tree)
+
+
+def _not_yet(folder: pathlib.Path) -> str:
+    """Say why a run has no best variables: it is before its first evaluation, or was stopped there."""
+    step = read_status(folder).get("step")
+    if step is None:
+        return f"{folder} does not hold a checkpoint yet; wait for the first evaluation of the run."
+    return (
+        f"{folder} has been trained for {step} steps and saved, but not evaluated yet, which decides what to predict with; "
+        "let the run go on, or run its command again to resume it."
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, in_our_words
 from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, is_integer, output_size, per_axis
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
@@ -24,6 +24,7 @@ Combine = Callable[[jax.Array, jax.Array], jax.Array]
 Windows = tuple[tuple[int, int, tuple[int, int], int], ...]
 
 
+@in_our_words
 def max_pool(
     x: jax.Array,
     window: IntOrTuple,
@@ -64,6 +65,7 @@ def max_pool(
     return _pool(x, windows, lowest, _first_of_largest)
 
 
+@in_our_words
 def avg_pool(
     x: jax.Array,
     window: IntOrTuple,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dilax.errors import UserError
+from dilax.errors import UserError, check_function
 from dilax.geometry import is_integer
 from dilax.tile_plans import CALLER, Fn, Shape, Tile, TilePlan, Window, make_plan
 
@@ -68,6 +68,7 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
             mean = tiled(features, tile, reduce="mean")(image)
             logits = tiled(lambda x: model.apply(variables, x, train=False, image_mean=mean), tile)(image)
     """
+    check_function(CALLER, fn)
     sizes = tile if isinstance(tile, tuple) else (tile,)
     if not sizes or not all(size is None or (is_integer(size) and size > 0) for size in sizes):
         raise UserError(

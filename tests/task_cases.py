@@ -215,6 +215,9 @@ CASES = {
         write_images,
         ("tcn", TCN),
         {"data.image_size": 6, "sequence.permute": True, "augment.flip": True},
+        ("dark/0.png", "light/3.png"),
+        2,
+        wrong=("words.txt", "{0} cannot be read as an image"),
     ),
     "table": Case(
         "sequence_prediction",

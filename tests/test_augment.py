@@ -442,7 +442,7 @@ NAMES = "('crop_padding', 'flip', 'rotate', 'scale', 'crop', 'colour', 'cutout',
 ERRORS = {
     "unknown": ({}, {"rotat": 3.0}, f'config.augment.rotat is unknown; use one of {NAMES}. Did you mean "rotate"?'),
     "range": ({}, {"rotate": 200.0}, "config.augment.rotate=200.0 is out of range; give a number from 0 to 180."),
-    "negative": ({}, {"crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number from 0 to inf."),
+    "negative": ({}, {"crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number of 0 or more."),
     "crop": ({}, {"crop": (9,)}, "config.augment.crop=(9,) must be (height, width) in pixels, or () for the size of the image."),
     "empty crop": ({}, {"crop": (0, 9)}, "config.augment.crop=(0, 9) must be (height, width) in pixels, or () for the size of the image."),
     "crop of a volume": (

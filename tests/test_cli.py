@@ -11,8 +11,8 @@ from runs import ROOT, make_earlier_form, tiny
 
 from dilax import models
 from dilax.errors import UserError
-from train import cli, folder
-from train.config import default_config
+from train import cli, folder, loop, predict
+from train.config import default_config, model_config
 from train.tasks import TASKS
 
 DIGITS = "--config=configs/digits.py"
@@ -41,11 +41,34 @@ CASES = {
         [DIGITS, "--config.optim.lr=fast"],
         "flag --config.optim.lr=fast: could not convert string to float: 'fast'; see --help.",
     ),
+    "neither true nor false": (
+        [DIGITS, "--config.augment.flip=yes"],
+        "--config.augment.flip=yes is neither true nor false; write --config.augment.flip=true or --config.augment.flip=false.",
+    ),
+    "a truth after a space": (
+        [DIGITS, "--config.augment.flip", "no", "--config.seed=3"],
+        "--config.augment.flip=no is neither true nor false; write --config.augment.flip=true or --config.augment.flip=false.",
+    ),
+    "no epochs": ([DIGITS, "--config.total_epochs=0"], "config.total_epochs=0.0 is out of range; give a number above 0."),
+    "no examples": ([DIGITS, "--config.batch_size=0"], "config.batch_size=0 is out of range; give a number of 1 or more."),
+    "a key without --config": (
+        [DIGITS, "--optim.lr=0.1"],
+        "'--optim.lr=0.1' is not a flag; a key of the config is written --config.optim.lr=0.1.",
+    ),
+    "a key without dashes": (
+        [DIGITS, "optim.lr=0.1"],
+        "'optim.lr=0.1' is not a flag; a key of the config is written --config.optim.lr=0.1.",
+    ),
+    "a value of a flag without one": ([DIGITS, "--summary=yes"], "--summary takes no value, and 'yes' was given; write --summary alone."),
+    "not a config.json": (
+        ["--config=tests/golden/nope.json"],
+        "the config file tests/golden/nope.json cannot be read: No such file or directory; give the config.json of a run.",
+    ),
     "unknown flag": ([DIGITS, "--workdri=x"], 'unknown flag --workdri; see --help. Did you mean "workdir"?'),
     "a bare word": ([DIGITS, "runs/x"], "'runs/x' is not a flag; write --config=runs/x or --workdir=runs/x."),
-    "another model": (
-        [DIGITS, "--config.model.name=separable_cnn", "--summary"],
-        "config.model.name='separable_cnn' has no field kernel_size, pools; choose another model in a config file, with model_config(...).",
+    "field of another model": (
+        [DIGITS, "--config.model.name=resnet18", "--config.model.dropout=0.1"],
+        "unknown config key config.model.dropout.",
     ),
     "no get_config": (
         ["--config=train/tasks/streams.py"],
@@ -57,8 +80,8 @@ CASES = {
     ),
     "another task": (
         [DIGITS, "--config.task=segmentation"],
-        "config.augment.cutout is a key of config.task='classification' or 'sequence_classification', not of config.task='segmentation'; "
-        "remove it, or set the task in the config file, with default_config('digits', task=...).",
+        "configs/digits.py is a config of the task classification, and its keys and its model do not fit --config.task=segmentation; "
+        "start from a config of that task: SEGMENTATION.",
     ),
     "unknown task": (
         [DIGITS, "--config.task=segmentaton"],
@@ -101,10 +124,17 @@ def run_of(tmp_path):
     return make
 
 
+def configs_of(task: str) -> list[str]:
+    files = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "__init__"]
+    made = {path.name: importlib.import_module(f"configs.{path.stem}").get_config() for path in files}
+    return [f"configs/{name}" for name, config in made.items() if config.task == task]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_line(name, tmp_path, job):
     arguments, text = CASES[name]
     workdir = [f"--workdir={tmp_path / 'run'}"] if arguments else []
+    text = text.replace("SEGMENTATION", ", ".join(configs_of("segmentation")))
     assert job("main", *arguments, *workdir) == (2, "", f"error: {text}\n")
     assert not (tmp_path / "run").exists()
 
@@ -252,11 +282,77 @@ def test_a_folder_of_an_earlier_version(module, words, run_of, job):
     assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
 
 
-def test_ctrl_c_before_training_is_one_line(monkeypatch, job):
-    from train import loop
+def interrupt(*args: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "run", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert job("main", DIGITS) == (130, "", "stopped before anything was trained.\n")
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ((), "stopped before anything was trained and saved."),
+        ((7, 14), "stopped; step 14 is saved in {0}; run the same command again to resume from it."),
+    ],
+)
+def test_ctrl_c_says_what_is_saved(steps, text, tmp_path, monkeypatch, job):
+    """The first of a run ends its step and saves; the second ends the process at once."""
+    for step in steps:
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"{step + 7}.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.setattr(loop, "run", interrupt)
+    assert job("main", DIGITS, f"--workdir={tmp_path}") == (130, "", f"{text.format(tmp_path)}\n")
+
+
+def test_ctrl_c_in_other_jobs_is_one_line(tmp_path, monkeypatch, run_of, job):
+    monkeypatch.setattr(predict, "load_trained", interrupt)
+    assert job("predict", f"--workdir={run_of('classification')}", "image.png") == (130, "", "stopped.\n")
+
+
+@pytest.mark.parametrize(
+    "before", [["--config.optim.lr=0.5"], ["--config.optim.lr", "0.5"], ["--config.augment.flip", "--config.optim.lr=0.5"]]
+)
+def test_overrides_may_come_before_the_config(before, monkeypatch, job):
+    seen = []
+    monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
+    assert job("main", *before, DIGITS) == (0, "", "")
+    assert seen[0].optim.lr == 0.5 and seen[0].augment.flip == ("--config.augment.flip" in before)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "separable_cnn", "drn_d_22"])
+def test_another_model_has_its_own_fields(name, monkeypatch, job):
+    seen = []
+    monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
+    code, out, err = job("main", DIGITS, f"--config.model.name={name}")
+    assert (code, out) == (0, "") and seen[0].model.to_dict() == model_config(name)
+    left_out = "dilations=(1, 2, 1, 2), dropout=0.4, features=(16, 32, 64, 64), pools=(2, 2, 1, 1) of dilated_cnn are left out"
+    assert err == f"note: config.model is {name} with its own defaults; {left_out}.\n"
+
+
+def test_a_field_of_another_model_is_set(monkeypatch, job):
+    seen = []
+    monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
+    job("main", DIGITS, "--config.model.name=resnet18", "--config.model.stage_features=(8, 8, 8, 8)")
+    assert seen[0].model.to_dict() == model_config("resnet18", stage_features=(8, 8, 8, 8))
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path, monkeypatch, job):
+    """It gives the same config, and keys of it can be changed."""
+    seen = []
+    monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
+    written = tiny(**{"augment.flip": True, "optim.lr_multipliers": (("^head/", 3.0),)})
+    folder.write_config(tmp_path, written)
+    assert job("main", f"--config={tmp_path}/config.json") == (0, "", "")
+    assert job("main", f"--config={tmp_path}/config.json", "--config.optim.lr=0.5", "--config.model.name=resnet18")[0] == 0
+    assert seen[0].to_dict() == written.to_dict()
+    assert seen[1].optim.lr == 0.5 and seen[1].model.to_dict() == model_config("resnet18")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{}", "not json", '{"name": "x", "task": "nope"}', '{"name": "x", "task": "classification", "optim": 3}']
+)
+def test_a_json_file_that_is_not_a_config_is_one_line(text, tmp_path, job):
+    (tmp_path / "config.json").write_text(text)
+    code, out, err = job("main", f"--config={tmp_path}/config.json")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")
 
 
 def test_a_config_is_loaded_and_overridden_from_python(root):

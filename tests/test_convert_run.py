@@ -15,7 +15,7 @@ from foreign import random_state
 from runs import refused
 
 import dilax
-from dilax import DataSpec, weights
+from dilax import DataSpec, inputs, weights
 from dilax.spec import to_float
 from train import convert, transfer
 from train.build import build, load_trained
@@ -23,7 +23,6 @@ from train.config import default_config, from_json, model_config, to_json
 from train.data.source import gather
 from train.score import score
 from train.tasks.classification import Classification
-from train.tasks.images import read_fitted
 
 ROOT = Path(__file__).parents[1]
 with np.load(ROOT / "tests" / "golden" / "networks.npz") as file:
@@ -79,8 +78,8 @@ def test_the_run_is_evaluated_and_predicts(paths):
     metrics, _ = score(setup, setup.parallel.put(trained.inference.variables), splits.test)
     assert metrics["accuracy"] == pytest.approx((expected.argmax(-1) == batch["label"]).mean())
     path = str(paths.folder / "images" / "test" / "b" / "1.png")
-    (line,) = setup.task.predict(trained.inference, argparse.Namespace(inputs=[path]))
-    (index,) = [i for i, image in enumerate(batch["image"]) if np.array_equal(image, read_fitted(path, (40, 40, 3)))]
+    (line,) = setup.task.predict(trained.inference, argparse.Namespace(inputs=[path], top=1, csv=False))
+    (index,) = [i for i, image in enumerate(batch["image"]) if np.array_equal(image, inputs.fit(inputs.to_pixels(path, 3), 40, 40))]
     assert line.split("\t")[:2] == [path, "ab"[expected[index].argmax()]]
 
 

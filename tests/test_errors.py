@@ -219,3 +219,82 @@ def test_text(name):
 
 def test_user_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+# The words of other libraries for the arguments of ours: the call with them, and ours.
+WORDS = {
+    "lax": (lambda **words: dilax.dilated_conv(X2, K2, **words), {"window_strides": 2, "rhs_dilation": 2, "feature_group_count": 1}),
+    "flax, depthwise": (lambda **words: dilax.depthwise_conv(X2, K2, **words), {"strides": 2, "kernel_dilation": 2}),
+    "flax, separable": (lambda **words: dilax.separable_conv(X2, K2, K2, **words), {"strides": 2, "kernel_dilation": 2}),
+    "flax, transposed": (lambda **words: dilax.dilated_conv_transpose(X2, K2, **words), {"strides": 2, "kernel_dilation": 2}),
+    "flax, module": (lambda **words: dilax.DilatedConv(3, (3, 3), **words), {"strides": 2, "kernel_dilation": 2, "feature_group_count": 1}),
+    "keras, module": (lambda **words: dilax.SeparableConv(kernel_size=(3, 3), **words), {"filters": 2, "strides": 2, "dilation_rate": 2}),
+    "torch, module": (lambda **words: dilax.DilatedConvTranspose(kernel_size=(3, 3), **words), {"out_channels": 2, "bias": False}),
+    "pooling": (lambda **words: dilax.max_pool(X2, (2, 2), **words), {"strides": 2, "dilation_rate": 2}),
+    "mean pooling": (lambda **words: dilax.avg_pool(X2, **words), {"window_shape": (2, 2)}),
+}
+OURS = {
+    "strides": "stride",
+    "window_strides": "stride",
+    "rhs_dilation": "dilation",
+    "kernel_dilation": "dilation",
+    "dilation_rate": "dilation",
+    "filters": "features",
+    "out_channels": "features",
+    "feature_group_count": "groups",
+    "bias": "use_bias",
+    "window_shape": "window",
+}
+
+
+@pytest.mark.parametrize(("name", "word"), [(name, word) for name, (_, words) in WORDS.items() for word in words])
+def test_words_of_other_libraries(name, word):
+    call, words = WORDS[name]
+    with pytest.raises(UserError, match=rf"^\w+: {word}= is called {OURS[word]}= here; write {OURS[word]}=.+\.$"):
+        call(**{word: words[word]})
+
+
+def test_a_word_of_nobody_is_a_type_error():
+    for call, _ in WORDS.values():
+        with pytest.raises(TypeError, match="misspelt"):
+            call(misspelt=1)
+
+
+@pytest.mark.parametrize(
+    ("padding", "hint"),
+    [
+        ("REFLECT", ' What the padding is filled with is an argument of its own: padding_mode="reflect".'),
+        ("circular", ' What the padding is filled with is an argument of its own: padding_mode="wrap".'),
+        ("replicate", ' What the padding is filled with is an argument of its own: padding_mode="edge".'),
+        ("same", ' Did you mean "SAME"?'),
+        ("vaild", ' Did you mean "VALID"?'),
+        ("full", ""),
+    ],
+)
+@pytest.mark.parametrize("per_axis", [False, True])
+def test_words_of_padding(padding, hint, per_axis):
+    given = (padding, "SAME") if per_axis else padding
+    with pytest.raises(UserError) as error:
+        conv(padding=given)()
+    assert str(error.value) == (
+        f"dilated_conv: padding={given!r} is not valid; use one of {PADDINGS}, an int, or a (lo, hi) pair per axis.{hint}"
+    )
+
+
+MODULE_CALLS = {
+    "receptive_field": lambda module: dilax.receptive_field(module, X2),
+    "effective_receptive_field": lambda module: dilax.effective_receptive_field(module, X2, key=KEY),
+    "tiled": lambda module: dilax.tiled(module),
+    "check_causal": lambda module: dilax.check_causal(module, X1),
+}
+
+
+@pytest.mark.parametrize("name", MODULE_CALLS)
+def test_a_module_is_not_a_function(name):
+    for module, train in ((models.create("dilated_cnn"), ", train=False"), (dilax.DilatedConv(3, (3,)), "")):
+        with pytest.raises(UserError) as error:
+            MODULE_CALLS[name](module)
+        assert str(error.value) == (
+            f"{name}: a {type(module).__name__} is a module, and a function of one array is needed; "
+            f"give lambda x: model.apply(variables, x{train}), with variables from model.init or dilax.load."
+        )

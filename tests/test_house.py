@@ -79,6 +79,7 @@ DILAX = [
     "dilax.models",
     "dilax.weights",
     "dilax.generate",
+    "dilax.inputs",
     "dilax.inference",
     "dilax.loading",
     "dilax.data_flow",

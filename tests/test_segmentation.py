@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ from PIL import Image
 from runs import refused
 
 import dilax
-from dilax import DataSpec
+from dilax import DataSpec, Inference
 from dilax.blocks import ConvNormAct
 from dilax.errors import UserError
 from dilax.inference import average_views
@@ -490,7 +489,7 @@ def test_evaluate(finished, capsys, monkeypatch):
 
 
 def flags(paths: list[str], out: pathlib.Path, *, replace: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(inputs=paths, out=out, replace=replace, scales="1", flip=False)
+    return argparse.Namespace(inputs=paths, out=out, replace=replace, scales="1", flip=False, csv=False)
 
 
 def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypatch):
@@ -542,11 +541,12 @@ def test_a_larger_image_than_the_set_is_scaled(image_size, shape, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 20, 3), np.uint8)).save(tmp_path / "tall.png")
     task, shapes = setup(config_of(**{"data.image_size": image_size})).task, []
 
-    def segment(images: np.ndarray, **options: Any) -> np.ndarray:
-        shapes.append(images.shape)
-        return np.ones(images.shape[:3], np.uint8)
+    class AllOnes(Inference):
+        def segment(self, images: Any, **options: Any) -> np.ndarray:
+            shapes.append(images.shape)
+            return np.ones(images.shape[:3], np.uint8)
 
-    inference: Any = SimpleNamespace(segment=segment)
+    inference = AllOnes(None, {}, task.spec, image_size=image_size)  # type: ignore[arg-type]
     (line,) = task.predict(inference, flags([str(tmp_path / "tall.png")], tmp_path / "out"))
     assert shapes == [(1, *shape, 3)]
     assert line.endswith("\tb 100.0%")

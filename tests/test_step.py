@@ -247,9 +247,9 @@ BAD = {
     ),
     "parallel": ({"parallel": "pmapp"}, "config.parallel='pmapp' is unknown; use one of ('jit', 'pmap'). Did you mean \"pmap\"?"),
     "dtype": ({"dtype": "int8"}, "config.dtype='int8' is unknown; use one of ('float32', 'bfloat16', 'float16')."),
-    "not a number": ({"total_epochs": float("nan")}, "config.total_epochs=nan is out of range; give a number from 1e-09 to inf."),
-    "negative padding": ({"augment.crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number from 0 to inf."),
-    "epochs": ({"total_epochs": 0.0}, "config.total_epochs=0.0 is out of range; give a number from 1e-09 to inf."),
+    "not a number": ({"total_epochs": float("nan")}, "config.total_epochs=nan is out of range; give a number above 0."),
+    "negative padding": ({"augment.crop_padding": -1}, "config.augment.crop_padding=-1 is out of range; give a number of 0 or more."),
+    "epochs": ({"total_epochs": 0.0}, "config.total_epochs=0.0 is out of range; give a number above 0."),
 }
 
 

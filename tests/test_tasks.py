@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import csv
 import functools
 import io
 import pathlib
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soxr
 from PIL import Image
 from task_cases import CASES, WORDS, Case
 
@@ -19,10 +21,12 @@ import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import leaves_with_paths
-from train import loop
+from train import loop, predict
 from train.build import Setup, Trained, build, load_trained
 from train.config import from_json, keys_of, task_class, to_json
 from train.data import Splits
+from train.data.readers import images as reader
+from train.data.readers import series, sound
 from train.data.source import gather
 from train.evaluate import evaluate
 from train.score import score
@@ -324,3 +328,187 @@ def test_sounds_of_another_rate_are_not_scored():
     splits = type(run.setup.task).open(run.setup.config)
     with pytest.raises(UserError, match="the data has 16000 samples per second, and the run was trained on 8000; resample the data"):
         evaluate(run, splits.with_spec(sample_rate=16000), "test")
+
+
+def raw_inputs(name: str) -> list[tuple[Any, ...]]:
+    """For each input of the case, what `Inference.predict` may be given for it: a path, or the same in memory."""
+    if name == "text":
+        return [(prompt,) for prompt in inputs_of(name)]
+    files = list(map(pathlib.Path, inputs_of(name)))
+    if name == "series":
+        return [(one, one[:, 0].tolist()) for one in series.read_ts(files[0])[0]]
+    if name == "texts":
+        return [(file.read_text(), file) for file in files]
+    if name == "table":
+        return [(np.loadtxt(file, delimiter=",", skiprows=1),) for file in files]
+    if files[0].suffix == ".wav":
+        return [(str(file), file, sound.read_sound(file)[0]) for file in files]
+    return [(str(file), Image.open(file), np.asarray(Image.open(file)), jnp.asarray(np.asarray(Image.open(file)))) for file in files]
+
+
+def predicted_lines(name: str) -> list[str]:
+    workdir, run = trained(name)
+    return list(run.setup.task.predict(run.inference, flags(name, workdir, *steps_of(name), *inputs_of(name))))
+
+
+def as_the_command_line(name: str, result: Any, line: str) -> None:
+    """Check a result of `Inference.predict` against the line that the command prints for the same input."""
+    cells = line.split("\t")
+    if CASES[name].task in ("classification", "sequence_classification"):
+        ((label, probability),) = result
+        assert label == cells[1] and probability == pytest.approx(float(cells[2]), abs=2e-4)
+    elif name == "masks":
+        np.testing.assert_array_equal(result, np.asarray(Image.open(cells[1].replace("_overlay", "_mask"))))
+    elif name == "mixtures":
+        np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
+    elif name == "waves":
+        np.testing.assert_allclose(result, sound.read_sound(pathlib.Path(cells[1]))[0], atol=1e-4)
+    else:
+        assert result == line
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_predict_in_python_equals_the_command_line(name, monkeypatch):
+    workdir, _ = trained(name)
+    monkeypatch.chdir(workdir.parent)
+    loaded, options = dilax.load("run"), {"steps": 7} if steps_of(name) else {}
+    assert loaded.class_names == loaded.spec.outputs
+    raw, lines = raw_inputs(name), predicted_lines(name)
+    if name == "text":  # a drawn text may hold line ends, but a line of predict is one text
+        assert len(raw) == len(lines)
+    if name == "table":
+        expected = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
+        np.testing.assert_allclose(loaded.predict(raw[0][0], **options), expected, rtol=1e-4)
+        return
+    for ways, line in zip(raw[:3], lines, strict=len(raw) < 3):
+        for one in ways:
+            as_the_command_line(name, loaded.predict(one, **options), line)
+    for result, line in zip(loaded.predict([ways[0] for ways in raw], **options), lines, strict=True):
+        as_the_command_line(name, result, line)
+
+
+def test_images_of_any_form_are_prepared_as_in_training():
+    """Larger, grey, and in a batch; the oracle is the reader of the training data."""
+    workdir, run = trained("images")
+    loaded, image = dilax.load(workdir), np.random.default_rng(5).integers(0, 256, (23, 40, 3), np.uint8)
+    fitted = reader.fit(image, 10)
+    assert loaded.predict(image) == loaded.classify(fitted[None])
+    assert loaded.predict(np.stack([image, image[::-1]])) == [loaded.predict(image), loaded.predict(image[::-1])]
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    assert loaded.predict(grey) == loaded.predict(grey[..., None]) == loaded.predict(np.stack([grey] * 3, -1))
+    assert loaded.predict(image, top=2) == run.inference.rank(fitted[None], top=2)[0]
+    assert sum(p for _, p in loaded.predict(image, top=2)) == pytest.approx(1)
+
+
+def test_sounds_of_another_rate_are_converted():
+    workdir, _ = trained("sounds")
+    loaded, samples = dilax.load(workdir), sound.read_sound(pathlib.Path(inputs_of("sounds")[0]))[0]
+    stereo = np.stack([samples, samples], 1)
+    assert loaded.predict(stereo) == loaded.predict(samples)
+    twice = soxr.resample(samples, 8000, 16000).clip(-1, 1)
+    ((label, probability),) = loaded.predict(twice, rate=16000)
+    assert (label, probability) == (loaded.predict(samples)[0][0], pytest.approx(loaded.predict(samples)[0][1], abs=0.05))
+
+
+WRONG = {
+    "an address": ("images", ("https://example.org/a.png",), {}, "is an address, and only files on this machine are read"),
+    "a folder": ("images", (".",), {}, "is a folder; give a PNG, JPEG or other image file, or a list of the files in it."),
+    "nothing": ("images", ("gone.png",), {}, "gone.png does not exist; give a PNG, JPEG or other image file."),
+    "floats": ("images", (np.ones((9, 9, 3)),), {}, "an image of dtype float64 must be uint8, from 0 to 255"),
+    "channels": ("images", (np.ones((9, 9, 2), np.uint8),), {}, "an image of shape (9, 9, 2) must be (height, width) or"),
+    "too many": ("images", (np.ones((9, 9, 3), np.uint8),), {"top": 3}, "top=3 is not a number of classes; the run has 2, so give 1 to 2."),
+    "none": ("images", (np.ones((9, 9, 3), np.uint8),), {"top": 0}, "predict: top=0 is not a positive integer; use 1 or more."),
+    "option": (
+        "images",
+        (np.ones((9, 9, 3), np.uint8),),
+        {"steps": 3},
+        "predict: steps=3 does not apply to a run of the task classification",
+    ),
+    "top of masks": (
+        "masks",
+        (np.ones((9, 9, 3), np.uint8),),
+        {"top": 1},
+        "predict: top=1 does not apply to a run of the task segmentation",
+    ),
+    "integers": ("sounds", (np.ones(900, np.int16),), {}, "a sound of shape (900,) and dtype int16 must be floats"),
+    "loud": ("sounds", (np.full(900, 3.0),), {}, "a sound has samples up to 3; scale them to -1..1."),
+    "not a number": ("sounds", (np.full(900, np.nan),), {}, "a sound has samples up to nan; scale them to -1..1."),
+    "a long sound": ("sounds", (np.zeros(80000),), {}, "the input has 997 steps, and the run takes"),
+    "bytes": ("texts", (b"words",), {}, "predict: a bytes is not a text; give a string"),
+    "no text": ("text", ("",), {}, "the text is empty; give at least one character."),
+    "columns": ("table", (np.ones((9, 3)),), {}, "predict: a table of 3 columns does not fit the run, which has warm, wet."),
+    "gaps": ("table", ([[1.0, np.nan]],), {}, "predict: a table of shape (1, 2) must be (time, columns), of finite numbers."),
+    "words": ("table", ("table.csv",), {}, "predict: a table must be an array (time, columns) of numbers, not a str."),
+    "made up": ("sums", (np.ones((9, 1)),), {}, "predict: a run on data.name='adding' has nothing to predict from inputs of yours."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_input_in_python_is_one_line(case, tmp_path, monkeypatch):
+    name, given, options, text = WRONG[case]
+    loaded = dilax.load(trained(name)[0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        loaded.predict(*given, **options)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_lines_are_csv_with_names(name):
+    workdir, run = trained(name)
+    words = [*steps_of(name), *inputs_of(name), "--csv"]
+    rows = list(csv.DictReader("\n".join(run.setup.task.predict(run.inference, flags(name, workdir, *words))).splitlines(keepends=True)))
+    if name == "table":
+        assert len(rows) == 7 and set(rows[0]) == {"warm", "wet"}
+        return
+    if name == "text":
+        assert [row["input"] for row in rows] == inputs_of(name) and all(row["continued"].startswith(row["input"]) for row in rows)
+        return
+    lines = [line.split("\t") for line in predicted_lines(name)]
+    assert [list(row.values()) for row in rows] == lines
+
+
+def test_csv_of_several_tables_says_which():
+    workdir, run = trained("table")
+    path = inputs_of("table")[0]
+    lines = list(run.setup.task.predict(run.inference, flags("table", workdir, "--steps=2", "--csv", path, path)))
+    assert lines[0] == "input,warm,wet" and [line.split(",")[0] for line in lines[1:]] == [path] * 4
+
+
+@pytest.mark.parametrize("name", ["images", "pixels", "series", "sounds", "texts"])
+def test_top_prints_the_most_probable_classes(name):
+    workdir, run = trained(name)
+    words, task = inputs_of(name)[:1], run.setup.task
+    for line in task.predict(run.inference, flags(name, workdir, "--top=2", *words)):
+        _, first, p, second, q = line.split("\t")
+        assert {first, second} == set(run.setup.spec.outputs) and float(p) >= float(q)
+        assert float(p) + float(q) == pytest.approx(1, abs=2e-4)
+    for top in (0, 3):
+        with pytest.raises(UserError, match=rf"^--top={top} is not a number of classes; the run has 2, so give 1 to 2\.$"):
+            list(task.predict(run.inference, flags(name, workdir, f"--top={top}", *words)))
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_a_folder_stands_for_its_files(name):
+    _, run = trained(name)
+    data, suffixes = folder_of(name) / "data", run.setup.task.input_suffixes()
+    if not suffixes:
+        assert predict.files_of(["the rain", "http://x"], suffixes) == ["the rain", "http://x"]
+        return
+    expected = sorted(str(path) for path in data.rglob("*") if path.suffix in suffixes)
+    assert len(expected) > (name != "table")
+    assert predict.files_of([str(data), expected[0]], suffixes) == [*expected, expected[0]]
+    empty = folder_of(name) / "empty"
+    empty.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="is a folder without files that the run reads"):
+        predict.files_of([str(empty)], suffixes)
+    with pytest.raises(UserError, match=r"^https://x/a\.png is an address, and only files on this machine are read; download it"):
+        predict.files_of(["https://x/a.png"], suffixes)
+
+
+@pytest.mark.parametrize("name", ["images", "table"])
+def test_a_run_is_loaded_from_a_relative_path(name, monkeypatch):
+    workdir, run = trained(name)
+    monkeypatch.chdir(workdir.parent)
+    for again in (load_trained(pathlib.Path("run")).inference, dilax.load("./run"), dilax.load(pathlib.Path("run"))):
+        jax.tree.map(np.testing.assert_array_equal, again.variables, run.inference.variables)

@@ -50,7 +50,7 @@ class Setup:
 
     def inference(self, variables: VariableDict) -> Inference:
         """Return the model with variables, ready to predict."""
-        return Inference(self.steps.model, variables, self.spec, pool_of(self.config))
+        return Inference(self.steps.model, variables, self.spec, **prediction_of(self.config))
 
 
 def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Setup:
@@ -124,9 +124,10 @@ def model_fields(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
     return {**fields, **outputs, **symbols, **dtype}
 
 
-def pool_of(config: ConfigDict) -> str:
-    """Return how outputs at every step are pooled, for tasks that pool them."""
-    return config.get("sequence", {}).get("pool", "last")
+def prediction_of(config: ConfigDict) -> dict[str, Any]:
+    """Return what a prediction has to know of a config; see `dilax.Inference`."""
+    pool, size = config.get("sequence", {}).get("pool", "last"), config.data.get("image_size", 0)
+    return {"task": config.task, "pool": pool, "image_size": size}
 
 
 def summary(config: ConfigDict) -> str:
@@ -159,6 +160,7 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     Raises:
         UserError: if it does not hold a trained run.
     """
+    workdir = workdir.expanduser().absolute()
     config, status = folder.read_run(workdir)
     with config.unlocked():
         config.data.update(changes or {})
@@ -175,9 +177,8 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
 def status_of(setup: Setup) -> dict[str, Any]:
     """Return what run.json says of a run from its start: enough for `dilax.load` to make the model."""
     return {
-        "task": setup.config.task,
         "model": model_fields(setup.config, setup.spec),
-        "pool": pool_of(setup.config),
+        **prediction_of(setup.config),
         "data": setup.spec.to_json(),
         "versions": folder.versions(),
     }

@@ -1,6 +1,7 @@
 """What every command line shares: one parser, and mistakes of the user as one line on stderr with exit code 2, never a traceback."""
 
 import argparse
+import ast
 import errno
 import os
 import pathlib
@@ -13,8 +14,9 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+import dilax
 from dilax.errors import UserError, did_you_mean
-from train.config import task_class
+from train.config import from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
 
@@ -25,9 +27,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
         unknown = re.match(r"unrecognized arguments: --([^\s=]+)", message)
+        valued = re.match(r"argument (--\w+): ignored explicit argument (.+)", message)
         if unknown:
             known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
             fail(f"unknown flag --{unknown[1]}; see --help.{did_you_mean(unknown[1], known)}")
+        if valued:
+            fail(f"{valued[1]} takes no value, and {valued[2]} was given; write {valued[1]} alone.")
         fail(f"{message}; see --help.")
 
 
@@ -83,8 +88,8 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except KeyboardInterrupt:
-        print("stopped before anything was trained.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "stopped.", file=sys.stderr)
         code = 130
     sys.exit(code or 0)
 
@@ -100,44 +105,81 @@ def add_config_flag(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",
-        help="config file, such as configs/digits.py:smoke; override its keys with --config.KEY=VALUE, such as --config.optim.lr=0.01",
+        help="config file, such as configs/digits.py:smoke, or the config.json of a run; override its keys with --config.KEY=VALUE, such "
+        "as --config.optim.lr=0.01",
     )
 
 
 def parse_with_config(made: Parser) -> tuple[argparse.Namespace, list[str]]:
     """Return the parsed flags, and the overrides --config.KEY=VALUE (or --config.KEY VALUE) among them."""
     args, rest = made.parse_known_args()
-    overrides, others, words = [], [], iter(rest)
-    for word in words:
-        if not word.startswith(("--config.", "--noconfig.")):
-            others.append(word)
-        elif "=" in word or word.startswith("--noconfig."):
+    overrides, others = [], []
+    for i, word in enumerate(rest):
+        if word.startswith(("--config.", "--noconfig.")):
             overrides.append(word)
+        elif i and rest[i - 1].startswith("--config.") and "=" not in rest[i - 1] and not word.startswith("--"):
+            overrides[-1] += f"={word}"
         else:
-            overrides += [word, *([value] if (value := next(words, None)) is not None else [])]
-    if others and others[0].startswith("-"):
+            others.append(word)
+    if not others:
+        return args, overrides
+    key = re.fullmatch(r"(?:--)?(\w+(?:\.\w+)*\.\w+)=(.*)", others[0])
+    if key and not others[0].startswith("--config"):
+        fail(f"{others[0]!r} is not a flag; a key of the config is written --config.{key[1].removeprefix('config.')}={key[2]}.")
+    if others[0].startswith("-"):
         made.error(f"unrecognized arguments: {others[0]}")
-    if others:
-        fail(f"{others[0]!r} is not a flag; write --config={others[0]} or --workdir={others[0]}.")
-    return args, overrides
+    fail(f"{others[0]!r} is not a flag; write --config={others[0]} or --workdir={others[0]}.")
 
 
-def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Load FILE or FILE:VARIANT and override its keys.
+def load_config(file: str | None, overrides: Sequence[str] = (), *, data: str | None = None) -> ConfigDict:
+    """Load FILE, FILE:VARIANT or the config.json of a run, and override its keys.
 
     Args:
         file: Path of the config file, perhaps with a variant.
-        overrides: Words such as "--config.optim.lr=0.01".
+        overrides: Words such as "--config.optim.lr=0.01". With "--config.model.name=NAME" the config gets the fields of that model, with
+            their defaults, in place of those of its own.
+        data: Where the data is. A `get_config` whose argument is called `data` is called with it; in any config it becomes data.dir.
 
     Raises:
         UserError: if the file cannot be loaded, or a key or value is wrong.
     """
-    from ml_collections import config_flags
-
     if file is None:
         raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
+    given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
+    data = data if data is not None else given.get("data.dir")
+    path = file.partition(":")[0]
+    if path.endswith(".json"):
+        config = _read_json(file)
+    else:
+        config = _load_file(f"{file}:{data}" if data and file == path and takes_data(path) else file)
+    missing = [key for key in ("name", "task", "model", "compilation_cache_dir") if key not in config]
+    if missing:
+        raise UserError(f"the config of {file} has no {', '.join(missing)}; begin it with train.config.default_config(NAME, task=...).")
+    _check_task(given.get("task"), config, path)
+    note = _choose_model(given.get("model.name"), config)
+    if data is not None:
+        config.data.dir = data
+    config = _override(config, overrides)
+    if note:
+        print(note, file=sys.stderr)
+    return config
+
+
+def takes_data(path: str) -> bool:
+    """Return whether a config file is one for any data: the argument of its `get_config` is not a variant, but is called `data`."""
+    try:
+        tree = ast.parse(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return False  # which loading it says in a line
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "get_config"]
+    return any(argument.arg == "data" for node in functions for argument in node.args.args[:1])
+
+
+def _load_file(file: str) -> ConfigDict:
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
-    argv = ["train", f"--config={file}", *overrides]
+    argv = ["train", f"--config={file}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     sys.modules.pop("config_config", None)  # where ml_collections loads each file, over what the file before left there
     try:
@@ -145,8 +187,7 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # by which ml_collections loads the file
             values(argv)
         config: Any = holder.value
-        config.lock()  # a file that could not be read raises at its first use
-        missing = [key for key in ("name", "task", "model", "compilation_cache_dir") if key not in config]
+        config.unlock()  # a file that could not be read raises at its first use
     except flags.Error as error:
         raise UserError(_last_line(str(error))) from error
     except (SyntaxError, ImportError) as error:
@@ -154,12 +195,76 @@ def load_config(file: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):
             raise UserError(f"the config file {file} has no function get_config; see those in configs/.") from error
-        raise UserError(_unknown_key(overrides, str(error))) from error
+        raise
     except OSError as error:
         raise UserError(_unreadable(error)) from error
-    if missing:
-        raise UserError(f"the config of {file} has no {', '.join(missing)}; begin it with train.config.default_config(NAME, task=...).")
     return config
+
+
+def _read_json(file: str) -> ConfigDict:
+    """Read the config.json of a run."""
+    try:
+        return from_json(pathlib.Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the config file {file} cannot be read: {error.strerror}; give the config.json of a run.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} does not hold a config ({type(error).__name__}: {error}); give the config.json of a run.") from error
+
+
+def _check_task(name: str | None, config: ConfigDict, path: str) -> None:
+    """Refuse another task than that of the config, whose keys and model it would not fit, and say which configs are for it."""
+    given: Any = config  # the values of a ConfigDict have no static types
+    own = given.task
+    if name is None or name == own or name not in TASKS:
+        return
+    files = sorted(pathlib.Path("configs").glob("*.py"))
+    fitting = [str(file) for file in files if file.name != "__init__.py" and _load_file(str(file)).task == name]
+    raise UserError(
+        f"{path} is a config of the task {own}, and its keys and its model do not fit --config.task={name}; "
+        f"start from a config of that task: {', '.join(fitting) or f'default_config({given.name!r}, task={name!r})'}."
+    )
+
+
+def _choose_model(name: str | None, config: ConfigDict) -> str:
+    """Give the config the fields of another model, and return a line that says what that leaves out."""
+    given: Any = config
+    own = given.model
+    if name is None or name == own.name or name not in dilax.models.MODELS:
+        return ""
+    config.model = ConfigDict(model_config(name))
+    usual, own = model_config(own.name), own.to_dict()
+    chosen = [f"{field}={value}" for field, value in own.items() if field != "name" and usual.get(field) != value]
+    dropped = f"; {', '.join(chosen)} of {own['name']} are left out" if chosen else ""
+    return f"note: config.model is {name} with its own defaults{dropped}."
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Return the config, locked, with the values of words such as "--config.optim.lr=0.01"."""
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    argv = ["train", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(str(error))) from error
+    except flags.Error as error:
+        raise UserError(_last_line(str(error))) from error
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_key(overrides, str(error))) from error
+    changed: Any = holder.value
+    return changed.lock()
+
+
+def _wrong_value(message: str) -> str:
+    """Word a value of the wrong type."""
+    match = re.match(r"flag --(config\.[^=]+)=(.*?): \('Non-boolean argument", message, re.DOTALL)
+    if match is None:
+        return f"{message}; see --help."
+    return f"--{match[1]}={match[2]} is neither true nor false; write --{match[1]}=true or --{match[1]}=false."
 
 
 def _unreadable(error: OSError) -> str:

@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import POSITIVE, UNLIMITED, Key, Keys
 from train.optim import OPTIMISERS, SCHEDULES
 from train.tasks import TASKS, Task
 
 KEYS: Keys = {
     "seed": Key(0, "seed of the parameters, the order of the data, augmentation, dropout and the validation split", (0, 2**31 - 1)),
     "batch_size": Key(128, "examples per step, over all devices", (1, UNLIMITED)),
-    "total_epochs": Key(20.0, "passes over the training data", (1e-9, UNLIMITED), may_change=True),
-    "eval_every_epochs": Key(1.0, "epochs between evaluations on the validation split", (1e-9, UNLIMITED), may_change=True),
+    "total_epochs": Key(20.0, "passes over the training data", (POSITIVE, UNLIMITED), may_change=True),
+    "eval_every_epochs": Key(1.0, "epochs between evaluations on the validation split", (POSITIVE, UNLIMITED), may_change=True),
     "log_every_steps": Key(20, "steps between lines of metrics.jsonl", (1, UNLIMITED), may_change=True),
     "checkpoint_every_steps": Key(500, "steps between checkpoints", (1, UNLIMITED), may_change=True),
     "keep_checkpoints": Key(2, "number of newest checkpoints that are kept, in addition to the best", (1, UNLIMITED), may_change=True),

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of the data to score")
     parser.add_argument("--data_dir", help="where the data is now, if it has moved since training")
     args = parser.parse_args()
-    trained = load_trained(args.workdir.absolute(), {"dir": args.data_dir} if args.data_dir else {})
+    trained = load_trained(args.workdir, {"dir": args.data_dir} if args.data_dir else {})
     setup = trained.setup
     trained = dataclasses.replace(trained, setup=build(setup.config, setup.spec, task=setup.task.with_flags(args)))
     for name, value in evaluate(trained, type(setup.task).open(setup.config), args.split).items():

@@ -31,8 +31,18 @@ class Key:
             raise UserError(f"config.{name}={value!r} is unknown; use one of {self.choices}.{did_you_mean(str(value), self.choices)}")
         lowest, highest = self.limits
         if isinstance(value, int | float) and not lowest <= value <= highest:  # false for NaN, too
-            raise UserError(f"config.{name}={value} is out of range; give a number from {lowest:g} to {highest:g}.")
+            raise UserError(f"config.{name}={value} is out of range; give a number {_range(lowest, highest)}.")
 
 
 Keys = dict[str, Key]
 UNLIMITED = math.inf
+POSITIVE = 1e-9  # as the smallest number of a key: any number above 0
+
+
+def _range(lowest: float, highest: float) -> str:
+    """Word limits, such as "above 0" or "from 0 to 1"."""
+    if lowest == -UNLIMITED:
+        return "that is finite"
+    if highest == UNLIMITED:
+        return "above 0" if lowest == POSITIVE else f"of {lowest:g} or more"
+    return f"above 0, up to {highest:g}" if lowest == POSITIVE else f"from {lowest:g} to {highest:g}"

@@ -7,7 +7,7 @@ report; `python -m train.evaluate` and `python -m train.predict` take it as --wo
 import pathlib
 import sys
 
-from train import build, cli, listing, loop, runtime
+from train import build, checkpoint, cli, listing, loop, runtime
 from train.config import workdir_of
 
 
@@ -15,6 +15,7 @@ def main() -> int:
     """Run the job that the flags ask for; return the exit code."""
     parser = cli.parser(sys.modules[__name__])
     cli.add_config_flag(parser)
+    parser.add_argument("--data", metavar="PATH", help="file or folder of the data: config.data.dir")
     parser.add_argument("--workdir", help="folder of the run; the default is runs/NAME of the config")
     parser.add_argument("--restart", action="store_true", help="begin anew; an earlier run in the folder is moved aside")
     parser.add_argument("--summary", action="store_true", help="print the layers of the model and exit")
@@ -23,13 +24,25 @@ def main() -> int:
     if args.list:
         print(listing.table(pathlib.Path("configs")))
         return 0
-    config = cli.load_config(args.config, overrides)
+    config = cli.load_config(args.config, overrides, data=args.data)
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(config.compilation_cache_dir)
     if args.summary:
         print(build.summary(config))
         return 0
-    return loop.run(config, pathlib.Path(workdir_of(config, args.workdir)), restart=args.restart)
+    workdir = pathlib.Path(workdir_of(config, args.workdir))
+    try:
+        return loop.run(config, workdir, restart=args.restart)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(stopped(workdir)) from error
+
+
+def stopped(workdir: pathlib.Path) -> str:
+    """Return what a second Ctrl-C, or one before the first step, leaves behind, in one line."""
+    steps = [int(path.name) for path in (workdir / checkpoint.CHECKPOINTS).glob("*") if path.name.isdecimal()]
+    if not steps:
+        return "stopped before anything was trained and saved."
+    return f"stopped; step {max(steps)} is saved in {workdir}; run the same command again to resume from it."
 
 
 if __name__ == "__main__":

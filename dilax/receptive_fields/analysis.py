@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from dilax.errors import check_function
 from dilax.receptive_fields import rules
 from dilax.receptive_fields.constants import from_equation, from_value
 from dilax.receptive_fields.reach import Reach, ReceptiveField
@@ -95,6 +96,7 @@ def _analyse(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[tuple[Recepti
 
 def _trace(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[Operand], list[str]]:
     """Return what each leaf that the function returns sees, and the warnings."""
+    check_function("receptive_field", fn)
     closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(x.shape, x.dtype))
     start = View((None, *(Axis(axis, size, size) for axis, size in enumerate(x.shape[1:-1])), None))
     messages: dict[str, None] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dilax.errors import UserError
+from dilax.errors import UserError, check_function
 
 
 def effective_receptive_field(
@@ -41,6 +41,7 @@ def effective_receptive_field(
         Luo et al. 2016, arXiv:1701.04128, section 3.
     """
     caller = "effective_receptive_field"
+    check_function(caller, fn)
     if len(x.shape) < 3 or 0 in x.shape:
         raise UserError(f"{caller}: x of shape {tuple(x.shape)} must be (batch, *space, channels) with at least one sample.")
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax.errors import UserError
+from dilax.errors import UserError, check_function
 from dilax.streaming.flow import end_stream
 
 
@@ -29,6 +29,7 @@ def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Se
     Example:
         >>> check_causal(lambda x: jnp.cumsum(x, axis=1), jnp.arange(12.0).reshape(1, 12, 1))
     """
+    check_function("check_causal", fn)
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[1] < 2:
         raise UserError(f"check_causal: x of shape {x.shape} must be (batch, time, ...) with at least 2 samples along time.")

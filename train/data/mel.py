@@ -7,13 +7,9 @@ import jax
 import numpy as np
 
 from dilax.audio import log_mel
+from dilax.inputs import mel_frame
 
 FRAMES_AT_ONCE = 10  # frames of a stream that are computed together: 0.1 s
-
-
-def mel_frame(rate: int) -> tuple[int, int]:
-    """Return the samples in a log-mel frame, 32 ms, and from one frame to the next, 10 ms."""
-    return round(0.032 * rate), round(0.01 * rate)
 
 
 def log_mel_frames(sounds: list[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:

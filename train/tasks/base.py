@@ -5,12 +5,13 @@ A task is made of a config and the description of its data. The loop, the step, 
 
 import abc
 import argparse
+import csv
 import dataclasses
 import io
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -190,8 +191,12 @@ class Task(abc.ABC):
         """Add the flags and positional arguments of `train.predict` that this task understands."""
         add_inputs(parser, "files to predict from")
 
+    def input_suffixes(self) -> Collection[str]:
+        """Return the suffixes, in lower case, of the files that `predict` reads; () if it does not read files."""
+        return ()
+
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
-        """Yield the lines to print for args.inputs; every input is read before the first line."""
+        """Yield the lines to print for args.inputs, as `table_lines` makes them; every input is read before the first line."""
         raise UserError(f"config.task={self.name!r} has nothing to predict from files; use train.evaluate.")
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
@@ -256,9 +261,48 @@ def _cell(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
+def csv_row(cells: Iterable[str]) -> str:
+    """Return a row of CSV, without a line end."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def table_lines(args: argparse.Namespace, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines: cells with tabs between them or, with --csv, as CSV below the names of the columns."""
+    if args.csv:
+        yield csv_row(columns)
+    for row in rows:
+        yield csv_row(row) if args.csv else "\t".join(row)
+
+
+def add_top_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --top."""
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="print the N most probable classes; the default is 1")
+
+
+def class_lines(args: argparse.Namespace, answers: Iterable[tuple[str, list[tuple[str, float]]]]) -> Iterator[str]:
+    """Yield a line for each input: its name, then class and probability of each of its most probable classes."""
+    numbers = ["", *(f" {i}" for i in range(2, args.top + 1))]
+    columns = ["input", *(f"{word}{number}" for number in numbers for word in ("class", "probability"))]
+    rows = ([name, *(cell for best, p in ranked for cell in (best, f"{p:.4f}"))] for name, ranked in answers)
+    return table_lines(args, columns, rows)
+
+
+def check_top(args: argparse.Namespace, classes: int) -> None:
+    """Refuse more classes than there are.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not 1 <= args.top <= classes:
+        raise UserError(f"--top={args.top} is not a number of classes; the run has {classes}, so give 1 to {classes}.")
+
+
 def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the positional arguments of `train.predict`."""
     parser.add_argument("inputs", nargs="*", metavar="input", help=what)
+    parser.add_argument("--csv", action="store_true", help="print comma-separated values below the names of the columns")
 
 
 def output_files(

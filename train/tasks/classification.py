@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -11,16 +11,30 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dilax import Inference, plots
+from dilax import Inference, inputs, plots
 from dilax.inference import model_arguments
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.readers.images import SUFFIXES
 from train.data.source import files_of
 from train.data.splits import Splits
 from train.keys import Keys
 from train.tasks import images
-from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, ratios, report_table
+from train.tasks.base import (
+    Batch,
+    Report,
+    Scores,
+    Shape,
+    Sums,
+    Task,
+    add_inputs,
+    add_top_flag,
+    check_top,
+    class_lines,
+    ratios,
+    report_table,
+)
 
 SAMPLED, SHOWN = 1000, 40  # test images that the report chooses from, and shows
 
@@ -102,15 +116,20 @@ class Classification(Task):
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
-        """Image files."""
-        add_inputs(parser, "image files to classify")
+        """Image files, and how many classes are printed for each."""
+        add_top_flag(parser)
+        add_inputs(parser, "image files to classify, or folders of them")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of images."""
+        return SUFFIXES
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
-        """Yield file, class and probability, separated by tabs."""
-        pixels = [images.read_fitted(path, self.spec.input_shape) for path in args.inputs]
-        for path, image in zip(args.inputs, pixels):
-            ((name, probability),) = inference.classify(image[None])
-            yield f"{path}\t{name}\t{probability:.4f}"
+        """Yield file, class and probability."""
+        check_top(args, len(self.spec.outputs))
+        height, width, channels = self.spec.input_shape
+        pixels = [inputs.fit(inputs.to_pixels(path, channels), height, width) for path in args.inputs]
+        yield from class_lines(args, ((path, inference.rank(image[None], top=args.top)[0]) for path, image in zip(args.inputs, pixels)))
 
 
 def augment_labelled(key: jax.Array, batch: Batch, options: Any, classes: int, first: Any) -> Batch:

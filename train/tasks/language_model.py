@@ -16,7 +16,7 @@ from train.data.readers.files import data_path
 from train.data.splits import Splits, split_paths
 from train.keys import Key, Keys
 from train.tasks import streams
-from train.tasks.base import Bytes, Report, Scores
+from train.tasks.base import Bytes, Report, Scores, table_lines
 from train.tasks.steps import (
     CODE_MODELS,
     SAMPLE_KEYS,
@@ -82,9 +82,14 @@ class LanguageModel(StepTask):
         """Yield each prompt and its continuation."""
         options = streams.sampling(args)
         codes = [self._codes(prompt) for prompt in args.inputs]
-        for prompt, one in zip(args.inputs, codes):
-            drawn = inference.sample(one[None], args.steps, seed=args.seed, **options)
-            yield prompt + text.decode(drawn[0], self.spec.symbols, self.spec.units)
+
+        def rows() -> Iterator[tuple[str, ...]]:
+            for prompt, one in zip(args.inputs, codes):
+                drawn = inference.sample(one[None], args.steps, seed=args.seed, **options)
+                whole = prompt + text.decode(drawn[0], self.spec.symbols, self.spec.units)
+                yield (prompt, whole) if args.csv else (whole,)
+
+        yield from table_lines(args, ("input", "continued"), rows())
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield a line of the run's own, of up to `steps` symbols, after each line; everything before is remembered."""

@@ -4,7 +4,7 @@ import argparse
 import copy
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,18 +14,32 @@ import numpy as np
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError, losses, metrics, plots
+from dilax import Inference, UserError, inputs, losses, metrics, plots
 from dilax.errors import did_you_mean
 from dilax.inference import average_views, model_arguments
 from train.data.augment import COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment
 from train.data.image_sets import MASK_KEYS as MASK_DATA_KEYS
 from train.data.image_sets import open_masked
-from train.data.readers.masks import class_pixels, nearest, resize, scaled_size
+from train.data.readers.images import SUFFIXES
+from train.data.readers.masks import class_pixels
 from train.data.source import Source
 from train.data.splits import Splits
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images
-from train.tasks.base import Batch, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, ratios, report_table
+from train.tasks.base import (
+    Batch,
+    Report,
+    Scores,
+    Shape,
+    Sums,
+    Task,
+    add_inputs,
+    make_folder,
+    output_files,
+    ratios,
+    report_table,
+    table_lines,
+)
 
 LOSSES = ("cross_entropy", "focal", "dice")
 BALANCES = ("", "median_frequency")
@@ -165,7 +179,11 @@ class Segmentation(Task):
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Sizes and mirroring, image files."""
         cls.add_evaluation_flags(parser)
-        add_inputs(parser, "image files to segment")
+        add_inputs(parser, "image files to segment, or folders of them")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of images."""
+        return SUFFIXES
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Write NAME_overlay.png and NAME_mask.png, the class indices as a palette image of the file's own size, for each image.
@@ -174,17 +192,20 @@ class Segmentation(Task):
         config.data.image_size, if that is set.
         """
         files = output_files(args.inputs, ("_overlay.png", "_mask.png"), args.out, replace=args.replace, rename=True)
-        names, size, scales = self.spec.outputs, self.config.data.image_size, read_scales(args.scales)
-        pixels = [images.read_image(path, self.spec.input_shape[2], 0) for path in args.inputs]
+        names, scales = self.spec.outputs, read_scales(args.scales)
+        pixels = [inputs.to_pixels(path, self.spec.input_shape[2]) for path in args.inputs]
         make_folder(args.out)
-        for path, image, (overlay, mask_file) in zip(args.inputs, pixels, files):
-            scaled = resize(image, *scaled_size(image.shape[:2], size)) if size else image
-            mask = nearest(inference.segment(scaled[None], scales=scales, flip=args.flip)[0], *image.shape[:2])
-            plots.save(plots.segmentation_overlay(image, mask, names), overlay)
-            _save_mask(mask, len(names), mask_file)
-            shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
-            words = [f"{names[i]} {shares[i]:.1%}" for i in np.argsort(-shares, kind="stable")[:3] if shares[i]]
-            yield "\t".join((path, str(overlay), ", ".join(words)))
+
+        def rows() -> Iterator[tuple[str, ...]]:
+            for path, image, (overlay, mask_file) in zip(args.inputs, pixels, files):
+                mask = inference.segment_whole(image, scales=scales, flip=args.flip)
+                plots.save(plots.segmentation_overlay(image, mask, names), overlay)
+                _save_mask(mask, len(names), mask_file)
+                shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+                words = [f"{names[i]} {shares[i]:.1%}" for i in np.argsort(-shares, kind="stable")[:3] if shares[i]]
+                yield path, str(overlay), ", ".join(words)
+
+        yield from table_lines(args, ("input", "overlay", "classes"), rows())
 
 
 def loss_names(config: ConfigDict) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
-from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files
+from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, table_lines
 from train.tasks.steps import TEST_KEYS, check_name
 
 
@@ -107,18 +107,26 @@ class Separation(Task):
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Mixtures, or a stream."""
         streams.add_stream_flag(parser)
-        add_inputs(parser, "sound files to separate")
+        add_inputs(parser, "sound files to separate, or folders of them")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of sounds."""
+        return sound.SUFFIXES
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Write NAME_SOURCE.wav for each source; yield the file and the paths of its sources."""
         rate = self.spec.sample_rate
         sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
-        files = output_files(args.inputs, [f"_{name}.wav" for name in self.spec.outputs], args.out, replace=args.replace)
+        files = output_files(args.inputs, [f"_{name}.wav" for name in self.spec.outputs], args.out, replace=args.replace, rename=True)
         make_folder(args.out)
-        for path, one, targets in zip(args.inputs, sounds, files):
-            for file, source in zip(targets, inference.separate(one).T):
-                sound.write_wav(file, source, rate)
-            yield "\t".join([path, *map(str, targets)])
+
+        def rows() -> Iterator[list[str]]:
+            for path, one, targets in zip(args.inputs, sounds, files):
+                for file, source in zip(targets, inference.separate(one).T):
+                    sound.write_wav(file, source, rate)
+                yield [path, *map(str, targets)]
+
+        yield from table_lines(args, ("input", *self.spec.outputs), rows())
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield .wav with a channel for each source."""

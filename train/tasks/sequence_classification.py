@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,20 +13,21 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dilax import DataSpec, Inference, UserError, plots
+from dilax import DataSpec, Inference, UserError, inputs, plots
 from dilax.inference import POOLS, model_arguments, pool_steps
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
 from train.data.image_sets import IMAGE_KEYS, open_labelled
-from train.data.mel import log_mel_frames, mel_frame, stream_log_mel
+from train.data.mel import log_mel_frames, stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import data_path, labelled_splits
+from train.data.readers.images import SUFFIXES
 from train.data.source import Table, gather
 from train.data.splits import Splits, hold_out
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images, streams
-from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, ratios
+from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, add_top_flag, check_top, class_lines, ratios
 from train.tasks.classification import augment_labelled
 from train.tasks.images import most_telling
 
@@ -143,43 +144,40 @@ class SequenceClassification(Task):
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
-        """Files, or a stream."""
+        """Files, how many classes are printed for each, or a stream."""
+        add_top_flag(parser)
         streams.add_stream_flag(parser)
-        add_inputs(parser, "files to classify: sounds, texts or .ts files of series")
+        add_inputs(parser, "files to classify, or folders of them: sounds, texts, .ts files of series, or images read pixel by pixel")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of what the run was trained on."""
+        return {"ucr": (".ts",), "wav": sound.SUFFIXES, "text": (".txt",)}.get(self.config.data.name.partition(":")[0], SUFFIXES)
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield name, class and probability of each sequence; the series of a .ts file are named FILE:NUMBER."""
+        check_top(args, len(self.spec.outputs))
         name, paths = self.config.data.name.partition(":")[0], [pathlib.Path(path) for path in args.inputs]
+        if self.spec.pixels:
+            side = inputs.square_side(self.spec.input_shape[0])
+            pixels = [inputs.fit(inputs.to_pixels(path, self.spec.input_shape[-1]), side, side) for path in args.inputs]
+            return class_lines(args, ((path, inference.rank(one[None], top=args.top)[0]) for path, one in zip(args.inputs, pixels)))
         if name == "ucr":
             named = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(path)[0])]
         elif name == "wav":
             sounds, _ = sound.read_sounds(paths, rate=self.spec.sample_rate)
             named = list(zip(args.inputs, log_mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
-        elif name == "text":
-            named = [(str(path), self._codes(text.read_text(path))) for path in paths]
         else:
-            raise UserError(f"a run on data.name={self.config.data.name!r} has nothing to predict from files; use train.evaluate.")
-        return self._classified(inference, named)
+            named = [(str(path), self._codes(inference, text.read_text(path))) for path in paths]
+        return class_lines(args, self._ranked(inference, named, args.top))
 
-    def _codes(self, words: str) -> np.ndarray:
+    def _codes(self, inference: Inference, words: str) -> np.ndarray:
         """Return the codes of a text, cut to the length of training."""
-        if not words:
-            raise UserError("the text is empty; give at least one character.")
-        return text.encode(words, self.spec.symbols, self.spec.units)[: self.spec.input_shape[0]]
+        return inference.codes(words)[: self.spec.input_shape[0]]
 
-    def _classified(self, inference: Inference, named: list[tuple[str, np.ndarray]]) -> Iterator[str]:
-        length, *channels = self.spec.input_shape
-        for name, one in named:
-            if one.shape[1:] != tuple(channels):
-                raise UserError(f"{name} has {one.shape[1]} channels, and the run was trained on {channels[0]}; give the same channels.")
-            if len(one) > length:
-                raise UserError(
-                    f"{name} has {len(one)} steps, and the run takes {length}; shorten it, or train with a larger config.sequence.length."
-                )
-        x, lengths = padded([one if self.spec.symbols else self.spec.scale(one) for _, one in named], length)
-        for (name, _), values, count in zip(named, x, lengths):
-            ((label, probability),) = inference.classify(values[None], length=count[None])
-            yield f"{name}\t{label}\t{probability:.4f}"
+    def _ranked(self, inference: Inference, named: list[tuple[str, np.ndarray]], top: int) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        """Return the most probable classes of each sequence; all are checked before the first runs."""
+        ready = [inference.padded(one, name=name) for name, one in named]
+        return ((name, inference.rank(x, top=top, length=length)[0]) for (name, _), (x, length) in zip(named, ready))
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield a line for each line of text that is not blank, or for each 0.1 s of sound: its time, and the class of the last seconds."""
@@ -194,12 +192,12 @@ class SequenceClassification(Task):
         for number, line in enumerate(streams.lines(file), 1):
             if not line.strip():
                 continue
-            (answer,) = self._classified(inference, [(str(number), self._codes(line.rstrip("\n")))])
-            yield f"{answer}\n".encode()
+            ((name, ((label, probability),)),) = self._ranked(inference, [(str(number), self._codes(inference, line.rstrip("\n")))], 1)
+            yield f"{name}\t{label}\t{probability:.4f}\n".encode()
 
     def _stream_sound(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
         feeder, spec = streams.Feeder(inference), self.spec
-        window, hop = mel_frame(spec.sample_rate)
+        window, hop = inputs.mel_frame(spec.sample_rate)
         frames = stream_log_mel(streams.sound_pieces(inference, file), spec.sample_rate, spec.input_shape[-1])
         last, count = np.zeros((0, len(spec.outputs)), np.float32), 0
         for outputs in feeder.feed_all(spec.scale(one) for one in frames):

@@ -1,10 +1,8 @@
 """Prediction at every step: numbers, bits such as the keys of a piano, or codes."""
 
 import argparse
-import csv
-import io
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -20,7 +18,7 @@ from train.data.splits import Splits
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
-from train.tasks.base import Bytes, Report, Scores, add_inputs, report_table
+from train.tasks.base import Bytes, Report, Scores, add_inputs, csv_row, report_table
 from train.tasks.steps import (
     ROW_MODELS,
     SPLIT_NAMES,
@@ -130,7 +128,11 @@ class SequencePrediction(StepTask):
         """Tables to forecast."""
         parser.add_argument("--steps", type=int, default=200, help="rows to forecast; the default is 200")
         streams.add_stream_flag(parser)
-        add_inputs(parser, "tables to forecast, such as .csv files")
+        add_inputs(parser, "tables to forecast, such as .csv files, or folders of them")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of tables."""
+        return (".csv", ".tsv", ".gz")
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield the rows that follow each table, as CSV with the names of the columns."""
@@ -139,12 +141,15 @@ class SequencePrediction(StepTask):
         read = [tables.read_table(pathlib.Path(path), missing=self.config.data.missing) for path in args.inputs]
         for path, (names, _) in zip(args.inputs, read):
             tables.check_columns(path, names, self.spec.outputs)
+        several = len(read) > 1
+        if args.csv:
+            yield csv_row(["input", *self.spec.outputs] if several else self.spec.outputs)
         for path, (_, values) in zip(args.inputs, read):
-            if len(read) > 1:
-                yield f"# {path}"
-            yield csv_row(self.spec.outputs)
+            if not args.csv:
+                yield from [f"# {path}"] * several
+                yield csv_row(self.spec.outputs)
             for row in inference.forecast(values, args.steps):
-                yield csv_row([f"{value:.6g}" for value in row])
+                yield csv_row([*([path] * (several and args.csv)), *(f"{value:.6g}" for value in row)])
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield, after each row, the row that is to follow it."""
@@ -163,13 +168,6 @@ class SequencePrediction(StepTask):
             raise UserError(
                 f"a run on data.name={self.config.data.name!r} has nothing to predict from files or a stream; use train.evaluate."
             )
-
-
-def csv_row(cells: Iterable[str]) -> str:
-    """Return a row of CSV, without a line end."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
 
 
 def _persistence(names: Sequence[str], errors: Mapping[str, np.ndarray], std: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +18,7 @@ from train.data.readers.files import data_path, list_files
 from train.data.splits import Splits
 from train.keys import Key, Keys
 from train.tasks import streams
-from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files
+from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files, table_lines
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
 
 SAMPLES = 3  # sounds drawn for the report
@@ -81,18 +81,26 @@ class Waveform(StepTask):
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Options of the draw, and sound files."""
-        streams.add_sampling_flags(parser, "samples", "sound files to continue")
+        streams.add_sampling_flags(parser, "samples", "sound files to continue, or folders of them")
+
+    def input_suffixes(self) -> Collection[str]:
+        """Those of sounds."""
+        return sound.SUFFIXES
 
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Write NAME_continued.wav for each sound; yield the file, the path of the new one and its seconds."""
         options, rate = streams.sampling(args), self.spec.sample_rate
         sounds, _ = sound.read_sounds([pathlib.Path(path) for path in args.inputs], rate=rate)
-        files = output_files(args.inputs, ("_continued.wav",), args.out, replace=args.replace)
+        files = output_files(args.inputs, ("_continued.wav",), args.out, replace=args.replace, rename=True)
         make_folder(args.out)
-        for path, one, (file,) in zip(args.inputs, sounds, files):
-            drawn = inference.to_sound(inference.sample(self._model_input(one)[None], args.steps, seed=args.seed, **options))[0]
-            sound.write_wav(file, np.concatenate([one, drawn]), rate)
-            yield f"{path}\t{file}\t{(len(one) + len(drawn)) / rate:.3f} s"
+
+        def rows() -> Iterator[tuple[str, str, str]]:
+            for path, one, (file,) in zip(args.inputs, sounds, files):
+                drawn = inference.to_sound(inference.sample(self._model_input(one)[None], args.steps, seed=args.seed, **options))[0]
+                sound.write_wav(file, np.concatenate([one, drawn]), rate)
+                yield path, str(file), f"{(len(one) + len(drawn)) / rate:.3f} s"
+
+        yield from table_lines(args, ("input", "continued", "length"), rows())
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield .wav of what comes in, then of `steps` samples more."""

@@ -1,22 +1,19 @@
 """Image files, and folders of them with a sub-folder for each class."""
 
-import contextlib
 import functools
-import io
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from dilax import inputs
 from dilax.errors import UserError
+from dilax.inputs import check_depth, naming
 from train.data.readers.files import Labelled, labelled_splits
 from train.data.source import Lazy, Record, check_shapes
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = {"1", "L", "LA"}
-_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
 def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
@@ -66,14 +63,8 @@ def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.nda
     Returns: uint8 (height, width, channels).
     Raises: UserError: if the image has more than 8 bits per channel.
     """
-    from PIL import Image
-
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as opened:
-        _check_depth(opened, file if isinstance(file, pathlib.Path) else "an image")
-        image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
-        pixels = np.asarray(image)
-    return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+    pixels = inputs.decode(file, channels)
+    return fit(pixels, image_size)
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -85,24 +76,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
     Returns: uint8 (size, size, channels), scaled bilinearly.
     """
-    height, width, _ = image.shape
-    if size == 0 or height == width == size:
-        return image
-    scale = size / min(height, width)
-    height, width = max(size, round(height * scale)), max(size, round(width * scale))
-    top, left = (height - size) // 2, (width - size) // 2
-    return resize(image, height, width)[top : top + size, left : left + size]
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an image, uint8 (old height, old width, channels), bilinearly to uint8 (height, width, channels)."""
-    from PIL import Image
-
-    if image.shape[:2] == (height, width):
-        return image
-    channels = image.shape[-1]
-    resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(height, width, channels)
+    return inputs.fit(image, size, size) if size else image
 
 
 def image_channels(files: Sequence[pathlib.Path], image_size: int) -> int:
@@ -124,23 +98,5 @@ def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
     from PIL import Image
 
     with naming(file), Image.open(file) as image:
-        _check_depth(image, file)
+        check_depth(image, file)
         return image.mode in _GREY, (image.height, image.width)
-
-
-def _check_depth(image: Any, name: object) -> None:
-    """Refuse an open image whose values would be cut off at 8 bits."""
-    if image.mode in _DEEP:
-        raise UserError(f"{name} has more than 8 bits per channel, which would be cut off; save it with 8.")
-
-
-@contextlib.contextmanager
-def naming(file: pathlib.Path) -> Iterator[None]:
-    """Turn what PIL raises for a truncated or foreign file into a UserError that names it."""
-    from PIL import Image
-
-    try:
-        yield
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} cannot be read as an image ({reason}); repair or remove it.") from error

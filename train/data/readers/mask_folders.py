@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
+from dilax.inputs import naming
 from train.data.readers.files import list_files
-from train.data.readers.images import SUFFIXES, image_channels, naming, read_image
+from train.data.readers.images import SUFFIXES, image_channels, read_image
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.source import Lazy, Record, Source
 from train.data.splits import fixed_test, split_paths

@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.images import resize
+from dilax.inputs import nearest, resize_pixels, scaled_size
 from train.data.source import Record, Source, read
 
 GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
@@ -97,21 +97,9 @@ def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> 
     if size == 0:
         return image, mask
     height, width = scaled_size(mask.shape, size)
-    image, mask = resize(image, height, width), nearest(mask, height, width)
+    image, mask = resize_pixels(image, height, width), nearest(mask, height, width)
     pads = ((0, size - height), (0, size - width))
     return np.pad(image, (*pads, (0, 0)), constant_values=GREY), np.pad(mask, pads, constant_values=ignored)
-
-
-def scaled_size(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """Return (height, width), scaled so that the longer of them is `size`."""
-    height, width = (max(1, round(n * size / max(shape))) for n in shape)
-    return height, width
-
-
-def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a mask (old height, old width) to (height, width); a new pixel takes the value of the old one that its centre is in."""
-    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, (height, width)))
-    return mask[rows][:, columns]
 
 
 def check_labelled(source: Source, split: str, ignored: int) -> None:

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from dilax import inputs
 from dilax.errors import UserError, did_you_mean
 from train.data.readers.files import read_bytes
 from train.data.readers.packaged import package_folder
@@ -75,29 +76,7 @@ def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
         [2, 0, 1]
     """
     _check_units(units)
-    if units == "bytes":
-        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    known = np.array([ord(symbol) for symbol in symbols], np.uint32)
-    order = np.argsort(known)
-    indices = order[np.minimum(np.searchsorted(known[order], points), len(known) - 1)]
-    missing = np.flatnonzero(known[indices] != points)
-    if len(missing):
-        at = int(missing[0])
-        some = "".join(symbols[:40]) + ("..." if len(symbols) > 40 else "")
-        raise UserError(
-            f"character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, {some!a}; "
-            'remove it, or train with units "bytes", which cover every character.'
-        )
-    return indices.astype(np.int32)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        bad = text[error.start]
-        raise UserError(f"character {bad!a} at position {error.start} cannot be encoded as UTF-8; remove it.") from error
+    return inputs.encode(text, symbols, units)
 
 
 def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
@@ -111,13 +90,7 @@ def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
         'α'
     """
     _check_units(units)
-    codes = np.asarray(codes)
-    outside = codes[(codes < 0) | (codes >= len(symbols))]
-    if len(outside):
-        raise UserError(f"code {outside[0]} is not in the vocabulary of {len(symbols)} symbols; give codes 0 to {len(symbols) - 1}.")
-    if units == "bytes":
-        return bytes(codes.tolist()).decode("utf-8", errors="replace")
-    return "".join(symbols[code] for code in codes.tolist())
+    return inputs.decode_text(codes, symbols, units)
 
 
 def _check_units(units: str) -> None:

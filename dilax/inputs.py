@@ -1,0 +1,263 @@
+"""Images, sounds and texts, as files or in memory, prepared as models were trained on them."""
+
+import contextlib
+import io
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dilax.audio import log_mel
+from dilax.errors import UserError
+
+IMAGE_KINDS = "a PNG, JPEG or other image file"
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+
+
+def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """Return the path of a file.
+
+    Args:
+        path: The path, in which "~" is the home folder.
+        what: What it should be, such as "a sound file".
+
+    Raises:
+        UserError: if it is an address, a folder, or nothing.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if separator and scheme.isalpha():
+        raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
+    file = pathlib.Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"{path} is a folder; give {what}, or a list of the files in it.")
+    if not file.is_file():
+        raise UserError(f"{path} does not exist; give {what}.")
+    return file
+
+
+@contextlib.contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Turn what PIL raises for a truncated or foreign file into a UserError that names it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise UserError(f"{file} cannot be read as an image: it is of another type, or damaged; give {IMAGE_KINDS}.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} cannot be read as an image ({reason}); repair or remove it.") from error
+
+
+def check_depth(image: Any, name: object) -> None:
+    """Refuse an open image whose values would be cut off at 8 bits."""
+    if image.mode in _DEEP:
+        raise UserError(f"{name} has more than 8 bits per channel, which would be cut off; save it with 8.")
+
+
+def decode(file: bytes | pathlib.Path, channels: int) -> np.ndarray:
+    """Decode an image file, or its bytes, as uint8 (height, width, channels); see `to_pixels`.
+
+    Raises:
+        UserError: if the image has more than 8 bits per channel.
+    """
+    from PIL import Image
+
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream) as opened:
+        return _converted(opened, channels, file if isinstance(file, pathlib.Path) else "an image")
+
+
+def to_pixels(image: Any, channels: int) -> np.ndarray:
+    """Return an image as uint8 (height, width, channels).
+
+    Args:
+        image: A path, an image of PIL, or an array uint8 (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; the image is converted.
+
+    Raises:
+        UserError: if it is none of these, or the file cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        file = check_file(image, IMAGE_KINDS)
+        with naming(file):
+            return decode(file, channels)
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return _converted(image, channels, "the image")
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
+        raise UserError(
+            f"an image of shape {np.shape(image)} must be (height, width) or (height, width, channels), with 1, 3 or 4 channels."
+        )
+    if pixels.dtype != np.uint8:
+        raise UserError(f"an image of dtype {pixels.dtype} must be uint8, from 0 to 255; colours from 0 to 1 are multiplied by 255 first.")
+    if pixels.shape[-1] == channels:
+        return pixels
+    return _converted(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), channels, "the image")
+
+
+def _converted(image: Any, channels: int, name: object) -> np.ndarray:
+    check_depth(image, name)
+    converted = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+    pixels = np.asarray(converted)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def resize_pixels(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image, uint8 (old height, old width, channels), bilinearly to uint8 (height, width, channels), as PIL does."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    channels = image.shape[-1]
+    resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(height, width, channels)
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale an image, uint8 (old height, old width, channels), until it covers (height, width), and crop the centre."""
+    old_height, old_width, _ = image.shape
+    if (old_height, old_width) == (height, width):
+        return image
+    scale = max(height / old_height, width / old_width)
+    tall, wide = max(height, round(old_height * scale)), max(width, round(old_width * scale))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return resize_pixels(image, tall, wide)[top : top + height, left : left + width]
+
+
+def scaled_size(shape: Sequence[int], size: int) -> tuple[int, int]:
+    """Return (height, width), scaled so that the longer of them is `size`."""
+    height, width = (max(1, round(n * size / max(shape))) for n in shape)
+    return height, width
+
+
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a mask (old height, old width) to (height, width); a new pixel takes the value of the old one that its centre is in."""
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, (height, width)))
+    return mask[rows][:, columns]
+
+
+def to_samples(sound: Any, rate: int | None, wanted: int) -> np.ndarray:
+    """Return a sound as float32 (samples,) in -1..1, several channels being averaged and other sample rates converted.
+
+    Args:
+        sound: The path of a file that libsndfile reads, or an array of floats (samples,) or (samples, channels) in -1..1.
+        rate: Samples per second of an array; None is `wanted`.
+        wanted: Samples per second of the result.
+
+    Raises:
+        UserError: if it is neither, or the file cannot be read.
+    """
+    if isinstance(sound, str | os.PathLike):
+        import soundfile
+
+        file = check_file(sound, "a sound file")
+        try:
+            sound, rate = soundfile.read(file, dtype="float32")
+        except (soundfile.SoundFileError, ValueError, MemoryError) as error:
+            raise UserError(f"{file} cannot be read as sound; give an intact .wav, .flac, .ogg or .mp3 file.") from error
+    samples = np.asarray(sound)
+    if samples.ndim not in (1, 2) or 0 in samples.shape or samples.dtype.kind != "f":
+        raise UserError(f"a sound of shape {samples.shape} and dtype {samples.dtype} must be floats (samples,) or (samples, channels).")
+    samples = samples.astype(np.float32) if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
+    if not np.abs(samples).max() <= 1:  # false for NaN, too
+        raise UserError(f"a sound has samples up to {np.abs(samples).max():.4g}; scale them to -1..1.")
+    if rate not in (None, wanted):
+        import soxr
+
+        samples = soxr.resample(samples, rate, wanted).clip(-1, 1)
+    if not len(samples):
+        raise UserError(f"a sound is too short to be converted to {wanted} samples per second; give a longer one.")
+    return samples
+
+
+def mel_frame(rate: int) -> tuple[int, int]:
+    """Return the samples in a log-mel frame, 32 ms, and from one frame to the next, 10 ms."""
+    return round(0.032 * rate), round(0.01 * rate)
+
+
+def mel_frames(samples: np.ndarray, rate: int, bands: int) -> np.ndarray:
+    """Return the log-mel energies (frames, bands) of a sound (samples,), in frames of `mel_frame`; one frame if it is shorter."""
+    window, hop = mel_frame(rate)
+    padded = np.pad(samples, (0, max(0, window - len(samples))))
+    return np.asarray(log_mel(jnp.asarray(padded)[None], rate, window=window, hop=hop, bands=bands)[0])
+
+
+def square_side(pixels: int) -> int:
+    """Return the side of a square image that is read pixel by pixel.
+
+    Raises:
+        UserError: if it is not a square.
+    """
+    side = math.isqrt(pixels)
+    if side**2 != pixels:
+        raise UserError(f"the run was trained on images of {pixels} pixels, which are not square: their height and width are not known.")
+    return side
+
+
+def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
+    """Return the code of each character, or of each byte of the UTF-8 text, int32 (n,).
+
+    Args:
+        text: Any text.
+        symbols: What each code stands for.
+        units: "characters" or "bytes".
+
+    Raises:
+        UserError: if a character is not in `symbols` or cannot be encoded as UTF-8.
+
+    Example:
+        >>> encode("nab", ("a", "b", "n"), "characters").tolist()
+        [2, 0, 1]
+    """
+    if units == "bytes":
+        return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    known = np.array([ord(symbol) for symbol in symbols], np.uint32)
+    order = np.argsort(known)
+    indices = order[np.minimum(np.searchsorted(known[order], points), len(known) - 1)]
+    missing = np.flatnonzero(known[indices] != points)
+    if len(missing):
+        at = int(missing[0])
+        some = "".join(symbols[:40]) + ("..." if len(symbols) > 40 else "")
+        raise UserError(
+            f"character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, {some!a}; "
+            'remove it, or train with units "bytes", which cover every character.'
+        )
+    return indices.astype(np.int32)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise UserError(f"character {bad!a} at position {error.start} cannot be encoded as UTF-8; remove it.") from error
+
+
+def decode_text(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
+    """Return the text of codes, integers (n,); bytes that are not UTF-8 become U+FFFD.
+
+    Raises:
+        UserError: if a code is negative or not less than the number of symbols.
+
+    Example:
+        >>> decode_text(np.array([206, 177]), tuple(map(str, range(256))), "bytes")
+        'α'
+    """
+    codes = np.asarray(codes)
+    outside = codes[(codes < 0) | (codes >= len(symbols))]
+    if len(outside):
+        raise UserError(f"code {outside[0]} is not in the vocabulary of {len(symbols)} symbols; give codes 0 to {len(symbols) - 1}.")
+    if units == "bytes":
+        return bytes(codes.tolist()).decode("utf-8", errors="replace")
+    return "".join(symbols[code] for code in codes.tolist())
