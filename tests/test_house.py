@@ -99,6 +99,7 @@ TRAIN = [
     "train.writers",
     "train.data.source",
     "train.data.windows",
+    "train.data.scaling",
     "train.data.splits",
     "train.data.batches",
     "train.data",

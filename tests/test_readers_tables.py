@@ -38,13 +38,13 @@ def test_tables_are_those_that_were_written(tmp_path, text, names, values):
 def check_table(folder: pathlib.Path, content: bytes | str, names: tuple[str, ...], values: Any, **options: str) -> None:
     found, table = read_table(written(folder / "a.csv", content), **options)
     assert found == names
-    assert table.dtype == np.float32
-    np.testing.assert_array_equal(table, np.array(values, np.float32))
+    assert table.dtype == np.float64
+    np.testing.assert_array_equal(table, np.array(values, np.float64))
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("quoted", [False, True])
-def test_numbers_keep_every_bit(tmp_path, separator, quoted):
+def test_numbers_keep_every_bit_of_float64(tmp_path, separator, quoted):
     values = RNG.normal(size=(30, 4)) * 10.0 ** RNG.integers(-30, 30, size=(30, 4))
     frame = pandas.DataFrame(values, columns=list("abcd"), index=pandas.date_range("2020-01-01", periods=30, freq="h", name="time"))
     text = frame.to_csv(sep=separator, quoting=1 if quoted else 0)
@@ -268,7 +268,7 @@ def test_rows_arrive_one_by_one(tmp_path, name):
     rows = [row for row in map(reader.read, io.StringIO(text, newline="")) if row is not None]
     np.testing.assert_array_equal(rows, values)
     assert rows[0].dtype == np.float64
-    np.testing.assert_array_equal(read_table(written(tmp_path / "a.csv", text))[1], np.array(values, np.float32))
+    np.testing.assert_array_equal(read_table(written(tmp_path / "a.csv", text))[1], values)
 
 
 def test_rows_of_columns_without_names_and_with_numbers_as_names():

@@ -21,6 +21,7 @@ from train.data.image_sets import IMAGE_KEYS, open_labelled
 from train.data.mel import log_mel_frames, mel_frame, stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import data_path, labelled_splits
+from train.data.scaling import measure
 from train.data.source import Table, gather
 from train.data.splits import Splits, hold_out
 from train.data.windows import padded
@@ -255,10 +256,11 @@ def _standardised(config: ConfigDict, train: Labelled, test: Labelled, **fields:
         raise UserError(
             f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give all the same number."
         )
-    values = np.concatenate(train[0])
-    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64) + 1e-8
-    train, test = (([((one - mean) / std).astype(np.float32) for one in part], labels) for part, labels in (train, test))
-    return _class_splits(config, train, test, mean=tuple(mean.tolist()), std=tuple(std.tolist()), **fields)
+    word = "mel band" if "sample_rate" in fields else "channel"
+    mean, std = measure(np.concatenate(train[0]), [f"{word} {i + 1}" for i in range(*channels)], config.data.name)
+    scale = DataSpec(config.data.name, (), (), mean=mean, std=std).scale
+    train, test = ((list(map(scale, part)), labels) for part, labels in (train, test))
+    return _class_splits(config, train, test, mean=mean, std=std, **fields)
 
 
 def _class_splits(config: ConfigDict, train: Labelled, test: Labelled, **fields: Any) -> Splits:

@@ -15,6 +15,7 @@ from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
 from train.data.readers.files import data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+from train.data.scaling import measure, written
 from train.data.source import Table, gather
 from train.data.splits import Splits
 from train.data.windows import padded
@@ -114,7 +115,7 @@ class SequencePrediction(StepTask):
                 yield f"# {path}"
             yield csv_row(self.spec.outputs)
             for row in inference.forecast(values, args.steps):
-                yield csv_row([f"{value:.6g}" for value in row])
+                yield csv_row(written(self.spec, row))
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield, after each row, the row that is to follow it."""
@@ -126,7 +127,7 @@ class SequencePrediction(StepTask):
             if values is None:  # a header or a blank line
                 continue
             (row,) = self.spec.unscale(feeder(self.spec.scale(values)[None]))
-            yield (csv_row([f"{value:.6g}" for value in row]) + "\n").encode()
+            yield (csv_row(written(self.spec, row)) + "\n").encode()
 
     def _check_table(self) -> None:
         if self.config.data.name != "csv":
@@ -193,6 +194,6 @@ def _table(config: ConfigDict) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
     names, values = tables.read_table(data_path(config, "a table, such as a .csv file"), missing=config.data.missing)
     parts = cut_along_time(values, config)
-    mean, std = parts["train"].mean(0, dtype=np.float64), parts["train"].std(0, dtype=np.float64) + 1e-8
-    scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
-    return window_splits(config, scaled, names, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    mean, std = measure(parts["train"], names, config.data.dir)
+    scale = DataSpec(config.data.name, (), names, mean=mean, std=std).scale
+    return window_splits(config, {name: [scale(part)] for name, part in parts.items()}, names, mean=mean, std=std)

@@ -37,7 +37,7 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
             value above, "interpolate" interpolates linearly between the values above and below. A line on stderr says how many there were.
 
     Returns:
-        The names, and float32 (time, columns).
+        The names, and float64 (time, columns); all values are within the range of float32.
 
     Raises:
         UserError: naming line and column, if a cell is missing, is not a number, or may mean two numbers; if rows differ in length, two
@@ -63,7 +63,7 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
         return f'{path}, line {lines[row]}: the cell in column "{names[column]}"'
 
     values = _to_values(rows, separator, place, missing)
-    return names, _fill(path, values, place, missing).astype(np.float32)
+    return names, _fill(path, values, place, missing)
 
 
 def _read_rows(path: pathlib.Path) -> tuple[str, list[int], list[list[str]]]:
