@@ -13,7 +13,7 @@ import dilax.summary
 from dilax import Inference, UserError, plots
 from dilax.blocks import ConvNormAct
 from train.data import Source
-from train.data.readers.images import decode, naming
+from train.data.readers.images import decode
 from train.data.source import read
 from train.tasks.base import Report
 
@@ -38,26 +38,14 @@ def check_channels(config: ConfigDict, channels: int) -> None:
             )
 
 
-def read_image(path: str, channels: int, image_size: int) -> np.ndarray:
-    """Read an image file as uint8 (height, width, channels), fitted to a square of `image_size` unless that is 0.
-
-    Raises:
-        UserError: if the file is missing or not an image.
-    """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"{path} does not exist; give a PNG, JPEG or other image file.")
-    with naming(pathlib.Path(path)):
-        return decode(pathlib.Path(path), channels, image_size)
-
-
 def read_fitted(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an image file as training did: the shorter side scaled, the middle cropped to `shape` (height, width, channels)."""
     from PIL import Image, ImageOps
 
     height, width, channels = shape
     if height == width:
-        return read_image(path, channels, height)
-    image = read_image(path, channels, 0)
+        return decode(pathlib.Path(path), channels, height)
+    image = decode(pathlib.Path(path), channels, 0)
     fitted = ImageOps.fit(Image.fromarray(image.squeeze()), (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(shape)
 

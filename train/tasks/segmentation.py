@@ -20,6 +20,7 @@ from dilax.inference import average_views, model_arguments
 from train.data.augment import COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment
 from train.data.image_sets import MASK_KEYS as MASK_DATA_KEYS
 from train.data.image_sets import open_masked
+from train.data.readers.images import decode
 from train.data.readers.masks import class_pixels, nearest, resize, scaled_size
 from train.data.source import Source
 from train.data.splits import Splits
@@ -170,7 +171,7 @@ class Segmentation(Task):
         """
         files = output_files(args.inputs, ("_overlay.png", "_mask.png"), args.out, replace=args.replace, rename=True)
         names, size, scales = self.spec.outputs, self.config.data.image_size, read_scales(args.scales)
-        pixels = [images.read_image(path, self.spec.input_shape[2], 0) for path in args.inputs]
+        pixels = [decode(pathlib.Path(path), self.spec.input_shape[2], 0) for path in args.inputs]
         make_folder(args.out)
         for path, image, (overlay, mask_file) in zip(args.inputs, pixels, files):
             scaled = resize(image, *scaled_size(image.shape[:2], size)) if size else image

@@ -1,6 +1,7 @@
 """Files: whole ones as bytes, those below a folder, and those in folders named after classes."""
 
 import pathlib
+import stat
 from collections.abc import Collection
 
 import numpy as np
@@ -27,22 +28,37 @@ def data_path(config: ConfigDict, what: str) -> pathlib.Path:
     return pathlib.Path(config.data.dir).expanduser()
 
 
-def read_bytes(path: pathlib.Path, what: str) -> bytes:
-    """Return the bytes of a file.
+def check_file(path: pathlib.Path, what: str) -> None:
+    """Refuse a path that is not a regular file, such as a pipe, from which reading might wait for ever.
 
     Args:
         path: Path of the file.
         what: What the file should be, such as "a text file".
 
     Raises:
-        UserError: if it is missing, a folder, unreadable or empty.
+        UserError: if it is missing, a folder, a pipe or a device.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give {what}.")
     try:
-        content = path.read_bytes()
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"there is no file {path}; give {what}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; give {what}.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
+
+
+def read_bytes(path: pathlib.Path, what: str) -> bytes:
+    """Return the bytes of a file; arguments as `check_file`.
+
+    Raises:
+        UserError: if it is missing, not a regular file, unreadable or empty.
+    """
+    check_file(path, what)
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
     if not content:

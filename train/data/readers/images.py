@@ -4,19 +4,23 @@ import contextlib
 import functools
 import io
 import pathlib
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import Labelled, labelled_splits
+from train.data.readers.files import Labelled, check_file, labelled_splits
 from train.data.source import Lazy, Record, check_shapes
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = {"1", "L", "LA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # the further pictures of an MPO, as cameras write it, are previews
+_ORIENTATION = 0x0112  # tag of EXIF, 1 to 8
 
 
 def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
@@ -44,17 +48,11 @@ def _source(labelled: Labelled, class_names: tuple[str, ...], channels: int, ima
 
 
 def _read(files: tuple[pathlib.Path, ...], labels: np.ndarray, channels: int, image_size: int, indices: list[int]) -> list[Record]:
-    return [{"image": read_image(files[index], channels, image_size), "label": labels[index]} for index in indices]
-
-
-def read_image(file: pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image file as `decode`; a UserError names a file that is not an image."""
-    with naming(file):
-        return decode(file, channels, image_size)
+    return [{"image": decode(files[index], channels, image_size), "label": labels[index]} for index in indices]
 
 
 def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image.
+    """Decode an image: upright, as its EXIF orientation says, and on white where it is transparent, unless it is asked for as RGBA.
 
     Args:
         file: An image file, or its bytes.
@@ -62,16 +60,70 @@ def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.nda
         image_size: Side of the square that `fit` fits the image to; 0 leaves it as it is.
 
     Returns: uint8 (height, width, channels).
-    Raises: UserError: if the image has more than 8 bits per channel.
+    Raises: UserError: if it cannot be read, or has more than 8 bits per channel.
     """
     from PIL import Image
 
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as opened:
-        _check_depth(opened, file if isinstance(file, pathlib.Path) else "an image")
-        image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
-        pixels = np.asarray(image)
+    with open_image(file) as image:
+        _check_depth(image, name_of(file))
+        upright = upright_image(image)
+        if channels < 4 and upright.has_transparency_data:
+            ground = Image.new("RGBA", upright.size, "white")
+            ground.alpha_composite(upright.convert("RGBA"))
+            upright = ground
+        pixels = np.asarray(upright.convert(_MODES[channels]))
     return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
+
+
+def name_of(file: bytes | pathlib.Path) -> str:
+    """Return what messages call an image."""
+    return "an image of the dataset" if isinstance(file, bytes) else str(file)
+
+
+@contextlib.contextmanager
+def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
+    """Open an image file, or its bytes, with PIL; its pixels are decoded when they are used.
+
+    Raises:
+        UserError: if it is missing, not a regular file, or truncated, damaged or not an image.
+    """
+    from PIL import Image
+
+    if isinstance(file, pathlib.Path):
+        check_file(file, "an image file")
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    # PIL limits the pixels to protect servers; scans and aerial images have more.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # about metadata; damaged pixels are errors
+            with Image.open(stream) as image:
+                yield image
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{name_of(file)} has more pixels than fit into memory; scale it down, or cut it into pieces.") from error
+    except Exception as error:  # PIL raises many kinds for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name_of(file)} cannot be read as an image ({reason}); repair or remove it.") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def upright_image(image: Any) -> Any:
+    """Return an open image turned as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    image.load()
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+
+
+def _orientation(image: Any) -> int:
+    """Return the EXIF orientation of an open image, 1 if it gives none."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except SyntaxError:  # what should be EXIF is something else
+        return 1
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -104,41 +156,49 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def image_channels(files: Sequence[pathlib.Path], image_size: int) -> int:
-    """Return 1 if all image files are grey, else 3.
+    """Return 1 if all image files are grey, else 3; lines on stderr count those that are transparent, or of which a part is read.
 
     Raises:
-        UserError: if a file is not an image, or images differ in size and `image_size` is 0.
+        UserError: if a file is not an image or has more than 8 bits per channel, or images differ in size and `image_size` is 0.
     """
-    headers = map(_header, files)
-    if image_size:
-        return 1 if all(grey for grey, _ in headers) else 3  # stops at the first colour image
-    grey, sizes = zip(*headers, strict=True)
-    check_shapes("image", set(sizes))
-    return 1 if all(grey) else 3
+    headers = list(map(_header, files))
+    if not image_size:
+        check_shapes("image", {header.size for header in headers})
+    for count, what in (
+        (sum(header.transparent for header in headers), "have an alpha channel: where they are transparent, they are laid on white"),
+        (sum(header.animated for header in headers), "hold several pictures, of which the first is read"),
+    ):
+        if count:
+            print(f"note: {count} of {len(files)} images {what}.", file=sys.stderr)
+    return 1 if all(header.grey for header in headers) else 3
 
 
-def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
-    """Return whether the image is grey, and (height, width)."""
-    from PIL import Image
+class _Header(NamedTuple):
+    """What is known of an image before its pixels are decoded; its size is (height, width)."""
 
-    with naming(file), Image.open(file) as image:
-        _check_depth(image, file)
-        return image.mode in _GREY, (image.height, image.width)
+    grey: bool
+    size: tuple[int, int]
+    transparent: bool
+    animated: bool
 
 
-def _check_depth(image: Any, name: object) -> None:
+def _header(file: pathlib.Path) -> _Header:
+    with open_image(file) as image:
+        _check_depth(image, str(file))
+        # PIL decodes the whole of a PNG to look for an orientation after its pixels. It swaps the sides of a TIFF itself.
+        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = known and _orientation(image) >= 5  # these swap the sides
+        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        return _Header(image.mode in _GREY, size, image.has_transparency_data, animated)
+
+
+def _check_depth(image: Any, name: str) -> None:
     """Refuse an open image whose values would be cut off at 8 bits."""
-    if image.mode in _DEEP:
+    deep = image.mode in _DEEP
+    for codec, _, _, options in image.tile[:1]:  # PIL gives the mode RGB to colours of 16 bits, too
+        form, *more = options if isinstance(options, tuple) else (options,)
+        deep |= ";16" in str(form) and not str(form).startswith("BGR;16")  # which has 16 bits for all channels together
+        deep |= codec.startswith("ppm") and more[0] > 255
+    if deep:
         raise UserError(f"{name} has more than 8 bits per channel, which would be cut off; save it with 8.")
-
-
-@contextlib.contextmanager
-def naming(file: pathlib.Path) -> Iterator[None]:
-    """Turn what PIL raises for a truncated or foreign file into a UserError that names it."""
-    from PIL import Image
-
-    try:
-        yield
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} cannot be read as an image ({reason}); repair or remove it.") from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from train.data.readers.files import list_files
-from train.data.readers.images import SUFFIXES, image_channels, naming, read_image
+from train.data.readers.images import SUFFIXES, decode, image_channels
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.source import Lazy, Record, Source
 from train.data.splits import fixed_test, split_paths
@@ -52,10 +52,7 @@ def _read(files: Pairs, channels: int, reader: MaskReader, indices: list[int]) -
 
 
 def _record(image_file: pathlib.Path, mask_file: pathlib.Path, channels: int, reader: MaskReader) -> Record:
-    image = read_image(image_file, channels, 0)
-    with naming(mask_file):
-        mask = decode_mask(mask_file)
-    return reader.record(image, mask, str(mask_file))
+    return reader.record(decode(image_file, channels, 0), decode_mask(mask_file), str(mask_file))
 
 
 def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str) -> dict[str, Pairs]:
@@ -124,8 +121,7 @@ def _count_classes(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple
         return tuple(f"class {value}" for value in values)
     present = np.zeros(256, bool)
     for _, file in pairs:
-        with naming(file):
-            present[decode_mask(file)] = True
+        present[decode_mask(file)] = True
     numbers = np.flatnonzero(present).tolist()
     classes = [number for number in numbers if number != ignored]
     # The numbers of black and white masks, and of classes drawn as shades of grey, are not labels.

@@ -1,14 +1,13 @@
 """Images with a mask of classes: a mask is read, checked and fitted together with its image."""
 
 import dataclasses
-import io
 import pathlib
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.images import resize
+from train.data.readers.images import name_of, open_image, resize, upright_image
 from train.data.source import Record, Source, read
 
 GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
@@ -65,19 +64,16 @@ class MaskReader:
 
 
 def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
-    """Decode a mask file, or its bytes.
+    """Decode a mask file, or its bytes, turned as its EXIF orientation says, as its image is.
 
     Returns: uint8 (height, width): grey values, or the indices of a palette, never its colours.
-    Raises: UserError: if it is a colour image, or holds a number above 255.
+    Raises: UserError: if it cannot be read, is a colour image, or holds a number above 255.
     """
-    from PIL import Image
-
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as image:
-        name = str(file) if isinstance(file, pathlib.Path) else "a mask"
+    name = name_of(file)
+    with open_image(file) as image:
         if image.format == "JPEG":
             raise UserError(f"{name} is a JPEG, which blurs class numbers; save the masks as PNG, from their source.")
-        mask = np.asarray(image)
+        mask = np.asarray(upright_image(image))
         if mask.ndim != 2 or image.mode in ("F", "LA"):
             raise UserError(f"{name} is an image of mode {image.mode}; save the class numbers as a grey or palette image.")
     if mask.dtype != np.uint8 and mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() < _VALUES:
