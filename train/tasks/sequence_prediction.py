@@ -168,7 +168,7 @@ def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outp
     validation = make(TEST_EXAMPLES, length, _VALIDATION) if config.data.validation else None
     test = make(TEST_EXAMPLES, length, _TEST)
     spec = DataSpec(config.data.name, train.arrays["input"].shape[1:], outputs, count, symbols)
-    return Splits(spec, train, validation, test)
+    return Splits(spec, train, validation, test, kinds=("outputs", "sequences"))
 
 
 def _piano(config: ConfigDict) -> Splits:
@@ -187,7 +187,9 @@ def _piano(config: ConfigDict) -> Splits:
     parts = {name: table(rolls[name], word) for name, word in SPLIT_NAMES.items()}
     keys = parts["train"].arrays["input"].shape[-1]
     spec = DataSpec(config.data.name, (length, keys), tuple(f"key {i + 1}" for i in range(keys)), len(parts["train"]))
-    return Splits(spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"])
+    return Splits(
+        spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"], config.data.dir, ("keys", "sequences")
+    )
 
 
 def _table(config: ConfigDict) -> Splits:
@@ -196,4 +198,6 @@ def _table(config: ConfigDict) -> Splits:
     parts = cut_along_time(values, config)
     mean, std = measure(parts["train"], names, config.data.dir)
     scale = DataSpec(config.data.name, (), names, mean=mean, std=std).scale
-    return window_splits(config, {name: [scale(part)] for name, part in parts.items()}, names, mean=mean, std=std)
+    return window_splits(
+        config, {name: [scale(part)] for name, part in parts.items()}, names, config.data.dir, "columns", mean=mean, std=std
+    )

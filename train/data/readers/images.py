@@ -12,8 +12,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import Labelled, check_file, labelled_splits
+from train.data.readers.files import Labelled, check_file, labelled_splits, user_path
 from train.data.source import Lazy, Record, check_shapes
+from train.data.splits import class_order
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -23,21 +24,21 @@ _ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # the further pictures of an MPO, as
 _ORIENTATION = 0x0112  # tag of EXIF, 1 to 8
 
 
-def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
-    """Return training split, test split and class names of a folder of images.
+def open_folder(data_dir: str, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+    """Return {split: records}, the class names and the origin of a folder of images.
 
-    `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; classes are sorted.
-    Images are grey if all of them are, else RGB. Records are {"image": uint8 (height, width, channels), "label": int32}.
+    `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; `class_order` sorts
+    them. Images are grey if all of them are, else RGB. Records are {"image": uint8 (height, width, channels), "label": int32}.
 
     Raises: UserError: if a folder is missing or empty, the classes of the splits differ, or a file is not an image.
     """
-    directory = pathlib.Path(data_dir).expanduser()
+    directory = user_path(data_dir)
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
-    train, test = labelled_splits(directory, SUFFIXES)
-    class_names = tuple(sorted({label for _, label in [*train, *test]}))
-    channels = image_channels([path for path, _ in [*train, *test]], image_size)
-    return _source(train, class_names, channels, image_size), _source(test, class_names, channels, image_size), class_names
+    parts, origin = labelled_splits(directory, SUFFIXES)
+    class_names = class_order(label for _, label in parts["train"])
+    channels = image_channels([path for part in parts.values() for path, _ in part], image_size)
+    return {split: _source(part, class_names, channels, image_size) for split, part in parts.items()}, class_names, origin
 
 
 def _source(labelled: Labelled, class_names: tuple[str, ...], channels: int, image_size: int) -> Lazy:

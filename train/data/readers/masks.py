@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,28 @@ def check_labelled(source: Source, split: str, ignored: int) -> None:
     raise UserError(
         f"data: all pixels of the {split} split are ignored (label {ignored}); check its masks, or set config.data.mask_values."
     )
+
+
+def check_present(source: Source, class_names: Sequence[str], ignored: int) -> None:
+    """Raise UserError if the masks of the training split hold pixels of one class alone; name the classes without any pixel on stderr.
+
+    Reading stops at the first record with which all classes have been seen.
+    """
+    seen = np.zeros(_VALUES, bool)
+    for start in range(0, len(source), _CHUNK):
+        for record in read(source, np.arange(start, min(start + _CHUNK, len(source)))):
+            seen[record["label"]] = True
+        if seen[: len(class_names)].all():
+            return
+    absent = [name for name, present in zip(class_names, seen) if not present]
+    if len(class_names) - len(absent) < 2:
+        only = next(name for name in class_names if name not in absent)
+        also = f"; pixels of {ignored} are ignored" if seen[ignored] else ""
+        raise UserError(
+            f"data: all pixels of the training split that count are of one class, {only}{also}; correct the masks, or list the value "
+            "of each class in config.data.mask_values, such as (0, 255)."
+        )
+    print(f"note: the training split has no pixel of {', '.join(absent)}.", file=sys.stderr)
 
 
 def class_pixels(source: Source, classes: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:

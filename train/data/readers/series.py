@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data.readers.files import read_bytes
+from train.data.readers.files import list_files, read_bytes, user_path
 from train.data.readers.packaged import package_folder
 from train.data.readers.values import cell_problem, to_number
 
@@ -25,14 +25,14 @@ def ucr_files(name: str, folder: str) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
         UserError: if the folder, the package or the dataset is missing.
     """
-    directory = pathlib.Path(folder).expanduser() if folder else package_folder(f"ucr:{name}", "aeon", _INSTALL) / "datasets" / "data"
+    directory = user_path(folder) if folder else package_folder(f"ucr:{name}", "aeon", _INSTALL) / "datasets" / "data"
     if not directory.is_dir():
         raise UserError(f'"{directory}" is not a folder; give one that contains {name}_TRAIN.ts and {name}_TEST.ts.')
     datasets = {}
-    for train in sorted((*directory.glob("*_TRAIN.ts"), *directory.glob("*/*_TRAIN.ts"))):
+    for train in list_files(directory, {".ts"}):
         stem = train.name.removesuffix("_TRAIN.ts")
         test = train.with_name(f"{stem}_TEST.ts")
-        if test.is_file():
+        if stem != train.name and test.is_file():
             datasets[stem] = (train, test)
     if not datasets:
         raise UserError(f"{directory} contains no pair of files such as {name}_TRAIN.ts and {name}_TEST.ts; give a folder that does.")
