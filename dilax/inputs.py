@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from dilax.errors import UserError
 IMAGE_KINDS = "a PNG, JPEG or other image file"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_ORIENTATION = 0x0112  # tag of EXIF, 1 to 8
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
@@ -35,28 +37,74 @@ def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     file = pathlib.Path(path).expanduser()
     if file.is_dir():
         raise UserError(f"{path} is a folder; give {what}, or a list of the files in it.")
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{path} does not exist; give {what}.")
+    if not file.is_file():  # reading might wait for ever
+        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
     return file
 
 
+def name_of(file: bytes | pathlib.Path) -> str:
+    """Return what messages call an image."""
+    return "an image of the dataset" if isinstance(file, bytes) else str(file)
+
+
 @contextlib.contextmanager
-def naming(file: object) -> Iterator[None]:
-    """Turn what PIL raises for a truncated or foreign file into a UserError that names it."""
+def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
+    """Open an image file, or its bytes, with PIL; its pixels are decoded when they are used.
+
+    Raises:
+        UserError: if it is missing, not a regular file, or truncated, damaged or not an image.
+    """
     from PIL import Image, UnidentifiedImageError
 
+    if isinstance(file, pathlib.Path):
+        check_file(file, IMAGE_KINDS)
+    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    # PIL limits the pixels to protect servers; scans and aerial images have more.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # about metadata; damaged pixels are errors
+            with Image.open(stream) as image:
+                yield image
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{file} cannot be read as an image: it is of another type, or damaged; give {IMAGE_KINDS}.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name_of(file)} cannot be read as an image: it is of another type, or damaged; give {IMAGE_KINDS}.") from error
+    except MemoryError as error:
+        raise UserError(f"{name_of(file)} has more pixels than fit into memory; scale it down, or cut it into pieces.") from error
+    except Exception as error:  # PIL raises many kinds for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} cannot be read as an image ({reason}); repair or remove it.") from error
+        raise UserError(f"{name_of(file)} cannot be read as an image ({reason}); repair or remove it.") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
-def check_depth(image: Any, name: object) -> None:
+def orientation(image: Any) -> int:
+    """Return the EXIF orientation of an open image, 1 if it gives none."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except SyntaxError:  # what should be EXIF is something else
+        return 1
+
+
+def upright_image(image: Any) -> Any:
+    """Return an open image turned as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    image.load()
+    return ImageOps.exif_transpose(image) if orientation(image) > 1 else image
+
+
+def check_depth(image: Any, name: str) -> None:
     """Refuse an open image whose values would be cut off at 8 bits."""
-    if image.mode in _DEEP:
+    deep = image.mode in _DEEP
+    for codec, _, _, options in getattr(image, "tile", [])[:1]:  # PIL gives the mode RGB to colours of 16 bits, too
+        form, *more = options if isinstance(options, tuple) else (options,)
+        deep |= ";16" in str(form) and not str(form).startswith("BGR;16")  # which has 16 bits for all channels together
+        deep |= codec.startswith("ppm") and more[0] > 255
+    if deep:
         raise UserError(f"{name} has more than 8 bits per channel, which would be cut off; save it with 8.")
 
 
@@ -64,13 +112,10 @@ def decode(file: bytes | pathlib.Path, channels: int) -> np.ndarray:
     """Decode an image file, or its bytes, as uint8 (height, width, channels); see `to_pixels`.
 
     Raises:
-        UserError: if the image has more than 8 bits per channel.
+        UserError: if it cannot be read, or has more than 8 bits per channel.
     """
-    from PIL import Image
-
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as opened:
-        return _converted(opened, channels, file if isinstance(file, pathlib.Path) else "an image")
+    with open_image(file) as image:
+        return _converted(image, channels, name_of(file))
 
 
 def to_pixels(image: Any, channels: int) -> np.ndarray:
@@ -78,15 +123,14 @@ def to_pixels(image: Any, channels: int) -> np.ndarray:
 
     Args:
         image: A path, an image of PIL, or an array uint8 (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
-        channels: 1 for grey, 3 for RGB, 4 for RGBA; the image is converted.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; the image is converted, turned upright as its EXIF orientation says and, unless RGBA is
+            asked for, laid on white where it is transparent.
 
     Raises:
         UserError: if it is none of these, or the file cannot be read.
     """
     if isinstance(image, str | os.PathLike):
-        file = check_file(image, IMAGE_KINDS)
-        with naming(file):
-            return decode(file, channels)
+        return decode(check_file(image, IMAGE_KINDS), channels)
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -105,10 +149,17 @@ def to_pixels(image: Any, channels: int) -> np.ndarray:
     return _converted(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), channels, "the image")
 
 
-def _converted(image: Any, channels: int, name: object) -> np.ndarray:
+def _converted(image: Any, channels: int, name: str) -> np.ndarray:
+    """Convert an open image: upright, and on white where it is transparent, unless it is asked for as RGBA."""
+    from PIL import Image
+
     check_depth(image, name)
-    converted = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
-    pixels = np.asarray(converted)
+    upright = upright_image(image)
+    if channels < 4 and upright.has_transparency_data:
+        ground = Image.new("RGBA", upright.size, "white")
+        ground.alpha_composite(upright.convert("RGBA"))
+        upright = ground
+    pixels = np.asarray(upright if upright.mode == _MODES[channels] else upright.convert(_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

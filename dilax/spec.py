@@ -23,7 +23,7 @@ class DataSpec:
         units: Units of text: "characters" or "bytes".
         sample_rate: Samples per second, for sound.
         mean: Subtracted from each input channel, before the division by `std`. For images, of colours from 0 to 1.
-        std: Standard deviation of each channel; see `mean`.
+        std: Standard deviation of each channel; see `mean`. That of a channel that was constant in training is 1.
         pixels: How images become sequences: "" leaves them images, "rows" reads their pixels row by row, "permuted" in one fixed random
             order.
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
@@ -65,12 +65,12 @@ class DataSpec:
         return x[:, np.random.default_rng(0).permutation(x.shape[1])] if self.pixels == "permuted" else x
 
     def scale(self, values: np.ndarray) -> np.ndarray:
-        """Standardise values (..., channels) as the training data was; float32."""
-        return ((values - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
+        """Standardise values (..., channels) as the training data was: computed in float64, returned in float32."""
+        return ((np.asarray(values, np.float64) - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
-        """Undo `scale`."""
-        return values * np.asarray(self.std) + np.asarray(self.mean)
+        """Undo `scale`; float64, since float32 may not tell values apart that are large beside their deviation."""
+        return np.asarray(values, np.float64) * np.asarray(self.std) + np.asarray(self.mean)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dict that JSON can hold."""

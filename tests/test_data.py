@@ -500,12 +500,20 @@ def test_classes_are_folders(tmp_path):
 
 def test_files_of_classes_are_split(tmp_path):
     write_files(tmp_path, *(f"{name}/{i}.txt" for name in ("a", "b") for i in range(10)))
-    train, test = labelled_splits(tmp_path, {".txt"})
-    assert [sum(label == name for _, label in part) for part in (train, test) for name in ("a", "b")] == [8, 8, 2, 2]
-    assert sorted(train + test) == labelled_files(tmp_path, {".txt"})
-    write_files(tmp_path / "x", "train/a/1.txt", "train/b/2.txt", "valid/a/3.txt", "valid/b/4.txt")
-    train, test = labelled_splits(tmp_path / "x", {".txt"})
-    assert [path.name for path, _ in train + test] == ["1.txt", "2.txt", "3.txt", "4.txt"]
+    parts, origin = labelled_splits(tmp_path, {".txt"})
+    assert origin == f"{tmp_path} (a fixed part of it is the test split)"
+    assert [sum(label == name for _, label in parts[split]) for split in ("train", "test") for name in ("a", "b")] == [8, 8, 2, 2]
+    assert sorted(parts["train"] + parts["test"]) == labelled_files(tmp_path, {".txt"})
+    write_files(tmp_path / "x", "train/a/1.txt", "train/b/2.txt", "valid/a/3.txt", "valid/b/4.txt", "notes/5.txt")
+    parts, origin = labelled_splits(tmp_path / "x", {".txt"})
+    assert {split: [path.name for path, _ in part] for split, part in parts.items()} == {
+        "train": ["1.txt", "2.txt"],
+        "test": ["3.txt", "4.txt"],
+    }
+    assert origin == f"{tmp_path}/x (training: train/, test: valid/; not read: notes/)"
+    write_files(tmp_path / "x", "Testing/a/6.txt", "Testing/b/7.txt")
+    parts, _ = labelled_splits(tmp_path / "x", {".txt"})
+    assert [path.name for split in ("train", "validation", "test") for path, _ in parts[split]] == [f"{i}.txt" for i in (1, 2, 3, 4, 6, 7)]
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,14 @@ TS = "% old\n#comment\n\n@problemName x\n@TimeStamps false\n@UNIVARIATE {}\n@cla
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_series_are_those_that_were_written(tmp_path, channels):
-    series = [(RNG.normal(size=(n, channels)) * 10.0 ** RNG.integers(-6, 6)).astype(np.float32) for n in (4, 9, 1, 6)]
+    series = [RNG.normal(size=(n, channels)) * 10.0 ** RNG.integers(-6, 6) for n in (4, 9, 1, 6)]
     labels = ["Down", "up", "up", "3"]
-    lines = [":".join([*(",".join(map(str, column)) for column in one.T), label]) for one, label in zip(series, labels)]
+    lines = [":".join([*(",".join(map(str, column.tolist())) for column in one.T), label]) for one, label in zip(series, labels)]
     text = TS.format("true" if channels == 1 else "false") + "\r\n".join(lines) + "\n\n"
     series_read, names = read_ts(written(tmp_path / "a.ts", text))
     assert names == labels
     for one, other in zip(series_read, series, strict=True):
-        assert one.dtype == np.float32
+        assert one.dtype == np.float64
         np.testing.assert_array_equal(one, other)
 
 

@@ -185,9 +185,30 @@ def test_what_follows_the_samples_is_not_read(tmp_path, after):
     expected, _ = read_sound(written(tmp_path / "a.wav", stored("WAV")))
     np.testing.assert_array_equal(read_sound(written(tmp_path / "a.wav", stored("WAV") + after))[0], expected)
     np.testing.assert_array_equal(np.concatenate(list(stream_wav(io.BytesIO(stored("WAV") + after), "it")[1])), expected)
-    check_mistake(
-        read_sound, tmp_path / "b.wav", resized(stored("WAV", samples=NOISE[:0]), 0) + after[:12], "{path} has no samples; remove it."
-    )
+    check_mistake(read_sound, tmp_path / "b.wav", resized(stored("WAV", samples=NOISE[:0]), 0) + after, "{path} has no samples; remove it.")
+
+
+# Samples whose bytes look like the name of a chunk, are zeros, or are anything.
+HIDDEN = {
+    "letters": np.frombuffer(b"LIST" * 1000, np.uint8),
+    "quiet": np.full(4000, 100, np.uint8),
+    "chunks": np.frombuffer(b"junk\4\0\0\0abcd" * 300 + b"abcd\xff\xff", np.uint8),
+    "noise": RNG.integers(0, 256, 4000).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("size", [0, 400])
+def test_samples_beyond_the_size_in_the_header_are_never_left_out(tmp_path, name, size):
+    """The writer was killed before it could write the size."""
+    content = resized(wav(HIDDEN[name]), size)
+    assert content[40:44] == struct.pack("<I", size)
+    if size:
+        with pytest.raises(UserError, match="but its header gives 400, as if its recording was interrupted; repair the header"):
+            read_sound(written(tmp_path / "a.wav", content))
+    else:
+        samples, _ = read_sound(written(tmp_path / "a.wav", content))
+        np.testing.assert_array_equal(samples, (HIDDEN[name] - 128.0) / 128)
 
 
 class Pipe(io.BytesIO):

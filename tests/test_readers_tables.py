@@ -38,13 +38,13 @@ def test_tables_are_those_that_were_written(tmp_path, text, names, values):
 def check_table(folder: pathlib.Path, content: bytes | str, names: tuple[str, ...], values: Any, **options: str) -> None:
     found, table = read_table(written(folder / "a.csv", content), **options)
     assert found == names
-    assert table.dtype == np.float32
-    np.testing.assert_array_equal(table, np.array(values, np.float32))
+    assert table.dtype == np.float64
+    np.testing.assert_array_equal(table, np.array(values, np.float64))
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("quoted", [False, True])
-def test_numbers_keep_every_bit(tmp_path, separator, quoted):
+def test_numbers_keep_every_bit_of_float64(tmp_path, separator, quoted):
     values = RNG.normal(size=(30, 4)) * 10.0 ** RNG.integers(-30, 30, size=(30, 4))
     frame = pandas.DataFrame(values, columns=list("abcd"), index=pandas.date_range("2020-01-01", periods=30, freq="h", name="time"))
     text = frame.to_csv(sep=separator, quoting=1 if quoted else 0)
@@ -89,6 +89,8 @@ def test_a_first_column_of_numbers_stays(tmp_path, cells, capsys):
         ("date,2019,2020\n2020-01-01,1,2\n", ("2019", "2020"), [[1, 2]]),
         (",2019,2020\n2020-01-01,1,2\n", ("2019", "2020"), [[1, 2]]),
         ("id,10\n1,2\n", ("id", "10"), [[1, 2]]),
+        ("0,1\n7,5\n", ("0", "1"), [[7, 5]]),
+        ("2019,2020,2021\n1.5,2,3\n", ("2019", "2020", "2021"), [[1.5, 2, 3]]),
     ],
 )
 def test_numbers_may_be_names(tmp_path, text, names, values, capsys):
@@ -106,6 +108,8 @@ def test_numbers_may_be_names(tmp_path, text, names, values, capsys):
         ("mon,1\ntue,2\n", ("column 2",), [[1], [2]]),
         ("2020-01-01,5\n2020-01-02,2\n", ("column 2",), [[5], [2]]),
         ("2019,2020\n1,2\n", ("column 1", "column 2"), [[2019, 2020], [1, 2]]),
+        ("2020,2019\n1.5,2\n", ("column 1", "column 2"), [[2020, 2019], [1.5, 2]]),
+        ("0\n1.5\n", ("column 1",), [[0], [1.5]]),
     ],
 )
 def test_values_are_not_taken_as_names(tmp_path, text, names, values):
@@ -125,6 +129,8 @@ def test_values_are_not_taken_as_names(tmp_path, text, names, values):
         ('a;"b, c"\n1;2\n', ("a", "b, c"), [[1, 2]]),
         ('"a;b",c\n1,2\n', ("a;b", "c"), [[1, 2]]),
         ("a,b,\n1,2,\n", ("a", "b"), [[1, 2]]),
+        ("a,b\n1,2,\n3,4,\n", ("a", "b"), [[1, 2], [3, 4]]),
+        ("a;b;\n1;2\n3;4\n", ("a", "b"), [[1, 2], [3, 4]]),
         ('a,b\n"2,006",0\n', ("a", "b"), [[2006, 0]]),
         ('a,b\n"1,234.5","-12,345,678"\n', ("a", "b"), [[1234.5, -12345678]]),
         ('a,b\n"1,5",2\n"1,234",2\n', ("a", "b"), [[1.5, 2], [1.234, 2]]),
@@ -268,7 +274,7 @@ def test_rows_arrive_one_by_one(tmp_path, name):
     rows = [row for row in map(reader.read, io.StringIO(text, newline="")) if row is not None]
     np.testing.assert_array_equal(rows, values)
     assert rows[0].dtype == np.float64
-    np.testing.assert_array_equal(read_table(written(tmp_path / "a.csv", text))[1], np.array(values, np.float32))
+    np.testing.assert_array_equal(read_table(written(tmp_path / "a.csv", text))[1], values)
 
 
 def test_rows_of_columns_without_names_and_with_numbers_as_names():
@@ -277,7 +283,8 @@ def test_rows_of_columns_without_names_and_with_numbers_as_names():
     reader = RowReader(("2019", "2020"))
     assert reader.read("date,2019,2020") is None
     np.testing.assert_array_equal(reader.read("2020-01-01,2019,2020"), [2019, 2020])
-    np.testing.assert_array_equal(RowReader(("2019", "2020")).read("2019,2020"), [2019, 2020])
+    assert RowReader(("2019", "2020")).read("2019,2020") is None
+    np.testing.assert_array_equal(RowReader(("2019", "2020")).read("2019,2021"), [2019, 2021])
     np.testing.assert_array_equal(RowReader(("2019", "2020")).read("2020-01-01,2019,2020"), [2019, 2020])
 
 

@@ -144,13 +144,21 @@ def test_texts_in_a_folder_are_splits(tmp_path):
     assert open_data("language_model", "text", folder, **{"sequence.length": 8, "data.validation": 0.0}).validation is None
     (folder / "Valid.txt").unlink()
     assert open_data("language_model", "text", folder, **{"sequence.length": 8, "data.validation": 0.0}).validation is None
-    for missing in ("validation", "test"):
+    # Without a validation split, the end of the training text is held out; without a test split, the validation split is that.
+    lengths = {"sequence.length": 8, "data.validation": 0.2}
+    for name, counts in (("testing", [49, 12, 4]), ("VAL", [49, 12, 5])):
+        (folder / f"{name}.txt").write_text("a nab" if name == "testing" else "an ban")
+        splits = open_data("language_model", "text", folder, **lengths)
+        assert [split and everything(split)["length"].sum() for split in (splits.train, splits.validation, splits.test)] == counts
+        (folder / f"{name}.txt").unlink()
+    for message in (
+        f"{folder} holds train.txt but neither test.txt nor validation.txt; add one, or set config.data.dir to {folder}/train.txt.",
+        f"{folder} does not hold train.txt; add it, or give one text file, which is then split.",
+    ):
         with pytest.raises(UserError) as caught:
-            open_data("language_model", "text", folder, **{"sequence.length": 8})
-        message = f"{folder} does not hold {missing}.txt; add it, or give one text file, which is then split."
+            open_data("language_model", "text", folder, **lengths)
         assert str(caught.value) == message
-        (folder / "val.txt").write_text("a nab")
-        (folder / "testing.txt").unlink(missing_ok=True)
+        (folder / "train.txt").unlink(missing_ok=True)
 
 
 def test_a_table_is_cut_along_time_and_standardised_by_what_is_learned(tmp_path):
@@ -269,7 +277,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "config.sequence.length=0 gives no length for data.name='adding'; set it, such as 200.",
     ),
     "no window": (
-        lambda: window_splits(config_of("sequence_prediction", "csv"), {"train": [np.zeros((40, 2))]}, ("warm", "wet")),
+        lambda: window_splits(config_of("sequence_prediction", "csv"), {"train": [np.zeros((40, 2))]}, ("warm", "wet"), "it", "columns"),
         "config.sequence.length=0 gives no window for data.name='csv'; set it, such as 256.",
     ),
     "nothing to learn from": (

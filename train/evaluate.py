@@ -33,8 +33,12 @@ def check_data(trained: DataSpec, here: DataSpec) -> None:
         UserError: if the metrics of the run on that data would mean nothing.
     """
     names, ours = here.outputs, trained.outputs
-    if len(names) != len(ours) or (names != ours and not all(name.isdecimal() for name in ours)):
+    numbered = ours == tuple(map(str, range(len(ours)))) and not any(name.isdecimal() for name in names)
+    if len(names) != len(ours) or (names != ours and not numbered):
         raise UserError(f"the data has the outputs {', '.join(names)}, and the run {', '.join(ours)}; give the data it was trained on.")
+    if names != ours:  # published weights know their classes by number alone
+        pairs = ", ".join(f"{number} is {name}" for number, name in list(zip(ours, names))[:5])
+        print(f"warning: the run numbers its classes; in the order of the data here, {pairs}{', ...' * (len(ours) > 5)}.", file=sys.stderr)
     if here.symbols != trained.symbols:
         raise UserError(f"the data has {len(here.symbols)} symbols that are not the {len(trained.symbols)} of the run; give its own data.")
     now, before = (None if spec.symbols else spec.input_shape[-1] for spec in (here, trained))
@@ -61,7 +65,9 @@ def main() -> None:
     trained = load_trained(args.workdir, {"dir": args.data_dir} if args.data_dir else {})
     setup = trained.setup
     trained = dataclasses.replace(trained, setup=build(setup.config, setup.spec, task=setup.task.with_flags(args)))
-    for name, value in evaluate(trained, type(setup.task).open(setup.config), args.split).items():
+    splits = type(setup.task).open(setup.config)
+    print(splits.describe(), file=sys.stderr)
+    for name, value in evaluate(trained, splits, args.split).items():
         print(f"{args.split}/{name} {value:.4f}")
 
 

@@ -46,6 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     if not restart:
         open_folder(config, workdir)
     splits = task_class(config.task).open(config)
+    print(splits.describe(), flush=True)
     setup = build(config, splits.spec)
     if restart:  # the old run stays where it is until everything else is known to be right
         if config.init_from:

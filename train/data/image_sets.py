@@ -1,5 +1,6 @@
 """Datasets of images by name: with a class for each image, or with a mask of classes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from dilax.spec import DataSpec
 from train.data import source as sources
 from train.data.readers import cells, images, mask_folders, masks, packaged, tfds
 from train.data.source import Source
-from train.data.splits import PER_CLASS, Splits, first_of_each, hold_out
+from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
 from train.keys import UNLIMITED, Key, Keys
 
 # The config keys that `open_labelled` reads, in addition to data.name, dir, validation, memory_mb and workers.
@@ -44,7 +45,8 @@ def open_labelled(data: ConfigDict, *, seed: int) -> Splits:
     """Open a dataset of images with one class each.
 
     What fits into `memory_mb` is decoded into memory here; the rest is decoded as it is read. The records are the same either way. The
-    validation split takes its share of each class; of more than 100,000 records, it does so only if `classes` or `per_class` is set.
+    dataset's own validation split is used, unless data.validation is 0; if it has none, a share of each class of the training split is held
+    out. Of more than 100,000 records, it is a share of each class only if `classes` or `per_class` is set.
 
     Args:
         data: The part `data` of a config: the keys name, dir, validation, memory_mb and those of `IMAGE_KEYS`.
@@ -54,20 +56,28 @@ def open_labelled(data: ConfigDict, *, seed: int) -> Splits:
     Raises: UserError: if the dataset is missing, or the keys do not fit it.
     """
     given: Any = data  # the values of a ConfigDict have no static types
-    train, test, class_names = _labelled_sources(given)
+    read, class_names, origin = _labelled_sources(given)
+    opened = dict(read)
+    if given.validation == 0:
+        opened.pop("validation", None)
+    hold_some = bool(given.validation) and "validation" not in opened
     chosen = bool(given.classes or given.per_class)
-    stratify = chosen or len(train) <= _STRATIFIED
+    stratify = chosen or len(opened["train"]) <= _STRATIFIED
     if not chosen:  # all is kept: decode first, and the labels come with the images
-        train, test = _hold([train, test], given.memory_mb)
-    if chosen or (stratify and given.validation):
-        train = _with_labels(train)
+        opened = dict(zip(opened, _hold(list(opened.values()), given.memory_mb)))
+    if chosen or (stratify and hold_some):
+        opened["train"] = _with_labels(opened["train"])
     if given.classes:
-        train, test = (_keep_classes(split, given.classes, class_names) for split in (train, test))
+        opened = {split: _keep_classes(source, given.classes, class_names) for split, source in opened.items()}
         class_names = tuple(class_names[label] for label in given.classes)
-    train, validation = hold_out(train, given.validation, seed, sources.field(train, "label") if stratify and given.validation else None)
+    check_classes(class_names, f"data.name={given.name!r}")
+    if "validation" not in opened:
+        labels = sources.field(opened["train"], "label") if stratify and hold_some else None
+        opened["train"], validation = hold_out(opened["train"], given.validation, seed, labels)
+        opened |= {} if validation is None else {"validation": validation}
     if given.per_class:
-        train = _keep_per_class(train, given.per_class, class_names, seed)
-    return _splits(given, class_names, train, validation, test)
+        opened["train"] = _keep_per_class(opened["train"], given.per_class, class_names, seed)
+    return _splits(given, class_names, opened, origin)
 
 
 def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
@@ -86,30 +96,32 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
     """
     given: Any = data
     _check_mask_keys(given)
-    opened, class_names = _masked_sources(given, ignored)
+    read, class_names, origin = _masked_sources(given, ignored)
+    opened = dict(read)
+    check_classes(class_names, f"data.name={given.name!r}")
     if ignored < len(class_names):
         raise UserError(
             f"config.segmentation.ignored_label={ignored} is one of the {len(class_names)} classes; to leave a class out, "
             "list the values of the others in config.data.mask_values."
         )
-    train, validation = opened["train"], opened.get("validation")
     if given.validation == 0:
-        validation = None
-    elif validation is None:
-        train, validation = hold_out(train, given.validation, seed)
-    splits = _splits(given, class_names, train, validation, opened["test"])
+        opened.pop("validation", None)
+    elif "validation" not in opened:
+        opened["train"], validation = hold_out(opened["train"], given.validation, seed)
+        opened |= {} if validation is None else {"validation": validation}
+    splits = _splits(given, class_names, opened, origin)
     for name, split in (("training", splits.train), ("test", splits.test), ("validation", splits.validation)):
         if split is not None:
             masks.check_labelled(split, name, ignored)
+    masks.check_present(splits.train, class_names, ignored)
     return splits
 
 
-def _labelled_sources(data: Any) -> tuple[Source, Source, tuple[str, ...]]:
-    """Return training split, test split and class names."""
-    if data.name == "digits":
-        return *packaged.digits(data.image_size), packaged.CLASS_NAMES
-    if data.name == "digits8x8":
-        return *packaged.digits8x8(data.image_size), packaged.CLASS_NAMES
+def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
+    """Return {split: source}, the class names and the origin."""
+    if data.name in ("digits", "digits8x8"):
+        read = packaged.digits if data.name == "digits" else packaged.digits8x8
+        return dict(zip(("train", "test"), read(data.image_size))), packaged.CLASS_NAMES, ""
     if data.name == "folder":
         return images.open_folder(data.dir, data.image_size)
     if data.name == "cells":
@@ -117,10 +129,10 @@ def _labelled_sources(data: Any) -> tuple[Source, Source, tuple[str, ...]]:
     return tfds.open_tfds(data.name, data.dir, data.download, data.image_size)
 
 
-def _masked_sources(data: Any, ignored: int) -> tuple[Any, tuple[str, ...]]:
-    """Return {split: source} and the class names."""
+def _masked_sources(data: Any, ignored: int) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
+    """Return {split: source}, the class names and the origin."""
     if data.name == "cells":
-        return cells.cells(data.image_size, ignored), cells.CLASS_NAMES
+        return cells.cells(data.image_size, ignored), cells.CLASS_NAMES, ""
     if data.name == "folder":
         return mask_folders.open_mask_folder(data, ignored)
     if data.name in ("digits", "digits8x8"):
@@ -128,12 +140,12 @@ def _masked_sources(data: Any, ignored: int) -> tuple[Any, tuple[str, ...]]:
     return tfds.open_tfds_masks(data, ignored)
 
 
-def _splits(data: Any, class_names: tuple[str, ...], train: Source, validation: Source | None, test: Source) -> Splits:
+def _splits(data: Any, class_names: tuple[str, ...], opened: dict[str, Source], origin: str) -> Splits:
     """Return splits that are in memory if together they fit."""
-    held = _hold([train, test] if validation is None else [train, test, validation], data.memory_mb)
-    shape = held[0][0]["image"].shape
-    spec = DataSpec(data.name, shape, class_names, len(held[0]), mean=tuple(data.mean), std=tuple(data.std))
-    return Splits(spec, held[0], None if validation is None else held[2], held[1])
+    held = dict(zip(opened, _hold(list(opened.values()), data.memory_mb)))
+    shape = held["train"][0]["image"].shape
+    spec = DataSpec(data.name, shape, class_names, len(held["train"]), mean=tuple(data.mean), std=tuple(data.std))
+    return Splits(spec, held["train"], held.get("validation"), held["test"], origin)
 
 
 def _hold(splits: list[Source], memory_mb: float) -> list[Source]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ from train.data.source import Source, subset
 # What a permutation is for: the first number of its key, so that no two choices are correlated.
 TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
 # The names by which files and folders call a split, in any letter case.
-WORDS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
+WORDS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
+_SPOKEN = {"train": "training", "validation": "validation", "test": "test"}
+# Names such as train2017 or test_set, which are not taken for splits, but are no classes either.
+_LIKE_A_SPLIT = re.compile(
+    rf"({'|'.join(word for words in WORDS.values() for word in words)})([\W_].*|\d+|sets?|data|images)?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +33,22 @@ class Splits:
         train: The records to learn from.
         validation: Those that decide between checkpoints, or None.
         test: Those that are scored once, at the end.
+        origin: Where the data comes from, such as "pets (training: train/, test: test/)"; "" is the name of the dataset.
+        kinds: What the outputs and the records are called.
     """
 
     spec: DataSpec
     train: Source
     validation: Source | None
     test: Source
+    origin: str = ""
+    kinds: tuple[str, str] = ("classes", "images")
+
+    def describe(self) -> str:
+        """Return what was opened, in one line: "data: 3 classes, 120 training, 30 validation, 40 test images from pets"."""
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
+        return f"data: {len(self.spec.outputs)} {self.kinds[0]}, {counts} {self.kinds[1]} from {self.origin or self.spec.name}"
 
     def with_spec(self, **changes: Any) -> "Splits":
         """Return the same splits with other values of some fields of `spec`."""
@@ -86,9 +103,71 @@ def split_paths(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.
     """
     if not folder.is_dir():
         return {}
-    paths = [path for path in folder.iterdir() if (path.is_file() and path.suffix.lower() == suffix if suffix else path.is_dir())]
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    paths = [path for path in visible if (path.is_file() and path.suffix.lower() == suffix if suffix else path.is_dir())]
     by_name = {path.stem if suffix else path.name: path for path in paths}
     return {split: by_name[name] for split, name in split_names(by_name, folder).items()}
+
+
+def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path]:
+    """Return the splits that a folder is divided into, {"train", "test" and perhaps "validation": path}, or {} if it is not divided.
+
+    This is the rule of all readers: a folder with a training split is divided; if it has no test split, its validation split is that.
+
+    Args:
+        folder: Folder to look into.
+        suffix: As `split_paths`.
+
+    Raises:
+        UserError: if there is a training split alone, or two paths stand for one split.
+    """
+    paths = split_paths(folder, suffix=suffix)
+    end = suffix or "/"
+    if paths and len(paths) == 1:
+        (train,) = paths.values()
+        raise UserError(
+            f"{folder} holds {train.stem if suffix else train.name}{end} but neither test{end} nor validation{end}; add one, or set "
+            f"config.data.dir to {train}."
+        )
+    if paths and "test" not in paths:
+        paths["test"] = paths.pop("validation")
+    return paths
+
+
+def origin_of(folder: pathlib.Path, paths: dict[str, pathlib.Path]) -> str:
+    """Return which part of a folder is which split, for `Splits.origin`; `paths` as `divided` returns them."""
+    if not paths:
+        return f"{folder} (a fixed part of it is the test split)"
+    taken = ", ".join(f"{_SPOKEN[split]}: {path.name}{'/' * path.is_dir()}" for split, path in paths.items())
+    first = next(iter(paths.values()))
+    kin = (path for path in sorted(first.parent.iterdir()) if path.is_dir() == first.is_dir() and not path.name.startswith("."))
+    others = ", ".join(f"{path.name}{'/' * path.is_dir()}" for path in kin if path not in paths.values())
+    return f"{folder} ({taken}; not read: {others})" if others else f"{folder} ({taken})"
+
+
+def check_classes(names: Sequence[str], where: object) -> None:
+    """Refuse data of fewer than two classes, and classes that are splits under names that are not known.
+
+    Raises:
+        UserError: naming them.
+    """
+    if len(names) < 2:
+        content = f"only one class, {names[0]}" if names else "no class"
+        raise UserError(f"{where} holds {content}, from which nothing can be learned; give two or more classes.")
+    matches = [_LIKE_A_SPLIT.fullmatch(name) for name in names]
+    if all(matches) and len({split_of(match[1]) for match in matches if match}) > 1:
+        raise UserError(f"{where} holds {', '.join(names)}, which are splits and no classes; name them train, validation and test.")
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return distinct class names in order: as numbers if all of them are numbers, as text otherwise.
+
+    Example:
+        >>> class_order(["10", "9", "-1"]), class_order(["b10", "b9"])
+        (('-1', '9', '10'), ('b10', 'b9'))
+    """
+    distinct = sorted(set(names))
+    return tuple(sorted(distinct, key=float) if all(map(_NUMBER.fullmatch, distinct)) else distinct)
 
 
 def permutation(n: int, *key: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from dilax import Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
 from train.data.readers.files import data_path
-from train.data.splits import Splits, split_paths
+from train.data.splits import Splits, divided, origin_of
 from train.keys import Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, table_lines
@@ -55,10 +55,10 @@ class LanguageModel(StepTask):
     def open(cls, config: ConfigDict) -> Splits:
         """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
         name = check_name(config, ("text", *text.PACKAGES))
-        parts, units = _parts(config, name), config.sequence.units
+        (parts, origin), units = _parts(config, name), config.sequence.units
         symbols = text.symbols_of(parts["train"], units)
         codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
-        return window_splits(config, codes, symbols, symbols=symbols, units=units)
+        return window_splits(config, codes, symbols, origin, units, symbols=symbols, units=units)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """A drawn text, also in sample.txt."""
@@ -112,20 +112,22 @@ class LanguageModel(StepTask):
         return text.encode(prompt, self.spec.symbols, self.spec.units)
 
 
-def _parts(config: ConfigDict, name: str) -> dict[str, str]:
-    """Return the text of each split."""
+def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:
+    """Return the text of each split, and where they come from."""
     if name in text.PACKAGES:
         if config.data.dir:
             raise UserError(
                 f"config.data.dir={config.data.dir!r} is not read with config.data.name={name!r}, the text of a package; "
                 'set config.data.name="text", or remove config.data.dir.'
             )
-        return cut_along_time(text.package_text(name), config)
+        return cut_along_time(text.package_text(name), config), name
     path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():
-        return cut_along_time(text.read_text(path), config)
-    files = split_paths(path, suffix=".txt")
-    for split in ("train", "test", *(("validation",) if config.data.validation else ())):
-        if split not in files:
-            raise UserError(f"{path} does not hold {split}.txt; add it, or give one text file, which is then split.")
-    return {split: text.read_text(file) for split, file in files.items() if split != "validation" or config.data.validation}
+        return cut_along_time(text.read_text(path), config), str(path)
+    files = divided(path, suffix=".txt")
+    if not files:
+        raise UserError(f"{path} does not hold train.txt; add it, or give one text file, which is then split.")
+    parts = {split: text.read_text(file) for split, file in files.items() if split != "validation" or config.data.validation}
+    if "validation" not in parts:
+        parts |= cut_along_time(parts["train"], config, test=False)
+    return parts, origin_of(path, files)

@@ -18,7 +18,7 @@ from train.data.readers import sound
 from train.data.readers.files import data_path
 from train.data.readers.mixtures import pieces, read_mixtures
 from train.data.source import Table, gather
-from train.data.splits import TEST_SPLIT, Splits, held_out, split_paths
+from train.data.splits import TEST_SPLIT, Splits, divided, held_out, origin_of
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import streams
@@ -42,11 +42,10 @@ class Separation(Task):
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, ("mixtures",))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
-        folders = split_paths(folder)
-        if not {"train", "test"} <= folders.keys():
-            folders = {"train": folder}
-        train = read_mixtures(folders.pop("train"))
-        read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in folders.items()}}
+        folders = divided(folder)
+        train = read_mixtures(folders.get("train", folder))
+        others = {name: path for name, path in folders.items() if name != "train"}
+        read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in others.items()}}
         names, rate = train.names, train.rate
         for name, part in read.items():
             if part.names != names:
@@ -60,7 +59,8 @@ class Separation(Task):
         length = config.sequence.length or max(len(one) for part in sounds.values() for one in part)
         tables = {name: _table(part, length) for name, part in sounds.items()}
         spec = DataSpec(config.data.name, (length, 1), names, len(tables["train"]), sample_rate=rate)
-        return Splits(spec, tables["train"], tables["validation"] if config.data.validation else None, tables["test"])
+        validation = tables["validation"] if config.data.validation else None
+        return Splits(spec, tables["train"], validation, tables["test"], origin_of(folder, folders), ("sources", "mixtures"))
 
     def output_shapes(self) -> tuple[Shape, ...]:
         """A waveform for each source."""

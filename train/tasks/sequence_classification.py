@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
@@ -22,8 +23,9 @@ from train.data.mel import log_mel_frames, stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import data_path, labelled_splits
 from train.data.readers.images import SUFFIXES
-from train.data.source import Table, gather
-from train.data.splits import Splits, hold_out
+from train.data.scaling import measure
+from train.data.source import Source, Table, gather
+from train.data.splits import Splits, check_classes, class_order, hold_out
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images, streams
@@ -225,55 +227,75 @@ def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec
 def _series(config: ConfigDict) -> Splits:
     """Series of a set of the UCR archive, data.name="ucr:GunPoint"."""
     name = config.data.name.partition(":")[2]
-    train, test = map(series.read_ts, series.ucr_files(name, config.data.dir))
-    return _standardised(config, train, test)
+    train, test = series.ucr_files(name, config.data.dir)
+    return _standardised(config, {"train": series.read_ts(train), "test": series.read_ts(test)}, ("series", str(train.parent)))
 
 
 def _sounds(config: ConfigDict) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
-    train, test = labelled_splits(data_path(config, "a folder that holds a folder of sound files for each class"), sound.SUFFIXES)
-    sounds, rate = sound.read_sounds([path for path, _ in [*train, *test]])
-    frames, cut = log_mel_frames(sounds, rate, config.sequence.bands), len(train)
-    parts = (frames[:cut], [label for _, label in train]), (frames[cut:], [label for _, label in test])
-    return _standardised(config, *parts, sample_rate=rate)
+    parts, origin = labelled_splits(data_path(config, "a folder that holds a folder of sound files for each class"), sound.SUFFIXES)
+    sounds, rate = sound.read_sounds([path for part in parts.values() for path, _ in part])
+    frames = iter(log_mel_frames(sounds, rate, config.sequence.bands))
+    framed = {split: ([next(frames) for _ in part], [label for _, label in part]) for split, part in parts.items()}
+    return _standardised(config, framed, ("sounds", origin), sample_rate=rate)
 
 
 def _texts(config: ConfigDict) -> Splits:
     """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
     units, most = config.sequence.units, config.sequence.length or None
-    parts = labelled_splits(data_path(config, "a folder that holds a folder of .txt files for each class"), (".txt",))
-    train, test = (([text.read_text(path) for path, _ in part], [label for _, label in part]) for part in parts)
-    symbols = text.symbols_of("".join(train[0]), units)
-    train, test = (([text.encode(one, symbols, units)[:most] for one in part], labels) for part, labels in (train, test))
-    return _class_splits(config, train, test, symbols=symbols, units=units)
+    parts, origin = labelled_splits(data_path(config, "a folder that holds a folder of .txt files for each class"), (".txt",))
+    texts = {split: ([text.read_text(path) for path, _ in part], [label for _, label in part]) for split, part in parts.items()}
+    symbols = text.symbols_of("".join(texts["train"][0]), units)
+    coded = {split: ([text.encode(one, symbols, units)[:most] for one in part], labels) for split, (part, labels) in texts.items()}
+    return _class_splits(config, coded, ("texts", origin), symbols=symbols, units=units)
 
 
-def _standardised(config: ConfigDict, train: Labelled, test: Labelled, **fields: Any) -> Splits:
+def _standardised(config: ConfigDict, parts: dict[str, Labelled], source: tuple[str, str], **fields: Any) -> Splits:
     """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split."""
-    channels = {one.shape[1] for one in [*train[0], *test[0]]}
+    channels = {one.shape[1] for part, _ in parts.values() for one in part}
     if len(channels) > 1:
         raise UserError(
             f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give all the same number."
         )
-    values = np.concatenate(train[0])
-    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64) + 1e-8
-    train, test = (([((one - mean) / std).astype(np.float32) for one in part], labels) for part, labels in (train, test))
-    return _class_splits(config, train, test, mean=tuple(mean.tolist()), std=tuple(std.tolist()), **fields)
+    word = "mel band" if "sample_rate" in fields else "channel"
+    mean, std = measure(np.concatenate(parts["train"][0]), [f"{word} {i + 1}" for i in range(*channels)], config.data.name)
+    scale = DataSpec(config.data.name, (), (), mean=mean, std=std).scale
+    scaled = {split: (list(map(scale, part)), labels) for split, (part, labels) in parts.items()}
+    return _class_splits(config, scaled, source, mean=mean, std=std, **fields)
 
 
-def _class_splits(config: ConfigDict, train: Labelled, test: Labelled, **fields: Any) -> Splits:
-    """Splits of padded sequences with their classes; a share of each class of the training split is held out."""
-    names = tuple(sorted({*train[1], *test[1]}))
-    length = config.sequence.length or max(map(len, [*train[0], *test[0]]))
+def _class_splits(config: ConfigDict, parts: dict[str, Labelled], source: tuple[str, str], **fields: Any) -> Splits:
+    """Splits of padded sequences with their classes.
+
+    Unless there is a validation split, a share of each class of the training split is held out.
+
+    Args:
+        config: The whole config.
+        parts: Sequences and labels of "train", "test" and perhaps "validation".
+        source: What the sequences are called, and where they come from.
+        **fields: Further fields of the `DataSpec`.
+    """
+    records, origin = source
+    names = class_order(label for _, labels in parts.values() for label in labels)
+    check_classes(names, origin)
+    if unseen := [name for name in names if name not in parts["train"][1]]:
+        print(f"note: {origin}: the training split has no {records} of {', '.join(unseen)}.", file=sys.stderr)
+    length = config.sequence.length or max(len(one) for part, _ in parts.values() for one in part)
 
     def table(part: Labelled) -> Table:
         x, lengths = padded(part[0], length)
         return Table({"input": x, "length": lengths, "label": np.array([names.index(label) for label in part[1]], np.int32)})
 
-    whole, tested = table(train), table(test)
-    learned, validation = hold_out(whole, config.data.validation, config.seed, whole.arrays["label"])
-    spec = DataSpec(config.data.name, whole.arrays["input"].shape[1:], names, len(learned))
-    return Splits(dataclasses.replace(spec, **fields), learned, validation, tested)
+    tables = {split: table(part) for split, part in parts.items()}
+    train: Source = tables["train"]
+    validation: Source | None = tables.get("validation")
+    shape = tables["train"].arrays["input"].shape[1:]
+    if not config.data.validation:
+        validation = None
+    elif validation is None:
+        train, validation = hold_out(train, config.data.validation, config.seed, tables["train"].arrays["label"])
+    spec = DataSpec(config.data.name, shape, names, len(train))
+    return Splits(dataclasses.replace(spec, **fields), train, validation, tables["test"], origin, ("classes", records))
 
 
 _READERS: dict[str, Callable[[Any], Splits]] = {"ucr": _series, "wav": _sounds, "text": _texts}

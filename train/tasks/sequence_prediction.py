@@ -13,6 +13,7 @@ from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
 from train.data.readers.files import data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
+from train.data.scaling import measure, written
 from train.data.source import Table, gather
 from train.data.splits import Splits
 from train.data.windows import padded
@@ -149,7 +150,7 @@ class SequencePrediction(StepTask):
                 yield from [f"# {path}"] * several
                 yield csv_row(self.spec.outputs)
             for row in inference.forecast(values, args.steps):
-                yield csv_row([*([path] * (several and args.csv)), *(f"{value:.6g}" for value in row)])
+                yield csv_row([*([path] * (several and args.csv)), *written(self.spec, row)])
 
     def stream(self, inference: Inference, file: Bytes, args: argparse.Namespace) -> Iterator[bytes]:
         """Yield, after each row, the row that is to follow it."""
@@ -161,7 +162,7 @@ class SequencePrediction(StepTask):
             if values is None:  # a header or a blank line
                 continue
             (row,) = self.spec.unscale(feeder(self.spec.scale(values)[None]))
-            yield (csv_row([f"{value:.6g}" for value in row]) + "\n").encode()
+            yield (csv_row(written(self.spec, row)) + "\n").encode()
 
     def _check_table(self) -> None:
         if self.config.data.name != "csv":
@@ -207,7 +208,7 @@ def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outp
     validation = make(TEST_EXAMPLES, length, _VALIDATION) if config.data.validation else None
     test = make(TEST_EXAMPLES, length, _TEST)
     spec = DataSpec(config.data.name, train.arrays["input"].shape[1:], outputs, count, symbols)
-    return Splits(spec, train, validation, test)
+    return Splits(spec, train, validation, test, kinds=("outputs", "sequences"))
 
 
 def _piano(config: ConfigDict) -> Splits:
@@ -226,13 +227,17 @@ def _piano(config: ConfigDict) -> Splits:
     parts = {name: table(rolls[name], word) for name, word in SPLIT_NAMES.items()}
     keys = parts["train"].arrays["input"].shape[-1]
     spec = DataSpec(config.data.name, (length, keys), tuple(f"key {i + 1}" for i in range(keys)), len(parts["train"]))
-    return Splits(spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"])
+    return Splits(
+        spec, parts["train"], parts["validation"] if config.data.validation else None, parts["test"], config.data.dir, ("keys", "sequences")
+    )
 
 
 def _table(config: ConfigDict) -> Splits:
     """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
     names, values = tables.read_table(data_path(config, "a table, such as a .csv file"), missing=config.data.missing)
     parts = cut_along_time(values, config)
-    mean, std = parts["train"].mean(0, dtype=np.float64), parts["train"].std(0, dtype=np.float64) + 1e-8
-    scaled = {name: [((part - mean) / std).astype(np.float32)] for name, part in parts.items()}
-    return window_splits(config, scaled, names, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    mean, std = measure(parts["train"], names, config.data.dir)
+    scale = DataSpec(config.data.name, (), names, mean=mean, std=std).scale
+    return window_splits(
+        config, {name: [scale(part)] for name, part in parts.items()}, names, config.data.dir, "columns", mean=mean, std=std
+    )

@@ -147,27 +147,31 @@ def check_name(config: ConfigDict, known: Sequence[str]) -> str:
     return name
 
 
-def cut_along_time(whole: Any, config: ConfigDict) -> dict[str, Any]:
-    """Cut a text or a table along time: the last share is the test split, that before it the validation split."""
+def cut_along_time(whole: Any, config: ConfigDict, *, test: bool = True) -> dict[str, Any]:
+    """Cut a text or a table along time: the last share is the test split, unless it has one, that before it the validation split."""
     count = len(whole)
-    tested, held = round(count * config.sequence.test), round(count * config.data.validation)
+    tested, held = round(count * config.sequence.test * test), round(count * config.data.validation)
     train = count - tested - held
     if train < 1:
         raise UserError(
             f"config.sequence.test={config.sequence.test} and config.data.validation={config.data.validation} leave nothing to learn from; "
             "make them smaller."
         )
-    parts = {"train": whole[:train], "test": whole[count - tested :]}
+    parts = {"train": whole[:train], **({"test": whole[count - tested :]} if test else {})}
     return {**parts, "validation": whole[train : train + held]} if held else parts
 
 
-def window_splits(config: ConfigDict, parts: Mapping[str, list[np.ndarray]], outputs: tuple[str, ...], **fields: Any) -> Splits:
+def window_splits(
+    config: ConfigDict, parts: Mapping[str, list[np.ndarray]], outputs: tuple[str, ...], origin: str, kind: str, **fields: Any
+) -> Splits:
     """Return splits of windows of long sequences; those of validation and test may be shorter than a window.
 
     Args:
         config: The whole config.
         parts: The sequences of "train", "test" and perhaps "validation".
         outputs: Names of the outputs.
+        origin: Where the data comes from, as `Splits.origin`.
+        kind: What the outputs are called.
         **fields: Further fields of the `DataSpec`.
     """
     length, context, cut = config.sequence.length, config.sequence.context, {}
@@ -178,7 +182,7 @@ def window_splits(config: ConfigDict, parts: Mapping[str, list[np.ndarray]], out
         cut[name] = windows(part, length, context, split, stride=config.sequence.stride if train else 0, short=not train)
     shape = (length, *parts["train"][0].shape[1:])
     spec = DataSpec(config.data.name, shape, outputs, len(cut["train"]), **fields)
-    return Splits(spec, cut["train"], cut.get("validation"), cut["test"])
+    return Splits(spec, cut["train"], cut.get("validation"), cut["test"], origin, (kind, "windows"))
 
 
 def prompts(source: Source, count: int) -> np.ndarray:

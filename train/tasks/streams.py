@@ -3,6 +3,7 @@
 import argparse
 import functools
 import io
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -71,14 +72,12 @@ def lines(file: Bytes) -> Iterator[str]:
 
 
 def sound_pieces(inference: Inference, file: Bytes) -> Iterator[np.ndarray]:
-    """Return the pieces of a .wav stream as they come, refusing another sample rate than the run's."""
-    rate, pieces = sound.stream_wav(file, INPUT)
-    if rate != inference.spec.sample_rate:
-        raise UserError(
-            f"{INPUT} has {rate} samples per second, and the run was trained on {inference.spec.sample_rate}; resample it, for example "
-            f"with `sox IN.wav -r {inference.spec.sample_rate} -t wav -`."
-        )
-    return pieces
+    """Return the pieces of a .wav stream as they come, at the sample rate of the run; a line on stderr says if they are resampled."""
+    (rate, pieces), wanted = sound.stream_wav(file, INPUT), inference.spec.sample_rate
+    if rate == wanted:
+        return pieces
+    print(f"note: {INPUT} has {rate} samples per second; it is resampled to the {wanted} of the run.", file=sys.stderr)
+    return sound.resample_pieces(pieces, rate, wanted)
 
 
 def blocks(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
 from train.data.readers.files import data_path, list_files
-from train.data.splits import Splits
+from train.data.splits import Splits, divided, origin_of
 from train.keys import Key, Keys
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files, table_lines
@@ -54,14 +54,19 @@ class Waveform(StepTask):
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
         check_name(config, ("wav",))
         folder = data_path(config, "a folder of sound files")
-        paths = list_files(folder, sound.SUFFIXES)
-        if not paths:
-            raise UserError(f'"{folder}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
-        sounds, rate = sound.read_sounds(paths)
+        folders = divided(folder)
+        files = {split: list_files(path, sound.SUFFIXES) for split, path in (folders or {"train": folder}).items()}
+        for split, paths in files.items():
+            if not paths:
+                where = folders.get(split, folder)
+                raise UserError(f'"{where}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
+        sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths])
         mixture, levels = _is_mixture(config), config.sequence.levels
-        values = [one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds]
+        values = iter([one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds])
+        parts = _share_out(config, {split: [next(values) for _ in paths] for split, paths in files.items()})
         symbols = () if mixture else tuple(map(str, range(levels)))
-        return window_splits(config, _parts(config, values), symbols or ("sample",), symbols=symbols, sample_rate=rate)
+        origin, kind = origin_of(folder, folders), "levels" if symbols else "outputs"
+        return window_splits(config, parts, symbols or ("sample",), origin, kind, symbols=symbols, sample_rate=rate)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """Drawn sounds, as files and waveforms."""
@@ -129,13 +134,20 @@ def _is_mixture(config: ConfigDict) -> bool:
     return config.model.get("outputs") == "mixture"
 
 
-def _parts(config: ConfigDict, values: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Share out whole files, spread over the folder, so that every split has something of each speaker or piece."""
-    held = max(1, round(len(values) * config.data.validation)) if config.data.validation else 0
-    tested = max(1, round(len(values) * config.sequence.test))
+def _share_out(config: ConfigDict, parts: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """Take the splits that are missing out of the training files, spread over them so that each has some of every speaker or piece."""
+    values, missing = parts["train"], "test" not in parts
+    held = max(1, round(len(values) * config.data.validation)) if config.data.validation and "validation" not in parts else 0
+    tested = max(1, round(len(values) * config.sequence.test)) if missing else 0
     if len(values) < 1 + held + tested:
         raise UserError(f"config.data.dir={config.data.dir!r} holds {len(values)} sound files, too few to split; cut them into more files.")
     order = np.linspace(0, len(values) - 1, held + tested).round().astype(int).tolist()
-    test = order[:: max(1, len(order) // tested)][:tested]
-    parts = {"train": [value for i, value in enumerate(values) if i not in order], "test": [values[i] for i in test]}
-    return {**parts, "validation": [values[i] for i in order if i not in test]} if held else parts
+    test = order[:: max(1, len(order) // tested)][:tested] if missing else []
+    shared = {**parts, "train": [value for i, value in enumerate(values) if i not in order]}
+    if missing:
+        shared["test"] = [values[i] for i in test]
+    if held:
+        shared["validation"] = [values[i] for i in order if i not in test]
+    if not config.data.validation:
+        shared.pop("validation", None)
+    return shared

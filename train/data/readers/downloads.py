@@ -20,6 +20,7 @@ from typing import Any
 
 from dilax.errors import UserError, did_you_mean
 from train.data.readers.archives import EXAMPLES
+from train.data.readers.files import user_path
 
 _TIMEOUT_S = 10  # without a byte, after which a download fails
 _BLOCK = 1 << 20  # bytes read at once
@@ -50,7 +51,7 @@ def root(data_dir: str) -> pathlib.Path:
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError('this dataset is read through tensorflow_datasets, which is missing; run: pip install -e ".[train]"')
-    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return user_path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def find(name: str, directory: pathlib.Path) -> Any:

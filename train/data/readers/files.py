@@ -1,13 +1,16 @@
 """Files: whole ones as bytes, those below a folder, and those in folders named after classes."""
 
+import os
 import pathlib
+import stat
+import sys
 from collections.abc import Collection
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
-from train.data.splits import fixed_test, split_paths
+from train.data.splits import check_classes, divided, fixed_test, origin_of
 
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
 
@@ -24,25 +27,45 @@ def data_path(config: ConfigDict, what: str) -> pathlib.Path:
     """
     if not config.data.dir:
         raise UserError(f'config.data.dir="" gives no data for data.name={config.data.name!r}; set it to {what}.')
-    return pathlib.Path(config.data.dir).expanduser()
+    return user_path(config.data.dir)
 
 
-def read_bytes(path: pathlib.Path, what: str) -> bytes:
-    """Return the bytes of a file.
+def user_path(text: str) -> pathlib.Path:
+    """Return a path that a user gave, in which "~" is the home folder."""
+    return pathlib.Path(os.path.expanduser(text))
+
+
+def check_file(path: pathlib.Path, what: str) -> None:
+    """Refuse a path that is not a regular file, such as a pipe, from which reading might wait for ever.
 
     Args:
         path: Path of the file.
         what: What the file should be, such as "a text file".
 
     Raises:
-        UserError: if it is missing, a folder, unreadable or empty.
+        UserError: if it is missing, a folder, a pipe or a device.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give {what}.")
     try:
-        content = path.read_bytes()
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"there is no file {path}; give {what}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; give {what}.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
+
+
+def read_bytes(path: pathlib.Path, what: str) -> bytes:
+    """Return the bytes of a file; arguments as `check_file`.
+
+    Raises:
+        UserError: if it is missing, not a regular file, unreadable or empty.
+    """
+    check_file(path, what)
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
     if not content:
@@ -51,15 +74,40 @@ def read_bytes(path: pathlib.Path, what: str) -> bytes:
 
 
 def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:
-    """Return the files with one of `suffixes`, in any letter case, at any depth below a folder, sorted; hidden files are left out."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    """Return the files with one of `suffixes`, in any letter case, at any depth below a folder, sorted. All readers of folders use it.
+
+    Linked files and folders are followed, but each folder is listed once. Files and folders whose names begin with "." are left out: what
+    they hold are previews, copies and caches.
+
+    Raises:
+        UserError: naming a folder that cannot be read, or a broken link, a pipe or a device with such a suffix.
+    """
+    found: list[pathlib.Path] = []
+    listed = set[tuple[int, int]]()
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        info = os.stat(path)
+        if (info.st_dev, info.st_ino) in listed:
+            folders.clear()
+            continue
+        listed.add((info.st_dev, info.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [pathlib.Path(path, name) for name in names if not name.startswith(".") and pathlib.Path(name).suffix.lower() in suffixes]
+    for path in found:
+        if not path.is_file():
+            kind = "a broken link" if path.is_symlink() and not path.exists() else "a pipe or a device, not a regular file"
+            raise UserError(f"{path} is {kind}; remove or replace it.")
+    return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or remove it.") from error
 
 
 def labelled_files(folder: pathlib.Path, suffixes: Collection[str]) -> Labelled:
     """Return the files of each class, as [(file, class name), ...] in sorted order.
 
-    Every sub-folder is a class, with all files at any depth below it. Sub-folders whose names begin with "." or "_" are not classes, such
-    as "_background_noise_" of Speech Commands.
+    Every sub-folder is a class, with all files at any depth below it. Sub-folders whose names begin with "." are not classes, nor are those
+    that begin with "_", such as "_background_noise_" of Speech Commands; a line on stderr names the latter, and counts files beside them.
 
     Args:
         folder: Folder that holds the sub-folders.
@@ -71,41 +119,57 @@ def labelled_files(folder: pathlib.Path, suffixes: Collection[str]) -> Labelled:
     kinds = ", ".join(sorted(suffixes))
     if not folder.is_dir():
         raise UserError(f'"{folder}" is not a folder; give one that holds a sub-folder of {kinds} files for each class.')
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    classes = [path for path in visible if path.is_dir() and not path.name.startswith("_")]
     if len(classes) < 2:
         content = f"only one class, {classes[0].name}" if classes else "no sub-folders"
         raise UserError(f"{folder} holds {content}; put the files ({kinds}) of each of two or more classes into a sub-folder of its own.")
+    check_classes([path.name for path in classes], folder)
     labelled: Labelled = []
     for path in classes:
+        _check_encoding(path)
         files = list_files(path, suffixes)
         if not files:
             raise UserError(f"{path} holds no files of a known type ({kinds}); add some, or remove the folder.")
         labelled += [(file, path.name) for file in files]
+    out = [f"{path.name}/" for path in visible if path.is_dir() and path.name.startswith("_")]
+    if beside := sum(path.is_file() and path.suffix.lower() in suffixes for path in visible):
+        out.append(f"{beside} files that are in no folder of a class")
+    if out:
+        print(f"note: {folder}: left out: {', '.join(out)}.", file=sys.stderr)
     return labelled
 
 
-def labelled_splits(folder: pathlib.Path, suffixes: Collection[str]) -> tuple[Labelled, Labelled]:
-    """Return the files of the training and the test split, with their classes, as `labelled_files`.
+def _check_encoding(path: pathlib.Path) -> None:
+    """Refuse the folder of a class whose name cannot be printed or stored."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of the folder {str(path)!a} is not UTF-8; rename it.") from error
 
-    The folder holds train/ and test/, or train/ and validation/, which is then the test split; or else the classes themselves, of which a
-    fixed fifth is the test split. `train.data.splits.WORDS` lists the names of such folders.
+
+def labelled_splits(folder: pathlib.Path, suffixes: Collection[str]) -> tuple[dict[str, Labelled], str]:
+    """Return the files of each split with their classes, as `labelled_files`, and what `Splits.origin` says of them.
+
+    The folder is divided into train/, test/ and perhaps validation/, as `train.data.splits.divided` says; or else it holds the classes
+    themselves, of which a fixed fifth is the test split.
+
+    Returns:
+        {"train", "test" and perhaps "validation": files}, and the origin.
 
     Raises:
         UserError: as `labelled_files`; if there is train/ alone, the classes of the splits differ, or there are too few files.
     """
-    paths = split_paths(folder)
+    paths = divided(folder)
     if not paths:
         files = labelled_files(folder, suffixes)
         _, labels = np.unique([label for _, label in files], return_inverse=True)
         test = fixed_test(labels, folder, "files")
-        return [file for file, held in zip(files, test) if not held], [file for file, held in zip(files, test) if held]
-    if len(paths) == 1:
-        raise UserError(
-            f"{folder} holds {paths['train'].name}/ but neither test/ nor validation/; add one, or set config.data.dir to {paths['train']}."
-        )
-    both = paths["train"], paths.get("test", paths.get("validation", folder))
-    train, test = (labelled_files(path, suffixes) for path in both)
-    odd = sorted({label for _, label in train} ^ {label for _, label in test})
-    if odd:
-        raise UserError(f"{both[0]} and {both[1]} must hold the same classes; only one of them holds {', '.join(odd[:5])}.")
-    return train, test
+        parts = {split: [file for file, held in zip(files, test) if held == (split == "test")] for split in ("train", "test")}
+        return parts, origin_of(folder, {})
+    parts = {split: labelled_files(path, suffixes) for split, path in paths.items()}
+    for split, part in parts.items():
+        odd = sorted({label for _, label in parts["train"]} ^ {label for _, label in part})
+        if odd:
+            raise UserError(f"{paths['train']} and {paths[split]} must hold the same classes; only one of them holds {', '.join(odd[:5])}.")
+    return parts, origin_of(folder, paths)

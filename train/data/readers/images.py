@@ -2,36 +2,39 @@
 
 import functools
 import pathlib
+import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dilax import inputs
 from dilax.errors import UserError
-from dilax.inputs import check_depth, naming
-from train.data.readers.files import Labelled, labelled_splits
+from dilax.inputs import check_depth, open_image, orientation
+from train.data.readers.files import Labelled, labelled_splits, user_path
 from train.data.source import Lazy, Record, check_shapes
+from train.data.splits import class_order
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _GREY = {"1", "L", "LA"}
+_ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # the further pictures of an MPO, as cameras write it, are previews
 
 
-def open_folder(data_dir: str, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
-    """Return training split, test split and class names of a folder of images.
+def open_folder(data_dir: str, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+    """Return {split: records}, the class names and the origin of a folder of images.
 
-    `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; classes are sorted.
-    Images are grey if all of them are, else RGB. Records are {"image": uint8 (height, width, channels), "label": int32}.
+    `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; `class_order` sorts
+    them. Images are grey if all of them are, else RGB. Records are {"image": uint8 (height, width, channels), "label": int32}.
 
     Raises: UserError: if a folder is missing or empty, the classes of the splits differ, or a file is not an image.
     """
-    directory = pathlib.Path(data_dir).expanduser()
+    directory = user_path(data_dir)
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
-    train, test = labelled_splits(directory, SUFFIXES)
-    class_names = tuple(sorted({label for _, label in [*train, *test]}))
-    channels = image_channels([path for path, _ in [*train, *test]], image_size)
-    train_source, test_source = (_source(split, directory, class_names, channels, image_size) for split in (train, test))
-    return train_source, test_source, class_names
+    parts, origin = labelled_splits(directory, SUFFIXES)
+    class_names = class_order(label for _, label in parts["train"])
+    channels = image_channels([path for part in parts.values() for path, _ in part], image_size)
+    return {split: _source(part, directory, class_names, channels, image_size) for split, part in parts.items()}, class_names, origin
 
 
 def _source(labelled: Labelled, directory: pathlib.Path, class_names: tuple[str, ...], channels: int, image_size: int) -> Lazy:
@@ -43,17 +46,11 @@ def _source(labelled: Labelled, directory: pathlib.Path, class_names: tuple[str,
 
 
 def _read(files: tuple[pathlib.Path, ...], labels: np.ndarray, channels: int, image_size: int, indices: list[int]) -> list[Record]:
-    return [{"image": read_image(files[index], channels, image_size), "label": labels[index]} for index in indices]
-
-
-def read_image(file: pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image file as `decode`; a UserError names a file that is not an image."""
-    with naming(file):
-        return decode(file, channels, image_size)
+    return [{"image": decode(files[index], channels, image_size), "label": labels[index]} for index in indices]
 
 
 def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.ndarray:
-    """Decode an image.
+    """Decode an image: upright, as its EXIF orientation says, and on white where it is transparent, unless it is asked for as RGBA.
 
     Args:
         file: An image file, or its bytes.
@@ -61,7 +58,7 @@ def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.nda
         image_size: Side of the square that `fit` fits the image to; 0 leaves it as it is.
 
     Returns: uint8 (height, width, channels).
-    Raises: UserError: if the image has more than 8 bits per channel.
+    Raises: UserError: if it cannot be read, or has more than 8 bits per channel.
     """
     pixels = inputs.decode(file, channels)
     return fit(pixels, image_size)
@@ -80,23 +77,38 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def image_channels(files: Sequence[pathlib.Path], image_size: int) -> int:
-    """Return 1 if all image files are grey, else 3.
+    """Return 1 if all image files are grey, else 3; lines on stderr count those that are transparent, or of which a part is read.
 
     Raises:
-        UserError: if a file is not an image, or images differ in size and `image_size` is 0.
+        UserError: if a file is not an image or has more than 8 bits per channel, or images differ in size and `image_size` is 0.
     """
-    headers = map(_header, files)
-    if image_size:
-        return 1 if all(grey for grey, _ in headers) else 3  # stops at the first colour image
-    grey, sizes = zip(*headers, strict=True)
-    check_shapes("image", set(sizes))
-    return 1 if all(grey) else 3
+    headers = list(map(_header, files))
+    if not image_size:
+        check_shapes("image", {header.size for header in headers})
+    for count, what in (
+        (sum(header.transparent for header in headers), "have an alpha channel: where they are transparent, they are laid on white"),
+        (sum(header.animated for header in headers), "hold several pictures, of which the first is read"),
+    ):
+        if count:
+            print(f"note: {count} of {len(files)} images {what}.", file=sys.stderr)
+    return 1 if all(header.grey for header in headers) else 3
 
 
-def _header(file: pathlib.Path) -> tuple[bool, tuple[int, int]]:
-    """Return whether the image is grey, and (height, width)."""
-    from PIL import Image
+class _Header(NamedTuple):
+    """What is known of an image before its pixels are decoded; its size is (height, width)."""
 
-    with naming(file), Image.open(file) as image:
-        check_depth(image, file)
-        return image.mode in _GREY, (image.height, image.width)
+    grey: bool
+    size: tuple[int, int]
+    transparent: bool
+    animated: bool
+
+
+def _header(file: pathlib.Path) -> _Header:
+    with open_image(file) as image:
+        check_depth(image, str(file))
+        # PIL decodes the whole of a PNG to look for an orientation after its pixels. It swaps the sides of a TIFF itself.
+        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = known and orientation(image) >= 5  # these swap the sides
+        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        return _Header(image.mode in _GREY, size, image.has_transparency_data, animated)

@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from dilax.inputs import naming
-from train.data.readers.files import list_files
-from train.data.readers.images import SUFFIXES, image_channels, read_image
+from train.data.readers.files import list_files, user_path
+from train.data.readers.images import SUFFIXES, decode, image_channels
 from train.data.readers.masks import MaskReader, decode_mask
+from train.data.readers.text import read_text
 from train.data.source import Lazy, Record, Source
-from train.data.splits import fixed_test, split_paths
+from train.data.splits import divided, fixed_test, origin_of
 
 Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
 
 
-def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[str, ...]]:
-    """Return {split: source} and the class names of a folder of images and masks.
+def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[str, ...], str]:
+    """Return {split: source}, the class names and the origin of a folder of images and masks.
 
     `data.dir` has one of these layouts, in which `images` and `masks` stand for data.image_field and data.mask_field:
         train/images and train/masks, and the same below validation/ and test/;
-        images and masks, and with data.lists a folder of train.txt, validation.txt and test.txt, with a file name without suffix per line;
+        images and masks, and with data.lists a folder of train.txt, validation.txt and test.txt, with a file name per line, with or without
+            suffix;
         images and masks alone, of which a fixed fifth is the test split.
     `train.data.splits.WORDS` lists the names of such folders and files. If there is no test split, the validation split is the test split.
     A mask is a grey or palette image of class numbers. Records are as those of `MaskReader.record`.
@@ -33,19 +34,16 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
 
     Raises: UserError: if a folder, a file or a mask is missing, or the number of classes is not given and cannot be counted.
     """
-    directory = pathlib.Path(data.dir).expanduser()
+    directory = user_path(data.dir)
     if not data.dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images and masks; "{data.dir}" is not a folder.')
     names = (data.image_field or "images", data.mask_field or "masks")
-    pairs = _split_pairs(directory, names, data.lists)
-    if "test" not in pairs and "validation" in pairs:
-        pairs["test"] = pairs.pop("validation")
-    if "train" not in pairs or "test" not in pairs:
-        raise UserError(f"{directory} has the splits {sorted(pairs)}; training needs train, and test or validation.")
+    pairs, origin = _split_pairs(directory, names, data.lists)
     class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
     channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
-    return {split: _source(files, directory, channels, reader) for split, files in pairs.items()}, class_names
+    sources: dict[str, Source] = {split: _source(files, directory, channels, reader) for split, files in pairs.items()}
+    return sources, class_names, origin
 
 
 def _source(files: Pairs, directory: pathlib.Path, channels: int, reader: MaskReader) -> Lazy:
@@ -58,22 +56,20 @@ def _read(files: Pairs, channels: int, reader: MaskReader, indices: list[int]) -
 
 
 def _record(image_file: pathlib.Path, mask_file: pathlib.Path, channels: int, reader: MaskReader) -> Record:
-    image = read_image(image_file, channels, 0)
-    with naming(mask_file):
-        mask = decode_mask(mask_file)
-    return reader.record(image, mask, str(mask_file))
+    return reader.record(decode(image_file, channels, 0), decode_mask(mask_file), str(mask_file))
 
 
-def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str) -> dict[str, Pairs]:
-    """Return {split: pairs of files}."""
+def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str) -> tuple[dict[str, Pairs], str]:
+    """Return {split: pairs of files}, and the origin."""
     if lists:
-        return _listed_pairs(directory, names, directory / lists)
-    folders = split_paths(directory)
+        return _listed_pairs(directory, names, directory / user_path(lists))
+    folders = divided(directory)
     if folders:
-        return {split: _pairs(folder, names) for split, folder in folders.items()}
+        return {split: _pairs(folder, names) for split, folder in folders.items()}, origin_of(directory, folders)
     pairs = _pairs(directory, names)
     test = fixed_test(np.zeros(len(pairs), np.int32), directory, "images")
-    return {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
+    parts = {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
+    return parts, origin_of(directory, {})
 
 
 def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
@@ -89,24 +85,36 @@ def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
     return tuple((images[stem], masks[stem]) for stem in sorted(images))
 
 
-def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path) -> dict[str, Pairs]:
-    """Return the pairs that the files train.txt, validation.txt and test.txt name."""
-    files = split_paths(lists, suffix=".txt")
+def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path) -> tuple[dict[str, Pairs], str]:
+    """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
+    files = divided(lists, suffix=".txt")
     if not files:
         raise UserError(
             f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
         )
     images, masks = (_by_stem(directory / name) for name in names)
     pairs: dict[str, Pairs] = {}
+    listed: dict[str, pathlib.Path] = {}
     for split, file in files.items():
-        stems = file.read_text().split()
+        stems = [_stem(name) for line in read_text(file).splitlines() if (name := line.strip())]
+        if not stems:
+            raise UserError(f"{file} names no image; add some, or remove the file.")
         for stem in stems:
             if stem not in images or stem not in masks:
                 folder = directory / names[stem in images]
                 raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
-        if stems:
-            pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
-    return pairs
+            if stem in listed:
+                both = f"{file} names {stem} twice" if listed[stem] == file else f"{listed[stem]} and {file} both name {stem}"
+                raise UserError(f"{both}; remove one, so that no image counts twice.")
+            listed[stem] = file
+        pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
+    return pairs, f"{directory}, lists {origin_of(lists, files)}"
+
+
+def _stem(name: str) -> str:
+    """Return the name of a line of a list without the suffix of an image, if it has one."""
+    path = pathlib.PurePath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -130,8 +138,7 @@ def _count_classes(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple
         return tuple(f"class {value}" for value in values)
     present = np.zeros(256, bool)
     for _, file in pairs:
-        with naming(file):
-            present[decode_mask(file)] = True
+        present[decode_mask(file)] = True
     numbers = np.flatnonzero(present).tolist()
     classes = [number for number in numbers if number != ignored]
     # The numbers of black and white masks, and of classes drawn as shades of grey, are not labels.

@@ -1,14 +1,15 @@
 """Images with a mask of classes: a mask is read, checked and fitted together with its image."""
 
 import dataclasses
-import io
 import pathlib
-from typing import IO, Any
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError
-from dilax.inputs import nearest, resize_pixels, scaled_size
+from dilax.inputs import name_of, nearest, open_image, resize_pixels, scaled_size, upright_image
 from train.data.source import Record, Source, read
 
 GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
@@ -22,7 +23,7 @@ class MaskReader:
 
     Attributes:
         classes: Number of classes.
-        values: Value of each class in the masks, in order, all other values being ignored; () is 0, 1, 2 and so on
+        values: Value of each class in the masks, in order, all other values being ignored; () is 0, 1, 2 and so on.
         ignored: Label of pixels that count neither in the loss nor in the metrics.
         image_size: Longer side that image and mask are scaled to, then padded to a square; 0 leaves them as they are.
     """
@@ -65,19 +66,16 @@ class MaskReader:
 
 
 def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
-    """Decode a mask file, or its bytes.
+    """Decode a mask file, or its bytes, turned as its EXIF orientation says, as its image is.
 
     Returns: uint8 (height, width): grey values, or the indices of a palette, never its colours.
-    Raises: UserError: if it is a colour image, or holds a number above 255.
+    Raises: UserError: if it cannot be read, is a colour image, or holds a number above 255.
     """
-    from PIL import Image
-
-    stream: IO[bytes] | pathlib.Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as image:
-        name = str(file) if isinstance(file, pathlib.Path) else "a mask"
+    name = name_of(file)
+    with open_image(file) as image:
         if image.format == "JPEG":
             raise UserError(f"{name} is a JPEG, which blurs class numbers; save the masks as PNG, from their source.")
-        mask = np.asarray(image)
+        mask = np.asarray(upright_image(image))
         if mask.ndim != 2 or image.mode in ("F", "LA"):
             raise UserError(f"{name} is an image of mode {image.mode}; save the class numbers as a grey or palette image.")
     if mask.dtype != np.uint8 and mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() < _VALUES:
@@ -117,6 +115,28 @@ def check_labelled(source: Source, split: str, ignored: int) -> None:
     raise UserError(
         f"data: all pixels of the {split} split are ignored (label {ignored}); check its masks, or set config.data.mask_values."
     )
+
+
+def check_present(source: Source, class_names: Sequence[str], ignored: int) -> None:
+    """Raise UserError if the masks of the training split hold pixels of one class alone; name the classes without any pixel on stderr.
+
+    Reading stops at the first record with which all classes have been seen.
+    """
+    seen = np.zeros(_VALUES, bool)
+    for start in range(0, len(source), _CHUNK):
+        for record in read(source, np.arange(start, min(start + _CHUNK, len(source)))):
+            seen[record["label"]] = True
+        if seen[: len(class_names)].all():
+            return
+    absent = [name for name, present in zip(class_names, seen) if not present]
+    if len(class_names) - len(absent) < 2:
+        only = next(name for name in class_names if name not in absent)
+        also = f"; pixels of {ignored} are ignored" if seen[ignored] else ""
+        raise UserError(
+            f"data: all pixels of the training split that count are of one class, {only}{also}; correct the masks, or list the value "
+            "of each class in config.data.mask_values, such as (0, 255)."
+        )
+    print(f"note: the training split has no pixel of {', '.join(absent)}.", file=sys.stderr)
 
 
 def class_pixels(source: Source, classes: int, ignored: int) -> tuple[np.ndarray, np.ndarray]:

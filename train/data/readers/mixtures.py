@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from dilax.errors import UserError
+from train.data.readers.files import list_files
 from train.data.readers.sound import SUFFIXES, read_sounds
 
 _LAYOUT = "mix/, s1/, s2/ and so on"
@@ -44,12 +45,13 @@ def read_mixtures(folder: pathlib.Path, *, rate: int | None = None) -> Mixtures:
     mixture, sources = _folders(folder)
     files = {name: _sound_files(folder / name) for name in (mixture, *sources)}
     for name, others in files.items():
-        if unmatched := sorted(files[mixture] ^ others):
-            here, there = (name, mixture) if unmatched[0] in others else (mixture, name)
-            raise UserError(f"{folder / here / unmatched[0]} has no counterpart of the same name in {there}/; add it, or remove this file.")
+        if unmatched := sorted(files[mixture].keys() ^ others.keys()):
+            there = mixture if unmatched[0] in others else name
+            file = others.get(unmatched[0]) or files[mixture][unmatched[0]]
+            raise UserError(f"{file} has no counterpart of the same name in {there}/; add it, or remove this file.")
     if not files[mixture]:
         raise UserError(f"{folder / mixture} has no sound files; add some, with names that end in {', '.join(SUFFIXES)}.")
-    paths = [[folder / name / file for name in files] for file in sorted(files[mixture])]
+    paths = [[files[name][file] for name in files] for file in sorted(files[mixture])]
     samples, rate = read_sounds([path for row in paths for path in row], rate=rate)
     sounds = []
     for i, row in enumerate(paths):
@@ -72,8 +74,9 @@ def _folders(folder: pathlib.Path) -> tuple[str, list[str]]:
     return mixtures[0], sources
 
 
-def _sound_files(folder: pathlib.Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")}
+def _sound_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return {path relative to the folder, with its suffix in lower case: file}."""
+    return {str(path.relative_to(folder).with_suffix(path.suffix.lower())): path for path in list_files(folder, SUFFIXES)}
 
 
 def pieces(sounds: list[np.ndarray], length: int) -> list[np.ndarray]:

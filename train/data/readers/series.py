@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data.readers.files import read_bytes
+from train.data.readers.files import list_files, read_bytes, user_path
 from train.data.readers.packaged import package_folder
 from train.data.readers.values import cell_problem, to_number
 
@@ -25,14 +25,14 @@ def ucr_files(name: str, folder: str) -> tuple[pathlib.Path, pathlib.Path]:
     Raises:
         UserError: if the folder, the package or the dataset is missing.
     """
-    directory = pathlib.Path(folder).expanduser() if folder else package_folder(f"ucr:{name}", "aeon", _INSTALL) / "datasets" / "data"
+    directory = user_path(folder) if folder else package_folder(f"ucr:{name}", "aeon", _INSTALL) / "datasets" / "data"
     if not directory.is_dir():
         raise UserError(f'"{directory}" is not a folder; give one that contains {name}_TRAIN.ts and {name}_TEST.ts.')
     datasets = {}
-    for train in sorted((*directory.glob("*_TRAIN.ts"), *directory.glob("*/*_TRAIN.ts"))):
+    for train in list_files(directory, {".ts"}):
         stem = train.name.removesuffix("_TRAIN.ts")
         test = train.with_name(f"{stem}_TEST.ts")
-        if test.is_file():
+        if stem != train.name and test.is_file():
             datasets[stem] = (train, test)
     if not datasets:
         raise UserError(f"{directory} contains no pair of files such as {name}_TRAIN.ts and {name}_TEST.ts; give a folder that does.")
@@ -43,7 +43,7 @@ def ucr_files(name: str, folder: str) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def read_ts(path: pathlib.Path) -> tuple[list[np.ndarray], list[str]]:
-    """Return the series of a .ts file, each float32 (time, channels), and their labels.
+    """Return the series of a .ts file, each float64 (time, channels), and their labels.
 
     The file begins with comments and header lines that start with @, in any case. One of them is `@classLabel true a b c`, or
     `@targetLabel true` if the labels are numbers. After the line @data there is one series per line: its channels and its label, separated
@@ -108,7 +108,7 @@ def _declared_labels(path: pathlib.Path, header: dict[str, list[str]]) -> tuple[
 
 
 def _channels(where: str, channels: list[str]) -> np.ndarray:
-    """Return float32 (time, channels)."""
+    """Return float64 (time, channels)."""
     columns = [part.split(",") for part in channels]
     for i, column in enumerate(columns, 1):
         if len(column) != len(columns[0]):
@@ -117,10 +117,10 @@ def _channels(where: str, channels: list[str]) -> np.ndarray:
 
 
 def _to_array(rows: Sequence[Sequence[str]], place: Callable[[int, int], str]) -> np.ndarray:
-    """Return finite float32 (rows, columns); `place` says where a cell is."""
+    """Return float64 (rows, columns), finite in float32; `place` says where a cell is."""
     values = np.array([[to_number(cell) for cell in row] for row in rows], np.float64)
     with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
-    for i, j in np.argwhere(~np.isfinite(values)).tolist():
+        finite = np.isfinite(values.astype(np.float32))
+    for i, j in np.argwhere(~finite).tolist():
         raise UserError(f"{place(i, j)} {cell_problem(rows[i][j], 'the series')}.")
     return values

@@ -136,8 +136,8 @@ def _intact_wav(name: str, content: bytes) -> bytes:
     file = io.BytesIO(content)
     form, size = _read_header(file, name)
     start = file.tell()
-    present, after = len(content) - start, content[start + size + size % 2 :]
-    ends = not after.strip(b"\0") or all(32 <= byte < 127 for byte in after[:4])  # padding, or the name of another chunk
+    present = len(content) - start
+    ends = _is_end(content[start + size + size % 2 :])
     if (size in _UNKNOWN_SIZES and size > present) or (size == 0 and not ends):
         size = present
         content = content[: start - 4] + struct.pack("<I", size) + content[start:]
@@ -152,6 +152,18 @@ def _intact_wav(name: str, content: bytes) -> bytes:
         if size % form.align:
             raise UserError(f"{name} is truncated: {size} bytes are not a whole number of samples of {form.bits} bits; copy it again.")
     return content
+
+
+def _is_end(after: bytes) -> bool:
+    """Whether what follows the samples of a .wav file is other than samples: nothing, zeros, chunks up to the end, or a tag of ID3."""
+    while len(after) >= 8:
+        kind, size = struct.unpack("<4sI", after[:8])
+        if after[:3] == b"TAG" and len(after) == 128:  # ID3, version 1
+            return True
+        if not all(32 <= byte < 127 for byte in kind) or size > len(after) - 8:
+            break
+        after = after[8 + size + size % 2 :]
+    return not after.strip(b"\0")
 
 
 def _is_whole_ogg(content: bytes) -> bool:
@@ -251,6 +263,16 @@ def stream_wav(file: io.BufferedReader | io.BytesIO, name: str) -> tuple[int, It
             raise UserError(f"{name} has no samples; give some.")
 
     return form.rate, pieces()
+
+
+def resample_pieces(pieces: Iterator[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """Yield pieces of sound, float32 (n,), at another sample rate as they arrive, as `read_sounds` converts whole files."""
+    import soxr
+
+    stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
+    for piece in pieces:
+        yield stream.resample_chunk(piece).clip(-1, 1)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True).clip(-1, 1)
 
 
 def _decode_raw(form: _Form, data: bytes) -> Any:

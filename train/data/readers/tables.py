@@ -37,7 +37,7 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
             value above, "interpolate" interpolates linearly between the values above and below. A line on stderr says how many there were.
 
     Returns:
-        The names, and float32 (time, columns).
+        The names, and float64 (time, columns); all values are within the range of float32.
 
     Raises:
         UserError: naming line and column, if a cell is missing, is not a number, or may mean two numbers; if rows differ in length, two
@@ -63,7 +63,7 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
         return f'{path}, line {lines[row]}: the cell in column "{names[column]}"'
 
     values = _to_values(rows, separator, place, missing)
-    return names, _fill(path, values, place, missing).astype(np.float32)
+    return names, _fill(path, values, place, missing)
 
 
 def _read_rows(path: pathlib.Path) -> tuple[str, list[int], list[list[str]]]:
@@ -88,7 +88,7 @@ def _read_rows(path: pathlib.Path) -> tuple[str, list[int], list[list[str]]]:
     blank = [not any(map(str.strip, row)) for _, row in numbered]
     if all(blank):
         raise UserError(f"{path} has only blank lines; add a row for each step.")
-    numbered = numbered[blank.index(False) : len(blank) - blank[::-1].index(False)]
+    numbered = _without_last_cell(numbered[blank.index(False) : len(blank) - blank[::-1].index(False)])
     width = len(numbered[0][1])
     for line, row in numbered:
         if len(row) != width:
@@ -96,6 +96,16 @@ def _read_rows(path: pathlib.Path) -> tuple[str, list[int], list[list[str]]]:
     while width > 1 and not any(row[width - 1].strip() for _, row in numbered):
         width -= 1  # lines that end in a separator
     return separator, [line for line, _ in numbered], [row[:width] for _, row in numbered]
+
+
+def _without_last_cell(numbered: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Drop an empty last cell that only the first row has, or all rows but the first: a separator at the end of lines."""
+    first, *rest = [row for _, row in numbered]
+    for some, others in (([first], rest), (rest, [first])):
+        lengths, width = {len(row) for row in some}, {len(row) for row in others}
+        if len(lengths) == len(width) == 1 and lengths == {next(iter(width)) + 1} and not any(row[-1].strip() for row in some):
+            return [(line, row[: next(iter(width))]) for line, row in numbered]
+    return numbered
 
 
 def _separator(text: str) -> str:
@@ -133,17 +143,30 @@ def _has_names(row: Sequence[str]) -> bool:
 
 
 def _has_numeric_names(path: pathlib.Path, rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row holds whole numbers as names: its first cell is a word, or empty, over a first column of numbers or dates."""
+    """Whether the first row holds whole numbers as names.
+
+    It does if its first cell is a word, or empty, over a first column of numbers or dates; or if it counts, from 0 as pandas does where
+    columns have no names, or, such as years, above numbers that are not whole.
+    """
     first, *rest = (cell.strip() for cell in rows[0])
     if not rest or len(rows) == 1 or any(is_number(cell) and not cell.isdecimal() for cell in rest):
         return False
-    if (first and is_missing(first)) or is_number(first) or _are_dates([first]):
+    shown, below = rest, rows[1][0]
+    if _counts([first, *rest]):
+        shown = [first, *rest]
+        named = first == "0" or any(is_number(cell) and not cell.strip().isdecimal() for row in rows[1:] for cell in row)
+    elif (first and is_missing(first)) or is_number(first) or _are_dates([first]):
         return False
-    below = rows[1][0]
-    named = _are_dates([below]) or (first != "" and is_number(below))
+    else:
+        named = _are_dates([below]) or (first != "" and is_number(below))
     if named:
-        print(f"note: {path}: the first row is taken as the names of the columns: {', '.join(rest)[:80]}.", file=sys.stderr)
+        print(f"note: {path}: the first row is taken as the names of the columns: {', '.join(shown)[:80]}.", file=sys.stderr)
     return named
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    """Whether cells are whole numbers, each one more than the one before."""
+    return all(map(str.isdecimal, cells)) and [int(cell) for cell in cells] == [int(cells[0]) + i for i in range(len(cells))]
 
 
 def _label_content(cells: list[str]) -> str:
@@ -251,7 +274,8 @@ class RowReader:
         except csv.Error:  # a line end within the line
             cells = [line]
         names = tuple(map(one_line, cells[1:] if len(cells) == width + 1 else cells))
-        if first and (_has_names(cells) or (len(cells) > width and names == self._columns and not _are_dates(cells[:1]))):
+        # Names that are numbers are not taken for a row; after a date they are values.
+        if first and (_has_names(cells) or (names == self._columns and not _are_dates(cells[:1]))):
             check_columns(where, names, self._columns)
             return None
         if len(cells) == width + 1 and is_label(cells[0]):

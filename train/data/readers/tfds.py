@@ -15,10 +15,11 @@ from train.data.splits import split_names
 _CHUNK = 4096  # records whose labels are read at once
 
 
-def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[Lazy, Lazy, tuple[str, ...]]:
-    """Return training split, test split and class names of a set of labelled images.
+def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+    """Return {split: source}, the class names and the origin of a set of labelled images.
 
-    The test split is "test" if it has labels, else "validation". Records are {"image": uint8 (height, width, channels), "label": int32}.
+    The splits are train, test and perhaps validation. If the test split is missing or has no labels, "validation" is the test split.
+    Records are {"image": uint8 (height, width, channels), "label": int32}.
 
     Args:
         name: As TFDS writes it: cifar10, or name/config:version.
@@ -36,13 +37,15 @@ def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tupl
         read = functools.partial(_read_labelled, records, channels, image_size)
         found[split] = Lazy(len(records), read, {"label": functools.partial(_read_labels, records)})
     # Some sets, ImageNet among them, do not publish the labels of the test split: all are -1.
-    tests = [found[split] for split in ("test", "validation") if split in found and found[split][0]["label"] >= 0]
-    if not tests:
+    known = {split: source for split, source in found.items() if source[0]["label"] >= 0}
+    if "test" not in known and "validation" in known:
+        known["test"] = known.pop("validation")
+    if not {"train", "test"} <= known.keys():
         raise UserError(
             f'data.name="{name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation" '
             "with labels."
         )
-    return found["train"], tests[0], class_names
+    return known, class_names, str(builder.data_path)
 
 
 def _read_labelled(records: Any, channels: int, image_size: int, indices: list[int]) -> list[Record]:
@@ -56,8 +59,8 @@ def _read_labels(records: Any) -> np.ndarray:
     return np.array([record["label"] for chunk in chunks for record in records.__getitems__(list(chunk))], np.int32)
 
 
-def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str, ...]]:
-    """Return {split: source} and the class names of a set of images and masks.
+def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+    """Return {split: source}, the class names and the origin of a set of images and masks.
 
     The splits are train, validation and test, as far as they are there. If there is no test split with masks, the validation split is the
     test split. Records are as those of `MaskReader.record`.
@@ -87,7 +90,7 @@ def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str
         raise UserError(
             f'data.name="{data.name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation".'
         )
-    return found, class_names
+    return found, class_names, str(builder.data_path)
 
 
 def _read_masked(records: Any, fields: tuple[str, str], channels: int, reader: MaskReader, where: str, indices: list[int]) -> list[Record]:

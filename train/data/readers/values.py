@@ -82,7 +82,7 @@ def _certain_sign(cell: str) -> str | None:
 
 
 def cell_problem(cell: str, holder: str, decimal: str = ".") -> str:
-    """Return what is wrong with a cell that should be a finite float32 number, and what to do; empty if nothing is.
+    """Return what is wrong with a cell that should be a finite number within the range of float32, and what to do; empty if nothing is.
 
     Args:
         cell: The cell.
