@@ -1,5 +1,7 @@
 """Dilated convolutions as pure functions of arrays, with 1, 2 or 3 spatial axes as given by `x.ndim`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,7 +19,7 @@ from dilax.geometry import (
 from dilax.geometry import (
     output_size as conv_output_size,
 )
-from dilax.lowerings import LOWERINGS, convolve, supports
+from dilax.lowerings import LOWERINGS, convolve, convolve_transpose, supports
 from dilax.plan import ConvPlan
 
 
@@ -235,11 +237,9 @@ def dilated_conv_transpose(
             f"{caller}: a convolution maps output_size={sizes} to {forward_size}, but x has {size}; choose another size, or None."
         )
 
-    def forward(y: jax.Array) -> jax.Array:
-        return _dilated_conv(caller, y, kernel, stride, padding, "zeros", dilation, groups, precision, lowering)
-
-    (y,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[-2] * groups), x.dtype))(x)
-    return y
+    x_shape = (x.shape[0], *sizes, kernel.shape[-2] * groups)
+    plan = _plan(caller, x_shape, kernel, stride, padding, dilation, groups, precision, lowering)
+    return convolve_transpose(x, kernel, plan, lowering)
 
 
 def _dilated_conv(
@@ -256,26 +256,42 @@ def _dilated_conv(
 ) -> jax.Array:
     """`dilated_conv` on behalf of `caller`, whose name error messages start with."""
     x, kernel = _promoted(caller, x, kernel)
-    _check_words(caller, padding_mode, lowering)
+    _check_word(caller, "padding_mode", padding_mode, PADDING_MODES)
     _check_channels(caller, x, kernel, groups)
-    size, kernel_size = x.shape[1:-1], kernel.shape[:-2]
-    stride = per_axis(stride, len(size), "stride", caller)
-    dilation = per_axis(dilation, len(size), "dilation", caller)
+    plan = _plan(caller, x.shape, kernel, stride, padding, dilation, groups, precision, lowering)
+    if padding_mode != "zeros":
+        x = jnp.pad(x, ((0, 0), *plan.padding, (0, 0)), mode=padding_mode)
+        plan = dataclasses.replace(plan, input_size=x.shape[1:-1], padding=((0, 0),) * plan.rank)
+    return convolve(x, kernel, plan, lowering)
+
+
+def _plan(
+    caller: str,
+    x_shape: tuple[int, ...],
+    kernel: jax.Array,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+    groups: int,
+    precision: lax.PrecisionLike,
+    lowering: str,
+) -> ConvPlan:
+    """Plan the convolution of an input of a given shape, and check that it fits and that the lowering supports it."""
+    _check_word(caller, "lowering", lowering, ("auto", *LOWERINGS))
+    size, kernel_size = x_shape[1:-1], kernel.shape[:-2]
     # Called for its checks: the kernel may be wider than the input, or the input empty.
     conv_output_size(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
     pads = explicit_padding(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
-    if padding_mode != "zeros":
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=padding_mode)
-        size, pads = x.shape[1:-1], ((0, 0),) * len(size)
-    channels = (x.shape[-1], kernel.shape[-1])
-    plan = ConvPlan(x.shape[0], size, *channels, kernel_size, stride, pads, dilation, int(groups), str(x.dtype), precision)
+    steps, gaps = (per_axis(value, len(size), name, caller) for name, value in (("stride", stride), ("dilation", dilation)))
+    channels = (x_shape[-1], kernel.shape[-1])
+    plan = ConvPlan(x_shape[0], size, *channels, kernel_size, steps, pads, gaps, int(groups), str(kernel.dtype), precision)
     if lowering != "auto" and not supports(lowering, plan):
         supported = ("auto", *(name for name in LOWERINGS if supports(name, plan)))
         raise UserError(
             f"{caller}: lowering={lowering!r} does not support {plan.taps} taps, {plan.c_in} input channels and groups={plan.groups}; "
             f"use one of {supported}."
         )
-    return convolve(x, kernel, plan, lowering)
+    return plan
 
 
 def _promoted(caller: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -299,13 +315,9 @@ def _promoted(caller: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, 
     return x.astype(dtype), kernel.astype(dtype)
 
 
-def _check_words(caller: str, padding_mode: str, lowering: str) -> None:
-    if padding_mode not in PADDING_MODES:
-        hint = did_you_mean(str(padding_mode), PADDING_MODES)
-        raise UserError(f"{caller}: padding_mode={padding_mode!r} is unknown; use one of {PADDING_MODES}.{hint}")
-    if lowering != "auto" and lowering not in LOWERINGS:
-        known = ("auto", *LOWERINGS)
-        raise UserError(f"{caller}: lowering={lowering!r} is unknown; use one of {known}.{did_you_mean(str(lowering), known)}")
+def _check_word(caller: str, argument: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise UserError(f"{caller}: {argument}={word!r} is unknown; use one of {known}.{did_you_mean(str(word), known)}")
 
 
 def _check_groups(caller: str, groups: int, channels: int, which: str) -> None:

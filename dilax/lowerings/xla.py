@@ -27,11 +27,20 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
     """Transpose `output` with respect to x."""
-    (x,) = jax.linear_transpose(lambda x: output(x, kernel, plan), jax.ShapeDtypeStruct(plan.x_shape, y.dtype))(y)
+    (x,) = jax.linear_transpose(lambda x: output(x, kernel, plan), _operand(plan.x_shape, y))(y)
     return x
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     """Transpose `output` with respect to the kernel."""
-    (kernel,) = jax.linear_transpose(lambda kernel: output(x, kernel, plan), jax.ShapeDtypeStruct(plan.kernel_shape, x.dtype))(y)
+    (kernel,) = jax.linear_transpose(lambda kernel: output(x, kernel, plan), _operand(plan.kernel_shape, y))(y)
     return kernel
+
+
+def _operand(shape: tuple[int, ...], cotangent: jax.Array) -> jax.Array:
+    """Return the operand with respect to which a convolution is transposed; its values do not matter, but its type does.
+
+    Under `shard_map` it must vary over the same mesh axes as the cotangent. Otherwise `lax.conv_general_dilated` makes it vary, and the
+    transpose of that is a sum over the devices.
+    """
+    return lax.full_like(cotangent, 0, shape=shape)
