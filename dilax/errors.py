@@ -1,10 +1,13 @@
-"""The exception raised for every mistake of a caller, and helpers that word its hints."""
+"""The exception raised for every mistake of a caller, and helpers that word its message."""
 
 import difflib
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Arguments of other libraries (lax, Flax, Keras, torch) -> what they are called here.
@@ -35,6 +38,31 @@ class UserError(ValueError):
     The command line prints the message without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # What was given may be shown on several lines, as arrays are.
+        super().__init__(" ".join(message.split()) if "\n" in message else message)
+
+
+class _Short(reprlib.Repr):
+    """Values in a line or less: arrays by their dtype and shape, long strings and containers shortened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxtuple = self.maxlist = self.maxdict = 20
+        self.maxstring = self.maxother = 200
+
+    def repr1(self, x: Any, level: int) -> str:
+        if hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "ndim") and (x.ndim or "Tracer" in type(x).__name__):
+            return f"<array of shape {tuple(x.shape)}, dtype {x.dtype}>"
+        if isinstance(x, np.generic):
+            return repr(x.item())
+        return super().repr1(x, level)
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: like `repr`, but arrays by their shape and dtype, and nothing longer than a line."""
+    return " ".join(_Short().repr(value).split())
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean "match"?` if one of the `known` words is close to `word`, else an empty string."""
@@ -56,7 +84,7 @@ def in_our_words(function: Function, *, name: str = "") -> Function:
         for word in kwargs.keys() - known.keys():
             ours = OTHER_WORDS.get(word)
             if ours in known:
-                raise UserError(f"{name or function.__name__}: {word}= is called {ours}= here; write {ours}={kwargs[word]!r}.")
+                raise UserError(f"{name or function.__name__}: {word}= is called {ours}= here; write {ours}={shown(kwargs[word])}.")
         return function(*args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType]

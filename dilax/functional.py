@@ -1,23 +1,17 @@
 """Dilated convolutions as pure functions of arrays, with 1, 2 or 3 spatial axes as given by `x.ndim`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dilax.errors import UserError, did_you_mean, in_our_words
-from dilax.geometry import (
-    PADDING_MODES,
-    IntOrTuple,
-    Padding,
-    explicit_padding,
-    is_integer,
-    per_axis,
-    transposed_size,
-)
-from dilax.geometry import (
-    output_size as conv_output_size,
-)
-from dilax.lowerings import LOWERINGS, convolve, supports
+from dilax import arguments
+from dilax.arguments import is_integer, per_axis
+from dilax.errors import UserError, in_our_words
+from dilax.geometry import PADDING_MODES, IntOrTuple, Padding, explicit_padding, transposed_size
+from dilax.geometry import output_size as conv_output_size
+from dilax.lowerings import LOWERINGS, convolve, convolve_transpose, supports
 from dilax.plan import ConvPlan
 
 
@@ -106,15 +100,8 @@ def depthwise_conv(
     Reference:
         Chollet 2017, arXiv:1610.02357.
     """
-    caller = "depthwise_conv"
-    kernel = jnp.asarray(kernel)
-    c_in = jnp.shape(x)[-1] if jnp.ndim(x) else 0
-    if jnp.ndim(kernel) > 2 and c_in and (kernel.shape[-2] != 1 or kernel.shape[-1] % c_in):
-        raise UserError(
-            f"{caller}: a kernel of shape {kernel.shape} does not fit {c_in} input channels; "
-            f"its last two axes must be (1, {c_in} * multiplier)."
-        )
-    return _dilated_conv(caller, x, kernel, stride, padding, padding_mode, dilation, c_in, precision, lowering)
+    options = (stride, padding, padding_mode, dilation, precision, lowering)
+    return _depthwise_conv("depthwise_conv", x, kernel, *options, argument="kernel")
 
 
 @in_our_words
@@ -157,24 +144,16 @@ def separable_conv(
         Chollet 2017, arXiv:1610.02357; with dilation, Chen et al. 2018, arXiv:1802.02611.
     """
     caller = "separable_conv"
-    pointwise_kernel = jnp.asarray(pointwise_kernel)
+    pointwise_kernel = _array(caller, "pointwise_kernel", pointwise_kernel)
     if any(size != 1 for size in pointwise_kernel.shape[:-2]):
         raise UserError(
             f"{caller}: a pointwise_kernel of shape {pointwise_kernel.shape} must have kernel size 1; make its leading axes of length 1."
         )
-    y = depthwise_conv(
-        x,
-        depthwise_kernel,
-        stride=stride,
-        padding=padding,
-        padding_mode=padding_mode,
-        dilation=dilation,
-        precision=precision,
-        lowering=lowering,
-    )
+    options = (stride, padding, padding_mode, dilation, precision, lowering)
+    y = _depthwise_conv(caller, x, depthwise_kernel, *options, argument="depthwise_kernel")
     # The lowerings for grouped convolutions do not support a dense one.
     pointwise = lowering if lowering == "lax" else "auto"
-    return _dilated_conv(caller, y, pointwise_kernel, 1, "VALID", "zeros", 1, 1, precision, pointwise)
+    return _dilated_conv(caller, y, pointwise_kernel, 1, "VALID", "zeros", 1, 1, precision, pointwise, argument="pointwise_kernel")
 
 
 @in_our_words
@@ -232,18 +211,16 @@ def dilated_conv_transpose(
     if output_size is None:
         sizes = transposed_size(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
     else:
-        sizes = per_axis(output_size, len(size), "output_size", caller)
+        sizes = per_axis(output_size, len(size), "output_size", caller, symbolic=True)
     forward_size = conv_output_size(sizes, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
     if forward_size != size:
         raise UserError(
             f"{caller}: a convolution maps output_size={sizes} to {forward_size}, but x has {size}; choose another size, or None."
         )
 
-    def forward(y: jax.Array) -> jax.Array:
-        return _dilated_conv(caller, y, kernel, stride, padding, "zeros", dilation, groups, precision, lowering)
-
-    (y,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[-2] * groups), x.dtype))(x)
-    return y
+    x_shape = (x.shape[0], *sizes, kernel.shape[-2] * groups)
+    plan = _plan(caller, x_shape, kernel, stride, padding, dilation, groups, precision, lowering)
+    return convolve_transpose(x, kernel, plan, lowering)
 
 
 def _dilated_conv(
@@ -257,73 +234,108 @@ def _dilated_conv(
     groups: int,
     precision: lax.PrecisionLike,
     lowering: str,
+    argument: str = "kernel",
 ) -> jax.Array:
-    """`dilated_conv` on behalf of `caller`, whose name error messages start with."""
-    x, kernel = _promoted(caller, x, kernel)
-    _check_words(caller, padding_mode, lowering)
-    _check_channels(caller, x, kernel, groups)
-    size, kernel_size = x.shape[1:-1], kernel.shape[:-2]
-    stride = per_axis(stride, len(size), "stride", caller)
-    dilation = per_axis(dilation, len(size), "dilation", caller)
+    """`dilated_conv` on behalf of `caller`, whose name error messages start with; they call the kernel `argument`."""
+    x, kernel = _promoted(caller, x, kernel, argument)
+    arguments.word(caller, "padding_mode", padding_mode, PADDING_MODES)
+    _check_channels(caller, x, kernel, groups, argument)
+    plan = _plan(caller, x.shape, kernel, stride, padding, dilation, groups, precision, lowering)
+    if padding_mode != "zeros":
+        x = jnp.pad(x, ((0, 0), *plan.padding, (0, 0)), mode=padding_mode)
+        plan = dataclasses.replace(plan, input_size=x.shape[1:-1], padding=((0, 0),) * plan.rank)
+    return convolve(x, kernel, plan, lowering)
+
+
+def _depthwise_conv(
+    caller: str,
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: IntOrTuple,
+    padding: Padding,
+    padding_mode: str,
+    dilation: IntOrTuple,
+    precision: lax.PrecisionLike,
+    lowering: str,
+    *,
+    argument: str,
+) -> jax.Array:
+    """`depthwise_conv` on behalf of `caller`, as in `_dilated_conv`."""
+    x, kernel = _promoted(caller, x, kernel, argument)
+    c_in = x.shape[-1]
+    if kernel.shape[-2] != 1 or kernel.shape[-1] % c_in:
+        raise UserError(
+            f"{caller}: a {argument} of shape {kernel.shape} does not fit {c_in} input channels; "
+            f"its last two axes must be (1, {c_in} * multiplier)."
+        )
+    return _dilated_conv(caller, x, kernel, stride, padding, padding_mode, dilation, c_in, precision, lowering, argument)
+
+
+def _plan(
+    caller: str,
+    x_shape: tuple[int, ...],
+    kernel: jax.Array,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+    groups: int,
+    precision: lax.PrecisionLike,
+    lowering: str,
+) -> ConvPlan:
+    """Plan the convolution of an input of a given shape, and check that it fits and that the lowering supports it."""
+    arguments.word(caller, "lowering", lowering, ("auto", *LOWERINGS))
+    arguments.precision(caller, precision)
+    size, kernel_size = x_shape[1:-1], kernel.shape[:-2]
     # Called for its checks: the kernel may be wider than the input, or the input empty.
     conv_output_size(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
     pads = explicit_padding(size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
-    if padding_mode != "zeros":
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=padding_mode)
-        size, pads = x.shape[1:-1], ((0, 0),) * len(size)
-    channels = (x.shape[-1], kernel.shape[-1])
-    plan = ConvPlan(x.shape[0], size, *channels, kernel_size, stride, pads, dilation, int(groups), str(x.dtype), precision)
+    steps, gaps = (per_axis(value, len(size), name, caller) for name, value in (("stride", stride), ("dilation", dilation)))
+    channels = (x_shape[-1], kernel.shape[-1])
+    plan = ConvPlan(x_shape[0], size, *channels, kernel_size, steps, pads, gaps, int(groups), str(kernel.dtype), precision)
     if lowering != "auto" and not supports(lowering, plan):
         supported = ("auto", *(name for name in LOWERINGS if supports(name, plan)))
         raise UserError(
             f"{caller}: lowering={lowering!r} does not support {plan.taps} taps, {plan.c_in} input channels and groups={plan.groups}; "
             f"use one of {supported}."
         )
-    return convolve(x, kernel, plan, lowering)
+    return plan
 
 
-def _promoted(caller: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _promoted(caller: str, x: jax.Array, kernel: jax.Array, argument: str = "kernel") -> tuple[jax.Array, jax.Array]:
     """Check the ranks and dtypes of both arrays, and return them in their promoted dtype."""
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    for name, array in (("x", x), ("kernel", kernel)):
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            raise UserError(f"{caller}: {name} has dtype {array.dtype}; convert it to a floating-point dtype such as float32 first.")
+    x, kernel = (_array(caller, name, value) for name, value in (("x", x), (argument, kernel)))
     if not 3 <= x.ndim <= 5:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
     if kernel.ndim != x.ndim:
         raise UserError(
-            f"{caller}: a kernel of shape {kernel.shape} is for {max(kernel.ndim - 2, 0)}-D inputs, but x of shape {x.shape} is "
-            f"{x.ndim - 2}-D; make the kernel (*kernel_size, c_in // groups, c_out)."
+            f"{caller}: a {argument} of shape {kernel.shape} is for {max(kernel.ndim - 2, 0)}-D inputs, but x of shape {x.shape} is "
+            f"{x.ndim - 2}-D; make the {argument} (*kernel_size, c_in // groups, c_out)."
         )
     if 0 in kernel.shape or (is_integer(x.shape[-1]) and x.shape[-1] == 0):
         raise UserError(
-            f"{caller}: the channels of x {x.shape} and all axes of kernel {kernel.shape} must be at least 1; remove the axis of length 0."
+            f"{caller}: the channels of x {x.shape} and all axes of {argument} {kernel.shape} must be at least 1; "
+            "remove the axis of length 0."
         )
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
     return x.astype(dtype), kernel.astype(dtype)
 
 
-def _check_words(caller: str, padding_mode: str, lowering: str) -> None:
-    if padding_mode not in PADDING_MODES:
-        hint = did_you_mean(str(padding_mode), PADDING_MODES)
-        raise UserError(f"{caller}: padding_mode={padding_mode!r} is unknown; use one of {PADDING_MODES}.{hint}")
-    if lowering != "auto" and lowering not in LOWERINGS:
-        known = ("auto", *LOWERINGS)
-        raise UserError(f"{caller}: lowering={lowering!r} is unknown; use one of {known}.{did_you_mean(str(lowering), known)}")
+def _array(caller: str, argument: str, value: jax.Array) -> jax.Array:
+    return arguments.array(caller, argument, value, "inexact")
 
 
 def _check_groups(caller: str, groups: int, channels: int, which: str) -> None:
-    per_axis(groups, 1, "groups", caller)
+    arguments.integer(caller, "groups", groups, minimum=1)
     if channels % groups:
         word = f"{channels} {which} channel" + ("s" if channels != 1 else "")
         raise UserError(f"{caller}: {word} cannot be split into groups={groups}; choose a divisor of {channels}.")
 
 
-def _check_channels(caller: str, x: jax.Array, kernel: jax.Array, groups: int) -> None:
+def _check_channels(caller: str, x: jax.Array, kernel: jax.Array, groups: int, argument: str) -> None:
     _check_groups(caller, groups, x.shape[-1], "input")
     _check_groups(caller, groups, kernel.shape[-1], "output")
     if kernel.shape[-2] * groups != x.shape[-1]:
         raise UserError(
-            f"{caller}: a kernel of shape {kernel.shape} does not fit {x.shape[-1]} input channels with groups={groups}; "
+            f"{caller}: a {argument} of shape {kernel.shape} does not fit {x.shape[-1]} input channels with groups={groups}; "
             f"its second-to-last axis must be {x.shape[-1] // groups}."
         )

@@ -1,14 +1,18 @@
 """The geometry of a dilated convolution in integers: effective kernel sizes, padding, output sizes.
 
+Sizes of inputs may be symbolic (`jax.export`).
+
 A kernel axis with k taps that are `dilation` samples apart spans e = (k - 1) * dilation + 1 samples. On an axis of n samples, padded with
 lo zeros before and hi zeros after it, a convolution with stride s has floor((n + lo + hi - e) / s) + 1 outputs.
 """
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from dilax.errors import UserError, did_you_mean
+from jax import core
+
+from dilax.arguments import is_integer, is_size, per_axis
+from dilax.errors import UserError, did_you_mean, shown
 
 PADDING_WORDS = ("SAME", "VALID", "CAUSAL", "TORCH")
 PADDING_MODES = ("zeros", "reflect", "edge", "wrap")
@@ -16,36 +20,6 @@ PADDING_MODES = ("zeros", "reflect", "edge", "wrap")
 IntOrTuple = int | tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 Padding = str | int | Sequence[Any]
-
-
-def is_integer(value: Any) -> bool:
-    """Return whether `value` is an integer, Python's or NumPy's, and not a bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def per_axis(value: int | Sequence[int], rank: int, argument: str, caller: str, *, minimum: int = 1) -> tuple[int, ...]:
-    """Return `value` as one integer per spatial axis.
-
-    Args:
-        value: An int for all axes, or a sequence with one int per axis.
-        rank: Number of spatial axes.
-        argument: Name of the argument, for error messages.
-        caller: Name of the function that the user called, which error messages start with.
-        minimum: Smallest value allowed.
-
-    Raises:
-        UserError: if `value` is neither an integer nor `rank` integers, or one of them is below `minimum`.
-    """
-    values: Any = (value,) * rank if is_integer(value) else value
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(is_integer(v) for v in values):
-        raise UserError(f"{caller}: {argument}={value!r} is not an integer; give an int or {_ints(rank)}.")
-    if len(values) != rank:
-        raise UserError(
-            f"{caller}: {argument}={tuple(values)} has length {len(values)}, but there {_axes(rank)}; give an int or {_ints(rank)}."
-        )
-    if min(values) < minimum:
-        raise UserError(f"{caller}: {argument}={value!r} is below {minimum}; use {minimum} or more.")
-    return tuple(int(v) for v in values)
 
 
 def effective_kernel_size(kernel_size: IntOrTuple, dilation: IntOrTuple) -> Any:
@@ -108,8 +82,8 @@ def explicit_padding(
         ((4, 0), (2, 2))
     """
     rank = _rank(input_size, kernel_size, stride, dilation) or 1
-    sizes = (input_size,) * rank if not isinstance(input_size, Sequence) else tuple(input_size)
     taps = per_axis(kernel_size, rank, "kernel_size", caller)
+    sizes = per_axis(input_size, rank, "input_size", caller, minimum=0, symbolic=True)
     steps = per_axis(stride, rank, "stride", caller)
     gaps = per_axis(dilation, rank, "dilation", caller)
     words = _padding_per_axis(padding, rank, caller)
@@ -175,8 +149,8 @@ def output_size(
     """
     rank = _rank(input_size, kernel_size, stride, dilation)
     axes = rank or 1
-    sizes = (input_size,) * axes if not isinstance(input_size, Sequence) else tuple(input_size)
-    pads = explicit_padding(sizes, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
+    pads = explicit_padding(input_size, kernel_size, stride=stride, padding=padding, dilation=dilation, caller=caller)
+    sizes = per_axis(input_size, axes, "input_size", caller, minimum=0, symbolic=True)
     spans = effective_kernel_size(per_axis(kernel_size, axes, "kernel_size", caller), dilation)
     steps = per_axis(stride, axes, "stride", caller)
     outputs = tuple(_axis_output(*axis, padding, caller) for axis in zip(sizes, pads, spans, steps))
@@ -205,6 +179,7 @@ def transposed_size(
         caller: Name that error messages start with.
     """
     rank = len(size)
+    size = per_axis(size, rank, "size", caller, minimum=0, symbolic=True)
     steps = per_axis(stride, rank, "stride", caller)
     spans = effective_kernel_size(kernel_size, per_axis(dilation, rank, "dilation", caller))
     words = _padding_per_axis(padding, rank, caller)
@@ -214,40 +189,45 @@ def transposed_size(
         for word, n, step, span, (lo, hi) in zip(words, size, steps, spans, pads)
     )
     if all(is_integer(n) for n in sizes) and min(sizes) < 1:
-        raise UserError(f"{caller}: padding={padding!r} leaves an output of size {sizes}; use less padding or give output_size.")
+        raise UserError(f"{caller}: padding={shown(padding)} leaves an output of size {sizes}; use less padding or give output_size.")
     return sizes
 
 
 def _rank(*values: Any) -> int:
     """Number of axes: the length of the first sequence among `values`, 0 if all are ints."""
-    return next((len(value) for value in values if isinstance(value, Sequence)), 0)
-
-
-def _axes(rank: int) -> str:
-    return f"are {rank} spatial axes" if rank != 1 else "is 1 spatial axis"
-
-
-def _ints(rank: int) -> str:
-    return f"a tuple of {rank} ints" if rank != 1 else "a tuple of one int"
+    return next((len(value) for value in values if isinstance(value, Sequence) and not isinstance(value, str)), 0)
 
 
 def _padding_per_axis(padding: Padding, rank: int, caller: str) -> tuple[Any, ...]:
     if isinstance(padding, str) or is_integer(padding):
         return (padding,) * rank
     if not isinstance(padding, Sequence):
-        raise UserError(f"{caller}: padding={padding!r} is not valid; use one of {PADDING_WORDS}, an int, or one of these per axis.")
+        raise UserError(f"{caller}: padding={shown(padding)} is not valid; use one of {PADDING_WORDS}, an int, or one of these per axis.")
     if len(padding) != rank:
-        hint = f" In 1-D, write a pair as padding=({tuple(padding)},)." if rank == 1 and len(padding) == 2 else ""
-        raise UserError(f"{caller}: padding={padding!r} has length {len(padding)}, but there {_axes(rank)}; give one entry per axis.{hint}")
+        axes = f"are {rank} spatial axes" if rank != 1 else "is 1 spatial axis"
+        hint = f" In 1-D, write a pair as padding=({shown(tuple(padding))},)." if rank == 1 and len(padding) == 2 else ""
+        raise UserError(f"{caller}: padding={shown(padding)} has length {len(padding)}, but there {axes}; give one entry per axis.{hint}")
     return tuple(padding)
 
 
 def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, given: Padding, caller: str) -> tuple[int, int]:
     span = (taps - 1) * dilation + 1
-    if word == "SAME":
-        # A symbolic size (jax.export) cannot be compared, but at stride 1 the padding does not depend on it.
-        total = span - 1 if stride == 1 else max(0, (-(-size // stride) - 1) * stride + span - size)
-        return total // 2, total - total // 2
+    if isinstance(word, str) and word in PADDING_WORDS:
+        return _word_padding(word, size, taps, span, stride, dilation)
+    pair = (word, word) if is_size(word) else word
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_size, pair)):
+        hint = _padding_hint(word) if isinstance(word, str) else ""
+        raise UserError(
+            f"{caller}: padding={shown(given)} is not valid; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}"
+        )
+    if any(is_integer(p) and p < 0 for p in pair):
+        raise UserError(f"{caller}: padding={shown(given)} is negative; use 0 or more, and crop the input instead.")
+    lo, hi = (int(p) if is_integer(p) else p for p in pair)
+    return lo, hi
+
+
+def _word_padding(word: str, size: int, taps: int, span: int, stride: int, dilation: int) -> tuple[int, int]:
+    """The padding (lo, hi) of an axis that a word stands for."""
     if word == "VALID":
         return 0, 0
     if word == "CAUSAL":
@@ -255,13 +235,13 @@ def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, g
     if word == "TORCH":
         half = dilation * (taps - 1) // 2
         return half, half
-    pair = (word, word) if is_integer(word) else word
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_integer(p) for p in pair):
-        hint = _padding_hint(word) if isinstance(word, str) else ""
-        raise UserError(f"{caller}: padding={given!r} is not valid; use one of {PADDING_WORDS}, an int, or a (lo, hi) pair per axis.{hint}")
-    if min(pair) < 0:
-        raise UserError(f"{caller}: padding={given!r} is negative; use 0 or more, and crop the input instead.")
-    return int(pair[0]), int(pair[1])
+    # The last output starts at `last`, 1 to `stride` samples before the end. Symbolic sizes may not be comparable, so the maximum is taken
+    # only where the kernel may end before the input does.
+    last = (-(-size // stride) - 1) * stride
+    total = last + span - size
+    if span < stride:
+        total = core.max_dim(total, 0)
+    return total // 2, total - total // 2
 
 
 def _padding_hint(word: str) -> str:
@@ -279,7 +259,7 @@ def _axis_output(size: int, pair: tuple[int, int], span: int, stride: int, paddi
         raise UserError(f"{caller}: the input has an axis of length {size}; every spatial axis needs at least one sample.")
     if is_integer(size) and padded < 0:
         raise UserError(
-            f"{caller}: the kernel spans {span} samples, which is more than an axis of {size} has with padding={padding!r}; "
+            f"{caller}: the kernel spans {span} samples, which is more than an axis of {size} has with padding={shown(padding)}; "
             f"use a smaller kernel_size or dilation, or padding='SAME'."
         )
     return padded // stride + 1

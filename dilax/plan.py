@@ -5,7 +5,8 @@ import math
 
 from jax import lax
 
-from dilax.geometry import Pairs, is_integer, output_size
+from dilax.arguments import is_integer
+from dilax.geometry import Pairs, effective_kernel_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,9 @@ class ConvPlan:
     @property
     def output_size(self) -> tuple[int, ...]:
         """Outputs per axis."""
-        return output_size(self.input_size, self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        spans = effective_kernel_size(self.kernel_size, self.dilation)
+        axes = zip(self.input_size, self.padding, spans, self.stride)
+        return tuple((n + lo + hi - span) // stride + 1 for n, (lo, hi), span, stride in axes)
 
     @property
     def multiply_adds(self) -> int:

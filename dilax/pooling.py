@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax.errors import UserError, did_you_mean, in_our_words
-from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, is_integer, output_size, per_axis
+from dilax import arguments
+from dilax.arguments import is_integer, per_axis
+from dilax.errors import UserError, in_our_words, shown
+from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, output_size
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 # Per spatial axis: taps, stride, (lo, hi), dilation.
@@ -56,9 +58,7 @@ def max_pool(
         [5.0, 2.0]
     """
     caller = "max_pool"
-    x = jnp.asarray(x)
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise UserError(f"{caller}: x has dtype {x.dtype}; convert it to an integer or a floating-point dtype such as float32 first.")
+    x = arguments.array(caller, "x", x, "integer", "floating-point")
     windows = _windows(caller, x, window, stride, padding, dilation)
     _check_only_padding(caller, x, windows, padding)
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
@@ -103,18 +103,18 @@ def avg_pool(
         [1.0, 1.0, 1.0]
     """
     caller = "avg_pool"
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"{caller}: x has dtype {x.dtype}; convert it to a floating-point dtype such as float32 first.")
+    x = arguments.array(caller, "x", x, "floating-point")
+    arguments.flag(caller, "count_padding", count_padding)
     windows = _windows(caller, x, window, stride, padding, dilation)
     wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
     total = _pool(wide, windows, 0, lax.add)
     if count_padding or not any(any(pair) for _, _, pair, _ in windows):
         return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)
     _check_only_padding(caller, x, windows, padding)
-    counts = [_taps_inside(size, *axis) for size, axis in zip(x.shape[1:-1], windows)]
-    count = functools.reduce(np.multiply.outer, counts)[None, ..., None]
-    return (total / jnp.asarray(count, wide.dtype)).astype(x.dtype)
+    for axis, taps in enumerate(windows, start=1):
+        count = _pool(jnp.ones((1, x.shape[axis], 1), wide.dtype), (taps,), 0, lax.add)
+        total = total / count.reshape(*(-1 if i == axis else 1 for i in range(x.ndim)))
+    return total.astype(x.dtype)
 
 
 def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> jax.Array:
@@ -136,9 +136,9 @@ def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> 
         >>> [pool_sequence(x, kind=kind, mask=mask).item() for kind in ("max", "mean", "last")]
         [3.0, 2.0, 3.0]
     """
-    x, kinds = jnp.asarray(x), ("max", "mean", "last")
-    if kind not in kinds:
-        raise UserError(f"pool_sequence: kind={kind!r} is unknown; use one of {kinds}.{did_you_mean(str(kind), kinds)}")
+    x = arguments.array("pool_sequence", "x", x, "floating-point")
+    mask = None if mask is None else arguments.array("pool_sequence", "mask", mask, "bool")
+    arguments.word("pool_sequence", "kind", kind, ("max", "mean", "last"))
     if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
         given = "" if mask is None else f" and mask of shape {mask.shape}"
         raise UserError(f"pool_sequence: x of shape {x.shape}{given} must be (batch, time, channels) and (batch, time).")
@@ -165,7 +165,7 @@ def _windows(caller: str, x: jax.Array, window: IntOrTuple, stride: IntOrTuple |
     for n, span, pair in zip(size, effective_kernel_size(taps, gaps), pads):
         if is_integer(n) and 0 < n + sum(pair) < span:
             raise UserError(
-                f"{caller}: the window spans {span} samples, which is more than an axis of {n} has with padding={padding!r}; "
+                f"{caller}: the window spans {span} samples, which is more than an axis of {n} has with padding={shown(padding)}; "
                 "use a smaller window or dilation, or padding='SAME'."
             )
     # Called for its checks: the input may be empty.
@@ -177,7 +177,7 @@ def _check_only_padding(caller: str, x: jax.Array, windows: Windows, padding: Pa
     for size, axis in zip(x.shape[1:-1], windows):
         if is_integer(size) and any(axis[2]) and not _taps_inside(size, *axis).all():
             raise UserError(
-                f"{caller}: with padding={padding!r} and dilation {axis[3]}, a window on an axis of {size} contains only padding; "
+                f"{caller}: with padding={shown(padding)} and dilation {axis[3]}, a window on an axis of {size} contains only padding; "
                 "use less padding or a smaller dilation."
             )
 

@@ -7,13 +7,17 @@ output depends on. The weights are computed from integers, so that away from the
 not depend on where the input starts.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax.errors import UserError, did_you_mean
-from dilax.geometry import IntOrTuple, per_axis
+from dilax import arguments
+from dilax.arguments import is_integer, per_axis
+from dilax.errors import UserError
+from dilax.geometry import IntOrTuple
 
 METHODS = ("bilinear", "nearest")
 
@@ -44,9 +48,9 @@ def resize(x: jax.Array, size: IntOrTuple, *, method: str = "bilinear", align_co
         >>> resize(jnp.asarray([1.0, 3.0]).reshape(1, 2, 1), 4, method="nearest").ravel().tolist()
         [1.0, 1.0, 3.0, 3.0]
     """
-    x = jnp.asarray(x)
+    x = arguments.array("resize", "x", x)
     _check(x, method, align_corners)
-    sizes = per_axis(size, x.ndim - 2, "size", "resize")
+    sizes = per_axis(size, x.ndim - 2, "size", "resize", symbolic=True)
     if 0 in x.shape[1:-1]:
         raise UserError(f"resize: x of shape {x.shape} has an empty axis; there is nothing to interpolate.")
     narrow = method == "bilinear" and jnp.finfo(x.dtype).bits < 32
@@ -59,8 +63,8 @@ def resize(x: jax.Array, size: IntOrTuple, *, method: str = "bilinear", align_co
 
 
 def _check(x: jax.Array, method: str, align_corners: bool) -> None:
-    if method not in METHODS:
-        raise UserError(f"resize: method={method!r} is unknown; use one of {METHODS}.{did_you_mean(str(method), METHODS)}")
+    arguments.word("resize", "method", method, METHODS)
+    arguments.flag("resize", "align_corners", align_corners)
     if x.ndim < 3:
         raise UserError(f"resize: x of shape {x.shape} must be (batch, *space, channels); add the missing axes.")
     if method == "bilinear" and not jnp.issubdtype(x.dtype, jnp.floating):
@@ -71,6 +75,8 @@ def _check(x: jax.Array, method: str, align_corners: bool) -> None:
 
 def _resize_nearest(x: jax.Array, axis: int, new: int) -> jax.Array:
     old = x.shape[axis]
+    if not (is_integer(old) and is_integer(new)):
+        return jnp.take(x, (2 * jnp.arange(new) + 1) * old // (2 * new), axis)
     if new % old == 0:
         return jnp.repeat(x, new // old, axis)
     if old % new == 0:
@@ -81,6 +87,8 @@ def _resize_nearest(x: jax.Array, axis: int, new: int) -> jax.Array:
 
 def _resize_linear(x: jax.Array, axis: int, new: int, align_corners: bool) -> jax.Array:
     old = x.shape[axis]
+    if not (is_integer(old) and is_integer(new)):
+        return _resize_linear_symbolic(x, axis, new, align_corners)
     if old % new == 0 and not align_corners:
         step = old // new
         later = lax.slice_in_dim(x, step // 2, None, step, axis)
@@ -88,6 +96,18 @@ def _resize_linear(x: jax.Array, axis: int, new: int, align_corners: bool) -> ja
     matrix = jnp.asarray(interpolation_matrix(old, new, align_corners=align_corners), x.dtype)
     y = lax.dot_general(matrix, x, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis)
+
+
+def _resize_linear_symbolic(x: jax.Array, axis: int, new: int, align_corners: bool) -> jax.Array:
+    """Resize an axis whose old or new length is symbolic (`jax.export`), so that the weights are only known when the program runs."""
+    shape = tuple(new if i == axis else n for i, n in enumerate(x.shape))
+    if not align_corners:
+        return jax.image.resize(x, shape, "linear", antialias=False, precision=lax.Precision.HIGHEST)
+    old, length = (jnp.asarray(n).astype(x.dtype) for n in (x.shape[axis], new))
+    # Output i is computed at (i + 1/2 - translation) / scale - 1/2; a single one, and all of a single input, at 0.
+    scale = jnp.where(old > 1, jnp.maximum(length - 1, 1) / jnp.maximum(old - 1, 1), 2 * length)[None]
+    options: Any = dict(method="linear", antialias=False, precision=lax.Precision.HIGHEST)
+    return jax.image.scale_and_translate(x, shape, (axis,), scale, 0.5 - 0.5 * scale, **options)
 
 
 def interpolation_matrix(old: int, new: int, *, align_corners: bool = False) -> np.ndarray:

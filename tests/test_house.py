@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # In the order of imports: a file may import those before it.
 DILAX = [
     "dilax.errors",
+    "dilax.arguments",
     "dilax.spec",
     "dilax.geometry",
     "dilax.plan",

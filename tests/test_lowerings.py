@@ -109,6 +109,29 @@ def test_an_empty_batch_gives_empty_maps_and_zero_gradients(lowering, groups):
     np.testing.assert_array_equal(for_kernel, np.zeros_like(kernel))
 
 
+@pytest.mark.parametrize(("lowering", "groups"), [("auto", 1), ("lax", 4), ("taps", 4), ("split", 2), ("products", 1), ("patches", 1)])
+@pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize(("for_x", "for_kernel"), [(0, None), (None, 0), (1, 1)])
+def test_an_empty_mapped_axis_gives_empty_maps_and_zero_gradients(lowering, groups, batch, for_x, for_kernel):
+    x, kernel = draw((batch, 9, 4), (3, 4 // groups, 4))
+    xs = x if for_x is None else jnp.zeros(np.insert(x.shape, for_x, 0))
+    kernels = kernel if for_kernel is None else jnp.zeros(np.insert(kernel.shape, for_kernel, 0))
+    conv = jax.vmap(lambda x, k: dilax.dilated_conv(x, k, groups=groups, stride=2, lowering=lowering), (for_x, for_kernel))
+    y, pull_back = jax.vjp(conv, xs, kernels)
+    assert y.shape == (0, batch, 5, 4)
+    for gradient, operand in zip(pull_back(y), (xs, kernels)):
+        np.testing.assert_array_equal(gradient, np.zeros_like(operand))
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_a_mapped_empty_batch_gives_empty_maps(mapped):
+    x, kernel = draw((0, 9, 4), (3, 4, 4))
+    xs, kernels = (array if axis is None else jnp.stack([array] * 3) for array, axis in zip((x, kernel), mapped))
+    y, pull_back = jax.vjp(jax.vmap(lambda x, k: dilax.dilated_conv(x, k, lowering="products"), mapped), xs, kernels)
+    assert y.shape == (3, 0, 9, 4)
+    assert [gradient.shape for gradient in pull_back(y)] == [xs.shape, kernels.shape]
+
+
 def test_a_plan_counts_multiply_adds():
     plan = ConvPlan(2, (32, 16), 8, 12, (3, 3), (2, 1), ((2, 1), (2, 2)), (1, 2), 4, "float32")
     assert plan.rank == 2
@@ -218,31 +241,6 @@ def test_a_batch_spread_over_devices_is_not_gathered(name, plan):
     assert "all-reduce" in text  # of the kernel gradient
     for actual, expected in zip(program(x, kernel, y), jax.jit(run)(x, kernel, y)):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-def test_axes_of_a_mesh_may_be_explicit(groups):
-    x, kernel = draw((8, 9, 9, 4), (3, 3, 4 // groups, 4))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    grad = jax.jit(jax.grad(lambda x, kernel: (dilax.dilated_conv(x, kernel, groups=groups) ** 2).sum(), argnums=(0, 1)))
-    for actual, expected in zip(grad(jax.device_put(x, NamedSharding(mesh, P("data"))), kernel), grad(x, kernel)):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_shard_map_and_pmap(check):
-    x, kernel = draw((8, 9, 4), (3, 1, 4))
-    expected = jax.grad(depthwise_loss, 1)(x, kernel)
-
-    def local(x, kernel):
-        if check:  # the gradient of a replicated operand is summed automatically
-            return jax.grad(lambda kernel: jax.lax.psum(depthwise_loss(x, kernel), "data"))(kernel)
-        return jax.lax.psum(jax.grad(depthwise_loss, 1)(x, kernel), "data")
-
-    spread = jax.shard_map(local, mesh=mesh_of(8), in_specs=(P("data"), P()), out_specs=P(), check_vma=check)
-    np.testing.assert_allclose(jax.jit(spread)(x, kernel), expected, rtol=1e-4, atol=1e-5)
-    y = jax.pmap(dilax.depthwise_conv, in_axes=(0, None))(x.reshape(8, 1, 9, 4), kernel)
-    np.testing.assert_allclose(y.reshape(8, 9, 4), dilax.depthwise_conv(x, kernel), rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_of_an_explicit_lowering_falls_back_where_necessary():

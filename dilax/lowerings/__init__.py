@@ -11,11 +11,21 @@ patches.py      "patches": patches and a single matrix product, block by block
 
 import jax
 
-from dilax.lowerings import primitives, registry
+from dilax.lowerings import primitives, registry, xla
 from dilax.lowerings.registry import LOWERINGS, OPERATIONS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
 from dilax.plan import ConvPlan
 
-__all__ = ["LOWERINGS", "OPERATIONS", "PLATFORMS", "Lowering", "convolve", "select_lowering", "supports", "use_lowering"]
+__all__ = [
+    "LOWERINGS",
+    "OPERATIONS",
+    "PLATFORMS",
+    "Lowering",
+    "convolve",
+    "convolve_transpose",
+    "select_lowering",
+    "supports",
+    "use_lowering",
+]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
@@ -30,13 +40,36 @@ def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> 
     Returns:
         (batch, *output_size, c_out).
     """
-    lowering = registry.in_scope(lowering, plan)
-    if lowering == "auto" and all(
-        registry.select_lowering(plan, platform=platform, operation=operation) == "lax"
-        for platform in PLATFORMS
-        for operation in OPERATIONS
-    ):
-        lowering = "lax"
+    lowering = _resolve(lowering, plan)
     if lowering == "lax":
         return LOWERINGS["lax"].output(x, kernel, plan)
     return primitives.bind("output", x, kernel, plan, lowering)
+
+
+def convolve_transpose(y: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
+    """Compute the transpose of the convolution of a plan with respect to its input.
+
+    Args:
+        y: (batch, *output_size, c_out).
+        kernel: (*kernel_size, c_in // groups, c_out), of the dtype of y.
+        plan: The plan of the convolution.
+        lowering: See `convolve`.
+
+    Returns:
+        (batch, *space, c_in).
+    """
+    lowering = _resolve(lowering, plan)
+    if lowering == "lax":
+        return xla.input_gradient(*primitives.vary_alike(y, kernel), plan)
+    return primitives.bind("input_gradient", y, kernel, plan, lowering)
+
+
+def _resolve(lowering: str, plan: ConvPlan) -> str:
+    """Resolve a lowering in its scope; "auto" becomes "lax" if that is selected for all operations on every platform."""
+    lowering = registry.in_scope(lowering, plan)
+    always_lax = lowering == "auto" and all(
+        registry.select_lowering(plan, platform=platform, operation=operation) == "lax"
+        for platform in PLATFORMS
+        for operation in OPERATIONS
+    )
+    return "lax" if always_lax else lowering

@@ -45,7 +45,8 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
     if blocks == 1:
         return block(0)
-    y = jnp.zeros((plan.batch, blocks * rows, *plan.output_size[1:], plan.c_out), x.dtype)
+    # Like x, so that under `shard_map` the loop varies over the same mesh axes from the start.
+    y = lax.full_like(x, 0, shape=(plan.batch, blocks * rows, *plan.output_size[1:], plan.c_out))
     y = lax.fori_loop(0, blocks, lambda i, y: lax.dynamic_update_slice_in_dim(y, block(i), i * rows, 1), y)
     return y[:, : plan.output_size[0]]
 
@@ -73,7 +74,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     if blocks == 1:
         total = block(0)
     else:
-        total = lax.fori_loop(0, blocks, lambda i, total: total + block(i), jnp.zeros((plan.taps * plan.c_in, plan.c_out), wide))
+        zeros = lax.full_like(x, 0, wide, (plan.taps * plan.c_in, plan.c_out))  # like x, as in `output`
+        total = lax.fori_loop(0, blocks, lambda i, total: total + block(i), zeros)
     return total.astype(x.dtype).reshape(plan.kernel_shape)
 
 

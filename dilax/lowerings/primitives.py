@@ -17,6 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dilax.geometry import is_integer
 from dilax.lowerings import registry
 from dilax.plan import ConvPlan
 
@@ -26,34 +27,45 @@ SHAPES = {"x": "x_shape", "kernel": "kernel_shape", "y": "y_shape"}
 PRIMITIVES = {operation: Primitive(f"dilated_conv_{operation}" if operation != "output" else "dilated_conv") for operation in OPERANDS}
 
 
-def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Apply an operation.
-
-    Under `shard_map` both operands are first made to vary over the same mesh axes. With explicit mesh axes and a sharded batch, a kernel
-    gradient is summed over the batch and replicated.
-    """
+def vary_alike(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Make two arrays vary over the same mesh axes, which only matters under `shard_map`."""
     axes = [jax.typeof(operand).manual_axis_type.varying for operand in (a, b)]
     a, b = (
         lax.pcast(operand, tuple(sorted(missing)), to="varying") if missing else operand
         for operand, missing in ((a, axes[1] - axes[0]), (b, axes[0] - axes[1]))
     )
+    return a, b
+
+
+def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
+    """Apply an operation.
+
+    Axes of a mesh that are explicit are left to the compiler inside: the result is sharded over batch and space like the first operand, and
+    a kernel gradient, which is summed over both, is replicated.
+    """
+    a, b = vary_alike(a, b)
     apply: Any = functools.partial(PRIMITIVES[operation].bind, plan=plan, lowering=lowering)
-    sharding = jax.typeof(a).sharding
-    if operation == "kernel_gradient" and any(sharding.spec):
-        apply = jax.sharding.auto_axes(apply, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    shardings = [jax.typeof(operand).sharding for operand in (a, b)]
+    if sharded := [sharding for sharding in shardings if any(sharding.spec)]:
+        spec = PartitionSpec(*shardings[0].spec[:-1]) if operation != "kernel_gradient" else PartitionSpec()
+        apply = jax.sharding.auto_axes(apply, out_sharding=NamedSharding(sharded[0].mesh, spec))
     return apply(a, b)
 
 
 def compute(operation: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
     """Compute an operation on one platform by ordinary JAX functions."""
     if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
-        return jnp.zeros(getattr(plan, SHAPES[OPERANDS[operation][2]]), a.dtype)
+        return lax.full_like(a, 0, shape=_result_shape(operation, plan))
     name = registry.select_lowering(plan, platform=platform, operation=operation) if lowering == "auto" else lowering
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
 
 
 def _abstract(operation: str, a: Any, b: Any, *, plan: ConvPlan, lowering: str) -> Any:
-    return a.update(shape=getattr(plan, SHAPES[OPERANDS[operation][2]]), weak_type=False)
+    return a.update(shape=_result_shape(operation, plan), weak_type=False)
+
+
+def _result_shape(operation: str, plan: ConvPlan) -> tuple[int, ...]:
+    return getattr(plan, SHAPES[OPERANDS[operation][2]])
 
 
 def _transpose(operation: str, operand: str, cotangent: jax.Array, a: Any, b: Any, **params: Any) -> jax.Array:
@@ -68,6 +80,8 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
     """Batch an operation: fold the mapped axis into an axis that all mapped arrays share."""
     first, second, result = OPERANDS[operation]
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims) if dim is not None)
+    if is_integer(size) and size == 0:
+        return lax.full_like(vary_alike(*operands)[0], 0, shape=(0, *_result_shape(operation, plan))), 0
     arrays = {
         name: operand if dim is None else jnp.moveaxis(operand, dim, 0) for name, operand, dim in zip((first, second), operands, dims)
     }
@@ -91,13 +105,15 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
 def _fold(x: jax.Array, axis: int) -> jax.Array:
     """Merge the leading axis into another, as its outer part."""
     axis = axis % (x.ndim - 1)
-    return jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : axis + 1], -1, *x.shape[axis + 2 :])
+    size = x.shape[0] * x.shape[axis + 1]
+    return jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : axis + 1], size, *x.shape[axis + 2 :])
 
 
 def _unfold(x: jax.Array, axis: int, size: int) -> jax.Array:
     """Undo `_fold`: split an axis, and move its outer part, of length `size`, to the front."""
     axis = axis % x.ndim
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :]), axis, 0)
+    rest = x.shape[axis] // size
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], size, rest, *x.shape[axis + 1 :]), axis, 0)
 
 
 def _register(operation: str, primitive: Any) -> None:

@@ -33,7 +33,7 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
         part = _product(x[inputs], kernel[tap], ((x.ndim - 1,), (0,)), plan)
         padded = _pad_to(part, outputs, plan.output_size)
         total = padded if total is None else total + padded
-    return jnp.zeros(plan.y_shape, x.dtype) if total is None else total.astype(x.dtype)
+    return lax.full_like(x, 0, shape=plan.y_shape) if total is None else total.astype(x.dtype)
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
@@ -43,14 +43,14 @@ def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array
         part = _product(y[outputs], kernel[tap], ((y.ndim - 1,), (1,)), plan)
         padded = _pad_to(part, inputs, plan.input_size)
         total = padded if total is None else total + padded
-    return jnp.zeros(plan.x_shape, y.dtype) if total is None else total.astype(y.dtype)
+    return lax.full_like(y, 0, shape=plan.x_shape) if total is None else total.astype(y.dtype)
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     """For each tap, multiply the samples that it reads by y."""
     axes = tuple(range(x.ndim - 1))
     gradients = {tap: _product(x[inputs], y[outputs], (axes, axes), plan) for tap, inputs, outputs in _valid_taps(plan)}
-    zeros = jnp.zeros((plan.c_in, plan.c_out), x.dtype)
+    zeros = lax.full_like(x, 0, shape=(plan.c_in, plan.c_out))
     taps = itertools.product(*map(range, plan.kernel_size))
     return jnp.stack([gradients.get(tap, zeros).astype(x.dtype) for tap in taps]).reshape(plan.kernel_shape)
 

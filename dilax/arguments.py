@@ -1,0 +1,139 @@
+"""Checks of arguments, in one place: each returns the value in the type that the code computes with, or raises a one-line `UserError`.
+
+All take the name of the function that the user called, which messages start with, and the name and the value of the argument. Integers and
+numbers of NumPy are taken like those of Python; a bool is neither.
+"""
+
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from dilax.errors import UserError, did_you_mean, shown
+
+# What an array may hold: the dtypes, and what to convert it to.
+KINDS = {
+    "floating-point": (jnp.floating, "a floating-point", "float32"),
+    "inexact": (jnp.inexact, "a floating-point", "float32"),
+    "integer": (jnp.integer, "an integer", "int32"),
+    "bool": (jnp.bool_, "a Boolean", "bool"),
+}
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether `value` is an integer, Python's or NumPy's, and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_size(value: Any) -> bool:
+    """Return whether `value` is an integer or a symbolic size of `jax.export`."""
+    return is_integer(value) or export.is_symbolic_dim(value)
+
+
+def integer(caller: str, argument: str, value: Any, *, minimum: int | None = None) -> int:
+    """Return an integer of at least `minimum`."""
+    if not is_integer(value):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not an integer; give an int.")
+    if minimum is not None and value < minimum:
+        raise UserError(f"{caller}: {argument}={value} is below {minimum}; use {minimum} or more.")
+    return int(value)
+
+
+def number(caller: str, argument: str, value: Any) -> float:
+    """Return a finite real number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not np.isfinite(float(value)):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not a finite number; give an int or a float.")
+    return float(value)
+
+
+def flag(caller: str, argument: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not a bool; use True or False.")
+    return bool(value)
+
+
+def word(caller: str, argument: str, value: Any, known: Iterable[str]) -> str:
+    """Return one of the `known` words."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{caller}: {argument}={shown(value)} is unknown; use one of {known}.{did_you_mean(str(value), known)}")
+    return value
+
+
+def function(caller: str, argument: str, value: Any) -> Callable[..., Any]:
+    """Return a function."""
+    if not callable(value):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not a function; give one, such as those of `jax.nn.initializers`.")
+    return value
+
+
+def dtype(caller: str, argument: str, value: Any) -> Any:
+    """Return a floating-point dtype, or None."""
+    try:
+        known = value is None or jnp.issubdtype(jnp.dtype(value), jnp.inexact)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise UserError(f"{caller}: {argument}={shown(value)} is not a floating-point dtype; use one such as jnp.float32.")
+    return value
+
+
+def precision(caller: str, value: Any) -> Any:
+    """Return a precision that `jax.lax.conv_general_dilated` takes."""
+    if value is not None:
+        one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        try:
+            hash(value)
+            jax.eval_shape(lambda x: jax.lax.conv_general_dilated(x, x, (), "VALID", precision=value), one)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{caller}: precision={shown(value)} is not a precision; use None, 'default', 'high' or 'highest', or a pair of them."
+            ) from None
+    return value
+
+
+def array(caller: str, argument: str, value: Any, *kinds: str) -> jax.Array:
+    """Return an array of one of the `kinds`, keys of `KINDS`; of any kind if there are none."""
+    try:
+        x = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not an array; give one of numbers.") from None
+    if kinds and not any(jnp.issubdtype(x.dtype, KINDS[kind][0]) for kind in kinds):
+        words, example = " or ".join(KINDS[kind][1] for kind in kinds), KINDS[kinds[-1]][2]
+        raise UserError(f"{caller}: {argument} has dtype {x.dtype}; convert it to {words} dtype such as {example} first.")
+    return x
+
+
+def per_axis(
+    value: Any, rank: int, argument: str, caller: str, *, minimum: int = 1, symbolic: bool = False, axes: str = "spatial"
+) -> tuple[Any, ...]:
+    """Return `value` as one integer per axis.
+
+    Args:
+        value: An int for all axes, or a sequence with one int per axis.
+        rank: Number of axes.
+        argument: Name of the argument, for error messages.
+        caller: Name of the function that the user called, which error messages start with.
+        minimum: Smallest value allowed.
+        symbolic: Whether symbolic sizes (`jax.export`) are allowed, too; they are not compared with the minimum.
+        axes: What the axes are called in messages.
+
+    Raises:
+        UserError: if `value` is neither an integer nor `rank` integers, or one of them is below `minimum`.
+    """
+    allowed = is_size if symbolic else is_integer
+    values: Any = (value,) * rank if allowed(value) else value
+    ints = f"a tuple of {rank} ints" if rank != 1 else "a tuple of one int"
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(allowed, values)):
+        raise UserError(f"{caller}: {argument}={shown(value)} is not an integer; give an int or {ints}.")
+    if len(values) != rank:
+        count = f"are {rank} {axes} axes" if rank != 1 else f"is 1 {axes} axis"
+        raise UserError(f"{caller}: {argument}={shown(tuple(values))} has length {len(values)}, but there {count}; give an int or {ints}.")
+    if any(is_integer(v) and v < minimum for v in values):
+        raise UserError(f"{caller}: {argument}={shown(value)} is below {minimum}; use {minimum} or more.")
+    return tuple(int(v) if is_integer(v) else v for v in values)
