@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
 from dilax.receptive_fields.composition import with_border
 from dilax.receptive_fields.constants import Constant
-from dilax.receptive_fields.reach import MAX_PHASES, NOTHING, IndexSet, Reach, clip, ends, hull, listing, window
+from dilax.receptive_fields.reach import MAX_PHASES, NOTHING, IndexSet, Reach, clip, ends, listing, window
 from dilax.receptive_fields.views import (
     AnyAxis,
     Axis,
@@ -100,10 +101,10 @@ def _join(pieces: list[Piece], size: int) -> Axis | None:
         sets = {first + i: axis.reach.seen(i) for i in range(count)}
         if not all(_fits(reach, output, indices, middle.samples) for output, indices in sets.items()):
             return _list(pieces, middle, size)
-        if _reads_far_end(sets, first < start, middle.samples) or any(
-            middle.reach.is_intact(output - start, middle.samples) for output in sets
-        ):
-            reach = reach.without_equivariance()
+        for output, indices in sets.items():
+            if middle.reach.is_intact(output - start, middle.samples) or not _is_near(reach, output, indices, middle.samples):
+                reach = reach.without_equivariance()
+                break
         seen.update(sets)
     return dataclasses.replace(joined, reach=with_border(reach, {**_seen_at_border(joined), **seen}, middle.samples))
 
@@ -128,10 +129,13 @@ def _fits(reach: Reach, output: int, indices: IndexSet, samples: int) -> bool:
     return inside == NOTHING or inside[1] - inside[0] < _extent(reach)
 
 
-def _reads_far_end(sets: dict[int, IndexSet], left: bool, samples: int) -> bool:
-    """Return whether a border sees only the opposite half of the input, as wrap-around padding does: it depends on the input's length."""
-    first, last = hull(ends(indices) for indices in sets.values())
-    return first <= last and (first >= samples / 2 if left else last <= samples / 2)
+def _is_near(reach: Reach, output: int, indices: IndexSet, samples: int) -> bool:
+    """Return whether an output beyond the input sees no sample further in than its mirror image, as reflecting padding does.
+
+    One that reads the other end, as wrap-around padding does, depends on the length of the input.
+    """
+    (first, last), (least, most), extent = clip(ends(indices), samples), ends(reach.at(output)), _extent(reach)
+    return first > last or (last <= extent - least if least < 0 else first >= 2 * (samples - 1) - most - extent)
 
 
 def _list(pieces: list[Piece], middle: Axis, size: int) -> Axis | None:
@@ -195,7 +199,7 @@ def scatter(eqn: Any, operands: list[Operand]) -> View:
     windows = dict(zip((i for i in range(len(shapes[0])) if i not in gone), numbers.update_window_dims))
     scattered = [i for i in range(len(shapes[2])) if i not in numbers.update_window_dims]
     values = indices.value()
-    rows = None if values is None else np.asarray(values).reshape(-1, shapes[1][-1])
+    rows = None if values is None else np.asarray(values).reshape(math.prod(shapes[1][:-1]), shapes[1][-1])
     places, targets = [], []
     for i, n in enumerate(shapes[0]):
         m = shapes[2][windows[i]] if i in windows else 1

@@ -200,8 +200,15 @@ def window(taps: int, stride: int = 1, lo: int = 0, dilation: int = 1, base: int
     """
     # NumPy integers would overflow when used as bit sets.
     taps, stride, lo, dilation, base = map(int, (taps, stride, lo, dilation, base))
-    rows = [[phase * stride + t * dilation - lo for t in range(taps)] for phase in range(base // math.gcd(base, stride))]
-    return Reach(Fraction(stride, base), tuple(index_set(index // base for index in row if index % base == 0) for row in rows))
+    common = math.gcd(base, stride)
+    phases = base // common
+    rows: list[list[int]] = [[] for _ in range(phases)]
+    for shift in range(-lo, taps * dilation - lo, dilation):
+        if shift % common == 0:
+            # The one phase whose outputs read a sample at this tap, rather than a zero between samples.
+            phase = -shift // common * pow(stride // common, -1, phases) % phases
+            rows[phase].append((phase * stride + shift) // base)
+    return Reach(Fraction(stride, base), tuple(index_set(row) if row else EMPTY for row in rows))
 
 
 def repeat(times: int) -> Reach:

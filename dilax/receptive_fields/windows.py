@@ -53,7 +53,13 @@ class ConvWindow:
             return False
         first = max(0, -((shift - positions[0] * self.base) // self.stride))
         last = min(self.outputs - 1, (positions[-1] * self.base - shift) // self.stride)
-        return any((o * self.stride + shift) % self.base == 0 for o in range(first, min(last, first + self.base - 1) + 1))
+        common = math.gcd(self.stride, self.base)
+        if shift % common:
+            return False
+        # The outputs that read a sample at this tap, rather than a zero between samples, are `phases` apart.
+        phases = self.base // common
+        o = -shift // common * pow(self.stride // common, -1, phases)
+        return first + (o - first) % phases <= last
 
 
 def conv_windows(eqn: Any) -> list[ConvWindow]:
