@@ -64,7 +64,7 @@ class Window:
     outputs: tuple[tuple[tuple[slice, ...], tuple[slice, ...]], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TilePlan:
     """How an image is divided.
 
@@ -72,11 +72,13 @@ class TilePlan:
         axes: One plan per spatial axis.
         leaves: Shapes and dtypes of the arrays that fn returns for the whole image.
         tree: The structure of what fn returns.
+        whole: fn, traced for the whole image.
     """
 
     axes: tuple[AxisPlan, ...]
     leaves: tuple[Any, ...]
     tree: Any
+    whole: Any
 
     def windows(self) -> Iterator[Window]:
         """Yield all windows in row-major order."""
@@ -102,7 +104,8 @@ def make_plan(fn: Fn, tile: Tile, shape: Shape, dtype: Any) -> TilePlan:
     Raises:
         UserError: if fn cannot be computed in windows.
     """
-    leaves, tree = jax.tree.flatten(jax.eval_shape(fn, jax.ShapeDtypeStruct(shape, dtype)))
+    whole = jax.jit(fn).trace(jax.ShapeDtypeStruct(shape, dtype))
+    leaves, tree = jax.tree.flatten(whole.out_info)
     for leaf in leaves:
         if len(leaf.shape) != len(shape):
             raise UserError(
@@ -118,31 +121,45 @@ def make_plan(fn: Fn, tile: Tile, shape: Shape, dtype: Any) -> TilePlan:
             along = _check_fields(fields, axis, space[axis], tiles[axis])
             axes[axis] = _divide(space[axis], tiles[axis] or 1, along, [leaf.shape[1 + axis] for leaf in leaves])
         _check_windows(fn, shape, dtype, axes, fields, leaves)
-    return TilePlan(tuple(axes), tuple(leaves), tree)
+    return TilePlan(tuple(axes), tuple(leaves), tree, whole)
 
 
 def _analyse(fn: Fn, shape: Shape, dtype: Any, divided: Sequence[int], leaves: Sequence[Any]) -> Fields:
     """Return the receptive fields of every output of fn, from an image with shorter axes where the result is the same."""
+    found: Fields | None = None
     for length in SHORT_LENGTHS:
         short = tuple(length + n % length if i - 1 in divided and n >= 2 * length else n for i, n in enumerate(shape))
         if short == shape:
             break
-        analysed = _trace(receptive_fields, fn, short, dtype)
-        short_leaves = jax.tree.leaves(_trace(jax.eval_shape, fn, short, dtype))
+        analysed = _analyse_short(fn, short, dtype)
+        if analysed is None:
+            continue
+        found, short_leaves = analysed
         along = [
             (fields[i], shape[1 + i] - short[1 + i], leaf.shape[1 + i] - short_leaf.shape[1 + i])
-            for fields, leaf, short_leaf in zip(analysed, leaves, short_leaves)
+            for fields, leaf, short_leaf in zip(found, leaves, short_leaves)
             for i in divided
             if fields
         ]
         # The result is the same if whole periods were left out, together with all of their outputs.
         if all(field.period and inputs % field.period == 0 and outputs * field.stride == inputs for field, inputs, outputs in along):
-            return analysed
+            return found
     else:
         # Without a period at any of the short lengths, there is none in the whole image.
-        if not all(field.period for field, *_ in along):
-            return analysed
+        if found and not all(fields[i].period for fields in found for i in divided if fields):
+            return found
     return receptive_fields(fn, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _analyse_short(fn: Fn, shape: Shape, dtype: Any) -> tuple[Fields, list[Any]] | None:
+    """Return the receptive fields of fn and what it returns, or None if an image of that shape is too small for it."""
+    try:
+        leaves = jax.tree.leaves(_trace(jax.eval_shape, fn, shape, dtype))
+    except UserError:  # the whole image is analysed then, and what is wrong with it, if anything, is raised
+        return None
+    if any(0 in leaf.shape for leaf in leaves):
+        return None
+    return _trace(receptive_fields, fn, shape, dtype), leaves
 
 
 def _check_fields(fields: Fields, axis: int, length: int, tile: int | None) -> list[ReceptiveField]:

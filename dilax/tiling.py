@@ -16,10 +16,11 @@ import numpy as np
 
 from dilax.errors import UserError, check_function
 from dilax.geometry import is_integer
+from dilax.tile_checks import references
 from dilax.tile_plans import CALLER, Fn, Shape, Tile, TilePlan, Window, make_plan
 
 
-def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str | None = None) -> Callable[..., Any]:
+def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str | None = None, check: bool = True) -> Callable[..., Any]:
     """Wrap a function so that it is computed tile by tile, with the same result as on the whole image.
 
     The overlap of the windows follows from `receptive_field(fn, image)`: a window is larger than the tile it yields by `left + right` of
@@ -35,6 +36,9 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
         batch_size: Number of windows computed at once.
         reduce: "mean" returns the mean over space of each output, (batch, channels_out), instead of the output itself. No array of the
             size of the image is then allocated.
+        check: Compare the tiles with what fn returns for the image at once, the first time that an image of a shape is given, to guard
+            against mistakes of the analysis. This takes the time of another run. If it would take more than 64 MiB, two neighbouring
+            windows per axis are computed at once instead, which takes twice the memory of a window.
 
     Returns:
         A function of an image (batch, *space, channels), which may be an array, a `np.memmap`, or any object with a shape, a dtype and
@@ -45,7 +49,8 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
     Raises:
         UserError: by `tiled`, if an argument is invalid. By the function it returns, if fn cannot be computed tile by tile: because an
             output depends on a whole axis that is longer than the tile; because fn depends on the position within the image (coordinates,
-            or a resize to a size that is not a multiple of the input's); or because the analysis does not support an operation.
+            or a resize to a size that is not a multiple of the input's); because the analysis does not support an operation; or because the
+            tiles differ from the image (see `check`).
 
     Example:
         >>> from dilax.functional import dilated_conv
@@ -78,8 +83,21 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
         raise UserError(f"{CALLER}: batch_size={batch_size!r} is not a positive integer; use 1 or more.")
     if reduce not in (None, "mean"):
         raise UserError(f'{CALLER}: reduce={reduce!r} is unknown; use "mean", or None for the outputs themselves.')
+    if not isinstance(check, bool):
+        raise UserError(f"{CALLER}: check={check!r} is not True or False; give one of them.")
     plan_for = functools.lru_cache(lambda shape, dtype: make_plan(fn, tile, shape, dtype))
     run = jax.jit(lambda xs, spans: _run_windows(fn, xs, spans, batch_size, reduce))
+
+    # Those whose tiles were compared with the image.
+    checked: set[TilePlan] = set()
+
+    def compute(plan: TilePlan, image: Any) -> Iterator[tuple[Window, list[np.ndarray]]]:
+        expected = references(fn, plan, image) if check and plan not in checked else []
+        for window, ys in _iterate(plan, run, image, batch_size):
+            for reference in expected:
+                reference.compare(window, ys, bool(reduce))
+            yield window, ys
+        checked.add(plan)
 
     def apply(image: Any, *, out: Any = None) -> Any:
         # Slicing a jax array would compile a program per window.
@@ -88,9 +106,9 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
         if reduce:
             if out is not None:
                 raise UserError(f'{CALLER}: out cannot be combined with reduce="mean", whose results are small; omit out.')
-            return _mean(plan, _iterate(plan, run, image, batch_size))
+            return _mean(plan, compute(plan, image))
         results = _allocate(plan, out)
-        for window, ys in _iterate(plan, run, image, batch_size):
+        for window, ys in compute(plan, image):
             for result, y, (kept, target) in zip(results, ys, window.outputs):
                 result[target] = y[kept]
         return jax.tree.unflatten(plan.tree, results) if out is None else out

@@ -3,7 +3,7 @@
 import functools
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import hypothesis
@@ -371,6 +371,7 @@ ERRORS = {
     "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) is not valid"),
     "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "batch_size=0 is not a positive integer; use 1 or more."),
     "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce=\'max\' is unknown; use "mean", or None for the outputs themselves.'),
+    "check": (lambda: dilax.tiled(jnp.tanh, check=cast(Any, 1)), "check=1 is not True or False; give one of them."),
     "tile of another rank": (
         lambda: dilax.tiled(conv)(ones(1, 60, 2)),
         "tile=(512, 512) has 2 entries for the 1 spatial axes of an image of shape (1, 60, 2); give an int or one entry per axis.",
@@ -422,7 +423,7 @@ ERRORS = {
         lambda: dilax.tiled(lambda x: (x, jnp.ones((1, 60, 2))), 9)(ones(1, 60, 2)),
         "output 1 of fn does not depend on the image; return it from another function.",
     ),
-    "unsupported operation": (lambda: dilax.tiled(lambda x: lax.top_k(x.swapaxes(1, 2), 60)[0].swapaxes(1, 2), 9)(ones(1, 60, 2)), "'top_k' is not supported"),
+    "unsupported operation": (lambda: dilax.tiled(lambda x: jnp.linalg.qr(x)[0], 9)(ones(1, 60, 2)), "'qr' is not supported"),
     "out of another shape": (
         lambda: dilax.tiled(conv, 9)(ones(1, 60, 2), out=ones(1, 60, 2)),
         "out has shape (1, 60, 2) and dtype float32, but fn returns (1, 60, 3) of dtype float32; give an array of that shape and dtype.",

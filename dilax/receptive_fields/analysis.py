@@ -1,17 +1,17 @@
 """The receptive field of any JAX function, read from its jaxpr."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
 
 from dilax.errors import check_function
-from dilax.receptive_fields import rules
+from dilax.receptive_fields import jaxprs, rules
 from dilax.receptive_fields.constants import from_equation, from_value
 from dilax.receptive_fields.reach import Reach, ReceptiveField
-from dilax.receptive_fields.views import Axis, Operand, View, global_view, merge_views
+from dilax.receptive_fields.views import Axis, Operand, View, global_view, merge_views, with_constant
 from dilax.receptive_fields.windows import idle_taps_warning
 
 # Iterations of a loop that are followed; axes that still see more after them are taken to be seen whole.
@@ -97,7 +97,7 @@ def _analyse(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[tuple[Recepti
 def _trace(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[Operand], list[str]]:
     """Return what each leaf that the function returns sees, and the warnings."""
     check_function("receptive_field", fn)
-    closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    closed = jaxprs.trace(fn, x)
     start = View((None, *(Axis(axis, size, size) for axis, size in enumerate(x.shape[1:-1])), None))
     messages: dict[str, None] = {}
     return _run(closed.jaxpr, [*map(from_value, closed.consts)], [start], messages), list(messages)
@@ -108,7 +108,7 @@ def _run(jaxpr: Any, consts: Sequence[Operand], inputs: Sequence[Operand], messa
     env: dict[Any, Operand] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs]))
 
     def read(var: Any) -> Operand:
-        return from_value(var.val) if isinstance(var, core.Literal) else env[var]
+        return from_value(var.val) if isinstance(var, jaxprs.Literal) else env[var]
 
     for eqn in jaxpr.eqns:
         operands = [read(var) for var in eqn.invars]
@@ -123,9 +123,9 @@ def _run_equation(eqn: Any, operands: list[Operand], messages: dict[str, None]) 
     name = eqn.primitive.name
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](eqn, operands, messages)
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params and name not in rules.RULES:
-            return _run_inner(eqn.params[key], operands, messages)
+    inner = None if name in rules.RULES else jaxprs.called_jaxpr(eqn)
+    if inner is not None:
+        return _run_inner(inner, operands, messages)
     message = idle_taps_warning(eqn, operands)
     if message is not None:
         messages[message] = None
@@ -148,19 +148,19 @@ def _cond(eqn: Any, operands: list[Operand], messages: dict[str, None]) -> list[
 
 def _scan(eqn: Any, operands: list[Operand], messages: dict[str, None]) -> list[Operand]:
     """Follow the iterations, in each of which the carry sees more. The axis that is scanned over is seen whole."""
-    p = eqn.params
-    fixed, carry = operands[: p["num_consts"]], operands[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-    slices = [View(x.axes[1:]) if isinstance(x, View) else from_value(None) for x in operands[p["num_consts"] + p["num_carry"] :]]
+    p, (consts, carried) = eqn.params, jaxprs.scan_parts(eqn)
+    fixed, carry = operands[:consts], operands[consts : consts + carried]
+    slices = [View(x.axes[1:]) if isinstance(x, View) else from_value(None) for x in operands[consts + carried :]]
     rows: list[list[Operand]] = []
 
     def body(carry: list[Operand]) -> list[Operand]:
         outputs = _run_inner(p["jaxpr"], [*fixed, *carry, *slices], messages)
-        rows.append(outputs[p["num_carry"] :])
-        return outputs[: p["num_carry"]]
+        rows.append(outputs[carried:])
+        return outputs[:carried]
 
     shapes = [var.aval.shape for var in eqn.outvars]
-    carry = _iterate(body, carry, shapes, p["length"])
-    stacked = [_merge_all(column, shape[1:]) for column, shape in zip(zip(*rows), shapes[p["num_carry"] :])]
+    carry = [*map(_copy, _iterate(body, carry, shapes, p["length"]))]
+    stacked = [_merge_all(column, shape[1:]) for column, shape in zip(zip(*rows), shapes[carried:])]
     return [*carry, *(View((None, *row.axes)) if isinstance(row, View) else row for row in stacked)]
 
 
@@ -174,7 +174,7 @@ def _while(eqn: Any, operands: list[Operand], messages: dict[str, None]) -> list
         outputs = _run_inner(p["body_jaxpr"], [*operands[first:second], *carry], messages)
         return [_merge_all(pair, shape) for *pair, shape in zip(carry, outputs, shapes)]
 
-    carry = _iterate(body, operands[second:], shapes, None)
+    carry = [*map(_copy, _iterate(body, operands[second:], shapes, None))]
     (condition,) = _run_inner(p["cond_jaxpr"], [*operands[:first], *carry], messages)
     return [*map(global_view, shapes)] if isinstance(condition, View) else carry
 
@@ -186,7 +186,7 @@ def _iterate(body: Callable[[list[Operand]], list[Operand]], carry: list[Operand
         # The value of a constant that is carried is known before the first iteration only.
         before = [value if isinstance(value, View) else from_value(None) for value in carry]
         carry = body(before)
-        if all(a == b or not isinstance(b, View) for a, b in zip(before, carry)):
+        if all(a == b if isinstance(b, View) else not isinstance(a, View) for a, b in zip(before, carry)):
             return carry
         if done >= (8 if length is None else MAX_ITERATIONS):
             carry = [b if a == b or not isinstance(b, View) else _widen(a, b, shape) for a, b, shape in zip(before, carry, shapes)]
@@ -202,11 +202,20 @@ def _widen(before: Operand, after: View, shape: Any) -> View:
 
 
 def _merge_all(outputs: Sequence[Operand], shape: Any) -> Operand:
+    """Return what an array sees that is one of several."""
     views = [output for output in outputs if isinstance(output, View)]
-    merged = views[0] if views else from_value(None)
-    for view in views[1:]:
-        merged = merge_views(merged, view, shape) if isinstance(merged, View) else view
+    if not views:
+        return from_value(None)
+    merged = functools.reduce(lambda a, b: merge_views(a, b, shape), views[1:], _copy(views[0]))
+    for output in outputs:
+        if not isinstance(output, View):
+            merged = with_constant(merged, output, shape, shape)
     return merged
+
+
+def _copy(operand: Any) -> Any:
+    """Return a view that is not mistaken for that of the same array, as which `rules` would recognise its slices."""
+    return View(operand.axes) if isinstance(operand, View) else operand
 
 
 CONTROL_FLOW: dict[str, Callable[[Any, list[Operand], dict[str, None]], list[Operand]]] = {"cond": _cond, "scan": _scan, "while": _while}

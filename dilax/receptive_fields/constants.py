@@ -4,20 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-from jax.core import Tracer
-from jax.extend import core
 
-# Operations of which each output depends on the inputs at its own position only. Listed by name, since cumsum and sort keep the shape, too.
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
-    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min
-    mul name ne neg nextafter not optimization_barrier or population_count pow pvary real reduce_precision rem round rsqrt select_n
-    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
-    """.split()  # noqa: SIM905
-)
+from dilax.receptive_fields.jaxprs import ELEMENTWISE, Literal, evaluate, is_known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +24,7 @@ class Constant:
 
 def from_value(array: Any) -> Constant:
     """Return the constant of an array; its value is unknown if the array is None or a tracer."""
-    known = None if isinstance(array, Tracer) else array
+    known = array if is_known(array) else None
     return Constant(lambda: known, lambda axis, mask: _is_uniform(known, axis, mask))
 
 
@@ -63,7 +52,7 @@ def from_equation(var: Any, eqn: Any, jaxpr: Any, constants: dict[Any, Any]) -> 
 
 def _operand_is_uniform(var: Any, constants: dict[Any, Any], axis: int, mask: np.ndarray) -> bool:
     shape = var.aval.shape
-    return isinstance(var, core.Literal) or not shape or shape[axis] == 1 or constants[var].is_uniform(axis, mask)
+    return isinstance(var, Literal) or not shape or shape[axis] == 1 or constants[var].is_uniform(axis, mask)
 
 
 def _is_uniform(array: Any, axis: int, mask: np.ndarray) -> bool:
@@ -74,19 +63,5 @@ def _is_uniform(array: Any, axis: int, mask: np.ndarray) -> bool:
 
 
 def _evaluate(var: Any, jaxpr: Any, constants: dict[Any, Any]) -> Any:
-    """Evaluate a variable by compiling the equations that lead to it into one program; None if a value is unknown."""
-    eqns: list[Any] = []
-    needed = {var: None}
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
-            eqns.insert(0, eqn)
-            needed.update((v, None) for v in eqn.invars if not isinstance(v, core.Literal))
-    computed = {v for eqn in eqns for v in eqn.outvars}
-    inputs = [v for v in needed if v not in computed]
-    values = [constants[v].value() for v in inputs]
-    if any(value is None for value in values):
-        return None
-    part = jaxpr.replace(constvars=[], invars=inputs, outvars=[var], eqns=eqns)
-    # Compiled ahead of time, so that it also runs while another function is being traced.
-    (result,) = jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(part, []))).lower(*values).compile()(*values)
-    return result
+    """Evaluate a variable; None if a value is unknown."""
+    return evaluate(jaxpr, var, lambda v: constants[v].value())

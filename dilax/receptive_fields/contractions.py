@@ -7,7 +7,7 @@ import numpy as np
 
 from dilax.receptive_fields.bands import MAX_ELEMENTS, index_reach, matrix_reach
 from dilax.receptive_fields.constants import Constant
-from dilax.receptive_fields.views import Axis, Operand, View, global_view, merge_views, through
+from dilax.receptive_fields.views import AnyAxis, Operand, View, beside_constant, global_view, merge_views, through
 
 
 def dot_general(eqn: Any, operands: list[Operand]) -> View:
@@ -20,7 +20,7 @@ def dot_general(eqn: Any, operands: list[Operand]) -> View:
     for side, operand in enumerate(operands):
         if isinstance(operand, Constant):
             continue
-        axes: list[Axis | None] = [None] * len(result)
+        axes: list[AnyAxis] = [None] * len(result)
         axes[: len(batch[side])] = [operand.axes[i] for i in batch[side]]
         axes[offsets[side] : offsets[side] + len(free[side])] = [operand.axes[i] for i in free[side]]
         other = 1 - side
@@ -37,16 +37,13 @@ def dot_general(eqn: Any, operands: list[Operand]) -> View:
     return merged or global_view(result)
 
 
-def _check_equivariance(axes: list[Axis | None], batch: Any, shape: tuple[int, ...], constant: Any) -> list[Axis | None]:
+def _check_equivariance(axes: list[AnyAxis], batch: Any, shape: tuple[int, ...], constant: Any) -> list[AnyAxis]:
     """Return the axes, of which the batch axes along which the constant varies are not shift-equivariant."""
-    checked = [
-        axis.without_equivariance() if axis and shape[i] > 1 and not constant.is_uniform(i, axis.inside(shape[i])) else axis
-        for axis, i in zip(axes, batch)
-    ]
+    checked = [beside_constant(axis, constant, i, shape[i]) for axis, i in zip(axes, batch)]
     return [*checked, *axes[len(checked) :]]
 
 
-def _product(axis: Axis | None, constant: Any, shape: tuple[int, ...], rows: int, columns: int) -> Axis | None:
+def _product(axis: AnyAxis, constant: Any, shape: tuple[int, ...], rows: int, columns: int) -> AnyAxis:
     """Return an axis after it is multiplied by a constant matrix; None if the constant is not a matrix or its values are unknown."""
     others = math.prod(shape) // (shape[rows] * shape[columns])
     if others != 1 or math.prod(shape) > MAX_ELEMENTS or (matrix := constant.value()) is None:
@@ -63,7 +60,7 @@ def gather(eqn: Any, operands: list[Operand]) -> View:
     shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if isinstance(x, Constant) or isinstance(indices, View):
         return global_view(result)
-    axes: list[Axis | None] = [None] * len(result)
+    axes: list[AnyAxis] = [None] * len(result)
     kept = [i for i in range(len(shape)) if i not in numbers.collapsed_slice_dims and i not in numbers.operand_batching_dims]
     for i, target in zip(kept, numbers.offset_dims):
         axes[target] = x.axes[i] if sizes[i] == shape[i] else None

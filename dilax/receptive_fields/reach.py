@@ -6,12 +6,17 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
+import numpy as np
+
 # With more phases, an axis counts as seen whole: the sets would exhaust the memory.
 MAX_PHASES = 8192
 
 # The first index, and an integer whose bit i says whether index first + i is in the set; (0, 0) is the empty set.
 IndexSet = tuple[int, int]
 EMPTY: IndexSet = (0, 0)
+# The first and the last index of a range.
+Span = tuple[int, int]
+NOTHING: Span = (1 << 62, -(1 << 62))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +72,18 @@ class Reach:
         sets: The sets of the first outputs. They repeat for later outputs, shifted by rate * len(sets) samples every len(sets) outputs.
         listed: Whether `sets` lists every output, so that nothing repeats before or after it.
         equivariant: Whether shifting the input by a period shifts the output. False if outputs also differ in their weights.
+        needs: For each set, the first and the last sample that must lie within the input for the output to be computed as those in the
+            middle are. They reach beyond the set where the function crops and then pads. None if they are the ends of the set.
+        border: Outputs at the border that see samples beyond the ends of their set, as reflecting padding does, with the first and the last
+            sample that they see. All other outputs see nothing beyond their set.
     """
 
     rate: Fraction
     sets: tuple[IndexSet, ...]
     listed: bool = False
     equivariant: bool = True
+    needs: tuple[Span, ...] | None = None
+    border: tuple[tuple[int, Span], ...] = ()
 
     @functools.cached_property
     def inputs(self) -> int:
@@ -84,40 +95,63 @@ class Reach:
         """The number of input samples by which the function is shift-equivariant, or None."""
         return self.inputs if self.equivariant and not self.listed else None
 
+    @functools.cached_property
+    def exceptions(self) -> dict[int, Span]:
+        """The border, keyed by output."""
+        return dict(self.border)
+
     def at(self, output: int) -> IndexSet:
-        """Return the set that one output sees."""
+        """Return the set that one output sees, if it does not lie at the border."""
         turn, phase = divmod(output, len(self.sets))
         first, bits = self.sets[phase]
         if not bits or (turn and self.listed):
             return EMPTY
         return first + turn * self.inputs, bits
 
-    def sees(self, output: int, size: int) -> bool:
-        """Return whether an output sees any of the samples 0 ... size - 1."""
-        first, bits = self.at(output)
-        return bool((bits << first if first >= 0 else bits >> -first) & ((1 << size) - 1))
+    def seen(self, output: int) -> IndexSet:
+        """Return a set that contains all that one output sees, at the border, too."""
+        if output not in self.exceptions:
+            return self.at(output)
+        first, last = self.exceptions[output]
+        return first, (1 << (last - first + 1)) - 1
+
+    def need(self, output: int) -> Span:
+        """Return the ends of what must lie within the input for an output to be computed as those in the middle are."""
+        turn, phase = divmod(output, len(self.sets))
+        first, last = self.needs[phase] if self.needs else ends(self.sets[phase])
+        return (first + turn * self.inputs, last + turn * self.inputs) if first <= last else NOTHING
+
+    def is_intact(self, output: int, size: int) -> bool:
+        """Return whether an output is computed as those in the middle of an input of `size` samples."""
+        first, last = self.need(output)
+        return first > last or (first >= 0 and last < size)
 
     def lies_inside(self, output: int, size: int) -> bool:
         """Return whether an output sees nothing outside the samples 0 ... size - 1."""
         first, bits = self.at(output)
         return first >= 0 and first + bits.bit_length() <= size
 
-    def padding_indices(self, size: int, outputs: int) -> set[int]:
-        """Return the indices outside 0 ... size - 1 that any of the first `outputs` outputs sees."""
-        indices: set[int] = set()
-        for order in (range(outputs), reversed(range(outputs))):
-            inside = 0
-            for output in order:
-                first, bits = self.at(output)
-                if first >= 0 and first + bits.bit_length() <= size:
-                    inside += 1
-                else:
-                    inside = 0
-                    indices.update(index for index in members(first, bits) if not 0 <= index < size)
-                # Once a whole period of outputs sees no padding, those further in do not either.
-                if inside == len(self.sets):
-                    break
-        return indices
+    def sees(self, output: int, size: int) -> bool:
+        """Return whether an output sees any of the samples 0 ... size - 1."""
+        first, bits = self.at(output)
+        return bool((bits << first if first >= 0 else bits >> -first) & ((1 << size) - 1))
+
+    def bounded(self, first: int | None, stop: int | None, samples: int) -> "Reach":
+        """Return the same sets, in which outputs before `first` and from `stop` on differ from those in the middle."""
+        if self.listed:
+            return self
+        count, needs = len(self.sets), []
+        for phase in range(count):
+            lo, hi = self.need(phase)
+            if first is not None:
+                # The last output of this phase before `first` must need a sample before the input.
+                lo = min(lo, -((first - 1 - phase) // count) * self.inputs - 1)
+                hi = max(hi, lo)
+            if stop is not None:
+                hi = max(hi, samples + (phase - stop) // count * self.inputs)
+                lo = min(lo, hi)
+            needs.append((lo, hi))
+        return dataclasses.replace(self, needs=None if tuple(needs) == tuple(map(ends, self.sets)) else tuple(needs))
 
     def without_equivariance(self) -> "Reach":
         """Return the same sets, for a function that is not shift-equivariant."""
@@ -131,18 +165,31 @@ class Reach:
             return ReceptiveField(0, stride, period=self.period)
         size = max(bits.bit_length() for _, _, bits in phases)
         bits = min((bits for _, _, bits in phases if bits.bit_length() == size), key=int.bit_count)
+        spans = [(position, first, first + bits.bit_length() - 1) for position, first, bits in phases]
+        left, right = _margins([*spans, *((output * self.rate, *span) for output, span in self.border)])
+        halo = _margins([(phase * self.rate, *span) for phase, span in enumerate(self.needs or ()) if span != NOTHING] or spans)
         return ReceptiveField(
             size=size,
             stride=stride,
             offset=phases[0][1],
-            left=max(math.ceil(position - first) for position, first, _ in phases),
-            right=max(math.ceil(first + bits.bit_length() - 1 - position) for position, first, bits in phases),
+            left=left,
+            right=right,
             period=self.period,
-            holes=tuple(index for index, bit in enumerate(reversed(f"{bits:b}")) if bit == "0"),
+            holes=tuple(members(0, (1 << size) - 1 & ~bits)),
+            trimmed=(max(halo[0] - left, 0), max(halo[1] - right, 0)),
         )
 
 
 IDENTITY = Reach(Fraction(1), ((0, 1),))
+
+
+def _margins(spans: Iterable[tuple[Fraction | int, int, int]]) -> tuple[int, int]:
+    """Return the largest distances from positions to the first and to the last sample of their spans."""
+    spans = [*spans]
+    return (
+        max(math.ceil(position - first) for position, first, _ in spans),
+        max(math.ceil(last - position) for position, _, last in spans),
+    )
 
 
 def window(taps: int, stride: int = 1, lo: int = 0, dilation: int = 1, base: int = 1) -> Reach:
@@ -153,8 +200,15 @@ def window(taps: int, stride: int = 1, lo: int = 0, dilation: int = 1, base: int
     """
     # NumPy integers would overflow when used as bit sets.
     taps, stride, lo, dilation, base = map(int, (taps, stride, lo, dilation, base))
-    rows = [[phase * stride + t * dilation - lo for t in range(taps)] for phase in range(base // math.gcd(base, stride))]
-    return Reach(Fraction(stride, base), tuple(index_set(index // base for index in row if index % base == 0) for row in rows))
+    common = math.gcd(base, stride)
+    phases = base // common
+    rows: list[list[int]] = [[] for _ in range(phases)]
+    for shift in range(-lo, taps * dilation - lo, dilation):
+        if shift % common == 0:
+            # The one phase whose outputs read a sample at this tap, rather than a zero between samples.
+            phase = -shift // common * pow(stride // common, -1, phases) % phases
+            rows[phase].append((phase * stride + shift) // base)
+    return Reach(Fraction(stride, base), tuple(index_set(row) if row else EMPTY for row in rows))
 
 
 def repeat(times: int) -> Reach:
@@ -162,27 +216,9 @@ def repeat(times: int) -> Reach:
     return Reach(Fraction(1, times), ((0, 1),) * times)
 
 
-def compose(first: Reach, second: Reach, size: int) -> Reach | None:
-    """Return what the `size` outputs of `second` see through `first`; None if there are too many phases."""
-    listed = first.listed or second.listed
-    outputs = size if listed else len(second.sets) * math.lcm(second.inputs, len(first.sets)) // second.inputs
-    if outputs > MAX_PHASES:
-        return None
-    sets = tuple(union(first.at(index) for index in members(*second.at(output))) for output in range(outputs))
-    return Reach(first.rate * second.rate, sets, listed, first.equivariant and second.equivariant)
-
-
-def merge(a: Reach, b: Reach, size: int) -> Reach | None:
-    """Return the union of what `a` and `b` see, for an axis of `size` outputs; None if there are too many phases."""
-    if a == b:
-        return a
-    # Different rates have no common period.
-    listed = a.listed or b.listed or a.rate != b.rate
-    outputs = size if listed else math.lcm(len(a.sets), len(b.sets))
-    if outputs > MAX_PHASES:
-        return None
-    sets = tuple(union((a.at(output), b.at(output))) for output in range(outputs))
-    return Reach(a.rate, sets, listed, a.equivariant and b.equivariant)
+def listing(rows: Iterable[Iterable[int]], rate: Fraction = IDENTITY.rate) -> Reach:
+    """Return the reach of outputs that each read their own list of samples, of which none repeats another."""
+    return Reach(rate, tuple(map(index_set, rows)), listed=True)
 
 
 def union(sets: Iterable[IndexSet]) -> IndexSet:
@@ -202,4 +238,34 @@ def index_set(indices: Iterable[int]) -> IndexSet:
 
 def members(first: int, bits: int) -> list[int]:
     """Return the indices in a set, in increasing order."""
-    return [first + i for i, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]
+    if bits.bit_count() * 64 < bits.bit_length():
+        # Few members far apart, such as the taps of a large dilation.
+        indices = []
+        while bits:
+            indices.append(first + (bits & -bits).bit_length() - 1)
+            bits &= bits - 1
+        return indices
+    octets = np.frombuffer(bits.to_bytes((bits.bit_length() + 7) // 8, "little"), np.uint8)
+    return [first + i for i in np.flatnonzero(np.unpackbits(octets, bitorder="little")).tolist()]
+
+
+def ends(indices: IndexSet) -> Span:
+    """Return the first and the last index in a set."""
+    first, bits = indices
+    return (first, first + bits.bit_length() - 1) if bits else NOTHING
+
+
+def hull(spans: Iterable[Span]) -> Span:
+    """Return the smallest range that contains all of these ranges."""
+    return functools.reduce(lambda a, b: (min(a[0], b[0]), max(a[1], b[1])), spans, NOTHING)
+
+
+def contains(outer: Span, inner: Span) -> bool:
+    """Return whether a range contains another, which may be empty."""
+    return inner == NOTHING or (outer[0] <= inner[0] and inner[1] <= outer[1])
+
+
+def clip(span: Span, size: int) -> Span:
+    """Return the part of a range within 0 ... size - 1."""
+    first, last = max(span[0], 0), min(span[1], size - 1)
+    return (first, last) if first <= last else NOTHING

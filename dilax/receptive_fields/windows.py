@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from dilax.receptive_fields.reach import Reach, window
-from dilax.receptive_fields.views import Axis, Operand, View
+from dilax.receptive_fields.views import Axis, Operand, View, single
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,13 @@ class ConvWindow:
             return False
         first = max(0, -((shift - positions[0] * self.base) // self.stride))
         last = min(self.outputs - 1, (positions[-1] * self.base - shift) // self.stride)
-        return any((o * self.stride + shift) % self.base == 0 for o in range(first, min(last, first + self.base - 1) + 1))
+        common = math.gcd(self.stride, self.base)
+        if shift % common:
+            return False
+        # The outputs that read a sample at this tap, rather than a zero between samples, are `phases` apart.
+        phases = self.base // common
+        o = -shift // common * pow(self.stride // common, -1, phases)
+        return first + (o - first) % phases <= last
 
 
 def conv_windows(eqn: Any) -> list[ConvWindow]:
@@ -79,12 +85,20 @@ def conv_windows(eqn: Any) -> list[ConvWindow]:
     return []
 
 
+def conv_batch(eqn: Any) -> list[tuple[int, int]]:
+    """Return the batch axis of a convolution's input and the corresponding axis of its output, unless the batch is split into groups."""
+    if eqn.primitive.name != "conv_general_dilated":
+        return [(0, 0)]
+    numbers = eqn.params["dimension_numbers"]
+    return [(numbers.lhs_spec[0], numbers.out_spec[0])] if eqn.params["batch_group_count"] == 1 else []
+
+
 def idle_taps_warning(eqn: Any, operands: list[Operand]) -> str | None:
     """Return a warning about the taps of a convolution that only ever read padding, or None."""
     windows, x = conv_windows(eqn), operands[0] if operands else None
     if not windows or not isinstance(x, View):
         return None
-    live = math.prod(window.live_taps(x.axes[window.source]) for window in windows)
+    live = math.prod(window.live_taps(single(x.axes[window.source])) for window in windows)
     total = math.prod(window.taps for window in windows)
     if live == total:
         return None
