@@ -106,5 +106,5 @@ def test_series_with_a_constant_channel(tmp_path, capsys):
     lines = ["@classLabel true a b", "@data", *(f"{i},{i + 1},{i * i}:4,4,4:{'ab'[i % 2]}" for i in range(20))]
     splits = opened(tmp_path, "ucr:toy", {f"toy_{part}.ts": "\n".join(lines) for part in ("TRAIN", "TEST")}, **{"data.name": "ucr:toy"})
     assert capsys.readouterr().err == "note: ucr:toy: constant in the training split, therefore centred but not scaled: channel 2.\n"
-    np.testing.assert_array_equal(splits.test.arrays["input"][..., 1], 0)
+    np.testing.assert_array_equal(gather(splits.test, np.arange(len(splits.test)))["input"][..., 1], 0)
     np.testing.assert_allclose(splits.spec.std, [float(np.std([v for i in range(20) for v in (i, i + 1, i * i)])), 1.0])

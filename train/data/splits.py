@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,11 +138,16 @@ def origin_of(folder: pathlib.Path, paths: dict[str, pathlib.Path]) -> str:
     """Return which part of a folder is which split, for `Splits.origin`; `paths` as `divided` returns them."""
     if not paths:
         return f"{folder} (a fixed part of it is the test split)"
-    taken = ", ".join(f"{_SPOKEN[split]}: {path.name}{'/' * path.is_dir()}" for split, path in paths.items())
+    taken = taken_parts({split: f"{path.name}{'/' * path.is_dir()}" for split, path in paths.items()})
     first = next(iter(paths.values()))
     kin = (path for path in sorted(first.parent.iterdir()) if path.is_dir() == first.is_dir() and not path.name.startswith("."))
     others = ", ".join(f"{path.name}{'/' * path.is_dir()}" for path in kin if path not in paths.values())
     return f"{folder} ({taken}; not read: {others})" if others else f"{folder} ({taken})"
+
+
+def taken_parts(names: Mapping[str, str]) -> str:
+    """Return which name is taken for which split: "training: train/, test: val/"."""
+    return ", ".join(f"{_SPOKEN[split]}: {name}" for split, name in names.items())
 
 
 def check_classes(names: Sequence[str], where: object) -> None:

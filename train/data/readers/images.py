@@ -72,7 +72,7 @@ def decode(file: bytes | pathlib.Path, channels: int, image_size: int) -> np.nda
             ground = Image.new("RGBA", upright.size, "white")
             ground.alpha_composite(upright.convert("RGBA"))
             upright = ground
-        pixels = np.asarray(upright.convert(_MODES[channels]))
+        pixels = np.asarray(upright if upright.mode == _MODES[channels] else upright.convert(_MODES[channels]))
     return fit(pixels.reshape(*pixels.shape[:2], channels), image_size)
 
 
