@@ -109,7 +109,7 @@ def split_paths(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.
     return {split: by_name[name] for split, name in split_names(by_name, folder).items()}
 
 
-def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path]:
+def divided(folder: pathlib.Path, *, suffix: str = "", validation: bool = True) -> dict[str, pathlib.Path]:
     """Return the splits that a folder is divided into, {"train", "test" and perhaps "validation": path}, or {} if it is not divided.
 
     This is the rule of all readers: a folder with a training split is divided; if it has no test split, its validation split is that.
@@ -117,6 +117,7 @@ def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path
     Args:
         folder: Folder to look into.
         suffix: As `split_paths`.
+        validation: Whether a validation split beside a test split is wanted; otherwise it is left out.
 
     Raises:
         UserError: if there is a training split alone, or two paths stand for one split.
@@ -131,6 +132,8 @@ def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path
         )
     if paths and "test" not in paths:
         paths["test"] = paths.pop("validation")
+    if not validation:
+        paths.pop("validation", None)
     return paths
 
 

@@ -15,7 +15,9 @@ from train.data.splits import split_names, taken_parts
 _CHUNK = 4096  # records whose labels are read at once
 
 
-def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+def open_tfds(
+    name: str, data_dir: str, download: bool, image_size: int, *, validation: bool = True
+) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin of a set of labelled images.
 
     The splits are train, test and perhaps validation. If the test split is missing or has no labels, "validation" is the test split.
@@ -26,6 +28,7 @@ def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tupl
         data_dir: As `downloads.root`.
         download: Prepare the set if it is missing.
         image_size: As `decode`.
+        validation: Whether a validation split beside a test split is wanted.
 
     Raises: UserError: if it is missing, or is not a set of labelled images in array_record files.
     """
@@ -45,6 +48,8 @@ def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tupl
             f'data.name="{name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation" '
             "with labels."
         )
+    if not validation:
+        known.pop("validation", None)
     return known, class_names, _origin(builder, known, names)
 
 
@@ -90,6 +95,8 @@ def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str
         raise UserError(
             f'data.name="{data.name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation".'
         )
+    if not data.validation:
+        found.pop("validation", None)
     return found, class_names, _origin(builder, found, names)
 
 
