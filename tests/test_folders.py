@@ -161,6 +161,7 @@ def test_folders_are_the_splits_that_they_are_called(tmp_path, name, names):
         tmp_path / "data", name, **{"data.validation": 0.0, **({"sequence.length": 3359} if name in ("waves", "mixtures") else {})}
     )
     assert count(without) == [whole, 0, whole - 2 * per]
+    assert without.describe().endswith(f"(training: {parts['train']}/, test: {parts['test']}/; not read: {parts['validation']}/)")
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *OTHERS])

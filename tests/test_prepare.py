@@ -319,7 +319,12 @@ def test_tfds_sets_that_do_not_fit(tmp_path):
         load(**write_set(tmp_path / "hidden", both, ("train", "test"), same, hidden=("test",)))
     imagenet = write_set(tmp_path / "imagenet", both, ("train", "validation", "test"), same, hidden=("test",))
     assert load(**imagenet).test.arrays["label"].tolist().count(1) == 1
-    assert len(load(**write_set(tmp_path / "all", both, ("train", "validation", "test"), same)).test) == 10
+    assert load(**imagenet).describe().endswith(" (training: train, test: validation)")  # the test split has no labels
+    whole = write_set(tmp_path / "all", both, ("train", "validation", "test"), same)
+    for share, counts in ((0.2, [10, 3, 10]), (0, [10, 0, 10])):  # the set has a validation split of its own
+        splits = load(**whole, validation=share)
+        assert [0 if part is None else len(part) for part in (splits.train, splits.validation, splits.test)] == counts
+    assert splits.describe().startswith(f"data: 2 classes, 10 training, 10 test images from {tmp_path}")
     mixed = write_set(tmp_path / "mixed", both, ("train", "validation"), [*same, random_images(1, 4, 5, 3)[0]])
     with pytest.raises(UserError, match=r"data\.image_size=0 needs images of one size"):
         load(**mixed)

@@ -58,8 +58,6 @@ def open_labelled(data: ConfigDict, *, seed: int) -> Splits:
     given: Any = data  # the values of a ConfigDict have no static types
     read, class_names, origin = _labelled_sources(given)
     opened = dict(read)
-    if given.validation == 0:
-        opened.pop("validation", None)
     hold_some = bool(given.validation) and "validation" not in opened
     chosen = bool(given.classes or given.per_class)
     stratify = chosen or len(opened["train"]) <= _STRATIFIED
@@ -105,7 +103,7 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
             "list the values of the others in config.data.mask_values."
         )
     if given.validation == 0:
-        opened.pop("validation", None)
+        opened.pop("validation", None)  # that of the cells
     elif "validation" not in opened:
         opened["train"], validation = hold_out(opened["train"], given.validation, seed)
         opened |= {} if validation is None else {"validation": validation}
@@ -123,10 +121,10 @@ def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...],
         read = packaged.digits if data.name == "digits" else packaged.digits8x8
         return dict(zip(("train", "test"), read(data.image_size))), packaged.CLASS_NAMES, ""
     if data.name == "folder":
-        return images.open_folder(data.dir, data.image_size)
+        return images.open_folder(data.dir, data.image_size, validation=bool(data.validation))
     if data.name == "cells":
         raise UserError('data.name="cells" has masks, not labels of whole images; set config.task="segmentation".')
-    return tfds.open_tfds(data.name, data.dir, data.download, data.image_size)
+    return tfds.open_tfds(data.name, data.dir, data.download, data.image_size, validation=bool(data.validation))
 
 
 def _masked_sources(data: Any, ignored: int) -> tuple[Mapping[str, Source], tuple[str, ...], str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ def split_paths(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.
     return {split: by_name[name] for split, name in split_names(by_name, folder).items()}
 
 
-def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path]:
+def divided(folder: pathlib.Path, *, suffix: str = "", validation: bool = True) -> dict[str, pathlib.Path]:
     """Return the splits that a folder is divided into, {"train", "test" and perhaps "validation": path}, or {} if it is not divided.
 
     This is the rule of all readers: a folder with a training split is divided; if it has no test split, its validation split is that.
@@ -117,6 +117,7 @@ def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path
     Args:
         folder: Folder to look into.
         suffix: As `split_paths`.
+        validation: Whether a validation split beside a test split is wanted; otherwise it is left out.
 
     Raises:
         UserError: if there is a training split alone, or two paths stand for one split.
@@ -131,6 +132,8 @@ def divided(folder: pathlib.Path, *, suffix: str = "") -> dict[str, pathlib.Path
         )
     if paths and "test" not in paths:
         paths["test"] = paths.pop("validation")
+    if not validation:
+        paths.pop("validation", None)
     return paths
 
 
@@ -138,11 +141,16 @@ def origin_of(folder: pathlib.Path, paths: dict[str, pathlib.Path]) -> str:
     """Return which part of a folder is which split, for `Splits.origin`; `paths` as `divided` returns them."""
     if not paths:
         return f"{folder} (a fixed part of it is the test split)"
-    taken = ", ".join(f"{_SPOKEN[split]}: {path.name}{'/' * path.is_dir()}" for split, path in paths.items())
+    taken = taken_parts({split: f"{path.name}{'/' * path.is_dir()}" for split, path in paths.items()})
     first = next(iter(paths.values()))
     kin = (path for path in sorted(first.parent.iterdir()) if path.is_dir() == first.is_dir() and not path.name.startswith("."))
     others = ", ".join(f"{path.name}{'/' * path.is_dir()}" for path in kin if path not in paths.values())
     return f"{folder} ({taken}; not read: {others})" if others else f"{folder} ({taken})"
+
+
+def taken_parts(names: Mapping[str, str]) -> str:
+    """Return which name is taken for which split: "training: train/, test: val/"."""
+    return ", ".join(f"{_SPOKEN[split]}: {name}" for split, name in names.items())
 
 
 def check_classes(names: Sequence[str], where: object) -> None:

@@ -124,10 +124,10 @@ def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:
     path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():
         return cut_along_time(text.read_text(path), config), str(path)
-    files = divided(path, suffix=".txt")
+    files = divided(path, suffix=".txt", validation=bool(config.data.validation))
     if not files:
         raise UserError(f"{path} does not hold train.txt; add it, or give one text file, which is then split.")
-    parts = {split: text.read_text(file) for split, file in files.items() if split != "validation" or config.data.validation}
+    parts = {split: text.read_text(file) for split, file in files.items()}
     if "validation" not in parts:
         parts |= cut_along_time(parts["train"], config, test=False)
     return parts, origin_of(path, files)

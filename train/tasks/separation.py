@@ -42,7 +42,7 @@ class Separation(Task):
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, ("mixtures",))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
-        folders = divided(folder)
+        folders = divided(folder, validation=bool(config.data.validation))
         train = read_mixtures(folders.get("train", folder))
         others = {name: path for name, path in folders.items() if name != "train"}
         read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in others.items()}}
@@ -59,8 +59,7 @@ class Separation(Task):
         length = config.sequence.length or max(len(one) for part in sounds.values() for one in part)
         tables = {name: _table(part, length) for name, part in sounds.items()}
         spec = DataSpec(config.data.name, (length, 1), names, len(tables["train"]), sample_rate=rate)
-        validation = tables["validation"] if config.data.validation else None
-        return Splits(spec, tables["train"], validation, tables["test"], origin_of(folder, folders), ("sources", "mixtures"))
+        return Splits(spec, tables["train"], tables.get("validation"), tables["test"], origin_of(folder, folders), ("sources", "mixtures"))
 
     def output_shapes(self) -> tuple[Shape, ...]:
         """A waveform for each source."""

@@ -233,7 +233,8 @@ def _series(config: ConfigDict) -> Splits:
 
 def _sounds(config: ConfigDict) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
-    parts, origin = labelled_splits(data_path(config, "a folder that holds a folder of sound files for each class"), sound.SUFFIXES)
+    folder, wanted = data_path(config, "a folder that holds a folder of sound files for each class"), bool(config.data.validation)
+    parts, origin = labelled_splits(folder, sound.SUFFIXES, validation=wanted)
     sounds, rate = sound.read_sounds([path for part in parts.values() for path, _ in part])
     frames = iter(log_mel_frames(sounds, rate, config.sequence.bands))
     framed = {split: ([next(frames) for _ in part], [label for _, label in part]) for split, part in parts.items()}
@@ -243,7 +244,8 @@ def _sounds(config: ConfigDict) -> Splits:
 def _texts(config: ConfigDict) -> Splits:
     """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
     units, most = config.sequence.units, config.sequence.length or None
-    parts, origin = labelled_splits(data_path(config, "a folder that holds a folder of .txt files for each class"), (".txt",))
+    folder, wanted = data_path(config, "a folder that holds a folder of .txt files for each class"), bool(config.data.validation)
+    parts, origin = labelled_splits(folder, (".txt",), validation=wanted)
     texts = {split: ([text.read_text(path) for path, _ in part], [label for _, label in part]) for split, part in parts.items()}
     symbols = text.symbols_of("".join(texts["train"][0]), units)
     coded = {split: ([text.encode(one, symbols, units)[:most] for one in part], labels) for split, (part, labels) in texts.items()}
@@ -290,9 +292,7 @@ def _class_splits(config: ConfigDict, parts: dict[str, Labelled], source: tuple[
     train: Source = tables["train"]
     validation: Source | None = tables.get("validation")
     shape = tables["train"].arrays["input"].shape[1:]
-    if not config.data.validation:
-        validation = None
-    elif validation is None:
+    if validation is None:
         train, validation = hold_out(train, config.data.validation, config.seed, tables["train"].arrays["label"])
     spec = DataSpec(config.data.name, shape, names, len(train))
     return Splits(dataclasses.replace(spec, **fields), train, validation, tables["test"], origin, ("classes", records))

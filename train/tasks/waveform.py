@@ -54,7 +54,7 @@ class Waveform(StepTask):
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
         check_name(config, ("wav",))
         folder = data_path(config, "a folder of sound files")
-        folders = divided(folder)
+        folders = divided(folder, validation=bool(config.data.validation))
         files = {split: list_files(path, sound.SUFFIXES) for split, path in (folders or {"train": folder}).items()}
         for split, paths in files.items():
             if not paths:
@@ -148,6 +148,4 @@ def _share_out(config: ConfigDict, parts: dict[str, list[np.ndarray]]) -> dict[s
         shared["test"] = [values[i] for i in test]
     if held:
         shared["validation"] = [values[i] for i in order if i not in test]
-    if not config.data.validation:
-        shared.pop("validation", None)
     return shared

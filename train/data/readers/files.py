@@ -148,11 +148,11 @@ def _check_encoding(path: pathlib.Path) -> None:
         raise UserError(f"the name of the folder {str(path)!a} is not UTF-8; rename it.") from error
 
 
-def labelled_splits(folder: pathlib.Path, suffixes: Collection[str]) -> tuple[dict[str, Labelled], str]:
+def labelled_splits(folder: pathlib.Path, suffixes: Collection[str], *, validation: bool = True) -> tuple[dict[str, Labelled], str]:
     """Return the files of each split with their classes, as `labelled_files`, and what `Splits.origin` says of them.
 
     The folder is divided into train/, test/ and perhaps validation/, as `train.data.splits.divided` says; or else it holds the classes
-    themselves, of which a fixed fifth is the test split.
+    themselves, of which a fixed fifth is the test split. `validation` is as for `divided`.
 
     Returns:
         {"train", "test" and perhaps "validation": files}, and the origin.
@@ -160,7 +160,7 @@ def labelled_splits(folder: pathlib.Path, suffixes: Collection[str]) -> tuple[di
     Raises:
         UserError: as `labelled_files`; if there is train/ alone, the classes of the splits differ, or there are too few files.
     """
-    paths = divided(folder)
+    paths = divided(folder, validation=validation)
     if not paths:
         files = labelled_files(folder, suffixes)
         _, labels = np.unique([label for _, label in files], return_inverse=True)

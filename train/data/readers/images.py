@@ -20,7 +20,7 @@ _GREY = {"1", "L", "LA"}
 _ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # the further pictures of an MPO, as cameras write it, are previews
 
 
-def open_folder(data_dir: str, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+def open_folder(data_dir: str, image_size: int, *, validation: bool = True) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
     """Return {split: records}, the class names and the origin of a folder of images.
 
     `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; `class_order` sorts
@@ -31,7 +31,7 @@ def open_folder(data_dir: str, image_size: int) -> tuple[dict[str, Lazy], tuple[
     directory = user_path(data_dir)
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
-    parts, origin = labelled_splits(directory, SUFFIXES)
+    parts, origin = labelled_splits(directory, SUFFIXES, validation=validation)
     class_names = class_order(label for _, label in parts["train"])
     channels = image_channels([path for part in parts.values() for path, _ in part], image_size)
     return {split: _source(part, directory, class_names, channels, image_size) for split, part in parts.items()}, class_names, origin

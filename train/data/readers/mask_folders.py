@@ -38,7 +38,7 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
     if not data.dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images and masks; "{data.dir}" is not a folder.')
     names = (data.image_field or "images", data.mask_field or "masks")
-    pairs, origin = _split_pairs(directory, names, data.lists)
+    pairs, origin = _split_pairs(directory, names, data.lists, bool(data.validation))
     class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
     channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
@@ -59,11 +59,11 @@ def _record(image_file: pathlib.Path, mask_file: pathlib.Path, channels: int, re
     return reader.record(decode(image_file, channels, 0), decode_mask(mask_file), str(mask_file))
 
 
-def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str) -> tuple[dict[str, Pairs], str]:
+def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str, validation: bool) -> tuple[dict[str, Pairs], str]:
     """Return {split: pairs of files}, and the origin."""
     if lists:
-        return _listed_pairs(directory, names, directory / user_path(lists))
-    folders = divided(directory)
+        return _listed_pairs(directory, names, directory / user_path(lists), validation)
+    folders = divided(directory, validation=validation)
     if folders:
         return {split: _pairs(folder, names) for split, folder in folders.items()}, origin_of(directory, folders)
     pairs = _pairs(directory, names)
@@ -85,9 +85,9 @@ def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
     return tuple((images[stem], masks[stem]) for stem in sorted(images))
 
 
-def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path) -> tuple[dict[str, Pairs], str]:
+def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path, validation: bool) -> tuple[dict[str, Pairs], str]:
     """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
-    files = divided(lists, suffix=".txt")
+    files = divided(lists, suffix=".txt", validation=validation)
     if not files:
         raise UserError(
             f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."

@@ -10,12 +10,14 @@ from train.data.readers import downloads
 from train.data.readers.images import decode
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.source import Lazy, Record
-from train.data.splits import split_names
+from train.data.splits import split_names, taken_parts
 
 _CHUNK = 4096  # records whose labels are read at once
 
 
-def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+def open_tfds(
+    name: str, data_dir: str, download: bool, image_size: int, *, validation: bool = True
+) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin of a set of labelled images.
 
     The splits are train, test and perhaps validation. If the test split is missing or has no labels, "validation" is the test split.
@@ -26,26 +28,29 @@ def open_tfds(name: str, data_dir: str, download: bool, image_size: int) -> tupl
         data_dir: As `downloads.root`.
         download: Prepare the set if it is missing.
         image_size: As `decode`.
+        validation: Whether a validation split beside a test split is wanted.
 
     Raises: UserError: if it is missing, or is not a set of labelled images in array_record files.
     """
     builder = _prepared(name, data_dir, download)
     channels, class_names = _image_and_label(name, builder.info.features)
-    found = {}
-    for split, own in split_names(builder.info.splits, name).items():
+    found, names = {}, split_names(builder.info.splits, name)
+    for split, own in names.items():
         records = _records(builder, own, ("image",))
         read = functools.partial(_read_labelled, records, channels, image_size)
         found[split] = Lazy(len(records), read, {"label": functools.partial(_read_labels, records)})
     # Some sets, ImageNet among them, do not publish the labels of the test split: all are -1.
     known = {split: source for split, source in found.items() if source[0]["label"] >= 0}
     if "test" not in known and "validation" in known:
-        known["test"] = known.pop("validation")
+        known["test"], names["test"] = known.pop("validation"), names["validation"]
     if not {"train", "test"} <= known.keys():
         raise UserError(
             f'data.name="{name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation" '
             "with labels."
         )
-    return known, class_names, str(builder.data_path)
+    if not validation:
+        known.pop("validation", None)
+    return known, class_names, _origin(builder, known, names)
 
 
 def _read_labelled(records: Any, channels: int, image_size: int, indices: list[int]) -> list[Record]:
@@ -77,20 +82,27 @@ def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str
     channels = _image_channels(data.name, features, fields)
     class_names = tuple(data.class_names) or _mask_names(data, features[fields[1]])
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
-    found = {}
-    for split, own in split_names(builder.info.splits, data.name).items():
+    found, names = {}, split_names(builder.info.splits, data.name)
+    for split, own in names.items():
         records = _records(builder, own, fields)
         found[split] = Lazy(len(records), functools.partial(_read_masked, records, fields, channels, reader, f"{data.name}/{own}"))
     # Some sets do not publish the masks of the test split.
     if "test" in found and "validation" in found and (found["test"][0]["label"] == ignored).all():
         del found["test"]
     if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
+        found["test"], names["test"] = found.pop("validation"), names["validation"]
     if "test" not in found:
         raise UserError(
             f'data.name="{data.name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation".'
         )
-    return found, class_names, str(builder.data_path)
+    if not data.validation:
+        found.pop("validation", None)
+    return found, class_names, _origin(builder, found, names)
+
+
+def _origin(builder: Any, found: dict[str, Lazy], names: dict[str, str]) -> str:
+    """Return the folder of a set, and which of its splits is taken for which; `names` are its own."""
+    return f"{builder.data_path} ({taken_parts({split: names[split] for split in found})})"
 
 
 def _read_masked(records: Any, fields: tuple[str, str], channels: int, reader: MaskReader, where: str, indices: list[int]) -> list[Record]:
