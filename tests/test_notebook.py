@@ -1,6 +1,9 @@
 """The notebooks run from top to bottom, in their short form, and are committed clean."""
 
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -24,6 +27,45 @@ def test_committed_clean(name):
     # The cell that installs the checkout on Colab is the same everywhere.
     assert first == next(cell.source for cell in quickstart.cells if cell.cell_type == "code")
     assert "data" in notebook.cells[0].source  # says whether it is real or synthetic
+
+
+def first_cell() -> str:
+    notebook = nbformat.read(NOTEBOOKS["quickstart"], as_version=4)
+    return next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+def run_first_cell(folder: pathlib.Path, cell: str) -> subprocess.CompletedProcess:
+    code = f"{cell}\nimport dilax, train; print(dilax.__file__)"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("by_address", [True, False])
+def test_the_first_cell_finds_a_zip(wrapped, by_address, tmp_path):
+    """One that was uploaded, or one at an address; with a folder in it, as hosts make them, or without."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    for name in ("dilax", "train"):
+        (elsewhere / "checkout" / name).mkdir(parents=True)
+        (elsewhere / "checkout" / name / "__init__.py").write_text("")
+    (elsewhere / "checkout" / "pyproject.toml").write_text("")
+    archive = (elsewhere if by_address else here) / "some-name"
+    shutil.make_archive(str(archive), "zip", elsewhere if wrapped else elsewhere / "checkout", "checkout" if wrapped else ".")
+    cell = first_cell()
+    if by_address:
+        cell = cell.replace('REPOSITORY = ""', f'REPOSITORY = "{archive.as_uri()}.zip"')
+    for _ in range(2):  # running it again changes nothing
+        done = run_first_cell(here, cell)
+        assert done.returncode == 0, done.stderr
+        assert pathlib.Path(done.stdout.strip()).is_relative_to(here / "checkout")
+
+
+def test_the_first_cell_says_what_is_missing(tmp_path):
+    done = run_first_cell(tmp_path, first_cell())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "dilax is not here: upload a .zip of its checkout to this folder, or set REPOSITORY above, and run this cell again.\n"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
