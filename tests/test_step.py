@@ -88,8 +88,8 @@ def test_eight_devices_equal_one(kind, reference):
     state, sums = train(config_of(parallel=kind, **AUGMENT))
     assert_same(sums, reference[1], 1e-4)
     assert_same(
-        (state.params, state.average, state.collections["batch_stats"]),
-        (reference[0].params, reference[0].average, reference[0].collections["batch_stats"]),
+        (state.params, state.average, state.average_stats, state.collections["batch_stats"]),
+        (reference[0].params, reference[0].average, reference[0].average_stats, reference[0].collections["batch_stats"]),
         1e-3,
     )
 
@@ -201,6 +201,51 @@ def test_ema_follows():
         average = jax.tree.map(lambda a, p, rate=rate: rate * a + (1 - rate) * p, average, state.params)
     assert_same(state.average, average, 1e-5)
     assert state.variables()["params"] is state.average
+    assert state.variables()["batch_stats"] is state.average_stats
+
+
+def patterned(seed: int, count: int = BATCH) -> dict[str, np.ndarray]:
+    """Images with a bright band that shows their class."""
+    rng = np.random.default_rng(seed)
+    labels, images = rng.integers(0, CLASSES, count, np.int32), rng.integers(0, 120, (count, *SHAPE))
+    for image, label in zip(images, labels):
+        image[3 * label : 3 * label + 3] += 60
+    return {"image": images.astype(np.uint8), "label": labels}
+
+
+@pytest.mark.parametrize(("decay", "rate", "count", "parts"), [(0.97, 0.1, 20, 1), (0.95, 0.2, 30, 1), (0.97, 0.1, 20, 2)])
+def test_the_averaged_parameters_have_statistics_that_fit_them(decay, rate, count, parts):
+    """They do about as well as with statistics taken anew over many examples, and better than with those of the last parameters."""
+    plain = {"model.dropout": 0.0, "optim.schedule": "constant", "optim.accumulate": parts}
+    setup = build(config_of(**plain, **{"optim.ema_decay": decay, "optim.lr": rate}), SPEC)
+    state, step = setup.steps.init(setup.init()), jax.jit(setup.steps.train)
+    for i in range(count):
+        state, _ = step(state, patterned(i), KEY)
+    inputs = setup.task.inputs(setup.task.augment(KEY, jax.tree.map(jnp.asarray, patterned(777, 256)), 0), setup.steps.model)
+    anew: Any = {"params": state.average, **state.collections}
+    refresh = jax.jit(lambda anew: setup.steps.model.apply(anew, **inputs, train=True, mutable=["batch_stats"])[1])
+    for _ in range(60):
+        anew = {**anew, **refresh(anew)}
+    test = {**patterned(12345, 256), "mask": np.ones(256, np.float32)}
+    evaluate = jax.jit(lambda variables: setup.steps.evaluate(variables, test)[0]["loss"] / 256)
+    found, best, last = (float(evaluate(v)) for v in (state.variables(), anew, {"params": state.average, **state.collections}))
+    assert found < 1.25 * best + 0.01
+    assert found < (0.9 if parts == 1 else 1.0) * last
+
+
+@pytest.mark.parametrize("patterns", [("^ConvNormAct_",), ("^ConvNormAct_.*(kernel|bias|scale)$",), ("kernel$", "Norm_0/.*(bias|scale)$")])
+def test_frozen_layers_do_the_same_in_training_and_in_evaluation(patterns):
+    """On data of another brightness than that of the running statistics, however the frozen parameters are named."""
+    setup = build(config_of(frozen=patterns, **{"model.dropout": 0.0}), SPEC)
+    state, step = setup.steps.init(setup.init()), jax.jit(setup.steps.train)
+    batch = patterned(1)
+    for i in range(3):
+        before, (state, sums) = state, step(state, patterned(i + 1) if i < 2 else batch, KEY)
+    assert_same(state.collections, setup.steps.init(setup.init()).collections, 0)
+    assert_same(state.average_stats, state.collections["batch_stats"], 0)
+    evaluated, _ = setup.steps.evaluate({"params": before.params, **before.collections}, {**batch, "mask": np.ones(BATCH, np.float32)})
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(float(sums[name]), float(evaluated[name]), rtol=1e-5)
 
 
 def test_schedules():

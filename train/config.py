@@ -32,7 +32,7 @@ KEYS: Keys = {
     "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model'),
     "head_reset": Key(False, "initialise the last layer instead of loading it"),
     "init_except": Key((), "regular expressions of parameters that are initialised instead of loaded, and need not fit"),
-    "frozen": Key((), "regular expressions of parameters that are not trained; normalisation beneath them uses its running statistics"),
+    "frozen": Key((), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics"),
     "data.name": Key("digits", "name of the dataset, see the page of the task"),
     "data.dir": Key("", "file or folder of the data; for TFDS, its data_dir (default: TFDS_DATA_DIR)", may_change=True),
     "data.validation": Key(0.1, "share of the training split that decides between checkpoints; 0 keeps the last checkpoint", (0, 0.999)),
@@ -46,7 +46,9 @@ KEYS: Keys = {
     "optim.momentum": Key(0.9, "momentum of sgd", (0, 1)),
     "optim.clip_norm": Key(0.0, "largest global norm of the gradient; 0 does not clip", (0, UNLIMITED), may_change=True),
     "optim.accumulate": Key(1, "parts that a batch is run in, one after the other", (1, UNLIMITED)),
-    "optim.ema_decay": Key(0.0, "decay of a moving average of the parameters, which is then evaluated and kept; 0 keeps none", (0, 1)),
+    "optim.ema_decay": Key(
+        0.0, "decay of a moving average of parameters and batch statistics, which is evaluated and kept; 0 keeps none", (0, 1)
+    ),
     "optim.lr_multipliers": Key((), "((regular expression, factor), ...): learning rates of parameters; the first match counts"),
 }
 

@@ -110,9 +110,9 @@ def matches(patterns: Any, tree: Any, key: str) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), hits)
 
 
-def ema(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Move an exponential moving average of the parameters by one step; it starts fast, at (1 + step) / (10 + step)."""
+def ema(average: Any, new: Any, decay: float, step: jax.Array) -> Any:
+    """Move an exponential moving average, such as of the parameters, by one step; its decay starts low, at (1 + step) / (10 + step)."""
     count = step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
     # In this form an average that equals the parameters stays equal to the bit, as frozen ones do.
-    return jax.tree.map(lambda old, new: old + rate * (new - old), average, params)
+    return jax.tree.map(lambda old, now: old + rate * (now - old), average, new)

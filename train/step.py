@@ -16,7 +16,8 @@ from jax import lax
 from ml_collections import ConfigDict
 
 import dilax
-from dilax.blocks import Norm
+from dilax.blocks import BATCH_MOMENTUM, Norm
+from dilax.loading import leaves_with_paths
 from train.optim import ema, matches
 from train.tasks.base import Batch, Loss, Task
 
@@ -31,6 +32,7 @@ class TrainState:
         collections: The other variables of the model, such as {"batch_stats": ...}.
         opt_state: State of the optimiser.
         average: Moving average of the parameters, or None if the run keeps none.
+        average_stats: Moving average, with the same decay, of the statistics of the batches, or None.
     """
 
     step: jax.Array
@@ -38,10 +40,15 @@ class TrainState:
     collections: dict[str, Any]
     opt_state: Any
     average: Any
+    average_stats: Any
 
     def variables(self) -> dict[str, Any]:
-        """Return what is evaluated and kept: the averaged parameters if there are any, and the other collections."""
-        return {"params": self.params if self.average is None else self.average, **self.collections}
+        """Return what is evaluated and kept: the averaged parameters and statistics if there are any, and the other collections."""
+        return {"params": self.params, **self.collections} if self.average is None else self.averaged(self.collections)
+
+    def averaged(self, collections: dict[str, Any]) -> dict[str, Any]:
+        """Return the averages, and the other collections as they are given."""
+        return {"params": self.average, **collections, "batch_stats": self.average_stats}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +88,11 @@ class Steps:
         """Return the state of step 0."""
         params = variables["params"]
         # A copy: donating the state must not free one buffer twice.
-        average = jax.tree.map(jnp.copy, params) if self.config.optim.ema_decay else None
         collections = {name: tree for name, tree in variables.items() if name != "params"}
-        return TrainState(jnp.zeros((), jnp.int32), params, collections, self.tx.init(params), average)
+        average, average_stats = None, None
+        if self.config.optim.ema_decay:
+            average, average_stats = jax.tree.map(jnp.copy, (params, collections.get("batch_stats", {})))
+        return TrainState(jnp.zeros((), jnp.int32), params, collections, self.tx.init(params), average, average_stats)
 
     def train(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """Take one step.
@@ -104,19 +113,21 @@ class Steps:
         collections = state.collections
         grads: Any = None
         total: Any = None
+        seen: list[Any] = []
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(loss_key, parts)):
             # Interleaved, so that every part spans all devices.
             part = jax.tree.map(lambda a, i=i: a[i::parts], augmented)
             gradient, result = self._gradient(state, collections, part, part_key, size // parts)
+            seen.append(batch_statistics(collections, result.collections))
             collections, sums = result.collections, {**result.sums, "count": result.count}
             grads, total = (gradient, sums) if grads is None else jax.tree.map(jnp.add, (grads, total), (gradient, sums))
         grads, total = self.devices.sum((grads, total))
-        collections = self.devices.mean(collections)
+        collections, seen = self.devices.mean((collections, seen))
         # The gradients are of sums over fixed numbers of examples: here they are divided, once, by what the task counts.
         scale = (size // parts) / jnp.maximum(total["count"], 1e-12)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        after = self._updated(state, grads, collections)
+        after = self._updated(state, grads, collections, seen)
         # A step may overflow though its loss did not.
         norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(after.params)}
         return after, {**total, **norms}
@@ -129,7 +140,7 @@ class Steps:
 
     def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
         """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
-        average = None if state.average is None else {"params": state.average, **collections}
+        average = None if state.average is None else state.averaged(collections)
         frozen = matches(self.config.frozen, state.params, "frozen")
 
         def objective(params: Any) -> tuple[jax.Array, Loss]:
@@ -141,25 +152,36 @@ class Steps:
 
         return jax.grad(objective, has_aux=True)(state.params)
 
-    def _updated(self, state: TrainState, grads: Any, collections: Any) -> TrainState:
+    def _updated(self, state: TrainState, grads: Any, collections: Any, seen: list[Any]) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its int32 count
             updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average is not None:
-            average = ema(average, params, self.config.optim.ema_decay, state.step)
-        return TrainState(state.step + 1, params, collections, opt_state, average)
+        averages = state.average, state.average_stats
+        if state.average is not None:
+            stats = jax.tree.map(lambda *parts: sum(parts) / len(parts), *seen)
+            averages = ema(averages, (params, stats), self.config.optim.ema_decay, state.step)
+        return TrainState(state.step + 1, params, collections, opt_state, *averages)
+
+
+def batch_statistics(before: dict[str, Any], after: dict[str, Any]) -> Any:
+    """Return the statistics of a batch, from the running statistics before and after it.
+
+    The running statistics lag behind the parameters by some ten steps, and their average would lag further behind that of the parameters.
+    Where they were kept, as in frozen normalisations, the result equals them to the bit.
+    """
+    old, new = (collections.get("batch_stats", {}) for collections in (before, after))
+    return jax.tree.map(lambda old, new: old + (new - old) / (1 - BATCH_MOMENTUM), old, new)
 
 
 @contextlib.contextmanager
 def frozen_statistics(patterns: tuple[str, ...]) -> Iterator[None]:
-    """Have the normalisations whose statistics match one of the patterns use and keep their running statistics in training."""
+    """Have the normalisations whose parameters all match one of the patterns use and keep their running statistics in training."""
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if isinstance(module, Norm) and context.method_name == "__call__":
-            path = "/".join((*module.path, "BatchNorm_0", "mean"))
-            if any(re.search(pattern, path) for pattern in patterns):
+            paths = ["/".join((*module.path, path)) for path, _ in leaves_with_paths(module.variables.get("params", {}))]
+            if paths and all(any(re.search(pattern, path) for pattern in patterns) for path in paths):
                 kwargs = {**kwargs, "train": False}
         return call(*args, **kwargs)
 

@@ -16,11 +16,12 @@ from dilax.blocks.conv import (
     SqueezeExcite,
     activation,
 )
-from dilax.blocks.norm import NORMS, Dropout, Norm, batch_axis
+from dilax.blocks.norm import BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
 from dilax.blocks.sequences import embed_sequence, masked
 
 __all__ = [
     "ACTIVATIONS",
+    "BATCH_MOMENTUM",
     "NORMS",
     "BasicBlock",
     "Bottleneck",

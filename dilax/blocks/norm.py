@@ -16,6 +16,7 @@ from dilax.errors import UserError, did_you_mean
 
 # Epsilon of the normalisation over a whole example, that of the authors of Conv-TasNet: encoded quiet sound has variances below 1e-6.
 GLOBAL_EPSILON = 1e-8
+BATCH_MOMENTUM = 0.9  # share of the running statistics of batch normalisation that a step of training keeps
 NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
 _BATCH_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("dilax_batch_axis", default=None)
 
@@ -94,7 +95,7 @@ class Norm(nn.Module):
                 )
             over_devices = train and mask is not None and axis is not None
             norm = _MaskedBatchNorm if over_devices else nn.BatchNorm
-            options: Any = dict(use_running_average=not train, momentum=0.9, axis_name=axis, use_fast_variance=False)
+            options: Any = dict(use_running_average=not train, momentum=BATCH_MOMENTUM, axis_name=axis, use_fast_variance=False)
             return norm(name="BatchNorm_0", **options)(x, mask=mask)
         if self.kind == "group":
             groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
