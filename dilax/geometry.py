@@ -214,7 +214,7 @@ def _axis_padding(word: Any, size: int, taps: int, stride: int, dilation: int, g
     span = (taps - 1) * dilation + 1
     if isinstance(word, str) and word in PADDING_WORDS:
         return _word_padding(word, size, taps, span, stride, dilation)
-    pair = (word, word) if is_size(word) else word
+    pair: Any = (word, word) if is_size(word) else word
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_size, pair)):
         hint = did_you_mean(word.upper(), PADDING_WORDS) if isinstance(word, str) else ""
         raise UserError(
