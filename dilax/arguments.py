@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 
 from dilax.errors import UserError, did_you_mean, shown
 
@@ -43,10 +44,16 @@ def integer(caller: str, argument: str, value: Any, *, minimum: int | None = Non
     return int(value)
 
 
-def number(caller: str, argument: str, value: Any) -> float:
+def number(caller: str, argument: str, value: Any, *, minimum: float | None = None, above: float | None = None) -> float:
     """Return a finite real number."""
+    if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer) and value.ndim == 0:
+        value = value.item()
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not np.isfinite(float(value)):
         raise UserError(f"{caller}: {argument}={shown(value)} is not a finite number; give an int or a float.")
+    if minimum is not None and value < minimum:
+        raise UserError(f"{caller}: {argument}={shown(value)} is below {minimum}; use {minimum} or more.")
+    if above is not None and value <= above:
+        raise UserError(f"{caller}: {argument}={shown(value)} is not above {above}; use a larger number.")
     return float(value)
 
 
@@ -106,6 +113,17 @@ def array(caller: str, argument: str, value: Any, *kinds: str) -> jax.Array:
     if kinds and not any(jnp.issubdtype(x.dtype, KINDS[kind][0]) for kind in kinds):
         words, example = " or ".join(KINDS[kind][1] for kind in kinds), KINDS[kinds[-1]][2]
         raise UserError(f"{caller}: {argument} has dtype {x.dtype}; convert it to {words} dtype such as {example} first.")
+    return x
+
+
+def host_array(caller: str, argument: str, value: Any) -> np.ndarray:
+    """Return a NumPy array of real numbers."""
+    try:
+        x = np.asarray(value)
+    except (TypeError, ValueError):
+        x = np.asarray(None)
+    if x.dtype.kind not in "iuf":
+        raise UserError(f"{caller}: {argument}={shown(value)} is not an array of numbers; give one.")
     return x
 
 

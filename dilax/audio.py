@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dilax import arguments
 from dilax.errors import UserError
 
 
@@ -51,15 +52,19 @@ def log_mel(
     Reference:
         Young et al. 2002, The HTK Book, section 5.4 (which uses a Hamming window and, by default, magnitudes).
     """
-    x = jnp.asarray(x)
-    highest = sample_rate / 2 if highest is None else highest
-    _check(x, sample_rate, window, hop, bands, lowest, highest, floor)
+    caller = "log_mel"
+    x = arguments.array(caller, "x", x, "floating-point")
+    window, hop = (arguments.integer(caller, name, value, minimum=least) for name, value, least in (("window", window, 2), ("hop", hop, 1)))
+    arguments.number(caller, "floor", floor, above=0)
+    if x.ndim != 2 or x.shape[1] < window:
+        raise UserError(f"log_mel: x of shape {x.shape} must be (batch, time) with at least window={window} samples of time.")
+    sample_rate, lowest, highest = _check_bands(caller, sample_rate, bands, lowest, highest)
     size = 1 << (window - 1).bit_length()
     filters = mel_filters(sample_rate, size=size, bands=bands, lowest=lowest, highest=highest)
     empty = np.flatnonzero(filters.max(0) == 0)
     if len(empty):
         raise UserError(
-            f"log_mel: band {empty[0]} of {bands} falls between two frequencies of a transform of {size} samples at {sample_rate} Hz; "
+            f"log_mel: band {empty[0]} of {bands} falls between two frequencies of a transform of {size} samples at {sample_rate:g} Hz; "
             "use fewer bands, a longer window, or a higher lowest."
         )
     x = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
@@ -81,6 +86,9 @@ def mel_filters(sample_rate: float, *, size: int, bands: int, lowest: float, hig
         lowest: Lower edge of the first triangle in Hz.
         highest: Upper edge of the last triangle in Hz.
 
+    Raises:
+        UserError: if an argument is out of range.
+
     Returns:
         (size // 2 + 1, bands), from 0 to 1.
 
@@ -88,6 +96,8 @@ def mel_filters(sample_rate: float, *, size: int, bands: int, lowest: float, hig
         >>> mel_filters(16000, size=512, bands=40, lowest=20.0, highest=8000.0).shape
         (257, 40)
     """
+    arguments.integer("mel_filters", "size", size, minimum=1)
+    sample_rate, lowest, highest = _check_bands("mel_filters", sample_rate, bands, lowest, highest)
     mels = _mel(np.arange(size // 2 + 1) * (sample_rate / size))[:, None]
     edges = np.linspace(_mel(lowest), _mel(highest), bands + 2)
     rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -112,8 +122,8 @@ def mu_law_encode(x: jax.Array, *, levels: int = 256) -> jax.Array:
     Reference:
         ITU-T Recommendation G.711.
     """
-    mu = levels - 1
-    x = jnp.clip(x, -1, 1)
+    mu = arguments.integer("mu_law_encode", "levels", levels, minimum=2) - 1
+    x = jnp.clip(arguments.array("mu_law_encode", "x", x, "floating-point"), -1, 1)
     y = jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / jnp.log1p(float(mu))
     return jnp.round((y + 1) / 2 * mu).astype(jnp.int32)
 
@@ -132,7 +142,8 @@ def mu_law_decode(codes: jax.Array, *, levels: int = 256) -> jax.Array:
         >>> mu_law_decode(mu_law_encode(jnp.array([-1.0, 1.0]))).tolist()
         [-1.0, 1.0]
     """
-    mu = levels - 1
+    mu = arguments.integer("mu_law_decode", "levels", levels, minimum=2) - 1
+    codes = arguments.array("mu_law_decode", "codes", codes, "integer")
     y = 2 * codes.astype(jnp.float32) / mu - 1
     return jnp.sign(y) * jnp.expm1(jnp.abs(y) * jnp.log1p(float(mu))) / mu
 
@@ -141,17 +152,12 @@ def _mel(hertz: np.ndarray | float) -> np.ndarray:
     return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
 
-def _check(x: jax.Array, sample_rate: float, window: int, hop: int, bands: int, lowest: float, highest: float, floor: float) -> None:
-    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"log_mel: x is {x.dtype} of shape {x.shape}; give floating-point samples (batch, time).")
-    for name, value, least in (("window", window, 2), ("hop", hop, 1), ("bands", bands, 1)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise UserError(f"log_mel: {name}={value} must be an integer of at least {least}.")
-    if x.shape[1] < window:
-        raise UserError(f"log_mel: {x.shape[1]} samples are shorter than a frame of window={window}; give a longer x or a shorter window.")
-    if not 0 <= lowest < highest <= sample_rate / 2:
-        raise UserError(
-            f"log_mel: lowest={lowest} and highest={highest} must satisfy 0 <= lowest < highest <= sample_rate / 2 = {sample_rate / 2}."
-        )
-    if not floor > 0:
-        raise UserError(f"log_mel: floor={floor} must be positive, since its logarithm is taken; use a number such as 1e-6.")
+def _check_bands(caller: str, sample_rate: float, bands: int, lowest: float, highest: float | None) -> tuple[float, float, float]:
+    """Check the bands, and return the sampling rate and the edges."""
+    arguments.integer(caller, "bands", bands, minimum=1)
+    rate = arguments.number(caller, "sample_rate", sample_rate, above=0)
+    low = arguments.number(caller, "lowest", lowest)
+    high = rate / 2 if highest is None else arguments.number(caller, "highest", highest)
+    if not 0 <= low < high <= rate / 2:
+        raise UserError(f"{caller}: lowest={low} and highest={high} must satisfy 0 <= lowest < highest <= sample_rate / 2 = {rate / 2}.")
+    return rate, low, high

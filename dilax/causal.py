@@ -10,6 +10,8 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.typing import DTypeLike
 
+from dilax import arguments
+from dilax.errors import UserError
 from dilax.functional import dilated_conv_transpose
 from dilax.geometry import effective_kernel_size
 from dilax.streaming import Flow, Layer, Ring, advance_ring, conv_transpose_step, new_ring
@@ -45,6 +47,7 @@ class CausalConvTranspose(Layer):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, time, c_in) to (batch, time * stride, features)."""
+        self._check(x)
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         kernel = self.param("kernel", init, (self.kernel_size, self.features, x.shape[-1]), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32) if self.use_bias else None
@@ -53,6 +56,15 @@ class CausalConvTranspose(Layer):
         size = x.shape[1] * self.stride
         y = dilated_conv_transpose(x, kernel, stride=self.stride, dilation=self.dilation, padding=((0, excess),), output_size=size)
         return y if bias is None else y + bias[None, None]
+
+    def _check(self, x: jax.Array) -> None:
+        caller = type(self).__name__
+        for name in ("features", "kernel_size", "stride", "dilation"):
+            arguments.integer(caller, name, getattr(self, name), minimum=1)
+        arguments.flag(caller, "use_bias", self.use_bias)
+        arguments.dtype(caller, "dtype", self.dtype)
+        if arguments.array(caller, "x", x, "floating-point").ndim != 3:
+            raise UserError(f"{caller}: x of shape {x.shape} must be (batch, time, channels).")
 
     def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
         """Return one sample of zeros."""

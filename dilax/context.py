@@ -3,6 +3,7 @@
 They take maps with any number of spatial axes; kernels have 3 taps, or 1, along each.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout, Norm, activation
-from dilax.errors import UserError
-from dilax.geometry import is_integer
+from dilax import arguments
+from dilax.arguments import is_integer
+from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout, Norm, activation
+from dilax.errors import UserError, shown
 from dilax.modules import DilatedConv
 
 # The dilations of ASPP are specified for this output stride.
@@ -44,7 +46,7 @@ def scaled_dilations(dilations: Sequence[int], output_stride: int | None) -> tup
     """
     _check_dilations("ASPP", dilations)
     if output_stride is None or not is_integer(output_stride) or output_stride < 1:
-        raise UserError(f"ASPP: output_stride={output_stride!r} is not an integer of at least 1; use 8, 16 or 32.")
+        raise UserError(f"ASPP: output_stride={shown(output_stride)} is not an integer of at least 1; use 8, 16 or 32.")
     if any(dilation * REFERENCE_STRIDE % output_stride for dilation in dilations if dilation * REFERENCE_STRIDE > output_stride):
         raise UserError(
             f"ASPP: dilations={tuple(dilations)}, given for output stride {REFERENCE_STRIDE}, are not integers at "
@@ -55,7 +57,28 @@ def scaled_dilations(dilations: Sequence[int], output_stride: int | None) -> tup
 
 def _check_dilations(caller: str, dilations: Any) -> None:
     if not isinstance(dilations, Sequence) or not len(dilations) or not all(is_integer(d) and d >= 1 for d in dilations):
-        raise UserError(f"{caller}: dilations={dilations!r} must be a tuple of ints of at least 1, such as (6, 12, 18).")
+        raise UserError(f"{caller}: dilations={shown(dilations)} must be a tuple of ints of at least 1, such as (6, 12, 18).")
+
+
+def _check_fields(module: nn.Module, x: jax.Array) -> jax.Array:
+    """Check the fields that the modules of this file have in common, and return x as an array."""
+    caller = type(module).__name__
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    for name in fields.keys() & {"features", "growth", "hidden_features"}:
+        arguments.integer(caller, name, fields[name], minimum=1)
+    for name in fields.keys() & {"separable", "image_pooling"}:
+        arguments.flag(caller, name, fields[name])
+    for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
+        if name in fields:
+            arguments.word(caller, name, fields[name], known)
+    if not 0 <= arguments.number(caller, "dropout", fields.get("dropout", 0.0)) < 1:
+        raise UserError(f"{caller}: dropout={fields['dropout']} is not a valid probability; use 0 <= dropout < 1.")
+    arguments.dtype(caller, "dtype", fields["dtype"])
+    _check_dilations(caller, fields["dilations"])
+    x = arguments.array(caller, "x", x, "floating-point")
+    if not 3 <= x.ndim <= 5:
+        raise UserError(f"{caller}: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
+    return x
 
 
 class ASPP(nn.Module):
@@ -109,6 +132,7 @@ class ASPP(nn.Module):
         Raises:
             UserError: if the dilations are not integers at that output stride, or `image_mean` does not fit x.
         """
+        x = _check_fields(self, x)
         scaled = scaled_dilations(self.dilations, output_stride)
         ones, threes = _kernel_sizes(x)
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
@@ -140,8 +164,10 @@ def space_mean(caller: str, x: jax.Array, image_mean: jax.Array | None) -> jax.A
         UserError: if `image_mean` does not fit x.
     """
     space = tuple(range(1, x.ndim - 1))
+    x = arguments.array(caller, "x", x)
     if image_mean is None:
         return x.mean(space, keepdims=True)
+    image_mean = arguments.array(caller, "image_mean", image_mean, "floating-point")
     if image_mean.shape != (x.shape[0], x.shape[-1]):
         raise UserError(f"{caller}: image_mean of shape {image_mean.shape} does not fit a map of shape {x.shape}; give (batch, channels).")
     return jnp.expand_dims(image_mean, space).astype(x.dtype)
@@ -182,7 +208,7 @@ class DenseASPP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, channels) to (batch, *space, channels + growth * len(dilations))."""
-        _check_dilations("DenseASPP", self.dilations)
+        x = _check_fields(self, x)
         ones, threes = _kernel_sizes(x)
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
@@ -233,12 +259,12 @@ class ContextModule(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, *space, channels) to the same shape."""
-        _check_dilations("ContextModule", self.dilations)
-        if len(self.multipliers) != len(self.dilations) or not all(
-            is_integer(multiplier) and multiplier >= 1 for multiplier in self.multipliers
-        ):
+        x = _check_fields(self, x)
+        per_layer = isinstance(self.multipliers, Sequence) and len(self.multipliers) == len(self.dilations)
+        if not per_layer or not all(is_integer(multiplier) and multiplier >= 1 for multiplier in self.multipliers):
             raise UserError(
-                f"ContextModule: multipliers={self.multipliers} must be ints of at least 1, one for each of dilations={self.dilations}."
+                f"ContextModule: multipliers={shown(self.multipliers)} must be ints of at least 1, one for each of "
+                f"dilations={self.dilations}."
             )
         channels = x.shape[-1]
         ones, threes = _kernel_sizes(x)
@@ -265,6 +291,8 @@ def identity_init(channels: int, *, noise: float = 0.0) -> Callable[..., jax.Arr
     Reference:
         Yu & Koltun 2016, arXiv:1511.07122, section 3, equations 4 and 5.
     """
+    arguments.integer("identity_init", "channels", channels, minimum=1)
+    arguments.number("identity_init", "noise", noise, minimum=0)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         *window, c_in, c_out = shape
@@ -310,7 +338,7 @@ class HybridDilatedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, c_in) to (batch, *space, features)."""
-        _check_dilations("HybridDilatedBlock", self.dilations)
+        x = _check_fields(self, x)
         holes = _holes(self.dilations)
         if holes:
             raise UserError(

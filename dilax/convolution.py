@@ -5,7 +5,7 @@ Time is the first spatial axis; see `dilax.streaming`.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
-from dilax.errors import UserError, in_our_words
-from dilax.geometry import IntOrTuple, Padding, is_integer, per_axis, time_padding
+from dilax import arguments
+from dilax.arguments import is_integer, per_axis
+from dilax.errors import UserError, in_our_words, shown
+from dilax.geometry import IntOrTuple, Padding, time_padding
 from dilax.streaming import Flow, Layer, Ring, conv_step, conv_step_nd, new_ring
 
 Initializer = Callable[..., Any]
@@ -57,14 +59,16 @@ class ConvModule(nn.Module):
         """Return the taps per spatial axis, checked against the input."""
         module: Any = self  # kernel_size is a field of the subclasses
         caller, size, rank = type(self).__name__, module.kernel_size, self.rank
+        self._check_common(caller)
+        x = arguments.array(caller, "x", x)
         if is_integer(size) and rank is None:
             raise UserError(
                 f"{caller}: kernel_size={size} does not say how many spatial axes there are; "
                 f"write kernel_size=({size}, {size}) for images, ({size},) for sequences, or kernel_size={size}, rank=2."
             )
-        if rank not in (None, 1, 2, 3):
-            raise UserError(f"{caller}: rank={rank!r} is not supported; use 1, 2 or 3.")
-        taps = per_axis(size, rank or (len(size) if hasattr(size, "__len__") else 1), "kernel_size", caller)
+        if rank is not None and (not is_integer(rank) or not 1 <= rank <= 3):
+            raise UserError(f"{caller}: rank={shown(rank)} is not supported; use 1, 2 or 3.")
+        taps = per_axis(size, rank or (len(size) if isinstance(size, Sequence) else 1), "kernel_size", caller)
         if not 1 <= len(taps) <= 3:
             raise UserError(f"{caller}: kernel_size={size!r} has {len(taps)} spatial axes; give 1, 2 or 3.")
         if x.ndim < len(taps) + 1:
@@ -72,6 +76,14 @@ class ConvModule(nn.Module):
                 f"{caller}: kernel_size={taps} needs x (*batch, *space, channels) with {len(taps)} spatial axes, got shape {x.shape}."
             )
         return taps
+
+    def _check_common(self, caller: str) -> None:
+        """Check the fields that no function checks."""
+        arguments.flag(caller, "use_bias", self.use_bias)
+        arguments.dtype(caller, "dtype", self.dtype)
+        arguments.dtype(caller, "param_dtype", self.param_dtype)
+        arguments.function(caller, "kernel_init", self.kernel_init)
+        arguments.function(caller, "bias_init", self.bias_init)
 
     def _bias(self, features: int) -> jax.Array | None:
         """Create the bias, if there is one."""
@@ -88,7 +100,7 @@ class ConvModule(nn.Module):
 def check_positive(module: nn.Module, *fields: str) -> None:
     """Check that fields of a module are integers of at least 1."""
     for field in fields:
-        per_axis(getattr(module, field), 1, field, type(module).__name__)
+        arguments.integer(type(module).__name__, field, getattr(module, field), minimum=1)
 
 
 def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:

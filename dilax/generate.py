@@ -12,7 +12,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from dilax.errors import UserError
+from dilax import arguments
+from dilax.errors import UserError, shown
 from dilax.streaming import State
 
 
@@ -30,10 +31,15 @@ def sample_codes(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0,
     Returns:
         int32 (batch,).
 
+    Raises:
+        UserError: if the logits have the wrong shape or dtype, or an option is out of range.
+
     Example:
         >>> sample_codes(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), temperature=0).tolist()
         [1]
     """
+    _check_draw("sample_codes", temperature, top_k, top_p)
+    logits = _logits("sample_codes", "logits", logits)
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
     logits = logits / temperature
@@ -63,10 +69,18 @@ def sample_waveform(key: jax.Array, outputs: jax.Array, *, temperature: float = 
     Returns:
         float32 (batch, 1) in -1..1.
 
+    Raises:
+        UserError: if the outputs have the wrong shape or dtype, or the temperature is negative.
+
     Example:
         >>> sample_waveform(jax.random.key(0), jnp.array([[1.0, 0.0, 0.5, -0.5, -3.0, -3.0]]), temperature=0).tolist()
         [[0.5]]
     """
+    caller = "sample_waveform"
+    temperature = arguments.number(caller, "temperature", temperature, minimum=0)
+    outputs = _logits(caller, "outputs", outputs)
+    if outputs.shape[-1] % 3:
+        raise UserError(f"{caller}: outputs of shape {outputs.shape} must be (batch, 3 * mixtures).")
     logits, means, log_scales = jnp.split(outputs, 3, axis=-1)
     component_key, value_key = jax.random.split(key)
     component = (jax.random.categorical(component_key, logits) if temperature else logits.argmax(-1))[:, None]
@@ -118,12 +132,14 @@ def sample(
         >>> sample(model, variables, jax.random.key(1), prompt, 5).shape
         (2, 5)
     """
-    prompt, waves = jnp.asarray(prompt), _generates_waveforms(model)
+    _check_model("sample", model)
+    prompt, waves = arguments.array("sample", "prompt", prompt), _generates_waveforms(model)
     _check_prompt(model, prompt, waves)
     _check_options("sample", steps, temperature, top_k, top_p)
+    conditions = _check_conditions("sample", conditions)
     count = prompt.shape[1]
-    timed = {name: jnp.asarray(value) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
-    fixed: dict[str, Any] = {name: value for name, value in (conditions or {}).items() if name not in timed}
+    timed = {name: jnp.asarray(value) for name, value in conditions.items() if jnp.ndim(value) == 3}
+    fixed: dict[str, Any] = {name: value for name, value in conditions.items() if name not in timed}
     for name, value in timed.items():
         if value.shape[1] != count + steps:
             raise UserError(
@@ -182,15 +198,17 @@ def continue_sequence(
         >>> new.shape, outputs.shape
         ((2, 5), (2, 8))
     """
+    _check_model("continue_sequence", model)
     _check_options("continue_sequence", steps, temperature, top_k, top_p)
+    outputs, conditions = _logits("continue_sequence", "outputs", outputs), _check_conditions("continue_sequence", conditions)
     waves, vocabulary = _generates_waveforms(model), getattr(model, "vocabulary", 0)
     if not waves and vocabulary and outputs.shape[-1] > vocabulary:
         raise UserError(
             f"continue_sequence: the model has logits for {outputs.shape[-1]} codes, but accepts only {vocabulary} as its input; "
             "use a model with as many outputs as codes."
         )
-    timed = {name: jnp.moveaxis(jnp.asarray(value), 1, 0) for name, value in (conditions or {}).items() if jnp.ndim(value) == 3}
-    fixed: dict[str, Any] = {name: value for name, value in (conditions or {}).items() if name not in timed}
+    timed = {name: jnp.moveaxis(jnp.asarray(value), 1, 0) for name, value in conditions.items() if jnp.ndim(value) == 3}
+    fixed: dict[str, Any] = {name: value for name, value in conditions.items() if name not in timed}
     for name, value in timed.items():
         if len(value) != steps:
             raise UserError(f"continue_sequence: {name} has {len(value)} samples along time, but steps={steps}; give one for each step.")
@@ -233,10 +251,11 @@ def forecast(model: nn.Module, variables: VariableDict, x: ArrayLike, steps: int
         >>> forecast(model, model.init(jax.random.key(0), x, train=False), x, 5).shape
         (1, 5, 2)
     """
-    x = jnp.asarray(x)
+    _check_model("forecast", model)
+    x = arguments.array("forecast", "x", x)
     if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[1] == 0:
         raise UserError(f"forecast: x is {x.dtype} of shape {x.shape}; give floats (batch, time, channels) with at least one step.")
-    _check_steps("forecast", steps)
+    arguments.integer("forecast", "steps", steps, minimum=1)
     _check_causal("forecast", model, variables)
     outputs, state = _stream(model, variables, x, _initial_state(model, variables, x.shape[0]), {})
     if outputs.shape != x.shape:
@@ -263,18 +282,34 @@ def _stream(model: Any, variables: VariableDict, chunk: jax.Array, state: State,
     return model.apply(variables, chunk, state, method="stream", **conditions)
 
 
-def _check_steps(caller: str, steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"{caller}: steps={steps} is below 1; use 1 or more.")
+def _logits(caller: str, argument: str, value: jax.Array) -> jax.Array:
+    """Return outputs of a model for one step, (batch, n)."""
+    x = arguments.array(caller, argument, value, "floating-point")
+    if x.ndim != 2 or x.shape[-1] == 0:
+        raise UserError(f"{caller}: {argument} of shape {x.shape} must be (batch, n), one row for each sequence.")
+    return x
+
+
+def _check_model(caller: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module) or not hasattr(model, "init_stream"):
+        raise UserError(f"{caller}: model={shown(model)} is not a model that can be fed in chunks; use a causal one, such as `WaveNet`.")
+
+
+def _check_conditions(caller: str, conditions: Mapping[str, ArrayLike] | None) -> Mapping[str, ArrayLike]:
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise UserError(f"{caller}: conditions={shown(conditions)} is not a dict from names to arrays; give one, or None.")
+    return conditions or {}
 
 
 def _check_options(caller: str, steps: int, temperature: float, top_k: int, top_p: float) -> None:
-    _check_steps(caller, steps)
-    if not temperature >= 0:
-        raise UserError(f"{caller}: temperature={temperature} is not a number of at least 0; use 1 for the model's own probabilities.")
-    if top_k < 0:
-        raise UserError(f"{caller}: top_k={top_k} is negative; use 0 for all codes, or a positive number of codes.")
-    if not 0 < top_p <= 1:
+    arguments.integer(caller, "steps", steps, minimum=1)
+    _check_draw(caller, temperature, top_k, top_p)
+
+
+def _check_draw(caller: str, temperature: float, top_k: int, top_p: float) -> None:
+    arguments.number(caller, "temperature", temperature, minimum=0)
+    arguments.integer(caller, "top_k", top_k, minimum=0)
+    if not 0 < arguments.number(caller, "top_p", top_p) <= 1:
         raise UserError(f"{caller}: top_p={top_p} is not in the range 0 < top_p <= 1; use 1 for all codes.")
 
 

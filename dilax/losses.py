@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dilax import arguments
 from dilax.errors import UserError
 
 IGNORED = 255
@@ -78,8 +79,7 @@ def focal_loss(
     Reference:
         Lin et al. 2017, "Focal loss for dense object detection", section 3.2, arXiv:1708.02002; here with a softmax over the classes.
     """
-    if not gamma >= 0:
-        raise UserError(f"focal_loss: gamma={gamma} is negative; use 0 or more.")
+    gamma = arguments.number("focal_loss", "gamma", gamma, minimum=0)
     log_p, one_hot, weights = _prepare_pixels("focal_loss", logits, labels, class_weights, ignored_label)
     log_p = _log_p_of_label(log_p, one_hot)
     # Bounded away from 0, where powers below 1 have no derivative.
@@ -112,7 +112,7 @@ def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNO
         Milletari et al. 2016, arXiv:1606.04797, section 3, applied to each class, with plain sums in place of sums of squares.
     """
     log_p, one_hot, weights = _prepare_pixels("dice_loss", logits, labels, None, ignored_label)
-    space = tuple(range(1, labels.ndim))
+    space = tuple(range(1, weights.ndim))
     p = jnp.where(weights[..., None] == 0, 0.0, jnp.exp(log_p) * weights[..., None])
     overlap, predicted, true = jnp.sum(p * one_hot, space), jnp.sum(p, space), jnp.sum(one_hot, space)
     present = true > 0
@@ -140,6 +140,12 @@ def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np
     Reference:
         Eigen & Fergus 2015, section 6.3.2, arXiv:1411.4734; Badrinarayanan et al. 2015 (SegNet) use it for CamVid.
     """
+    caller = "median_frequency_weights"
+    pixels, image_pixels = (
+        arguments.host_array(caller, name, value) for name, value in (("pixels", pixels), ("image_pixels", image_pixels))
+    )
+    if pixels.ndim != 1 or pixels.shape != image_pixels.shape:
+        raise UserError(f"{caller}: pixels of shape {pixels.shape} and image_pixels of shape {image_pixels.shape} must both be (classes,).")
     present = pixels > 0
     weights = np.ones(len(pixels), np.float32)
     if present.any():
@@ -152,6 +158,8 @@ def _prepare_pixels(
     caller: str, logits: jax.Array, labels: jax.Array, class_weights: Sequence[float] | jax.Array | None, ignored_label: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return log-probabilities and one-hot labels (batch, *space, classes), and the pixel weights (batch, *space), 0 where ignored."""
+    logits, labels = (arguments.array(caller, "logits", logits, "floating-point"), arguments.array(caller, "labels", labels, "integer"))
+    arguments.integer(caller, "ignored_label", ignored_label)
     if logits.shape[:-1] != labels.shape or labels.ndim < 2:
         raise UserError(
             f"{caller}: logits of shape {logits.shape} do not match labels of shape {labels.shape}; "
@@ -162,7 +170,7 @@ def _prepare_pixels(
     one_hot = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
     weights = counts.astype(jnp.float32)
     if class_weights is not None:
-        per_class = jnp.asarray(class_weights, jnp.float32)
+        per_class = arguments.array(caller, "class_weights", class_weights, "integer", "floating-point").astype(jnp.float32)
         if per_class.shape != (classes,):
             raise UserError(f"{caller}: class_weights has shape {per_class.shape} for {classes} classes; give one weight per class.")
         weights = jnp.einsum("...c,c->...", one_hot, per_class)
@@ -200,6 +208,13 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     Reference:
         Salimans et al. 2017, arXiv:1701.05517, section 2.1; for audio, van den Oord et al. 2018, arXiv:1711.10433, section 3.1.
     """
+    caller = "logistic_mixture_loss"
+    outputs, x = (arguments.array(caller, name, value, "floating-point") for name, value in (("outputs", outputs), ("x", x)))
+    arguments.integer(caller, "levels", levels, minimum=2)
+    if outputs.ndim == 0 or not outputs.shape[-1] or outputs.shape[-1] % 3 or outputs.shape[:-1] != x.shape:
+        raise UserError(
+            f"{caller}: outputs of shape {outputs.shape} do not fit x of shape {x.shape}; give (*batch, 3 * mixtures) and (*batch,)."
+        )
     logits, means, log_scales = jnp.split(outputs.astype(jnp.float32), 3, axis=-1)
     log_scales = jnp.maximum(log_scales, -14.0)  # far narrower than one level of 16 bits
     x = jnp.broadcast_to(x.astype(jnp.float32)[..., None], means.shape)
@@ -237,7 +252,7 @@ def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None
     Reference:
         Le Roux et al. 2019, arXiv:1811.02508, equation 3.
     """
-    valid = _valid_samples("si_sdr", estimate, target, mask)
+    estimate, target, valid = _waveforms("si_sdr", ("estimate", estimate), ("target", target), mask)
     e, t = _normalise(estimate, valid), _normalise(target, valid)
     along = jnp.sum(e * t, axis=1, keepdims=True)
     rest = jnp.sum(jnp.square(e - along * t), axis=1)
@@ -270,7 +285,7 @@ def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | 
     Reference:
         Yu et al. 2017, arXiv:1607.00325 (permutation-invariant training), with the loss of Luo & Mesgarani 2019, arXiv:1809.07454.
     """
-    _valid_samples("separation_loss", estimates, targets, mask)
+    estimates, targets, _ = _waveforms("separation_loss", ("estimates", estimates), ("targets", targets), mask)
     batch, time, sources = targets.shape
     pairs = (batch, time, sources, sources)
     e, t = (jnp.broadcast_to(x, pairs).reshape(batch, time, -1) for x in (estimates[..., None], targets[:, :, None]))
@@ -279,15 +294,19 @@ def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | 
     return -ratios[:, np.arange(sources)[None], permutations].mean(-1).max(-1)
 
 
-def _valid_samples(caller: str, estimate: jax.Array, target: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Check the shapes and return which samples count, bool (batch, time, 1)."""
-    if estimate.ndim != 3 or estimate.shape != target.shape:
-        raise UserError(
-            f"{caller}: estimates of shape {estimate.shape} and targets of shape {target.shape} must both be (batch, time, sources)."
-        )
-    if mask is not None and mask.shape != target.shape[:2]:
-        raise UserError(f"{caller}: a mask of shape {mask.shape} does not fit waveforms of shape {target.shape}; give (batch, time).")
-    return jnp.ones((*target.shape[:2], 1), bool) if mask is None else mask[..., None]
+def _waveforms(
+    caller: str, estimate: tuple[str, jax.Array], target: tuple[str, jax.Array], mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Check two waveforms, given with their names, and return them and which samples count, bool (batch, time, 1)."""
+    (e_name, e), (t_name, t) = ((name, arguments.array(caller, name, value, "floating-point")) for name, value in (estimate, target))
+    if e.ndim != 3 or e.shape != t.shape:
+        raise UserError(f"{caller}: {e_name} of shape {e.shape} and {t_name} of shape {t.shape} must both be (batch, time, sources).")
+    if mask is None:
+        return e, t, jnp.ones((*t.shape[:2], 1), bool)
+    mask = arguments.array(caller, "mask", mask, "bool")
+    if mask.shape != t.shape[:2]:
+        raise UserError(f"{caller}: a mask of shape {mask.shape} does not fit waveforms of shape {t.shape}; give (batch, time).")
+    return e, t, mask[..., None]
 
 
 def _normalise(x: jax.Array, valid: jax.Array) -> jax.Array:

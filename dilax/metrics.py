@@ -1,5 +1,6 @@
 """Metrics as sums and counts under a mask: added over batches and devices, and divided once at the end."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from dilax import arguments
+from dilax.errors import UserError
 from dilax.losses import IGNORED
 from dilax.losses import si_sdr as si_sdr  # a metric that is also the basis of a loss
 
@@ -22,9 +25,12 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
         mask: bool (batch,), False for padded examples, which do not count.
 
     Returns:
-        "loss": the sum of the cross-entropy in nats, float32 (). "accuracy": the number of correct predictions, float32 (). "count": the
-        number of examples, by which both are to be divided, float32 (). "confusion": float32 (classes, classes), rows are the true class
-        and columns the predicted one.
+        "loss": the sum of the cross-entropy in nats, float32 (); NaN if a label that counts is not a class. "accuracy": the number of
+        correct predictions, float32 (). "count": the number of examples, by which both are to be divided, float32 (). "confusion": float32
+        (classes, classes), rows are the true class and columns the predicted one.
+
+    Raises:
+        UserError: if shapes or dtypes do not fit.
 
     Example:
         >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
@@ -32,13 +38,17 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -
         >>> float(sums["accuracy"]), float(sums["count"]), sums["confusion"].tolist()
         (1.0, 2.0, [[1.0, 1.0], [0.0, 0.0]])
     """
-    logits, classes, weight = logits.astype(jnp.float32), logits.shape[-1], mask.astype(jnp.float32)
+    logits, labels, mask = _checked("classification_sums", logits, labels, mask)
+    if logits.ndim != 2:
+        raise UserError(f"classification_sums: logits of shape {logits.shape} must be (batch, classes).")
+    classes, weight = logits.shape[-1], mask.astype(jnp.float32)
     truth = jax.nn.one_hot(labels, classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     # A padded row may hold anything, even infinities, so it is replaced before the sum.
     losses = jnp.where(mask, -jnp.sum(jnp.where(truth > 0, jax.nn.log_softmax(logits), 0.0), -1), 0.0)
+    invalid = mask & ((labels < 0) | (labels >= classes))
     return {
-        "loss": losses.sum(),
+        "loss": jnp.where(invalid.any(), jnp.nan, losses.sum()),
         "accuracy": jnp.sum(weight * jnp.sum(truth * predicted, -1)),
         "count": weight.sum(),
         "confusion": jnp.einsum("ni,nj,n->ij", truth, predicted, weight),
@@ -59,14 +69,19 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
         correct pixels, int32 (). "count": the number of pixels, by which both are to be divided, int32 (). "confusion": int32 (classes,
         classes), rows are the true class and columns the predicted one. The integers are exact for images of up to 2^24 pixels.
 
+    Raises:
+        UserError: if shapes or dtypes do not fit.
+
     Example:
         >>> logits = jnp.array([[[[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]]]])
         >>> sums = segmentation_sums(logits, jnp.array([[[0, 0, 255]]]), jnp.array([True]))
         >>> int(sums["accuracy"]), int(sums["count"]), sums["confusion"].tolist()
         (1, 2, [[1, 1], [0, 0]])
     """
-    batch, classes = logits.shape[0], logits.shape[-1]
-    logits, labels = logits.reshape(batch, -1, classes).astype(jnp.float32), labels.reshape(batch, -1)
+    logits, labels, mask = _checked("segmentation_sums", logits, labels, mask)
+    arguments.integer("segmentation_sums", "ignored_label", ignored_label)
+    batch, classes, pixels = logits.shape[0], logits.shape[-1], math.prod(labels.shape[1:])
+    logits, labels = logits.reshape(batch, pixels, classes), labels.reshape(batch, pixels)
     counts = (labels != ignored_label) & mask[:, None]
     truth = jnp.where(counts[..., None], jax.nn.one_hot(labels, classes), 0.0)
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
@@ -82,6 +97,18 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
     }
 
 
+def _checked(caller: str, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return logits in float32, labels and mask, checked against each other."""
+    logits = arguments.array(caller, "logits", logits, "floating-point").astype(jnp.float32)
+    labels, mask = arguments.array(caller, "labels", labels, "integer"), arguments.array(caller, "mask", mask, "bool")
+    if labels.ndim == 0 or logits.shape[:-1] != labels.shape or mask.shape != labels.shape[:1]:
+        raise UserError(
+            f"{caller}: logits of shape {logits.shape}, labels of shape {labels.shape} and mask of shape {mask.shape} do not fit; "
+            "give (batch, *space, classes), (batch, *space) and (batch,)."
+        )
+    return logits, labels, mask
+
+
 def class_iou(confusion: Confusion) -> NDArray[np.float64]:
     """Return the intersection over union of each class.
 
@@ -95,7 +122,9 @@ def class_iou(confusion: Confusion) -> NDArray[np.float64]:
         >>> class_iou([[3, 1, 0], [0, 1, 0], [0, 0, 0]]).tolist()
         [0.75, 0.5, nan]
     """
-    counts = np.asarray(confusion, np.float64)
+    counts = arguments.host_array("class_iou", "confusion", confusion).astype(np.float64)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise UserError(f"class_iou: confusion of shape {counts.shape} must be (classes, classes).")
     intersection = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - intersection
     return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)

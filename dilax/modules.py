@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from dilax import arguments
+from dilax.arguments import per_axis
 from dilax.convolution import ConvModule, Initializer, TimeConv, add_bias, check_positive
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, shown
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
-from dilax.geometry import IntOrTuple, is_integer, per_axis
+from dilax.geometry import IntOrTuple
 from dilax.streaming import Flow, Layer, Ring
 
 
@@ -60,6 +62,7 @@ class DilatedConv(TimeConv):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
         taps = self._taps(x)
+        arguments.flag("DilatedConv", "weight_norm", self.weight_norm)
         _check_groups(self, x.shape[-1], self.features, self.groups)
         kernel = self.param("kernel", self.kernel_init, (*taps, x.shape[-1] // self.groups, self.features), self.param_dtype)
         if self.weight_norm:
@@ -252,7 +255,7 @@ class MultiDilationConv(TimeConv):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *space_out, features or features * len(dilations))."""
         taps = self._taps(x)
-        self._check_fields()
+        self._check_fields(len(taps))
         _check_groups(self, x.shape[-1], self.features, self.groups)
         shape = (*taps, x.shape[-1] // self.groups, self.features)
         kernels = [self.param(name, self.kernel_init, shape, self.param_dtype) for name in self._kernel_names()]
@@ -285,12 +288,14 @@ class MultiDilationConv(TimeConv):
         steps = [self._step_kernel(x, ring, kernel, dilation, self.groups) for kernel, dilation in zip(kernels, self.dilations)]
         return self._add_stored_bias(self._merge([y for y, _ in steps])), steps[0][1]
 
-    def _check_fields(self) -> None:
-        if is_integer(self.dilations) or len(self.dilations) == 0:
-            raise UserError(f"MultiDilationConv: dilations={self.dilations!r} must be a tuple, one per branch, such as (1, 2, 4).")
-        if self.merge not in ("concat", "sum"):
-            hint = did_you_mean(str(self.merge), ("concat", "sum"))
-            raise UserError(f"MultiDilationConv: merge={self.merge!r} is unknown; use 'concat' or 'sum'.{hint}")
+    def _check_fields(self, rank: int) -> None:
+        caller = "MultiDilationConv"
+        if isinstance(self.dilations, str) or not isinstance(self.dilations, Sequence) or len(self.dilations) == 0:
+            raise UserError(f"{caller}: dilations={shown(self.dilations)} must be a tuple, one per branch, such as (1, 2, 4).")
+        for i, dilation in enumerate(self.dilations):
+            per_axis(dilation, rank, f"dilations[{i}]", caller)
+        arguments.flag(caller, "share_kernel", self.share_kernel)
+        arguments.word(caller, "merge", self.merge, ("concat", "sum"))
 
 
 def _check_groups(module: ConvModule, c_in: int, features: int, groups: int) -> None:

@@ -113,11 +113,17 @@ def _resize_linear_symbolic(x: jax.Array, axis: int, new: int, align_corners: bo
 def interpolation_matrix(old: int, new: int, *, align_corners: bool = False) -> np.ndarray:
     """Return the matrix of linear interpolation from `old` to `new` samples, (new, old); each row sums to 1.
 
+    Raises:
+        UserError: if a size is not an integer of at least 1.
+
     Example:
         >>> interpolation_matrix(2, 4).tolist()
         [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
-    rows = np.arange(new)
+    caller = "interpolation_matrix"
+    arguments.integer(caller, "old", old, minimum=1)
+    rows = np.arange(arguments.integer(caller, "new", new, minimum=1))
+    arguments.flag(caller, "align_corners", align_corners)
     if align_corners:
         numerator, denominator = rows * (old - 1), max(new - 1, 1)
     else:

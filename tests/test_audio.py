@@ -101,17 +101,17 @@ def test_narrow_floats_are_summed_in_float32(dtype):
 
 
 MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
-    (SOUND[0], {}, "log_mel: x is float32 of shape (130,); give floating-point samples (batch, time)."),
-    (SOUND.astype(np.int16), {}, "log_mel: x is int16 of shape (3, 130); give floating-point samples (batch, time)."),
-    (SOUND, dict(window=131), "log_mel: 130 samples are shorter than a frame of window=131; give a longer x or a shorter window."),
-    (SOUND, dict(window=1), "log_mel: window=1 must be an integer of at least 2."),
-    (SOUND, dict(window=20.5), "log_mel: window=20.5 must be an integer of at least 2."),
-    (SOUND, dict(hop=0), "log_mel: hop=0 must be an integer of at least 1."),
-    (SOUND, dict(bands=0), "log_mel: bands=0 must be an integer of at least 1."),
+    (SOUND[0], {}, "log_mel: x of shape (130,) must be (batch, time) with at least window=64 samples of time."),
+    (SOUND.astype(np.int16), {}, "log_mel: x has dtype int16; convert it to a floating-point dtype such as float32 first."),
+    (SOUND, dict(window=131), "log_mel: x of shape (3, 130) must be (batch, time) with at least window=131 samples of time."),
+    (SOUND, dict(window=1), "log_mel: window=1 is below 2; use 2 or more."),
+    (SOUND, dict(window=20.5), "log_mel: window=20.5 is not an integer; give an int."),
+    (SOUND, dict(hop=0), "log_mel: hop=0 is below 1; use 1 or more."),
+    (SOUND, dict(bands=0), "log_mel: bands=0 is below 1; use 1 or more."),
     (SOUND, dict(lowest=-1.0), "log_mel: lowest=-1.0 and highest=4000.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
     (SOUND, dict(highest=4001.0), "log_mel: lowest=20.0 and highest=4001.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
     (SOUND, dict(lowest=4000.0), "log_mel: lowest=4000.0 and highest=4000.0 must satisfy 0 <= lowest < highest <= sample_rate / 2 = 4000.0."),
-    (SOUND, dict(floor=0.0), "log_mel: floor=0.0 must be positive, since its logarithm is taken; use a number such as 1e-6."),
+    (SOUND, dict(floor=0.0), "log_mel: floor=0.0 is not above 0; use a larger number."),
     (SOUND, dict(bands=40), "log_mel: band 0 of 40 falls between two frequencies of a transform of 64 samples at 8000 Hz; "
      "use fewer bands, a longer window, or a higher lowest."),
 ]  # fmt: skip

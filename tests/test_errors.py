@@ -123,7 +123,7 @@ CASES = {
     ),
     "unknown platform": (
         lambda: dilax.select_lowering(dilax.ConvPlan(1, (9,), 3, 4, (3,), (1,), ((1, 1),), (1,), 1, "float32"), platform="gpu"),
-        "select_lowering: unknown platform 'gpu'; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
+        "select_lowering: platform='gpu' is unknown; use one of ('cpu', 'cuda', 'rocm', 'tpu', 'other'). Did you mean \"tpu\"?",
     ),
     "an int on an image": (
         layer(dilax.DilatedConv(4, 3)),
@@ -154,7 +154,7 @@ CASES = {
     ),
     "unknown merge": (
         layer(dilax.MultiDilationConv(4, (3, 3), dilations=(1, 2), merge="add")),
-        "MultiDilationConv: merge='add' is unknown; use 'concat' or 'sum'.",
+        "MultiDilationConv: merge='add' is unknown; use one of ('concat', 'sum').",
     ),
     "branches of several sizes": (
         layer(dilax.MultiDilationConv(4, (3, 3), dilations=(1, 2), padding="VALID")),

@@ -163,9 +163,9 @@ def test_mu_law_decode_inverts_encode():
         ("tcn", np.array([1, 2]), {}, r"sample: the prompt must be integer codes \(batch, time\), got int32 \(2,\)"),
         ("tcn", np.ones((1, 2)), {}, r"sample: the prompt must be integer codes \(batch, time\), got float"),
         ("waves", np.ones((1, 2), int), {}, r"sample: the prompt must be floats \(batch, time, 1\), got int32 \(1, 2\)"),
-        ("tcn", np.ones((1, 2), int), {"temperature": -1.0}, r"sample: temperature=-1\.0 is not a number of at least 0;"),
-        ("tcn", np.ones((1, 2), int), {"temperature": np.nan}, r"sample: temperature=nan is not a number of at least 0;"),
-        ("tcn", np.ones((1, 2), int), {"top_k": -1}, r"sample: top_k=-1 is negative; use 0 for all codes"),
+        ("tcn", np.ones((1, 2), int), {"temperature": -1.0}, r"sample: temperature=-1\.0 is below 0;"),
+        ("tcn", np.ones((1, 2), int), {"temperature": np.nan}, r"sample: temperature=nan is not a finite number;"),
+        ("tcn", np.ones((1, 2), int), {"top_k": -1}, r"sample: top_k=-1 is below 0; use 0 or more"),
         ("tcn", np.ones((1, 2), int), {"top_p": 0.0}, r"sample: top_p=0\.0 is not in the range 0 < top_p <= 1"),
         (
             "wavenet, conditioned",

@@ -141,7 +141,7 @@ ERRORS = {
     ),
     "gamma": (
         lambda: losses.focal_loss(jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), gamma=-1.0),
-        "focal_loss: gamma=-1.0 is negative; use 0 or more.",
+        "focal_loss: gamma=-1.0 is below 0; use 0 or more.",
     ),
 }
 

@@ -257,9 +257,9 @@ def test_an_unsupported_lowering_is_refused():
         "dilated_conv: lowering='taps' does not support 3 taps, 3 input channels and groups=1; "
         "use one of ('auto', 'lax', 'products', 'patches')."
     )
-    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown operation 'forward'; use one of \('output', "):
+    with pytest.raises(dilax.UserError, match=r"^select_lowering: operation='forward' is unknown; use one of \('output', "):
         dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), operation="forward")
-    with pytest.raises(dilax.UserError, match=r"^select_lowering: unknown platform 'gpu'; use one of \('cpu', 'cuda', "):
+    with pytest.raises(dilax.UserError, match=r"^select_lowering: platform='gpu' is unknown; use one of \('cpu', 'cuda', "):
         dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), platform="gpu")
 
 

@@ -78,3 +78,12 @@ def test_a_class_that_does_not_occur_is_left_out():
 def test_counts_beyond_float32_are_exact():
     confusion = np.array([[2**31 + 1, 1], [0, 0]], np.int64)
     assert metrics.class_iou(confusion)[0] == (2**31 + 1) / (2**31 + 2)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_a_label_that_is_not_a_class_makes_the_loss_nan_if_it_counts(label):
+    logits, labels = jnp.zeros((3, 3)), jnp.array([0, label, 2])
+    for mask, invalid in (([True, True, True], True), ([True, False, True], False)):
+        sums = jax.jit(metrics.classification_sums)(logits, labels, jnp.array(mask))
+        assert np.isnan(float(sums["loss"])) == invalid
+        assert float(sums["confusion"].sum()) == 2

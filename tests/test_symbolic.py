@@ -68,7 +68,7 @@ def test_one_program_serves_all_sizes(function, shape):
     sizes = export.symbolic_shape(shape, constraints=["n >= 3"])
     exported = export.export(jax.jit(function))(jax.ShapeDtypeStruct(sizes, jnp.float32))
     for b, m, n in ((1, 3, 5), (2, 6, 8)):
-        letters: dict[str, int] = {"b": b, "m": m, "n": n}
+        letters = {"b": b, "m": m, "n": n}
         x = jnp.asarray(RNG.normal(size=[letters[size] if size in letters else int(size) for size in shape.split(", ")]), jnp.float32)
         expected = jax.jit(function)(x)
         actual = exported.call(x)

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from dilax.errors import UserError, did_you_mean
+from dilax import arguments
+from dilax.errors import UserError, shown
 from dilax.lowerings import patches, products, split, taps, xla
 from dilax.plan import ConvPlan
 
@@ -91,9 +92,10 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
         >>> select_lowering(plan), select_lowering(plan, platform="tpu")
         ('taps', 'lax')
     """
-    for word, known, given in (("platform", (*PLATFORMS, "other"), platform), ("operation", OPERATIONS, operation)):
-        if given not in known:
-            raise UserError(f"select_lowering: unknown {word} {given!r}; use one of {known}.{did_you_mean(str(given), known)}")
+    if not isinstance(plan, ConvPlan):
+        raise UserError(f"select_lowering: plan={shown(plan)} is not a `dilax.ConvPlan`; give one.")
+    arguments.word("select_lowering", "platform", platform, (*PLATFORMS, "other"))
+    arguments.word("select_lowering", "operation", operation, OPERATIONS)
     if platform != "cpu" or plan.symbolic:
         return "lax"
     return next((name for name in _candidates(plan, operation) if supports(name, plan)), "lax")
@@ -127,9 +129,7 @@ def use_lowering(name: str) -> Iterator[None]:
         >>> y.shape
         (1, 7, 1)
     """
-    known = ("auto", *LOWERINGS)
-    if name not in known:
-        raise UserError(f"use_lowering: unknown lowering {name!r}; use one of {known}.{did_you_mean(str(name), known)}")
+    arguments.word("use_lowering", "name", name, ("auto", *LOWERINGS))
     token = _SCOPE.set(name)
     try:
         yield
