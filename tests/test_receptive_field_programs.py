@@ -87,7 +87,9 @@ KNOWN = {
     "one channel set": (lambda x: conv(x).at[..., 0].set(0.0), (3, 1)),
     "shifted by an update": (lambda x: jnp.zeros_like(x).at[:, 6:].add(x[:, :-6]), (1, None)),
     "scattered": (lambda x: x.at[:, jnp.asarray([2, 9, 21])].add(x[:, -3:]), (26, None)),
-    "updated": (lambda x: lax.dynamic_update_slice(x, conv(x)[:, :4], (0, 20, 0)), (22, None)),
+    "written into a ramp": (lambda x: jnp.broadcast_to(jnp.arange(float(SIZE))[None, :, None], (1, SIZE, 2)).at[..., 0].set(x[..., 0]), (1, None)),
+    "samples replaced by a later one": (lambda x: x.at[:, 3:6].set(x[:, 20:23]), (1, None)),
+    "updated": (lambda x: lax.dynamic_update_slice(x, conv(x)[:, :4], (0, 20, 0)), (3, None)),
     "another image": (lambda x: x.at[:, :].set(conv(x)), (3, 1)),
     "batch and axis merged": (lambda x: (jnp.concatenate([x, 2 * x]).reshape(-1, 2) @ draw(2, 2)).reshape(2, SIZE, 2), (1, 1)),
 }  # fmt: skip
