@@ -39,6 +39,7 @@ DILAX = [
     "dilax.receptive_fields.windows",
     "dilax.receptive_fields.contractions",
     "dilax.receptive_fields.joins",
+    "dilax.receptive_fields.updates",
     "dilax.receptive_fields.reshapes",
     "dilax.receptive_fields.rules",
     "dilax.receptive_fields.analysis",

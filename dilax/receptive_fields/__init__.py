@@ -8,7 +8,8 @@ constants.py     arrays that do not depend on the input, computed only if needed
 views.py         what an array sees, axis by axis
 windows.py       the windows of convolutions, and taps that only see padding
 contractions.py  matrix products and gathers
-joins.py         arrays that are put together: concatenation, stacking, tiling, scattering
+joins.py         arrays that are put together: concatenation, stacking, tiling
+updates.py       arrays into which another is written
 reshapes.py      axes that are split and merged
 rules.py         all other operations
 analysis.py      `receptive_field`: follows a jaxpr from the input to the output

@@ -21,11 +21,12 @@ MAX_ITERATIONS = 256
 def receptive_field(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.ShapeDtypeStruct) -> tuple[ReceptiveField, ...]:
     """Return the receptive field of a function of one array, read from its jaxpr.
 
-    Convolutions of every kind, pooling, padding, slicing, concatenation, reshapes, products over channels, elementwise operations, and
-    resizing and gathering by constants are followed exactly, axis by axis and output by output. Holes are found as well as extents, and the
-    outputs of a transposed convolution or a resize may see different sets. Only constant matrices and indices that are created inside the
-    function are computed. Reductions, attention, cumulative sums and dense layers over space see the whole axis. Channels are not
-    distinguished: an output sees what any of its channels sees, even if it is computed from only some of the channels.
+    Convolutions of every kind, pooling, padding, slicing, concatenation, stacking, tiling, reshapes, products over channels, elementwise
+    operations, and resizing, gathering and scattering by constants are followed exactly, axis by axis and output by output. Holes are found
+    as well as extents, and the outputs of a transposed convolution or a resize may see different sets. Only constant matrices and indices
+    that are created inside the function are computed. Reductions, attention, cumulative sums and dense layers over space see the whole
+    axis. Where it is uncertain what an output sees, it counts as the whole axis. Channels are not distinguished: an output sees what any of
+    its channels sees, even if it is computed from only some of the channels.
 
     Args:
         fn: Maps (batch, *space, channels) to an array.

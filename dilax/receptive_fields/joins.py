@@ -3,22 +3,17 @@
 import dataclasses
 import functools
 import itertools
-import math
 from typing import Any
-
-import numpy as np
 
 from dilax.receptive_fields.composition import with_border
 from dilax.receptive_fields.constants import Constant
 from dilax.receptive_fields.reach import MAX_PHASES, NOTHING, IndexSet, Reach, clip, ends, listing, window
 from dilax.receptive_fields.views import (
-    AnyAxis,
     Axis,
     Operand,
     View,
     elementwise,
     global_view,
-    merge_axes,
     merge_views,
     single,
     spread,
@@ -174,90 +169,3 @@ def tile(eqn: Any, operands: list[Operand]) -> View:
         else:
             axes.append(through(axis, listing([i % n] for i in range(n * times)), n * times) if 0 < n * times <= MAX_PHASES else None)
     return View(tuple(axes))
-
-
-def dynamic_update_slice(eqn: Any, operands: list[Operand]) -> View:
-    """Return the view of an array into which another is written."""
-    x, update, *starts = operands
-    shapes = [var.aval.shape for var in eqn.invars[:2]]
-    if any(isinstance(start, View) for start in starts):
-        return global_view(shapes[0])
-    places: list[Any] = []
-    for start, n, m in zip(starts, *shapes):
-        value = start.value() if isinstance(start, Constant) and m < n else 0
-        places.append(None if value is None else np.arange(m) + min(max(int(value), 0), n - m))
-    return _write(x, update, shapes[0], shapes[1], places, range(len(shapes[0])))
-
-
-def scatter(eqn: Any, operands: list[Operand]) -> View:
-    """Return the view of an array into which another is scattered, by whatever operation."""
-    x, indices, update = operands
-    numbers, shapes = eqn.params["dimension_numbers"], [var.aval.shape for var in eqn.invars]
-    if isinstance(indices, View):
-        return global_view(shapes[0])
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    windows = dict(zip((i for i in range(len(shapes[0])) if i not in gone), numbers.update_window_dims))
-    scattered = [i for i in range(len(shapes[2])) if i not in numbers.update_window_dims]
-    values = indices.value()
-    rows = None if values is None else np.asarray(values).reshape(math.prod(shapes[1][:-1]), shapes[1][-1])
-    places, targets = [], []
-    for i, n in enumerate(shapes[0]):
-        m = shapes[2][windows[i]] if i in windows else 1
-        column = None
-        if rows is not None and i in numbers.scatter_dims_to_operand_dims:
-            # Out of range, an update is dropped or moved inside, which is taken to be possible.
-            column = rows[:, numbers.scatter_dims_to_operand_dims.index(i)].clip(0, n - m)
-        targets.append(windows.get(i))
-        if i in windows and (m == n or i not in numbers.scatter_dims_to_operand_dims):
-            places.append(np.arange(m))
-        elif i in windows and column is not None and len(column) == 1:
-            places.append(np.arange(m) + column[0])
-        elif i in numbers.inserted_window_dims and column is not None and len(scattered) == 1 and shapes[1][-1] == 1:
-            places.append(column)
-            targets[-1] = scattered[0]
-        else:
-            places.append(None)
-    return _write(x, update, shapes[0], shapes[2], places, targets)
-
-
-def _write(x: Operand, update: Operand, shape: Shape, update_shape: Shape, places: list[Any], targets: Any) -> View:
-    """Return the view of an array into which another is written.
-
-    Args:
-        x: What the array sees.
-        update: What the other sees.
-        shape: The array's shape.
-        update_shape: The other's shape.
-        places: For each axis of the array, the positions to which those along the corresponding axis of `update` are written; None if they
-            are unknown.
-        targets: That axis of `update`; None if there is none.
-    """
-    axes: list[AnyAxis] = []
-    for i, (n, where, target) in enumerate(zip(shape, places, targets)):
-        everywhere = where is not None and len(where) == n and bool((where == np.arange(n)).all())
-        own = x.axes[i] if isinstance(x, View) else None
-        if isinstance(update, View):
-            new = None if where is None or target is None else _placed(update.axes[target], where, everywhere, n)
-            axes.append(merge_axes(own, new, n) if isinstance(x, View) else new)
-        elif own is not None and everywhere:
-            axes.append(with_constant(View((own,)), _along(update, target), (update_shape[target],), (n,)).axes[0])
-        else:
-            axes.append(own and own.without_equivariance())
-    return View(tuple(axes))
-
-
-def _along(constant: Constant, axis: int) -> Constant:
-    """Return the constant whose only axis is one of another's."""
-    return Constant(lambda: None, lambda _, mask: constant.is_uniform(axis, mask))
-
-
-def _placed(axis: AnyAxis, places: np.ndarray, everywhere: bool, size: int) -> AnyAxis:
-    """Return an axis of `size` positions, to some of which the positions of another are written."""
-    if everywhere or axis is None:
-        return axis
-    if size > MAX_PHASES:
-        return None
-    rows: list[list[int]] = [[] for _ in range(size)]
-    for position, place in enumerate(places.tolist()):
-        rows[place].append(position)
-    return through(axis, listing(rows), size)

@@ -36,8 +36,9 @@ class ReceptiveField:
             size is None or the function depends on the position (coordinates, a resize to a size that is not a multiple).
         holes: Positions within the field, counted from its first sample, that no tap reaches. If outputs see different sets, those of the
             output with the most holes among the ones whose field has that size.
-        trimmed: Samples at the start and at the end of the input that were cropped before padding took their place: an output is affected
-            by the border if its field reaches into them. (0, 0) unless the function crops and then pads.
+        trimmed: Samples at the start and at the end of the input that were cropped before padding took their place, or that are treated
+            otherwise than those in the middle: an output is affected by the border if its field reaches into them. (0, 0) unless the
+            function does either.
     """
 
     size: int | None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dilax.errors import UserError
-from dilax.receptive_fields import contractions, joins
+from dilax.receptive_fields import contractions, joins, updates
 from dilax.receptive_fields.constants import Constant
 from dilax.receptive_fields.jaxprs import ELEMENTWISE
 from dilax.receptive_fields.reach import MAX_PHASES, clip, ends, hull, listing, window
@@ -183,7 +183,7 @@ RULES: dict[str, Callable[[Any, list[Operand]], View | list[View]]] = {
     "stack": joins.stack,
     "unstack": joins.unstack,
     "tile": joins.tile,
-    "dynamic_update_slice": joins.dynamic_update_slice,
+    "dynamic_update_slice": updates.dynamic_update_slice,
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
     "squeeze": _squeeze,
@@ -194,6 +194,6 @@ RULES: dict[str, Callable[[Any, list[Operand]], View | list[View]]] = {
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window"), _reduce_window),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"), _reduce),
     **dict.fromkeys(("reduce", "reduce_xor"), _reduce),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"), joins.scatter),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"), updates.scatter),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "fft", "top_k", "approx_top_k"), _global_along),
 }
