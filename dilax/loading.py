@@ -5,7 +5,7 @@ import json
 import logging
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ from dilax.inference import Inference
 from dilax.spec import DataSpec
 
 STATUS, BEST = "run.json", "best"
-FORMAT = 2  # of run.json; folders of another format are refused
+FORMAT = 3  # of run.json; folders of another format are refused
 
 
 def load(folder: str | pathlib.Path) -> Inference:
@@ -70,15 +70,40 @@ def read_status(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / STATUS
     if not path.exists():
         return {}
-    try:
-        status = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or train the run again with --restart.") from error
-    if not isinstance(status, dict) or status.get("format") != FORMAT:
+    status = read_json(path)
+    if status.get("format") != FORMAT:
         raise UserError(
             f"{folder} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
         )
+    data, model = status.get("data"), status.get("model")
+    if not isinstance(data, dict) or not isinstance(model, dict) or "name" not in model:
+        raise _damaged(path, "it does not describe the data and the model")
+    try:
+        DataSpec.from_json(data)
+    except TypeError as error:
+        raise _damaged(path, f"its description of the data does not fit: {error}") from error
     return status
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Return what a file of a run holds.
+
+    Raises:
+        UserError: if it cannot be read, or does not hold an object in JSON.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; put that right, or restore it.") from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "it does not hold an object")
+    return values
+
+
+def _damaged(path: pathlib.Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); restore it, or train the run again with --restart.")
 
 
 def read_variables(folder: pathlib.Path) -> dict[str, Any]:
@@ -90,6 +115,7 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     folder = folder.expanduser().absolute()  # orbax reads no others
     if not (folder / BEST).is_dir():
         raise UserError(f"{folder} does not hold a trained run (it has no {BEST}/); train one there, or give the folder of another run.")
+    run = read_status(folder).get("run")
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -103,17 +129,16 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
             raise UserError(_not_yet(folder))
         try:
             meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            check_description(meta, step, run)
             like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
             tree = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
-            if checksum(tree) != meta["checksum"]:
-                raise OSError("its checksum does not match")
+            check_tree(meta, tree)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # orbax has no error class of its own for damaged files
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UserError(
-                f"the checkpoint {folder / BEST / str(step)} is damaged ({reason}); resume its run if it is unfinished, "
-                "else train it again."
+                f"the checkpoint {folder / BEST / str(step)} is damaged or misplaced ({reason(error)}); resume its run if it is "
+                "unfinished, else train it again."
             ) from error
     return jax.tree.map(np.asarray, tree)
 
@@ -157,9 +182,45 @@ def describe_leaves(tree: Any) -> dict[str, list[Any]]:
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves_with_paths(tree)}
 
 
+def describe_save(tree: Any, step: int, run: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is saved beside a tree, in JSON: its step, run, leaves and checksum, and `more`, under another checksum.
+
+    orbax keeps no checksums, and reads a flipped bit back silently.
+    """
+    meta = {**more, "step": step, "run": run, "leaves": describe_leaves(tree), "checksum": checksum(tree)}
+    return {**meta, "seal": _seal(meta)}
+
+
+def check_description(meta: Any, step: int, run: str | None) -> None:
+    """Raise OSError unless `meta` is intact, and describes the save of a step of the run with an id."""
+    if not isinstance(meta, dict) or "leaves" not in meta or "checksum" not in meta or meta.get("seal") != _seal(meta):
+        raise OSError("its description does not match its checksum")
+    if meta["step"] != step:
+        raise OSError(f"it was saved at step {meta['step']}")
+    if meta["run"] != run:
+        raise OSError("it is of another run")
+
+
+def check_tree(meta: dict[str, Any], tree: Any) -> None:
+    """Raise OSError unless the tree is the one that `meta` describes."""
+    if checksum(tree) != meta["checksum"]:
+        raise OSError("its checksum does not match")
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, shortened."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _seal(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps({key: value for key, value in meta.items() if key != "seal"}, sort_keys=True).encode())
+
+
 def checksum(tree: Any) -> int:
     """Return the CRC-32 of the bytes of all leaves, in the order of their paths."""
     crc = 0
-    for _, leaf in sorted(leaves_with_paths(tree)):
-        crc = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes(), crc)
+    for _, leaf in sorted(leaves_with_paths(tree), key=lambda pair: pair[0]):
+        # An array that every device holds is read from one of them, any other is put together from its shards.
+        whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf
+        crc = zlib.crc32(np.ascontiguousarray(whole).tobytes(), crc)
     return crc

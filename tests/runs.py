@@ -90,13 +90,17 @@ def refused(call: Callable[[], Any]) -> str:
 
 def newest_state(workdir: pathlib.Path) -> tuple[int, list[np.ndarray]]:
     """Return the step of the newest checkpoint and every number in it, as on disk."""
-    config, _ = read_run(workdir)
+    config, status = read_run(workdir)
     setup = build(config, digits().spec)
-    like, sharding = jax.eval_shape(setup.steps.init, setup.shapes), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, 2) as store:
-        saved = store.restore(like, sharding)
+    like = jax.eval_shape(setup.steps.init, setup.shapes)
+    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=status["run"], keep=2) as store:
+        saved = store.restore(like, one_device())
     assert saved is not None
     return saved[0], [np.asarray(leaf) for leaf in jax.tree.leaves(saved[1])]
+
+
+def one_device() -> jax.sharding.SingleDeviceSharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def files_of(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
@@ -108,10 +112,15 @@ def largest_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 def flip_a_bit(save: pathlib.Path) -> None:
-    """Damage a save of a `checkpoint.Store` without changing any size."""
-    path = largest_file(save / "tree")
+    """Damage the arrays of a save of a `checkpoint.Store` without changing any size."""
+    for path in (save / "tree").rglob("d/*"):
+        flip(path)
+
+
+def flip(path: pathlib.Path, *, place: float = 0.5) -> None:
+    """Flip a bit of a file."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 16
+    data[int(len(data) * place)] ^= 16
     path.write_bytes(bytes(data))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from runs import ROOT, make_earlier_form, tiny
 
-from dilax import models
+from dilax import DataSpec, models
 from dilax.errors import UserError
 from train import cli, folder, loop, predict
 from train.config import default_config, model_config
@@ -117,8 +117,8 @@ def run_of(tmp_path):
     def make(task: str) -> pathlib.Path:
         workdir = tmp_path / task
         workdir.mkdir()
-        folder.write_status(workdir, finished=False)
-        folder.write_config(workdir, tiny() if task == "classification" else default_config("tiny", task=task))
+        folder.write_status(workdir, finished=False, model={"name": "dilated_cnn"}, data=DataSpec("toy", (8, 8, 1), ("0", "1")).to_json())
+        folder.write_config(workdir, tiny() if task == "classification" else default_config("tiny", task=task), 0)
         return workdir
 
     return make

@@ -4,31 +4,45 @@ A run's folder holds `checkpoints/` (the last few whole states, to resume from) 
 `dilax.loading.read_variables` reads).
 """
 
+import contextlib
 import os
 import pathlib
+import re
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
+import jax.numpy as jnp
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from dilax.errors import UserError
-from dilax.loading import checksum, describe_leaves
+from dilax.loading import check_description, check_tree, describe_leaves, describe_save, reason
 
 CHECKPOINTS = "checkpoints"
+PROBE = "probe"  # what `check_folder` saves to
 
 
 class Store:
-    """Saves one tree by step in a folder, in the background; the newest `keep` saves stay.
+    """Saves one tree by step in a folder, in the background.
 
-    A context manager: leaving it waits until everything is written.
+    A context manager: leaving it waits until everything is written, unless a save has failed.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1):
-        """Open or make the folder."""
+    def __init__(self, folder: pathlib.Path, *, run: str | None, keep: int | None = None):
+        """Open or make the folder.
+
+        Args:
+            folder: Its path, absolute.
+            run: Id of the run, which stands in every save; those of another run are not restored.
+            keep: How many of the newest saves stay; None keeps all.
+        """
         import orbax.checkpoint as ocp
 
         self.folder = folder
+        self._run = run
+        self._failed = False
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=("tree", "meta"))
 
@@ -36,82 +50,163 @@ class Store:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if not self._failed:  # else it would wait for threads that have failed, too
+            self.wait()
+            self._manager.close()
 
     def latest(self) -> int | None:
         """Return the newest step saved, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any, meta: dict[str, Any] | None = None) -> None:
-        """Start to write a tree of arrays; do nothing if that step has been saved."""
+        """Start to write a tree of arrays; do nothing if that step has been saved.
+
+        Raises:
+            UserError: if this or an earlier save fails.
+        """
         import orbax.checkpoint as ocp
 
         if step in self._manager.all_steps():
             return
-        # orbax keeps no checksum, and reads a flipped bit back silently.
-        meta = {**(meta or {}), "checksum": checksum(tree), "leaves": describe_leaves(tree)}
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args, force=True)
+        described = describe_save(tree, step, self._run, meta or {})
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(described))
+        with self._explained():
+            self._manager.save(step, args=args, force=True)
+
+    def replace(self, step: int, tree: Any, meta: dict[str, Any] | None = None) -> None:
+        """Write a tree, and delete those of all other steps: later ones first, since the newest is the one that is read."""
+        self._delete(lambda other: other > step)
+        self.save(step, tree, meta)
+        self.wait()
+        self._delete(lambda other: other < step)
+
+    def clear(self) -> None:
+        """Delete all saves."""
+        self._delete(lambda step: True)
+
+    def _delete(self, which: Callable[[int], bool]) -> None:
+        with self._explained():
+            for step in filter(which, list(self._manager.all_steps())):
+                self._manager.delete(step)
 
     def wait(self) -> None:
-        """Block until everything is written."""
-        self._manager.wait_until_finished()
+        """Block until everything is written.
+
+        Raises:
+            UserError: if a save failed.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def idle(self) -> bool:
+        """Return whether everything is written.
+
+        Raises:
+            UserError: if a save failed.
+        """
+        with self._explained():
+            self._manager.check_for_errors()
+            return not self._manager.is_saving_in_progress()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever orbax, tensorstore and the system raise
+            self._failed = True
+            raise UserError(
+                f"a checkpoint could not be written to {self.folder} ({_cause(error)}); put that right and give the same command again: "
+                "the run resumes from the last good checkpoint."
+            ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Return what was saved with the tree; an empty dict if it is damaged."""
+        """Return what was saved with the tree.
+
+        Raises:
+            OSError: if it is damaged, or not of this run and step.
+        """
         import orbax.checkpoint as ocp
 
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except (OSError, ValueError):
-            return {}
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except (OSError, ValueError, KeyError) as error:
+            raise OSError("its description cannot be read") from error
+        check_description(meta, step, self._run)
+        return meta
 
     def restore(self, like: Any, sharding: Sharding) -> tuple[int, Any] | None:
         """Return (step, tree) of the newest intact save, or None if there is none.
 
-        A truncated or corrupted save is reported on stderr and moved to `corrupt-STEP`, and the one before it is tried.
+        One that is damaged, or of another run or step, is reported on stderr and moved to `corrupt-FOLDER-STEP`, and the one before it is
+        tried.
 
         Args:
             like: Tree of the same structure, arrays or shapes.
             sharding: Sharding of every leaf.
 
         Raises:
-            UserError: if the save is of another model, or there are saves but none can be read.
+            UserError: if the save is of another model.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self._restore_step(step, like, sharding)
             except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
                 self._set_aside(step, error)
-        if steps:
-            raise UserError(f"no checkpoint in {self.folder} could be read, of the steps {steps}; pass --restart to begin anew.")
         return None
 
     def _restore_step(self, step: int, like: Any, sharding: Sharding) -> Any:
         import orbax.checkpoint as ocp
 
         meta = self.meta(step)
-        if not meta:
-            raise OSError("its description cannot be read")
         check_same_leaves(meta["leaves"], describe_leaves(like), f"the checkpoint {self.folder / str(step)}")
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
         tree = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
-        if checksum(tree) != meta["checksum"]:
-            raise OSError("its checksum does not match")
+        check_tree(meta, tree)
         return tree
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         aside = self.folder.parent / f"corrupt-{self.folder.name}-{step}"
         while aside.exists():
             aside = aside.with_name(aside.name + "-again")
         os.replace(self.folder / str(step), aside)
         self._manager.reload()
-        print(f"warning: checkpoint {step} is damaged ({reason}); moved to {aside}; trying the one before.", file=sys.stderr)
+        left = "trying the one before" if self._manager.all_steps() else "there is none before it"
+        print(f"warning: checkpoint {step} in {self.folder} cannot be used ({reason(error)}); moved to {aside}; {left}.", file=sys.stderr)
+
+
+def _cause(error: Exception) -> str:
+    """Return what the system says, which tensorstore wraps in a line of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else reason(error)
+
+
+def check_folder(workdir: pathlib.Path) -> None:
+    """Save a tiny tree in a folder and read it back, as a run will do after hours.
+
+    Raises:
+        UserError: if that fails, as it does where the path holds one of the characters * ? [ ], which orbax takes for patterns.
+    """
+    folder, tree = workdir / PROBE, {"probe": jnp.arange(3.0)}
+    shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
+    try:
+        with Store(folder, run=None) as store:
+            store.save(1, tree)
+            store.wait()
+            store._restore_step(1, tree, SingleDeviceSharding(jax.local_devices()[0]))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error
+        patterns = sorted(set(str(workdir)) & set("*?[]\\"))
+        hint = f", since its path holds {' '.join(patterns)}" if patterns else f" ({_cause(cause)})"
+        raise UserError(f"checkpoints cannot be written to {workdir} and read back{hint}; give another --workdir.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_same_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]], what: str) -> None:

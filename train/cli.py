@@ -3,10 +3,13 @@
 import argparse
 import ast
 import errno
+import logging as python_logging
 import os
 import pathlib
 import re
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -19,6 +22,8 @@ from dilax.errors import UserError, did_you_mean
 from train.config import from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
+
+GRACE = 10.0  # seconds that threads have to end after the main one
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +51,11 @@ def parser(module: Any) -> Parser:
     )
 
 
+def folder(text: str) -> pathlib.Path:
+    """Return the absolute path of a folder that a flag names; after `=`, most shells leave a ~ as it is."""
+    return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+
+
 def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> Parser:
     """Return a parser with --workdir and the flags of the task of the run in that folder; without a run, the help lists those of all.
 
@@ -53,17 +63,17 @@ def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentPa
         UserError: if --workdir is given, but does not hold a run.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--workdir", type=pathlib.Path)
+    first.add_argument("--workdir", type=folder)
     try:
         workdir = first.parse_known_args()[0].workdir
     except argparse.ArgumentError:
         workdir = None
     made = parser(module)
-    made.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    made.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     if workdir is None:
         made.epilog = "\n".join(_flags_of_tasks(add_flags))
     else:
-        config, _ = read_run(workdir.absolute())
+        config, _ = read_run(workdir)
         add_flags(task_class(config.task), made)
     return made
 
@@ -80,7 +90,7 @@ def _flags_of_tasks(add_flags: Callable[[type[Task], argparse.ArgumentParser], N
 
 def run(job: Callable[[], int | None]) -> NoReturn:
     """Run a job and exit with what it returns (None is 0)."""
-    logging.set_verbosity(logging.ERROR)
+    _quieten_threads()
     try:
         code = job()
     except UserError as error:
@@ -91,13 +101,39 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as error:
         print(str(error) or "stopped.", file=sys.stderr)
         code = 130
-    sys.exit(code or 0)
+    _end(code or 0)
+
+
+def _quieten_threads() -> None:
+    """Print no errors of other threads, such as those that save a checkpoint: what fails there is raised in the main thread, too."""
+    logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    print_error = sys.unraisablehook
+
+    def print_own(error: Any) -> None:  # "Any", since its class is not public
+        if threading.current_thread() is threading.main_thread():
+            print_error(error)
+
+    sys.unraisablehook = print_own
+
+
+def _end(code: int) -> NoReturn:
+    """Exit, even if threads hang, as some of orbax may do after a save that failed."""
+
+    def end() -> None:
+        threading.main_thread().join()
+        time.sleep(GRACE)
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
+    sys.exit(code)
 
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    _end(2)
 
 
 def add_config_flag(to: argparse.ArgumentParser) -> None:

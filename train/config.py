@@ -38,6 +38,12 @@ KEYS: Keys = {
     "data.validation": Key(0.1, "share of the training split that decides between checkpoints; 0 keeps the last checkpoint", (0, 0.999)),
     "data.memory_mb": Key(2048, "decoded datasets above this size are streamed by worker processes", (0, UNLIMITED), may_change=True),
     "data.workers": Key(2, "worker processes of a streamed dataset", (0, UNLIMITED), may_change=True),
+    "data.changed": Key(
+        "refuse",
+        'whether a run is resumed on data that has changed since it began: "refuse" or "accept"',
+        choices=("refuse", "accept"),
+        may_change=True,
+    ),
     "optim.name": Key("adamw", "optimiser", choices=tuple(OPTIMISERS)),
     "optim.lr": Key(1e-3, "peak learning rate", (0, UNLIMITED), may_change=True),
     "optim.schedule": Key("cosine", '"cosine" or "linear" to 0, or "constant", after the warm-up', choices=SCHEDULES),
@@ -179,4 +185,4 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def workdir_of(config: ConfigDict, workdir: str | None) -> str:
     """Return the folder of the run: as given, else runs/<name of the config>."""
-    return os.path.abspath(workdir or os.path.join("runs", config.name))
+    return os.path.abspath(os.path.expanduser(workdir or os.path.join("runs", config.name)))

@@ -38,17 +38,18 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
         UserError: if something does not fit; then nothing is written.
     """
     model, variables = dilax.load_weights(source, path)
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if not folder.is_empty(workdir):
         raise UserError(f"--workdir={workdir} holds files already; give an empty or a new folder.")
     config, class_names = _config(source, model, base)
     side = config.data.image_size or SIDE
     mean, std = (tuple(config.data[key]) for key in ("mean", "std"))
     setup = build.build(config, DataSpec(config.data.name, (side, side, 3), class_names, mean=mean, std=std))
-    folder.open_folder(config, workdir)
-    with checkpoint.Store(workdir / BEST) as best:
-        best.save(0, {"batch_stats": {}, **variables})
-    folder.write_status(workdir, finished=True, metrics={}, **build.status_of(setup))
-    folder.write_config(workdir, config)
+    with folder.open_folder(config, workdir):
+        status = folder.write_status(workdir, finished=False, **build.status_of(setup))
+        with checkpoint.Store(workdir / BEST, run=status["run"]) as best:
+            best.save(0, {"batch_stats": {}, **variables})
+        folder.write_status(workdir, finished=True, metrics={})
+        folder.write_config(workdir, config, 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return f"{workdir}: {source}, {count:,} parameters, {len(class_names)} classes"
 
@@ -103,7 +104,7 @@ def main() -> None:
     """Print what was made."""
     parser = cli.parser(sys.modules[__name__])
     parser.add_argument("--from", required=True, dest="source", metavar="LIBRARY:MODEL", help="such as torchvision:resnet50, drn:drn_d_22")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run to be made")
+    parser.add_argument("--workdir", required=True, type=cli.folder, help="folder of the run to be made")
     parser.add_argument("--config", help="config file whose data the run is evaluated on; default: what the weights are known for")
     parser.add_argument("weights", type=pathlib.Path, help="state dict: .pth, .pt, .bin, .safetensors or .npz")
     args = parser.parse_args()

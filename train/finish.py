@@ -11,6 +11,7 @@ from train import checkpoint, report
 from train.build import Setup
 from train.config import to_json
 from train.data import Splits
+from train.files import writing
 from train.folder import versions, write_status
 from train.score import score
 from train.tasks.base import Scores
@@ -21,18 +22,19 @@ def finish(workdir: pathlib.Path, setup: Setup, splits: Splits, best: checkpoint
     """Score the test split with the best variables; write the last line of the metrics, the status and the report."""
     saved = best.restore(setup.shapes, setup.parallel.replicated)
     if saved is None:
-        raise UserError(f"{best.folder} is damaged and there is no other; train the run again with --restart.")
+        raise UserError(f"no checkpoint in {best.folder} could be read; give the same command again: the best one is then chosen anew.")
     step, variables = saved
     metrics, scores = score(setup, setup.parallel.put(variables), splits.test)
     named = {f"test/{name}": value for name, value in metrics.items()}
     details = {f"test/{name}": value for name, value in setup.task.details(scores).items()}
     writer.scalars(setup.total_steps, {**named, **details, "best_step": step, "total_seconds": seconds})
-    write_status(workdir, finished=True, step=setup.total_steps, metrics=named, train_seconds=seconds)
+    write_status(workdir, step=setup.total_steps, metrics=named, train_seconds=seconds)
     words = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
     print(f"{words}  ({seconds:.0f} s, parameters of step {step})", flush=True)
     if setup.config.report:
         path = write_report(workdir, setup, splits, jax.device_get(variables), scores, writer, {**named, **details}, seconds)
         print(f"report: {path}", flush=True)
+    write_status(workdir, finished=True)  # last: a run that is killed in its report is resumed to write it
 
 
 def write_report(
@@ -47,7 +49,8 @@ def write_report(
 ) -> pathlib.Path:
     """Write the learning curves, what the task shows, the metrics and the config; return the path of report.md."""
     folder = workdir / report.FOLDER
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     shown = setup.task.report(setup.inference(variables), splits, scores, folder)
     if shown.images is not None:
         writer.images(setup.total_steps, "test/images", shown.images)

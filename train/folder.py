@@ -1,9 +1,13 @@
-"""The folder of a run: config.json, the config; run.json, what the run is and how far it is."""
+"""The folder of a run: config.json, the config; run.json, what the run is and how far it is; one process at a time trains in it."""
 
+import contextlib
+import fnmatch
 import json
 import os
 import pathlib
 import platform
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,20 +15,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import dilax
+from dilax import DataSpec
 from dilax.errors import UserError
-from dilax.loading import BEST, FORMAT, STATUS, read_status
-from train import checkpoint
+from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
+from train import checkpoint, report
 from train.config import differences, from_json, may_change, to_json
-from train.writers import PART, write_text
+from train.data.fingerprint import changes, spec_changes
+from train.files import LOCK, PART, locked, write_text, writing
 
-CONFIG, INIT_REPORT = "config.json", "init_from.txt"
-_PROBE = "writable"
+CONFIG, CONFIGS, INIT_REPORT = "config.json", "configs", "init_from.txt"
 # What a run that was killed before its config was written may leave behind.
-_BEFORE_CONFIG = {checkpoint.CHECKPOINTS, BEST, STATUS, INIT_REPORT, CONFIG, _PROBE}
+_BEFORE_CONFIG = {checkpoint.CHECKPOINTS, checkpoint.PROBE, BEST, STATUS, INIT_REPORT, CONFIG, CONFIGS, LOCK}
+# What systems and programs put into any folder.
+_NOT_OURS = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", ".directory", ".nfs*", ".ipynb_checkpoints", ".gitkeep", ".gitignore")
 
 
-def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> None:
-    """Make the folder of a run, or check that the run in it is this one and is not finished.
+@contextlib.contextmanager
+def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> Iterator[None]:
+    """Make the folder of a run, or check that the run in it is this one and is not finished; keep other processes out of it meanwhile.
 
     Args:
         config: The config of the run.
@@ -32,26 +40,58 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
         restart: Whether to move an earlier run aside.
 
     Raises:
-        UserError: if it holds a finished run or one of another config, or cannot be written.
+        UserError: if it holds a finished run or one of another config, another process trains in it, or it cannot be written.
     """
     if restart and config.init_from and pathlib.Path(config.init_from).expanduser().resolve() == workdir.resolve():
         raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
-    try:
-        if restart and (workdir / CONFIG).exists():
-            os.replace(workdir, _free_name(workdir))
-        workdir.mkdir(parents=True, exist_ok=True)
-        _check_old_run(config, workdir)
-        write_text(workdir / _PROBE, "")
-        (workdir / _PROBE).unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
+    with contextlib.ExitStack() as held:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _check_files(workdir, restart)
+            held.enter_context(locked(workdir))
+            if restart and _holds_run(workdir):
+                aside = _free_name(workdir)
+                os.replace(workdir, aside)
+                (aside / LOCK).unlink()
+                workdir.mkdir()
+                held.enter_context(locked(workdir))
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
+        if (workdir / CONFIG).exists():
+            _check_old_run(config, workdir)
+        checkpoint.check_folder(workdir)
+        yield
+
+
+def _holds_run(workdir: pathlib.Path) -> bool:
+    return any((workdir / name).exists() for name in (CONFIG, STATUS))
+
+
+def is_empty(workdir: pathlib.Path) -> bool:
+    """Return whether a folder does not exist, or holds nothing but what systems and programs put into any folder."""
+    return not workdir.is_dir() or not _names(workdir)
+
+
+def _names(workdir: pathlib.Path) -> list[str]:
+    names = sorted(path.name for path in workdir.iterdir())
+    return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in _NOT_OURS)]
+
+
+def _check_files(workdir: pathlib.Path, restart: bool) -> None:
+    """Refuse a folder of anything else than a run, or of a run without its config."""
+    foreign = [name for name in _names(workdir) if name.removesuffix(PART) not in _BEFORE_CONFIG]
+    if (workdir / CONFIG).exists() or not foreign:
+        return
+    if not (workdir / STATUS).exists():
+        raise UserError(f"--workdir={workdir} holds files but not a run, such as {foreign[0]}; give an empty or a new folder.")
+    if not restart:
+        raise UserError(
+            f"{workdir} holds a {STATUS} without {CONFIG}; copy the newest file of {CONFIGS}/ there, pass --restart to begin anew (the old "
+            "files are moved aside), or give another --workdir."
+        )
 
 
 def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    if not (workdir / CONFIG).exists():
-        if any(path.name.removesuffix(PART) not in _BEFORE_CONFIG for path in workdir.iterdir()):
-            raise UserError(f"--workdir={workdir} holds files but not a run; give an empty or a new folder.")
-        return
     old, status = read_run(workdir)
     changed = [line for line in differences(old, config) if line.split(":")[0] not in may_change(config)]
     if changed:
@@ -59,12 +99,22 @@ def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{workdir} holds a run of another config ({'; '.join(changed)}); give the same config to resume it, "
             "--restart to begin anew (the old one is moved aside), or another --workdir."
         )
-    if status.get("finished") and config.total_epochs <= old.total_epochs:
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in status["metrics"].items())
-        raise UserError(
-            f"{workdir} holds a finished run ({metrics}); pass --config.total_epochs={2 * old.total_epochs:g} to train it further, "
-            "--restart to begin anew (the old one is moved aside), or another --workdir."
-        )
+    if not status.get("finished") or config.total_epochs > old.total_epochs:
+        return
+    if (
+        status.get("step")
+        and config.total_epochs == old.total_epochs
+        and config.report
+        and not (workdir / report.FOLDER / report.FILE).exists()
+    ):
+        print(f"{workdir} holds a finished run without a report, which is written now.", flush=True)
+        return
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in status.get("metrics", {}).items())
+    holds = f"holds a finished run ({metrics})" if metrics else "holds a finished run"
+    raise UserError(
+        f"{workdir} {holds}; pass --config.total_epochs={2 * old.total_epochs:g} to train it further, "
+        "--restart to begin anew (the old one is moved aside), or another --workdir."
+    )
 
 
 def _free_name(workdir: pathlib.Path) -> pathlib.Path:
@@ -75,24 +125,91 @@ def read_run(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     """Return the config and the status of the run in a folder.
 
     Raises:
-        UserError: if there is none, or one of an earlier version.
+        UserError: if there is none, or one of an earlier version, or a file is damaged.
     """
     if not (workdir / CONFIG).exists():
         raise UserError(f"--workdir={workdir} does not hold a run; train one with `python -m train.main --config=... --workdir={workdir}`.")
     status = read_status(workdir)
     if not status:
-        raise UserError(f"{workdir} holds a {CONFIG} without {STATUS}, so it is not a run of this version; give another folder.")
-    return from_json((workdir / CONFIG).read_text()), status
+        raise UserError(
+            f"{workdir} holds a {CONFIG} without {STATUS}; restore that, pass --restart to begin anew (the old files are moved aside), "
+            "or give another folder."
+        )
+    return read_config(workdir / CONFIG), status
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Write config.json, after run.json: from here on the folder holds this run."""
-    write_text(workdir / CONFIG, to_json(config))
+def read_config(path: pathlib.Path) -> ConfigDict:
+    """Return the config in a file of a run.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    values = read_json(path)
+    parts = [
+        key
+        for key in ("name", "task", "model", "data", "optim")
+        if not isinstance(values.get(key), str if key in ("name", "task") else dict)
+    ]
+    if parts:
+        raise UserError(
+            f"{path} is damaged (it lacks {', '.join(parts)}); restore it from {CONFIGS}/ beside it, or train the run again with --restart."
+        )
+    return from_json(json.dumps(values))
 
 
-def write_status(workdir: pathlib.Path, **values: Any) -> None:
-    """Add values to run.json."""
-    write_text(workdir / STATUS, json.dumps({**read_status(workdir), "format": FORMAT, **values}, indent=2))
+def write_config(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
+    """Write config.json, after run.json: from here on the folder holds this run.
+
+    What has changed since the run was last started is printed. `configs/STEP.json` keeps each config that the run has had from a step on.
+
+    Args:
+        workdir: Folder of the run.
+        config: Its config.
+        step: The step that the run starts or resumes at.
+    """
+    if (workdir / CONFIG).exists():
+        for line in differences(read_config(workdir / CONFIG), config):
+            print(f"config.{line}, from step {step} on", flush=True)
+    text, history = to_json(config), workdir / CONFIGS
+    with writing(history):
+        history.mkdir(exist_ok=True)
+        steps = sorted(int(path.stem) for path in history.glob("*.json") if path.stem.isdecimal())
+        for later in (each for each in steps if each > step):  # these will be taken anew
+            (history / f"{later}.json").unlink()
+        before = max((each for each in steps if each <= step), default=None)
+        if before is None or (history / f"{before}.json").read_bytes() != text.encode():
+            write_text(history / f"{step}.json", text)
+    write_text(workdir / CONFIG, text)
+
+
+def write_status(workdir: pathlib.Path, **values: Any) -> dict[str, Any]:
+    """Add values to run.json, and return all that it holds; at first, the run is given an id."""
+    status = {"format": FORMAT, "run": uuid.uuid4().hex, **read_status(workdir), **values}
+    write_text(workdir / STATUS, json.dumps(status, indent=2))
+    return status
+
+
+def check_data(config: ConfigDict, workdir: pathlib.Path, spec: DataSpec, records: dict[str, Any]) -> None:
+    """Refuse to resume a run on other data than it began with, unless config.data.changed="accept".
+
+    Args:
+        config: The config of the run.
+        workdir: Its folder.
+        spec: What its data looks like now.
+        records: The fingerprint of its data now.
+
+    Raises:
+        UserError: if names, symbols, shapes, the number of records or their values have changed.
+    """
+    status, given = read_status(workdir), config.data
+    found = spec_changes(DataSpec.from_json(status["data"]), spec) + changes(status.get("records", records), records)
+    if found and given.changed != "accept":
+        raise UserError(
+            f"the data is not the one that the run in {workdir} began with ({'; '.join(found)}); give that, such as with "
+            "--config.data.dir, or accept the change with --config.data.changed=accept."
+        )
+    if found:
+        print(f"the data has changed, which is accepted: {'; '.join(found)}.", flush=True)
 
 
 def versions() -> dict[str, str]:

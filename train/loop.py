@@ -1,10 +1,13 @@
 """A run from top to bottom: open the data and the folder, resume or start, train, evaluate, keep the best, test once, report."""
 
+import contextlib
 import math
+import os
 import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,15 +17,17 @@ from ml_collections import ConfigDict
 from dilax.errors import UserError
 from dilax.loading import BEST, read_status
 from train import checkpoint
-from train.build import build, status_of
+from train.build import Setup, build, status_of
 from train.config import check, task_class
-from train.data import train_batches
+from train.data import Source, Splits, train_batches
+from train.data.fingerprint import fingerprint
+from train.files import write_text
 from train.finish import finish
-from train.folder import INIT_REPORT, open_folder, write_config, write_status
+from train.folder import INIT_REPORT, check_data, open_folder, write_config, write_status
 from train.optim import schedule
 from train.score import score
 from train.transfer import init_from
-from train.writers import Progress, Writer, write_text
+from train.writers import Progress, Writer, read_history
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -30,40 +35,67 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
 
     Args:
         config: As `train.config.default_config` returns it.
-        workdir: Folder of the run, absolute.
+        workdir: Folder of the run.
         restart: Whether to move an earlier run aside and begin anew.
 
     Returns:
-        The exit code: 0 when finished, 1 after a non-finite loss, 128 + the signal's number when stopped by Ctrl-C or SIGTERM.
+        The exit code: 0 when finished, 1 after a non-finite loss, 128 + the signal's number when stopped by Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         UserError: if config, data or folder cannot be used.
     """
-    began = time.monotonic()
+    began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(workdir.expanduser()))
     if jax.process_count() > 1:
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     check(config)
-    if not restart:
-        open_folder(config, workdir)
-    splits = task_class(config.task).open(config)
-    print(splits.describe(), flush=True)
-    setup = build(config, splits.spec)
-    if restart:  # the old run stays where it is until everything else is known to be right
-        if config.init_from:
-            init_from(config, setup.init(), setup.spec)
-        open_folder(config, workdir, restart=True)
-    parallel, total, workers = setup.parallel, setup.total_steps, config.data.workers
+    with contextlib.ExitStack() as held:
+        if not restart:
+            held.enter_context(open_folder(config, workdir))
+        splits = task_class(config.task).open(config)
+        print(splits.describe(), flush=True)
+        setup = build(config, splits.spec)
+        _check_length(setup)
+        if restart:  # the old run stays where it is until everything else is known to be right
+            if config.init_from:
+                init_from(config, setup.init(), setup.spec)
+            held.enter_context(open_folder(config, workdir, restart=True))
+        return _train(setup, splits, workdir, began)
+
+
+def _check_length(setup: Setup) -> None:
+    """Refuse a run of less than one batch, and warn of batches that hold records more than once."""
+    config, records = setup.config, setup.spec.examples
+    if records and config.batch_size > records * max(1, config.total_epochs):
+        raise UserError(
+            f"config.total_epochs={config.total_epochs:g} of {records} training records are less than one batch of "
+            f"config.batch_size={config.batch_size}; choose a smaller batch, or more epochs."
+        )
+    if records and config.batch_size > records:
+        print(
+            f"warning: config.batch_size={config.batch_size} is more than the {records} training records, so that each step sees "
+            f"some of them {-(-config.batch_size // records)} times, and the run takes {setup.total_steps} steps.",
+            file=sys.stderr,
+        )
+
+
+def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) -> int:
+    """Resume or start the run in a folder that is open; return the exit code."""
+    config, parallel, total, workers = setup.config, setup.parallel, setup.total_steps, setup.config.data.workers
     rate = schedule(config.optim, setup.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * setup.steps_per_epoch))
     rank = setup.task.rank
+    status = read_status(workdir) or write_status(workdir, finished=False, **status_of(setup))
+    records = fingerprint(splits)
 
     with (
-        checkpoint.Store(workdir / checkpoint.CHECKPOINTS, config.keep_checkpoints) as store,
-        checkpoint.Store(workdir / BEST) as best,
+        checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=status["run"], keep=config.keep_checkpoints) as store,
+        checkpoint.Store(workdir / BEST, run=status["run"]) as best,
         Stopper() as stopper,
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
-        saved = store.restore(jax.eval_shape(setup.steps.init, setup.shapes), parallel.replicated)
+        if store.latest() is not None:
+            check_data(config, workdir, setup.spec, records)
+        saved = _restore(workdir, status, store, setup)
         if saved is not None:
             print(f"resuming {workdir} at step {saved[0]} of {total}", flush=True)
             start, state = saved
@@ -74,24 +106,43 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                 write_text(workdir / INIT_REPORT, report)
                 print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
             start, state = 0, setup.steps.init(variables)
+            best.clear()  # of a run that was killed before its first checkpoint
         if start > total:
             raise UserError(
                 f"{workdir} is at step {start} already, beyond config.total_epochs={config.total_epochs:g} (step {total}); pass more."
             )
         state = parallel.put(state)
-        newest = best.latest()
-        best_rank = (-math.inf, -math.inf) if newest is None else rank(best.meta(newest))
-        seconds_before = read_status(workdir).get("train_seconds", 0.0) if saved else 0.0
-        write_status(workdir, finished=False, **status_of(setup))
-        write_config(workdir, config)
+        seconds_before = status.get("train_seconds", 0.0) if saved else 0.0
+        write_status(workdir, finished=False, **status_of(setup), records=records)
+        write_config(workdir, config, start)
 
         with Writer(workdir, start) as writer, Progress(total, start) as progress:
+
+            def evaluate(split: Source) -> tuple[Any, dict[str, float]]:
+                kept = parallel.get(state).variables()
+                metrics, _ = score(setup, parallel.put(kept), split)
+                return kept, {f"validation/{name}": value for name, value in metrics.items()}
+
+            best_rank = _rank_of_best(best, setup, splits, writer)
+            if best_rank is None:  # it is lost: none that follows may be worse than what there is now
+                assert splits.validation is not None
+                kept, named = evaluate(splits.validation)
+                best.replace(start, kept, named)
+                best_rank = rank(named)
             # The batch and the key of a step are functions of (config, step), so a resumed run equals the unbroken one.
             batches = train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers)
             key = jax.random.key(config.seed + 1)
             pending: list[tuple[int, Any]] = []
             window: list[Any] = []
             tick = time.monotonic()
+            written: dict[str, Any] = {}  # what run.json is to say when the checkpoint that is being written is on the disk
+
+            def settle() -> str:
+                store.wait()
+                write_status(workdir, **written)
+                last = store.latest()
+                return "there is no checkpoint before it" if last is None else f"the last good checkpoint is step {last} in {store.folder}"
+
             for step, batch in zip(range(start + 1, total + 1), batches):
                 state, sums = parallel.train(state, parallel.put_batch(batch), key)
                 pending.append((step, sums))
@@ -105,7 +156,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                     ready = len(pending) if evaluating or saving else len(pending) - 1
                     for ready_step, values in jax.device_get([(s, parallel.get(v)) for s, v in pending[:ready]]):
                         if not all(np.isfinite(value) for value in values.values()):
-                            return _diverged(ready_step, store)
+                            return _diverged(ready_step, settle)
                         window.append(values)
                     pending = pending[ready:]
                 if logging and window:
@@ -118,32 +169,72 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
                     window, tick = [], now
                 if evaluating and splits.validation is not None:
                     before = time.monotonic()
-                    kept = parallel.get(state).variables()
-                    metrics, _ = score(setup, parallel.put(kept), splits.validation)
-                    named = {f"validation/{name}": value for name, value in metrics.items()}
+                    kept, named = evaluate(splits.validation)
                     if not all(map(math.isfinite, named.values())):
-                        return _diverged(step, store)
+                        return _diverged(step, settle)
                     writer.scalars(step, named)
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
                     if rank(named) > best_rank:
                         best_rank = rank(named)
-                        best.save(step, kept, named)
-                        best.wait()  # before the state of this step, which says that its evaluation is done
+                        best.replace(step, kept, named)  # before the state of this step, which says that its evaluation is done
                     tick += time.monotonic() - before
+                if written and store.idle():
+                    write_status(workdir, **written)
+                    written = {}
                 if saving:
                     store.save(step, parallel.get(state))
-                    write_status(workdir, step=step, train_seconds=seconds_before + time.monotonic() - began)
+                    written = {"step": step, "train_seconds": seconds_before + time.monotonic() - began}
                 if stopping is not None and step < total:
-                    store.wait()
+                    settle()
                     progress.line(f"stopped at step {step} of {total}, saved in {workdir}; run the same command again to resume.")
                     return 128 + stopping
 
             if splits.validation is None:
-                best.save(total, parallel.get(state).variables())
-            best.wait()
+                best.replace(total, parallel.get(state).variables())
             store.wait()
             finish(workdir, setup, splits, best, writer, seconds_before + time.monotonic() - began)
     return 0
+
+
+def _restore(workdir: pathlib.Path, status: dict[str, Any], store: checkpoint.Store, setup: Setup) -> tuple[int, Any] | None:
+    """Return (step, state) of the newest good checkpoint, or None if the run has not written one yet; say what is missing.
+
+    Raises:
+        UserError: if there were checkpoints, and none is left that can be used.
+    """
+    newest, reached = store.latest(), status.get("step", 0)
+    saved = store.restore(jax.eval_shape(setup.steps.init, setup.shapes), setup.parallel.replicated)
+    if saved is not None:
+        if newest is not None and newest < reached:
+            print(
+                f"warning: the run had saved step {reached}, and the newest checkpoint in {store.folder} is step {newest}.", file=sys.stderr
+            )
+        return saved
+    if newest is not None or reached:
+        had = f"of step {reached} " if newest is None else ""
+        raise UserError(
+            f"no checkpoint {had}in {store.folder} could be read; restore one there, pass --restart to begin anew (the run "
+            "so far is moved aside), or give another --workdir."
+        )
+    if lines := len(read_history(workdir)):
+        print(
+            f"{workdir} was stopped before its first checkpoint: it starts from step 0 again, without its {lines} lines of metrics.",
+            flush=True,
+        )
+    return None
+
+
+def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: Writer) -> tuple[float, float] | None:
+    """Return the rank of the best variables so far, the lowest if there are none yet, or None if they are lost, with a warning."""
+    before = best.latest()
+    saved = best.restore(setup.shapes, setup.parallel.replicated)
+    if saved is not None:
+        return setup.task.rank(best.meta(saved[0]))
+    evaluated = before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
+    if splits.validation is None or not evaluated:
+        return -math.inf, -math.inf
+    print(f"warning: the best parameters so far, in {best.folder}, are lost; the best is chosen anew, from here on.", file=sys.stderr)
+    return None
 
 
 def _means(window: list[Any]) -> dict[str, float]:
@@ -153,10 +244,8 @@ def _means(window: list[Any]) -> dict[str, float]:
     return {**means, "train/gradient_norm": sum(float(values["gradient_norm"]) for values in window) / len(window)}
 
 
-def _diverged(step: int, store: checkpoint.Store) -> int:
-    store.wait()
-    last = store.latest()
-    good = "there is no checkpoint before it" if last is None else f"the last good checkpoint is step {last} in {store.folder}"
+def _diverged(step: int, settle: Callable[[], str]) -> int:
+    good = settle()
     print(
         f"error: the loss, its gradient or the parameters are not finite at step {step}; {good}. "
         "Resume with a lower --config.optim.lr or with --config.optim.clip_norm=1.",
@@ -166,7 +255,7 @@ def _diverged(step: int, store: checkpoint.Store) -> int:
 
 
 class Stopper:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; the second acts as usual."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop after the step; the second acts as usual."""
 
     def __init__(self):
         """Start without a request."""
@@ -174,7 +263,9 @@ class Stopper:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+            if signal.getsignal(number) == signal.SIG_IGN:  # as nohup wants it
+                continue
             try:
                 self._old[number] = signal.signal(number, self._ask)
             except ValueError:  # not the main thread, which alone may handle signals
@@ -187,8 +278,17 @@ class Stopper:
     def _ask(self, number: int, _: Any) -> None:
         self.signal = int(number)
         self._restore()
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
 
     def _restore(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old = {}
+
+
+def _leave_terminal() -> None:
+    """Write to nowhere from now on what would go to a terminal, since that is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

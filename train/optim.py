@@ -59,9 +59,8 @@ def make(config: ConfigDict, params: Any, steps_per_epoch: float, total_steps: i
     """
     optim: Any = config.optim
     frozen = matches(config.frozen, params, "frozen")
-    parts: list[Any] = []
-    if optim.clip_norm:
-        parts.append(optax.clip_by_global_norm(optim.clip_norm))
+    # The state has one form with and without clipping, so that a run may be resumed with the other.
+    parts: list[Any] = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     parts.append(OPTIMISERS[optim.name](optim, schedule(optim, steps_per_epoch, total_steps)))
     labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
     tx = optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dilax import plots
+from train.files import write_text, writing
 
-FOLDER = "report"
+FOLDER, FILE = "report", "report.md"
 
 
 def write(
@@ -30,12 +31,13 @@ def write(
     Returns:
         The path of report.md.
     """
-    for name, figure in pictures.values():
-        plots.save(figure, folder / f"{name}.png")
-    path = folder / "report.md"
+    with writing(folder):
+        for name, figure in pictures.values():
+            plots.save(figure, folder / f"{name}.png")
+    path = folder / FILE
     shown = [f"## {heading}\n\n![{heading}]({name}.png)" for heading, (name, _) in pictures.items()]
     text = "\n\n".join([f"# {title}", tables, *shown, *sections, f"## Config\n\n```json\n{config_text}\n```"]) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)  # a report that is there is complete
     return path
 
 

@@ -1,7 +1,6 @@
 """Where the metrics of a run go: metrics.jsonl, TensorBoard, and the terminal (a progress bar, or plain lines if it is not one)."""
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -9,44 +8,95 @@ from typing import Any
 
 import numpy as np
 
-METRICS = "metrics.jsonl"
-PART = ".part"  # ends the names of files that are being written
+from train.files import write_text, writing
+
+METRICS, BOARD = "metrics.jsonl", "tensorboard"
+CORRUPT = f"corrupt-{METRICS}"
 
 
 class Writer:
     """Writes scalars to metrics.jsonl (one object per line, with "step") and to TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Open both; lines of the test split and of steps after `step` are dropped, since they will be written again."""
-        from tensorboardX import SummaryWriter
+        """Open both; lines of the test split and of steps after `step` are dropped, since they will be written again.
 
+        Lines that cannot be read are left out with a warning; the file as it was is kept as corrupt-metrics.jsonl.
+        """
         self.path = workdir / METRICS
-        kept = (line for line in read_history(workdir) if line["step"] <= step)
+        lines, bad = _parse(self.path)
+        if bad:
+            with writing(workdir / CORRUPT):
+                (workdir / CORRUPT).write_bytes(self.path.read_bytes())
+            print(f"warning: {bad} line(s) of {self.path} cannot be read and are left out; {CORRUPT} keeps them.", file=sys.stderr)
+        kept = (line for line in lines if line["step"] <= step)
         self.history = [line for line in kept if not any(name.startswith("test/") for name in line)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-        self._file = self.path.open("a")
-        # purge_step hides from TensorBoard what the killed run wrote after it.
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        with writing(workdir):
+            self._file = self.path.open("a")
+            self._board = _Board(workdir / BOARD, step + 1)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
-        self._board.close()
+        with writing(self.path):
+            self._file.close()
+            self._board.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write one line of metrics.jsonl, and each value to TensorBoard under its name."""
+        """Write one line of metrics.jsonl, and each value to TensorBoard under its name.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
         line = {"step": step, **values}
         self.history.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with writing(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            self._board.scalars(step, values)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         """Write images (n, height, width, channels), uint8, to TensorBoard."""
-        self._board.add_images(name, images, step, dataformats="NHWC")
+        with writing(self.path.parent / BOARD):
+            self._board.images(step, name, images)
+
+
+class _Board:
+    """Writes events for TensorBoard in this thread: tensorboardX's own `SummaryWriter` leaves errors to threads, and holds events back."""
+
+    def __init__(self, folder: pathlib.Path, first: int, seconds: float = 1.0):
+        """Open a file of events; those of earlier files from step `first` on are hidden. It reaches the system every `seconds`."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._seconds, self._flushed = seconds, -seconds
+        self._write(first, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed >= self._seconds:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        from tensorboardX.summary import image
+
+        self._write(step, summary=image(name, images, dataformats="NHWC"))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class Progress:
@@ -89,18 +139,22 @@ class Progress:
 
 
 def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl; a truncated last line is left out."""
-    path, lines = workdir / METRICS, []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """Return the lines of metrics.jsonl; those that cannot be read, such as a truncated last one, are left out."""
+    return _parse(workdir / METRICS)[0]
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replace a file atomically: neither a reader nor a kill ever leaves half of it."""
-    scratch = path.with_name(path.name + PART)
-    scratch.write_text(text)
-    os.replace(scratch, path)
+def _parse(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
+    """Return the lines of a file of metrics, and the number of those that cannot be read."""
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    lines = [_line(text) for text in texts if text.strip()]
+    good = [line for line in lines if line is not None]
+    return good, len(lines) - len(good)
+
+
+def _line(text: str) -> dict[str, float] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+    return line if numbers and isinstance(line.get("step"), int) else None

@@ -1,0 +1,145 @@
+"""The small files of a run: replaced as a whole, with errors in one line; and the lock that keeps a second process out of its folder."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from typing import IO, Any
+
+from dilax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PART = ".part"  # ends the names of files that are being written
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turn an error of the system while `path` is written, such as a full disk, into one line.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; put that right and give the same command again.") from error
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a file atomically: neither a reader, nor a kill, nor a power failure ever leaves half of it.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    scratch = path.with_name(path.name + PART)
+    with writing(path):
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        _sync_names(path.parent)
+
+
+def _sync_names(folder: pathlib.Path) -> None:
+    """Write the names in a folder to the disk, where the system can do so."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile.
+
+    The file `lock` in it names the process and its host. The system frees the lock of a process that ends, however it ends, so one of
+    this host that is free is taken over; whether a process on another host still runs cannot be known here.
+
+    Raises:
+        UserError: if another process trains in the folder, or may do so.
+        OSError: if the folder cannot be written.
+    """
+    path = folder / LOCK
+    with _lock(path) as file:
+        file.seek(0)
+        before = _holder(file.read())
+        if before and before["host"] != socket.gethostname():
+            raise UserError(f"{_who(before)} trains in {folder}, or was killed there; if it has ended, remove {path}.")
+        if before:
+            print(f"{_who(before)} left {folder} locked, and has ended; its lock is taken over.", flush=True)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # the folder may have been removed, or moved aside
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[IO[str]]:
+    """Open a file that this process alone has locked."""
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            if not _free(file):
+                file.seek(0)
+                raise UserError(f"{_who(_holder(file.read()))} trains in {path.parent}; wait for it to end, or give another --workdir.")
+            # Whoever held it may have removed the file since it was opened here.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                yield file
+                return
+
+
+def _free(file: IO[str]) -> bool:
+    """Lock a file until it is closed; return False if another process has locked it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+    # On file systems without locks, the process that the file names either runs or has ended.
+    file.seek(0)
+    holder = _holder(file.read())
+    return not holder or holder["host"] != socket.gethostname() or not _runs(holder["pid"])
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill ends a process, whatever the signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is that of another user
+        return True
+    return True
+
+
+def _holder(text: str) -> dict[str, Any]:
+    """Return the process that a lock names, or {} if the text does not name one, as when it is being written."""
+    try:
+        holder = json.loads(text)
+        return {"pid": int(holder["pid"]), "host": str(holder["host"])}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"another process (pid {holder['pid']} on {holder['host']})" if holder else "another process"
