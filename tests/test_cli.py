@@ -339,7 +339,7 @@ def test_the_config_of_a_run_is_a_config(tmp_path, monkeypatch, job):
     seen = []
     monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
     written = tiny(**{"augment.flip": True, "optim.lr_multipliers": (("^head/", 3.0),)})
-    folder.write_config(tmp_path, written)
+    folder.write_config(tmp_path, written, 0)
     assert job("main", f"--config={tmp_path}/config.json") == (0, "", "")
     assert job("main", f"--config={tmp_path}/config.json", "--config.optim.lr=0.5", "--config.model.name=resnet18")[0] == 0
     assert seen[0].to_dict() == written.to_dict()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax.inputs import naming
+from dilax.inputs import open_image
 from train.data.readers.files import labelled_splits, list_files, read_bytes
 from train.data.readers.images import SUFFIXES
 from train.data.readers.masks import decode_mask
@@ -39,16 +39,15 @@ def scale_to(config: ConfigDict, examples: int, *, largest_batch: int = 32, fewe
 
 def labelled_count(folder: pathlib.Path, suffixes: Sequence[str]) -> int:
     """Return the number of files of the training split of a folder with a sub-folder for each class."""
-    return len(labelled_splits(folder, suffixes)[0])
+    parts, _ = labelled_splits(folder, suffixes)
+    return len(parts["train"])
 
 
 def image_side(folder: pathlib.Path, *, longer: bool, limits: tuple[int, int]) -> int:
     """Return a side for the images of a folder: the median of their longer or shorter sides, within limits."""
-    from PIL import Image
-
     files, sides = list_files(folder, SUFFIXES), []
     for file in [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]:
-        with naming(file), Image.open(file) as image:
+        with open_image(file) as image:
             sides.append((max if longer else min)(image.size))
     return int(np.clip(np.median(sides), *limits)) if sides else limits[1]
 
@@ -60,8 +59,7 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
     """
     present: set[int] = set()
     for file in list_files(folder, SUFFIXES):
-        with naming(file):
-            present |= set(np.unique(decode_mask(file)).tolist())
+        present |= set(np.unique(decode_mask(file)).tolist())
     classes = sorted(present - {ignored})
     if len(classes) > 1 and classes[-1] < 2 * len(classes):
         return ()
