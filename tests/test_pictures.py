@@ -192,12 +192,12 @@ def test_pictures_may_be_larger_than_the_limit_of_pil(tmp_path, monkeypatch, lim
 
 WHOLE = stored(Image.fromarray(COLOUR), "png")
 BROKEN: dict[str, tuple[Any, str]] = {
-    "missing": (None, "there is no file {path}; give an image file."),
-    "a folder": ("/", "{path} is a folder; give an image file."),
-    "empty": (b"", "{path} cannot be read as an image (cannot identify image file"),
-    "foreign": (b"hello", "{path} cannot be read as an image (cannot identify image file"),
-    **{f"cut at {n}": (WHOLE[:n], "{path} cannot be read as an image (") for n in (9, 20, 40, 70, len(WHOLE) - 30)},
-    **{f"changed at {n}": (WHOLE[:n] + b"\xff\xff" + WHOLE[n + 2 :], "{path} cannot be read as an image (") for n in (12, 17, 24, 60)},
+    "missing": (None, "{path} does not exist; give a PNG, JPEG or other image file."),
+    "a folder": ("/", "{path} is a folder; give a PNG, JPEG or other image file, or a list of the files in it."),
+    "empty": (b"", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
+    "foreign": (b"hello", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
+    **{f"cut at {n}": (WHOLE[:n], "{path} cannot be read as an image") for n in (9, 20, 40, 70, len(WHOLE) - 30)},
+    **{f"changed at {n}": (WHOLE[:n] + b"\xff\xff" + WHOLE[n + 2 :], "{path} cannot be read as an image") for n in (12, 17, 24, 60)},
 }
 
 
@@ -220,7 +220,7 @@ def test_a_pipe_is_refused_and_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(UserError) as caught:
         decode(tmp_path / "x.png", 3, 0)
-    assert str(caught.value) == f"{tmp_path}/x.png is a pipe or a device, not a regular file; give an image file."
+    assert str(caught.value) == f"{tmp_path}/x.png is a pipe or a device, not a regular file; give a PNG, JPEG or other image file."
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"])
