@@ -74,8 +74,8 @@ class Inference:
         or an array of floats (samples,) in -1..1. A text is a string.
 
         Args:
-            given: One input; or several, as a list, or as an array of images (batch, height, width, channels). A list of numbers, or of lists
-                of numbers, is one series or table.
+            given: One input; or several, as a list, or as an array of images (batch, height, width, channels). A list of numbers, or
+                of lists of numbers, is one series or table.
             top: Number of classes to give; None is 1.
             steps: Number of samples, symbols or rows to add; None is 200. `sample` and `forecast` have further options.
             rate: Samples per second of sounds given as arrays; None is that of the training, `spec.sample_rate`.

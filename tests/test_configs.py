@@ -2,20 +2,25 @@
 
 import importlib
 import pathlib
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import task_cases
+from PIL import Image
 
+import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import leaves_with_paths
-from train import listing
+from train import cli, listing, loop, main, own_data
 from train.build import build
-from train.config import default_config, from_json, model_config, to_json
+from train.config import check, default_config, from_json, model_config, task_class, to_json
 
-NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "__init__")
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 VARIANTS = {
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
@@ -23,7 +28,10 @@ VARIANTS = {
     "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
-CASES = [(name, variant) for name in NAMES for variant in VARIANTS.get(name, ("full", "smoke"))]
+# Configs for one's own data, which take its path in place of a variant.
+OWN = ("my_images", "my_masks", "my_sounds", "my_table", "my_text", "resnet_finetune")
+CASES = [(name, variant) for name in NAMES if name not in OWN for variant in VARIANTS.get(name, ("full", "smoke"))]
+CASES += [(name, "") for name in OWN]
 SHAPES = {
     "digits": (28, 28, 1),
     "cifar10": (32, 32, 3),
@@ -104,7 +112,7 @@ def test_builds_and_steps(name, variant):
     assert all(moved)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN])
 def test_names_are_those_of_the_folders(name):
     assert get(name, "full").name == name
     with pytest.raises(UserError, match=rf"configs/{name}.py has no variant 'ful'.*Did you mean \"full\""):
@@ -133,3 +141,118 @@ def test_the_list_names_every_config(root):
     (digits,) = (line for line in lines if "configs/digits.py" in line)
     assert "98.8 % test accuracy (seed 0)" in digits
     assert " classification " in digits
+
+
+def test_configs_for_own_data_are_known():
+    assert tuple(name for name in NAMES if cli.takes_data(str(ROOT / "configs" / f"{name}.py"))) == OWN
+    assert [get(name, "").name for name in OWN] == list(OWN)
+
+
+# Config -> what writes tiny data of that kind, and what it predicts from.
+TINY: dict[str, tuple[str, Any, str]] = {
+    "images": ("my_images", task_cases.write_images, "dark/0.png"),
+    "masks": ("my_masks", task_cases.write_masks, "images/0.png"),
+    "sounds": ("my_sounds", task_cases.write_sounds, "low/0.wav"),
+    "table": ("my_table", task_cases.write_table, "table.csv"),
+    "texts": ("my_text", task_cases.write_texts, "good/0.txt"),
+    "text": ("my_text", task_cases.write_text, ""),
+}
+
+
+@pytest.mark.parametrize(("name", "folder"), [*((name, False) for name in TINY), ("table", True), ("text", True)])
+def test_own_data_needs_nothing_but_its_path(name, folder, tmp_path, monkeypatch):
+    """All else is as the config says, except that the run ends early; a folder with one file is as good as the file."""
+    config_name, write, _ = TINY[name]
+    path = write(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(loop, "run", lambda config, *args, **options: seen.append(config))
+    monkeypatch.setattr(sys, "argv", ["main", f"--config=configs/{config_name}.py", f"--data={tmp_path if folder else path}"])
+    main.main()
+    config = seen[0]
+    splits = task_class(config.task).open(config)
+    build(config, splits.spec)
+    assert config.batch_size <= max(8, len(splits.train) / 4)  # 8 devices
+    assert 300 <= len(splits.train) / config.batch_size * config.total_epochs <= 20_000
+    assert len(splits.test) and (splits.validation is None) == (not config.data.validation)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
+    config_name, write, given = TINY[name]
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data")
+    small = {
+        "my_images": ["stem_features=4", "features=(8,)", "blocks=(1,)"],
+        "my_masks": ["features=(4,)", "strides=(2,)", "dilations=(2,)"],
+    }
+    words = [
+        f"--config.model.{word}" for word in small.get(config_name, ["features=8"] if name in ("sounds", "texts") else ["features=(8, 8)"])
+    ]
+    words += ["--config.total_epochs=1.0", "--config.eval_every_epochs=1.0", "--config.report=false", "--config.compilation_cache_dir="]
+    config = cli.load_config(str(ROOT / "configs" / f"{config_name}.py"), words, data=path)
+    assert loop.run(config, tmp_path / "run") == 0
+    trained = dilax.load(tmp_path / "run")
+    raw: Any = "the rain" if name == "text" else np.ones((40, 2)) if name == "table" else tmp_path / "data" / given
+    result = trained.predict(raw, **({"steps": 3} if name in ("text", "table") else {}))
+    if name in ("images", "sounds", "texts"):
+        assert result[0][0] in trained.class_names
+    assert len(result)
+
+
+def test_the_last_layer_alone_is_finetuned(tmp_path):
+    """Of a backbone whose weights come from a run on other classes."""
+    for count, name in ((3, "before"), (2, "data")):
+        for label in range(count):
+            (tmp_path / name / f"class {label}").mkdir(parents=True)
+            for i in range(10):
+                pixels = np.random.default_rng((label, i)).integers(80 * label, 80 * label + 90, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / f"class {label}" / f"{i}.png")
+    changes = ["data.image_size=16", "model.stage_features=(8,8,8,8)", "total_epochs=1.0", "report=false", "compilation_cache_dir="]
+    words = [f"--config.{change}" for change in changes]
+    file = str(ROOT / "configs" / "resnet_finetune.py")
+    before = cli.load_config(
+        file, [*words, "--config.init_from=", "--config.head_reset=false", "--config.frozen=()"], data=str(tmp_path / "before")
+    )
+    assert loop.run(before, tmp_path / "pretrained") == 0
+    config = cli.load_config(file, [*words, f"--config.init_from={tmp_path / 'pretrained'}"], data=str(tmp_path / "data"))
+    assert loop.run(config, tmp_path / "run") == 0
+    first, then = (dict(leaves_with_paths(dilax.load(tmp_path / name).variables)) for name in ("pretrained", "run"))
+    same = {path for path in first if np.array_equal(first[path], then[path])}
+    assert {path for path in first if path not in same} == {"params/head/kernel", "params/head/bias"}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("examples", [1, 2, 7, 16, 40, 300, 5000, 10**6])
+def test_settings_follow_from_the_number_of_examples(examples, devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    config = default_config("x")
+    own_data.scale_to(config, examples)
+    assert config.batch_size % devices == 0 and config.batch_size <= max(examples, devices) and config.batch_size <= 32
+    steps = examples / config.batch_size * config.total_epochs
+    assert 396 <= steps <= 20_200 and 15 <= config.total_epochs / config.eval_every_epochs <= 25
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0, 1), ()), ((0, 1, 255), ()), ((0, 255), (0, 255)), ((0, 100, 200), (0, 100, 200)), ((1, 2), ())]
+)
+def test_values_of_masks_are_found(values, expected, tmp_path, capsys):
+    Image.fromarray(np.resize(np.array(values, np.uint8), (6, 7))).save(tmp_path / "0.png")
+    assert own_data.mask_values(tmp_path, 255) == expected
+    assert ("each of which is taken for a class" in capsys.readouterr().err) == bool(expected)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_data_is_asked_for(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for words, text in (
+        ([], f"error: configs/{name}.py is a config for your own data; say where it is with --data PATH.\n"),
+        (["--data=nowhere"], "nowhere"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["main", f"--config=configs/{name}.py", f"--workdir={tmp_path / 'run'}", *words])
+        with pytest.raises(SystemExit) as error:
+            cli.run(main.main)
+        assert error.value.code == 2
+        err = capsys.readouterr().err
+        assert text in err and err.count("\n") == 1

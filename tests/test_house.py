@@ -143,6 +143,7 @@ TRAIN = [
     "train.config",
     "train.step",
     "train.parallel",
+    "train.own_data",
     "train.checkpoint",
     "train.folder",
     "train.transfer",

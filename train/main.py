@@ -25,6 +25,8 @@ def main() -> int:
         print(listing.table(pathlib.Path("configs")))
         return 0
     config = cli.load_config(args.config, overrides, data=args.data)
+    if not config.data.dir and cli.takes_data(args.config):
+        cli.fail(f"{args.config} is a config for your own data; say where it is with --data PATH.")
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(config.compilation_cache_dir)
     if args.summary:
