@@ -244,13 +244,13 @@ def test_values_of_masks_are_found(values, expected, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_own_data_is_asked_for(name, monkeypatch, capsys):
+def test_own_data_is_asked_for(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for words, text in (
         ([], f"error: configs/{name}.py is a config for your own data; say where it is with --data PATH.\n"),
         (["--data=nowhere"], "nowhere"),
     ):
-        monkeypatch.setattr(sys, "argv", ["main", f"--config=configs/{name}.py", *words])
+        monkeypatch.setattr(sys, "argv", ["main", f"--config=configs/{name}.py", f"--workdir={tmp_path / 'run'}", *words])
         with pytest.raises(SystemExit) as error:
             cli.run(main.main)
         assert error.value.code == 2

@@ -184,16 +184,16 @@ def load_config(file: str | None, overrides: Sequence[str] = (), *, data: str | 
     given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
     data = data if data is not None else given.get("data.dir")
     path = file.partition(":")[0]
-    if path.endswith(".json"):
-        config = _read_json(file)
-    else:
-        config = _load_file(f"{file}:{data}" if data and file == path and takes_data(path) else file)
+    fitted = bool(data) and file == path and takes_data(path)  # the config then says which file of a folder it reads
+    if fitted:
+        overrides = [word for word in overrides if not word.startswith("--config.data.dir=")]
+    config = _read_json(file) if path.endswith(".json") else _load_file(f"{file}:{data}" if fitted else file)
     missing = [key for key in ("name", "task", "model", "compilation_cache_dir") if key not in config]
     if missing:
         raise UserError(f"the config of {file} has no {', '.join(missing)}; begin it with train.config.default_config(NAME, task=...).")
     _check_task(given.get("task"), config, path)
     note = _choose_model(given.get("model.name"), config)
-    if data is not None:
+    if data is not None and not fitted:
         config.data.dir = data
     config = _override(config, overrides)
     if note:
