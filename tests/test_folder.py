@@ -539,3 +539,31 @@ def test_nohup_is_respected():
             assert stopper.signal is None
     finally:
         signal.signal(signal.SIGHUP, old)
+
+
+CLOSE = """
+import os, pty, sys, time, pathlib
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.executable, [sys.executable, "-m", "train.main", *sys.argv[2:]])
+os.set_blocking(terminal, False)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.1)
+    try:
+        os.read(terminal, 10000)
+    except OSError:
+        pass
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens a terminal as Linux does")
+def test_a_run_whose_terminal_is_closed_is_saved(tmp_path):
+    workdir, file = tmp_path / "run", runs.write_config_file(tmp_path)
+    flags = [f'--config={file}:{{"total_epochs":3000.0}}', f"--workdir={workdir}"]
+    code, out, _ = runs.finish(runs.start("-c", CLOSE, workdir / "checkpoints" / "7", *flags))
+    assert (code, out) == (0, f"{128 + signal.SIGHUP}\n")
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert read_status(workdir)["step"] == newest > 7
+    assert not (workdir / "lock").exists()

@@ -261,6 +261,7 @@ class Stopper:
         """Start without a request."""
         self.signal: int | None = None
         self._old: dict[int, Any] = {}
+        self._terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def __enter__(self) -> "Stopper":
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
@@ -278,17 +279,11 @@ class Stopper:
     def _ask(self, number: int, _: Any) -> None:
         self.signal = int(number)
         self._restore()
-        if number == getattr(signal, "SIGHUP", None):
-            _leave_terminal()
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is closed: what would go to it goes nowhere
+            for descriptor in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
     def _restore(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old = {}
-
-
-def _leave_terminal() -> None:
-    """Write to nowhere from now on what would go to a terminal, since that is closed."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream.isatty():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
