@@ -323,6 +323,16 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name=\"text\", "
         "or remove config.data.dir.",
     ),
+    "a folder beside digits of a package": (
+        lambda: open_data("classification", "digits8x8", "mine"),
+        "config.data.dir='mine' is not read with config.data.name='digits8x8', the digits of a package; set config.data.name=\"folder\", "
+        "or remove config.data.dir.",
+    ),
+    "a file beside what is drawn at random": (
+        lambda: open_data("sequence_prediction", "adding", "mine.csv"),
+        "config.data.dir='mine.csv' is not read with config.data.name='adding', which is drawn at random; set config.data.name=\"csv\", "
+        "or remove config.data.dir.",
+    ),
 }
 
 

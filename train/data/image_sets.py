@@ -10,6 +10,7 @@ from dilax.errors import UserError
 from dilax.spec import DataSpec
 from train.data import source as sources
 from train.data.readers import cells, images, mask_folders, masks, packaged, tfds
+from train.data.readers.files import check_no_path
 from train.data.source import Source
 from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
 from train.keys import UNLIMITED, Key, Keys
@@ -118,6 +119,7 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
 def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin."""
     if data.name in ("digits", "digits8x8"):
+        check_no_path(data, "the digits of a package", "folder")
         read = packaged.digits if data.name == "digits" else packaged.digits8x8
         return dict(zip(("train", "test"), read(data.image_size))), packaged.CLASS_NAMES, ""
     if data.name == "folder":
@@ -130,6 +132,7 @@ def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...],
 def _masked_sources(data: Any, ignored: int) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin."""
     if data.name == "cells":
+        check_no_path(data, "the frames of a package", "folder")
         return cells.cells(data.image_size, ignored), cells.CLASS_NAMES, ""
     if data.name == "folder":
         return mask_folders.open_mask_folder(data, ignored)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dilax import Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
-from train.data.readers.files import data_path
+from train.data.readers.files import check_no_path, data_path
 from train.data.splits import Splits, divided, origin_of
 from train.keys import Key, Keys
 from train.tasks import streams
@@ -115,11 +115,7 @@ class LanguageModel(StepTask):
 def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:
     """Return the text of each split, and where they come from."""
     if name in text.PACKAGES:
-        if config.data.dir:
-            raise UserError(
-                f"config.data.dir={config.data.dir!r} is not read with config.data.name={name!r}, the text of a package; "
-                'set config.data.name="text", or remove config.data.dir.'
-            )
+        check_no_path(config.data, "the text of a package", "text")
         return cut_along_time(text.package_text(name), config), name
     path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():

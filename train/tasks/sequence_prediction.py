@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
-from train.data.readers.files import data_path
+from train.data.readers.files import check_no_path, data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 from train.data.scaling import measure, written
 from train.data.source import Table, gather
@@ -201,6 +201,7 @@ def _copy_memory(config: ConfigDict) -> Splits:
 
 def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
     """Splits drawn at random: the training split by config.seed, the others the same for every run."""
+    check_no_path(config.data, "which is drawn at random", "csv")
     count, length = config.sequence.examples or examples, config.sequence.length
     if not length:
         raise UserError(f"config.sequence.length=0 gives no length for data.name={config.data.name!r}; set it, such as 200.")
