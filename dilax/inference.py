@@ -48,6 +48,22 @@ class Inference:
     task: str = ""
     image_size: int = 0
 
+    def __repr__(self) -> str:
+        """Say what the model is for, without its numbers."""
+        names = self.spec.outputs
+        shown = ", ".join(map(repr, names if len(names) <= 10 else names[:9])) + (f", and {len(names) - 9} more" if len(names) > 10 else "")
+        return (
+            f"Inference(task={self.task!r}, model={type(self.model).__name__}, data={self.spec.name!r}, "
+            f"input_shape={self.spec.input_shape}, outputs=({shown}))"
+        )
+
+    def _check_task(self, method: str, *tasks: str) -> None:
+        """Refuse a method that does not fit what the model was trained for."""
+        if self.task and self.task not in tasks:
+            raise UserError(
+                f"{method}: this run was trained for {self.task}, not for {' or '.join(tasks)}; use predict, which fits every run."
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes or, in other tasks, of the outputs; the same as `spec.outputs`."""
@@ -227,6 +243,7 @@ class Inference:
         Raises:
             UserError: if there are not that many classes.
         """
+        self._check_task("classify", "classification", "sequence_classification")
         names = self.spec.outputs
         if not 1 <= top <= len(names):
             raise UserError(f"top={top} is not a number of classes; the run has {len(names)}, so give 1 to {len(names)}.")
@@ -249,6 +266,7 @@ class Inference:
         Returns:
             uint8 (batch, height, width).
         """
+        self._check_task("segment", "segmentation")
         return np.asarray(self._segment(self.variables, jnp.asarray(images), tuple(scales), flip))
 
     def segment_whole(self, image: np.ndarray, *, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> np.ndarray:
@@ -274,6 +292,7 @@ class Inference:
 
         The training loss does not see the scale of a source: each is scaled so that their sum comes closest to the mixture, within -1..1.
         """
+        self._check_task("separate", "separation")
         found = np.asarray(self.outputs(mixture[None, :, None], length=np.array([len(mixture)], np.int32))[0], np.float32)
         scaled = found * np.linalg.lstsq(found, mixture, rcond=None)[0]
         return scaled / max(1.0, float(np.abs(scaled).max()))
@@ -282,6 +301,7 @@ class Inference:
         self, prompt: np.ndarray, steps: int, *, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
     ) -> np.ndarray:
         """Continue prompts, codes (batch, time) or waveforms (batch, time, 1), by `steps` samples; see `dilax.sample`."""
+        self._check_task("sample", "language_model", "waveform")
         options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         return np.asarray(self._sample(self.variables, jax.random.key(seed), jnp.asarray(prompt), steps, tuple(options.items())))
 
@@ -294,6 +314,7 @@ class Inference:
 
     def forecast(self, values: np.ndarray, steps: int) -> np.ndarray:
         """Forecast the `steps` rows that follow a table (time, columns), in its own units; see `dilax.forecast`."""
+        self._check_task("forecast", "sequence_prediction")
         return self.spec.unscale(np.asarray(self._forecast(self.variables, jnp.asarray(self.spec.scale(values))[None], steps))[0])
 
     @functools.cached_property
