@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from networks import field_of
 
 import dilax
 from dilax import ReceptiveField
@@ -71,6 +70,10 @@ KNOWN = {
     "edges alone": (lambda x: jnp.pad(x, ((0, 0), (3, 4), (0, 0)), mode="edge"), (1, 1)),
     "cropped and reflected": (lambda x: conv(x[:, 5:-4], mode="reflect", dilation=2), (5, None)),
     "bias in gaps, padded": (lambda x: conv(lax.pad(x, jnp.float32(0), ((0, 0, 0), (0, 0, 1), (0, 0, 0))) + 1, dilation=1), (2, 1)),
+    "nothing but constants, padded": (
+        lambda x: conv(lax.pad(x, jnp.float32(0), ((0, 0, 0), (0, 1, 1), (0, 0, 0)))[:, 1::2] + 1, dilation=3),
+        (0, 1),
+    ),
     "a loop that adds a ramp": (swapped, (1, None)),
     "a branch that is a ramp": (lambda x: x + lax.cond(jnp.int32(1) > 0, lambda x: x, lambda x: x * 0 + jnp.arange(float(SIZE))[None, :, None], x), (1, None)),
     "a loop of constant branches": (lambda x: x + lax.cond(jnp.int32(1) > 0, lambda x: x, lambda _: jnp.ones((1, SIZE, 2)), x), (1, 1)),
@@ -153,7 +156,7 @@ def check_tiles(fn, shape, tile):
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_functions(name):
     fn, (size, period) = KNOWN[name]
-    field = field_of(fn, SIZE)
+    ((field,),) = receptive_fields(fn, jax.ShapeDtypeStruct((1, SIZE, 2), jnp.float32))
     assert (field.size, field.period) == (size, period)
     check_field(fn, (1, SIZE, 2))
     check_tiles(fn, (1, SIZE, 2), 5)

@@ -161,18 +161,17 @@ class Reach:
     def field(self) -> ReceptiveField:
         """Return the receptive field that summarises the sets."""
         phases = [(phase * self.rate, first, bits) for phase, (first, bits) in enumerate(self.sets) if bits]
-        stride = self.rate.numerator if self.rate.denominator == 1 else self.rate
-        if not phases:
-            return ReceptiveField(0, stride, period=self.period)
-        size = max(bits.bit_length() for _, _, bits in phases)
-        bits = min((bits for _, _, bits in phases if bits.bit_length() == size), key=int.bit_count)
+        size = max((bits.bit_length() for _, _, bits in phases), default=0)
+        bits = min((bits for _, _, bits in phases if bits.bit_length() == size), key=int.bit_count, default=0)
         spans = [(position, first, first + bits.bit_length() - 1) for position, first, bits in phases]
         left, right = _margins([*spans, *((output * self.rate, *span) for output, span in self.border)])
-        halo = _margins([(phase * self.rate, *span) for phase, span in enumerate(self.needs or ()) if span != NOTHING] or spans)
+        # Outputs that see nothing, such as zeros between samples, may be affected by the border as well.
+        needs = [(phase * self.rate, *span) for phase, span in enumerate(self.needs or ()) if span != NOTHING]
+        halo = _margins(needs) if needs else (left, right)
         return ReceptiveField(
             size=size,
-            stride=stride,
-            offset=phases[0][1],
+            stride=self.rate.numerator if self.rate.denominator == 1 else self.rate,
+            offset=phases[0][1] if phases else 0,
             left=left,
             right=right,
             period=self.period,
@@ -185,11 +184,11 @@ IDENTITY = Reach(Fraction(1), ((0, 1),))
 
 
 def _margins(spans: Iterable[tuple[Fraction | int, int, int]]) -> tuple[int, int]:
-    """Return the largest distances from positions to the first and to the last sample of their spans."""
+    """Return the largest distances from positions to the first and to the last sample of their spans; 0 if there are none."""
     spans = [*spans]
     return (
-        max(math.ceil(position - first) for position, first, _ in spans),
-        max(math.ceil(last - position) for position, _, last in spans),
+        max((math.ceil(position - first) for position, first, _ in spans), default=0),
+        max((math.ceil(last - position) for position, _, last in spans), default=0),
     )
 
 
