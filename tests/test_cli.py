@@ -274,6 +274,20 @@ def test_a_run_that_has_not_saved_anything(run_of, job):
         assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
 
 
+def test_a_run_that_was_stopped_before_its_first_evaluation(run_of, job):
+    workdir = run_of("classification")
+    (workdir / "best").mkdir()
+    text = f"{workdir} does not hold a checkpoint yet; wait for the first evaluation of the run."
+    assert job("predict", f"--workdir={workdir}", "image.png") == (2, "", f"error: {text}\n")
+    folder.write_status(workdir, step=14)
+    text = (
+        f"{workdir} has been trained for 14 steps and saved, but not evaluated yet, which decides what to predict with; "
+        "let the run go on, or run its command again to resume it."
+    )
+    for module, words in (("evaluate", []), ("predict", ["image.png"])):
+        assert job(module, f"--workdir={workdir}", *words) == (2, "", f"error: {text}\n")
+
+
 @pytest.mark.parametrize(("module", "words"), [("main", [DIGITS]), ("evaluate", ["--flip"]), ("predict", ["image.png"])])
 def test_a_folder_of_an_earlier_version(module, words, run_of, job):
     workdir = run_of("classification")
