@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from runs import ROOT, make_earlier_form, tiny
 
-from dilax import DataSpec, models
+from dilax import DataSpec
 from dilax.errors import UserError
+from runs import ROOT, make_earlier_form, tiny
 from train import cli, folder, loop, predict
 from train.config import default_config, model_config
 from train.tasks import TASKS
@@ -34,12 +34,16 @@ CASES = {
         ["--config=configs/digits.py:smok"],
         "configs/digits.py has no variant 'smok'; use one of ('full', 'smoke'). Did you mean \"smoke\"?",
     ),
-    "misspelt key": ([DIGITS, "--config.optim.lrr=1"], 'unknown config key config.optim.lrr. Did you mean "lr"?'),
-    "misspelt part": ([DIGITS, "--config.optm.lr=1"], 'unknown config key config.optm.lr. Did you mean "optim"?'),
-    "key of another task": ([DIGITS, "--config.segmentation.loss=dice"], "unknown config key config.segmentation.loss."),
+    "misspelt key": ([DIGITS, "--config.optim.lrr=1"], 'unknown config key config.optim.lrr. Did you mean "optim.lr"?'),
+    "misspelt part": ([DIGITS, "--config.optm.lr=1"], 'unknown config key config.optm.lr. Did you mean "optim.lr"?'),
+    "key under another name": ([DIGITS, "--config.learning_rate=1"], 'unknown config key config.learning_rate. Did you mean "optim.lr"?'),
+    "key of another task": (
+        [DIGITS, "--config.segmentation.loss=dice"],
+        "config.segmentation.loss is a key of the task segmentation, not of classification; leave it out.",
+    ),
     "wrong type": (
         [DIGITS, "--config.optim.lr=fast"],
-        "flag --config.optim.lr=fast: could not convert string to float: 'fast'; see --help.",
+        "--config.optim.lr=fast is not a number; give one.",
     ),
     "neither true nor false": (
         [DIGITS, "--config.augment.flip=yes"],
@@ -68,7 +72,7 @@ CASES = {
     "a bare word": ([DIGITS, "runs/x"], "'runs/x' is not a flag; write --config=runs/x or --workdir=runs/x."),
     "field of another model": (
         [DIGITS, "--config.model.name=resnet18", "--config.model.dropout=0.1"],
-        "unknown config key config.model.dropout.",
+        "unknown config key config.model.dropout. See docs/configuration.md.",
     ),
     "no get_config": (
         ["--config=train/tasks/streams.py"],
@@ -76,7 +80,8 @@ CASES = {
     ),
     "unknown model": (
         [DIGITS, "--config.model.name=dilated_cnnn", "--summary"],
-        f"config.model.name='dilated_cnnn' is unknown; known are {', '.join(models.names())}. Did you mean \"dilated_cnn\"?",
+        "config.model.name='dilated_cnnn' is unknown; dilax.models.names() and docs/models.md list all models. "
+        'Did you mean "dilated_cnn" or "dilated_fcn" or "dilated_cnn_mnist"?',
     ),
     "another task": (
         [DIGITS, "--config.task=segmentation"],
@@ -142,7 +147,7 @@ def test_one_line(name, tmp_path, job):
 def test_a_process_ends_with_one_line_and_exit_code_2():
     command = [sys.executable, "-m", "train.main", DIGITS, "--config.optim.lrr=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", 'error: unknown config key config.optim.lrr. Did you mean "lr"?\n')
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", 'error: unknown config key config.optim.lrr. Did you mean "optim.lr"?\n')
 
 
 def test_a_file_that_is_not_python(tmp_path, job):

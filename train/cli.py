@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import difflib
 import errno
 import logging as python_logging
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -19,11 +20,22 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
-from train.config import from_json, model_config, task_class
+from train.config import flatten, from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
 
 GRACE = 10.0  # seconds that threads have to end after the main one
+# What keys are called elsewhere -> here.
+OTHER_KEYS = {
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "wd": "optim.weight_decay",
+    "epochs": "total_epochs",
+    "num_epochs": "total_epochs",
+    "batch": "batch_size",
+    "data_dir": "data.dir",
+    "dataset": "data.name",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -280,6 +292,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Return the config, locked, with the values of words such as "--config.optim.lr=0.01"."""
     from ml_collections import config_flags
 
+    _check_keys(overrides, config)
     values = flags.FlagValues()
     argv = ["train", *overrides]
     try:
@@ -289,18 +302,20 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         raise UserError(_wrong_value(str(error))) from error
     except flags.Error as error:
         raise UserError(_last_line(str(error))) from error
-    except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_key(overrides, str(error))) from error
     changed: Any = holder.value
     return changed.lock()
 
 
 def _wrong_value(message: str) -> str:
     """Word a value of the wrong type."""
-    match = re.match(r"flag --(config\.[^=]+)=(.*?): \('Non-boolean argument", message, re.DOTALL)
+    match = re.match(
+        r"flag --(config\.[^=]+)=(.*?): (\('Non-boolean argument|invalid literal for int|could not convert)", message, re.DOTALL
+    )
     if match is None:
         return f"{message}; see --help."
-    return f"--{match[1]}={match[2]} is neither true nor false; write --{match[1]}=true or --{match[1]}=false."
+    if "boolean" in match[3]:
+        return f"--{match[1]}={match[2]} is neither true nor false; write --{match[1]}=true or --{match[1]}=false."
+    return f"--{match[1]}={match[2]} is not {'an integer' if 'int' in match[3] else 'a number'}; give one."
 
 
 def _unreadable(error: OSError) -> str:
@@ -320,9 +335,27 @@ def _last_line(message: str) -> str:
     return message.strip().splitlines()[-1].split("Error: ", 1)[-1]
 
 
-def _unknown_key(overrides: Sequence[str], message: str) -> str:
-    """Word a misspelt `--config.key`: ml_collections names its misspelt part alone."""
-    words = re.findall(r"\w+", message.replace("\\n", " "))
-    given = next((word for word in overrides if words and re.search(rf"^--config\..*\b{words[0]}\b", word)), "--config")
-    near = re.search(r'Did you mean "(\w+)"', message)
-    return f"unknown config key {given.split('=')[0].lstrip('-')}.{f' Did you mean {chr(34)}{near[1]}{chr(34)}?' if near else ''}"
+def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
+    """Refuse keys that the config does not have, saying which task has them, or which key may be meant."""
+    known = flatten(config.to_dict())
+    for word in overrides:
+        key = re.split(r"[=\[]", re.sub(r"^--(no)?config\.", "", word))[0]
+        if key in known or key in config:
+            continue
+        if owners := [name for name, task in TASKS.items() if key in task.keys]:
+            raise UserError(f"config.{key} is a key of the task {' and '.join(owners)}, not of {config.task}; leave it out.")
+        section, _, field = key.rpartition(".")
+        near = OTHER_KEYS.get(field, "") or _nearest(section, field, known)
+        raise UserError(
+            f"unknown config key config.{key}.{f' Did you mean {chr(34)}{near}{chr(34)}?' if near else ' See docs/configuration.md.'}"
+        )
+
+
+def _nearest(section: str, field: str, known: Iterable[str]) -> str:
+    """Return the known key that is closest to a misspelt one, first of all in its own section; "" if none is close."""
+    known = list(known)
+    fields = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    if same := difflib.get_close_matches(field, fields, n=1):
+        return f"{section}.{same[0]}".lstrip(".")
+    elsewhere = [key for key in known if key.rpartition(".")[2] == field]
+    return (elsewhere or difflib.get_close_matches(f"{section}.{field}".lstrip("."), known, n=1, cutoff=0.8) or [""])[0]

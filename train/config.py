@@ -1,5 +1,6 @@
 """The config keys that all runs share; those of a task stand with the task. A file in `configs/` starts from `default_config`."""
 
+import difflib
 import inspect
 import json
 import os
@@ -96,8 +97,9 @@ def task_class(task: str) -> type[Task]:
 def model_config(name: str, **fields: Any) -> dict[str, Any]:
     """Return a model's name and all of its fields that a config may set, with `fields` in place of their defaults."""
     if name not in dilax.models.MODELS:
-        known = ", ".join(dilax.models.names())
-        raise UserError(f"config.model.name={name!r} is unknown; known are {known}.{did_you_mean(name, dilax.models.MODELS)}")
+        near = difflib.get_close_matches(name, dilax.models.MODELS, n=3)
+        hint = f" Did you mean {' or '.join(f'{chr(34)}{one}{chr(34)}' for one in near)}?" if near else ""
+        raise UserError(f"config.model.name={name!r} is unknown; dilax.models.names() and docs/models.md list all models.{hint}")
     signature = inspect.signature(dilax.models.MODELS[name]).parameters
     # The data sets the outputs and the symbols, config.dtype the dtype; a backbone is a class, which no text can hold.
     given = {*dilax.models.output_fields(name), *dilax.models.symbol_fields(name), "dtype", "backbone", "parent", "name"}

@@ -91,12 +91,17 @@ def _check_files(workdir: pathlib.Path, restart: bool) -> None:
         )
 
 
+def _some(changed: list[str]) -> str:
+    return "; ".join(changed if len(changed) <= 5 else [*changed[:4], f"and {len(changed) - 4} more"])
+
+
 def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     old, status = read_run(workdir)
     changed = [line for line in differences(old, config) if line.split(":")[0] not in may_change(config)]
     if changed:
+        of = f"of the task {old.task}, not {config.task}" if old.task != config.task else f"of another config ({_some(changed)})"
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changed)}); give the same config to resume it, "
+            f"{workdir} holds a run {of}; give the same config to resume it, "
             "--restart to begin anew (the old one is moved aside), or another --workdir."
         )
     if not status.get("finished") or config.total_epochs > old.total_epochs:

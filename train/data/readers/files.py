@@ -23,11 +23,14 @@ def data_path(config: ConfigDict, what: str) -> pathlib.Path:
         what: What it should be, such as "a folder of sound files".
 
     Raises:
-        UserError: if it is not set.
+        UserError: if it is not set, or does not exist.
     """
     if not config.data.dir:
         raise UserError(f'config.data.dir="" gives no data for data.name={config.data.name!r}; set it to {what}.')
-    return user_path(config.data.dir)
+    path = user_path(config.data.dir)
+    if not path.exists():
+        raise UserError(f"config.data.dir={str(path)!r} does not exist; set it to {what}.")
+    return path
 
 
 def check_no_path(data: ConfigDict, what: str, own: str) -> None:
