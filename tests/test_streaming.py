@@ -33,6 +33,11 @@ LAYERS = {
     "transposed": dilax.CausalConvTranspose(3, 5, stride=2),
     "transposed, wide stride": dilax.CausalConvTranspose(3, 2, stride=3),
     "transposed with dilation": dilax.CausalConvTranspose(3, 4, stride=2, dilation=3),
+    "wide": dilax.DilatedConv(5, (9,), dilation=2, **CAUSAL),
+    "wide in groups, with stride": dilax.DilatedConv(6, (7,), groups=2, stride=2, **CAUSAL),
+    "wide, depthwise": dilax.DepthwiseConv((9,), 2, **CAUSAL),
+    "transposed, wide": dilax.CausalConvTranspose(3, 11, stride=2),
+    "transposed, wide with dilation": dilax.CausalConvTranspose(3, 7, stride=4, dilation=3),
     "cumulative norm": dilax.CumulativeNorm(),
 }
 
@@ -126,11 +131,35 @@ def test_chunks_equal_the_whole_in_values_and_gradients(name):
         return jax.jit(jax.grad(total, of, has_aux=True))(variables, x)
 
     gradients, whole = run(call_of(model))
-    chunks = (2, 6, 4, 10, 2) if name == "conv with stride" else (1, 3, 7, 1, 12)
+    chunks = (2, 6, 4, 10, 2) if "with stride" in name else (1, 3, 7, 1, 12)
     actual, y = run(functools.partial(fed, model, chunks=chunks))
     chex.assert_trees_all_close(y, whole, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(actual, gradients, rtol=1e-3, atol=1e-4)
     chex.assert_trees_all_close(jax.jit(functools.partial(fed, model, chunks=(TIME,)))(variables, x), whole, rtol=1e-4, atol=1e-5)
+
+
+WIDE = {
+    "dense": lambda taps: dilax.DilatedConv(5, (taps,), dilation=2, **CAUSAL),
+    "groups": lambda taps: dilax.DilatedConv(6, (taps,), groups=2, **CAUSAL),
+    "depthwise": lambda taps: dilax.DepthwiseConv((taps,), **CAUSAL),
+    "separable": lambda taps: dilax.SeparableConv(5, (taps,), **CAUSAL),
+    "transposed": lambda taps: dilax.CausalConvTranspose(3, taps, stride=2),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 90])
+@pytest.mark.parametrize("name", WIDE)
+def test_a_wide_kernel_makes_no_longer_program(name, count):
+    """One operation for all taps: a product for each took minutes to compile."""
+
+    def operations(taps: int) -> int:
+        model = WIDE[name](taps)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 2, 4)))
+        state = model.apply(variables, 1, method="init_stream")
+        chunk = jnp.zeros((1, count, 4))
+        return str(jax.make_jaxpr(lambda chunk, state: model.apply(variables, chunk, state, method="stream"))(chunk, state)).count("\n")
+
+    assert operations(41) <= operations(7) + 12
 
 
 @pytest.mark.parametrize("name", ["conv", "transposed", "cumulative norm", *MODELS])
@@ -186,7 +215,7 @@ def test_two_axes_of_which_the_first_is_time():
             return jnp.zeros((batch_size, 1, 5, 2), dtype)
 
     model = Model()
-    dilax.check_streamable(model, model.init(jax.random.key(0), x), x)
+    dilax.check_streamable(model, model.init(jax.random.key(0), x), x, chunks=(1, 2, 7))
     with pytest.raises(UserError, match="the size of the axes other than time is unknown"):
         layer.apply(layer.init(jax.random.key(0), x), 2, method="init_stream")
 

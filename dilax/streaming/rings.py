@@ -3,7 +3,6 @@
 A new sample overwrites the oldest one, so a step costs the same whatever the dilation.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from dilax.functional import dilated_conv
+from dilax.functional import dilated_conv, dilated_conv_transpose
 
 
 class Ring(NamedTuple):
@@ -115,11 +114,58 @@ def conv_step(
     Returns:
         (batch, n // stride, c_out), with float16 and bfloat16 summed in float32, and the next ring.
     """
-    taps, wide = kernel.shape[0], _wide(chunk.dtype)
-    reads, ring = advance_ring(ring, chunk, [(taps - 1 - tap) * dilation for tap in range(taps)])
+    wide = _wide(chunk.dtype)
     kernel = kernel.astype(wide)
-    parts = [_product(x[:, ::stride].astype(wide), kernel[tap], groups, precision) for tap, x in enumerate(reads)]
-    return functools.reduce(jnp.add, parts).astype(chunk.dtype), ring
+    if _is_joined(ring, chunk, kernel.shape[0]):
+        joined, ring = _join(ring, chunk, (kernel.shape[0] - 1) * dilation)
+        options: Any = dict(stride=stride, dilation=dilation, groups=groups, precision=precision)
+        y = dilated_conv(joined.astype(wide), kernel, padding="VALID", **options)
+    else:
+        windows, ring = _windows(ring, chunk, _shifts(kernel.shape[0], dilation), stride)
+        y = _contract(windows.astype(wide), kernel, groups, precision)
+    return y.astype(chunk.dtype), ring
+
+
+def _shifts(taps: int, dilation: int) -> np.ndarray:
+    """How many samples back each tap looks."""
+    return np.arange(taps - 1, -1, -1, dtype=np.int32) * dilation
+
+
+def _is_joined(ring: Ring, chunk: jax.Array, taps: int) -> bool:
+    """Whether a chunk is long enough for joining the ring to it to cost no more than reading one sample per tap and output.
+
+    One convolution is then compiled, and not a product for each tap.
+    """
+    return chunk.shape[1] > 1 and ring.samples.shape[1] <= taps * chunk.shape[1]
+
+
+def _join(ring: Ring, chunk: jax.Array, lookback: int) -> tuple[jax.Array, Ring]:
+    """Return the chunk after the `lookback` samples before it, (batch, lookback + n, *rest), and the next ring."""
+    length = ring.samples.shape[1]
+    if length == 0:
+        return chunk, ring
+    past = jnp.take(ring.samples, _wrap(ring.position + 1 + _range(length - 1), length), axis=1, mode="clip")
+    joined = jnp.concatenate([past.astype(chunk.dtype), chunk], axis=1)
+    newest = joined[:, joined.shape[1] - length :].astype(ring.samples.dtype)
+    return joined[:, length - 1 - lookback :], Ring(newest, jnp.zeros_like(ring.position))
+
+
+def _windows(ring: Ring, chunk: jax.Array, shifts: np.ndarray, stride: int = 1) -> tuple[jax.Array, Ring]:
+    """Return the samples that lie `shift` samples before every `stride`-th one of a chunk, and the next ring.
+
+    Returns:
+        (batch, n // stride, shifts, *rest), and the next ring.
+    """
+    count, length, advanced = chunk.shape[1], ring.samples.shape[1], _append(ring, chunk)
+    if length == 0:  # no shift looks back
+        return jnp.repeat(jnp.expand_dims(chunk[:, ::stride], 2), len(shifts), axis=2), advanced
+    times = np.arange(0, count, stride, dtype=np.int32)[:, None] - shifts  # 0 is the first sample of the chunk
+    # The ring after a single sample still holds the whole lookback, and only where nothing reads the one before does a loop work in place.
+    held, last = (advanced, 1) if count == 1 else (ring, 0)
+    past = jnp.take(held.samples, _wrap(held.position + (length - last + np.minimum(times, last - 1)), length), axis=1, mode="clip")
+    new = jnp.take(chunk, np.maximum(times, 0), axis=1, mode="clip")
+    is_new = jnp.asarray(times >= 0).reshape(1, *times.shape, *(1,) * (chunk.ndim - 2))
+    return jnp.where(is_new, new, past.astype(chunk.dtype)), advanced
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
@@ -127,16 +173,17 @@ def _wide(dtype: DTypeLike) -> DTypeLike:
     return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
-def _product(x: jax.Array, matrix: jax.Array, groups: int, precision: lax.PrecisionLike) -> jax.Array:
-    """Multiply x (batch, n, c_in) by a matrix (c_in // groups, c_out), group by group."""
+def _contract(windows: jax.Array, kernel: jax.Array, groups: int, precision: lax.PrecisionLike) -> jax.Array:
+    """Multiply windows (batch, n, taps, c_in) by a kernel (taps, c_in // groups, c_out), and sum over taps and the channels of a group."""
     if groups == 1:
-        return jnp.einsum("bnc,co->bno", x, matrix, precision=precision)
-    if matrix.shape[0] == 1:
-        multiplier = matrix.shape[1] // x.shape[-1]
-        return (jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x) * matrix[None]
-    grouped = x.reshape(*x.shape[:2], groups, -1)
-    y = jnp.einsum("bngc,cgo->bngo", grouped, matrix.reshape(matrix.shape[0], groups, -1), precision=precision)
-    return y.reshape(*x.shape[:2], -1)
+        return jnp.einsum("bntc,tco->bno", windows, kernel, precision=precision)
+    if kernel.shape[1] == 1:
+        multiplier = kernel.shape[2] // windows.shape[-1]
+        repeated = jnp.repeat(windows, multiplier, axis=-1) if multiplier > 1 else windows
+        return (repeated * kernel[None, None, :, 0]).sum(2)
+    grouped = windows.reshape(*windows.shape[:3], groups, -1)
+    y = jnp.einsum("bntgc,tcgo->bngo", grouped, kernel.reshape(*kernel.shape[:2], groups, -1), precision=precision)
+    return y.reshape(*windows.shape[:2], -1)
 
 
 def conv_step_nd(
@@ -163,17 +210,13 @@ def conv_step_nd(
         precision: As in `jax.lax.conv_general_dilated`.
     """
     taps, count = kernel.shape[0], chunk.shape[1]
-    reads, ring = advance_ring(ring, chunk, [(taps - 1 - tap) * dilation[0] for tap in range(taps)])
-    stacked = jnp.stack([x[:, :: stride[0]] for x in reads], axis=2)
-    y = dilated_conv(
-        stacked.reshape(-1, *stacked.shape[2:]),
-        kernel,
-        stride=(1, *stride[1:]),
-        padding=("VALID", *padding[1:]),
-        dilation=(1, *dilation[1:]),
-        groups=groups,
-        precision=precision,
-    )
+    options: Any = dict(padding=("VALID", *padding[1:]), groups=groups, precision=precision)
+    if _is_joined(ring, chunk, taps):
+        joined, ring = _join(ring, chunk, (taps - 1) * dilation[0])
+        return dilated_conv(joined, kernel, stride=stride, dilation=dilation, **options), ring
+    windows, ring = _windows(ring, chunk, _shifts(taps, dilation[0]), stride[0])
+    flat = windows.reshape(-1, *windows.shape[2:])
+    y = dilated_conv(flat, kernel, stride=(1, *stride[1:]), dilation=(1, *dilation[1:]), **options)
     return y.reshape(chunk.shape[0], count // stride[0], *y.shape[2:]), ring
 
 
@@ -196,11 +239,19 @@ def conv_transpose_step(
         (batch, n * stride, c_out), with float16 and bfloat16 summed in float32, and the next ring.
     """
     batch, count, _ = chunk.shape
-    wide = _wide(chunk.dtype)
+    wide, taps = _wide(chunk.dtype), kernel.shape[0]
     kernel = kernel.astype(wide)
-    offsets = [divmod(tap * dilation, stride) for tap in range(kernel.shape[0])]
-    reads, ring = advance_ring(ring, chunk, [shift for shift, _ in offsets])
-    phases: list[jax.Array] = [jnp.zeros((batch, count, kernel.shape[1]), wide)] * stride
-    for tap, (x, (_, phase)) in enumerate(zip(reads, offsets)):
-        phases[phase] = phases[phase] + jnp.einsum("bnc,oc->bno", x.astype(wide), kernel[tap], precision=precision)
-    return jnp.stack(phases, axis=2).reshape(batch, count * stride, -1).astype(chunk.dtype), ring
+    shifts, phases = np.divmod(np.arange(taps, dtype=np.int32) * dilation, stride)
+    if _is_joined(ring, chunk, taps):
+        lookback = int(shifts[-1])
+        joined, ring = _join(ring, chunk, lookback)
+        size = (lookback + count) * stride
+        excess = max(0, (taps - 1) * dilation + 1 - stride)
+        options: Any = dict(stride=stride, dilation=dilation, padding=((0, excess),), output_size=size, precision=precision)
+        y = dilated_conv_transpose(joined.astype(wide), kernel, **options)[:, lookback * stride :]
+    else:
+        windows, ring = _windows(ring, chunk, shifts)
+        products = jnp.einsum("bntc,toc->bnto", windows.astype(wide), kernel, precision=precision)
+        one_hot = jnp.asarray(phases[:, None] == np.arange(stride), wide)
+        y = jnp.einsum("bnto,ts->bnso", products, one_hot, precision=lax.Precision.HIGHEST)
+    return y.reshape(batch, count * stride, -1).astype(chunk.dtype), ring
