@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import tempfile
 
 import jax
@@ -26,6 +27,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.update(JAX_COMPILATION_CACHE_DIR=CACHE.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Tests stop runs by signals, which are ignored, by the processes that they start as well, if the tests run under nohup or in the background.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tracing makes many objects, of which few are garbage: to look for it less often saves a twentieth of the time.
 gc.freeze()

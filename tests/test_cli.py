@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from tiny_runs import ROOT, make_earlier_form, tiny
 
 from dilax import DataSpec
 from dilax.errors import UserError
-from runs import ROOT, make_earlier_form, tiny
 from train import cli, folder, loop, predict
 from train.config import default_config, model_config
 from train.tasks import TASKS

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import random_state
-from runs import refused
+from tiny_runs import refused
 
 import dilax
 from dilax import DataSpec, inputs, weights

@@ -15,10 +15,10 @@ import time
 import jax
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
-from runs import ENVIRONMENT, ROOT, flip, flip_a_bit, refused, start_main, tiny
+from tiny_runs import ENVIRONMENT, ROOT, flip, flip_a_bit, refused, start_main, tiny
 
 import dilax
 from dilax import loading
@@ -67,6 +67,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_waited_for(tmp_path, 
             text = refused(lambda restart=restart: loop.run(tiny(), tmp_path, restart=restart))
             assert text == f"{who} trains in {tmp_path}; wait for it to end, or give another --workdir."
         other.kill()
+    capsys.readouterr()
     with files.locked(tmp_path):
         assert json.loads((tmp_path / "lock").read_text()) == {"pid": os.getpid(), "host": HOST}
         assert capsys.readouterr().out == f"{who} left {tmp_path} locked, and has ended; its lock is taken over.\n"
@@ -118,7 +119,7 @@ def test_an_odd_path_that_works(name, tmp_path):
     with checkpoint.Store(tmp_path / name / "saves", run="r") as store:
         store.save(3, {"a": VALUES})
         store.wait()
-        restored = store.restore({"a": VALUES}, runs.one_device())
+        restored = store.restore({"a": VALUES}, tiny_runs.one_device())
     assert restored is not None and restored[0] == 3
     np.testing.assert_array_equal(restored[1]["a"], VALUES)
 
@@ -162,11 +163,11 @@ RUBBISH = [b"", b"[1, 2]", b'{"a": 1}', b"\xff\xfe\x00\x01", b'{"format": 3, "na
 @pytest.mark.parametrize("content", RUBBISH, ids=range(len(RUBBISH)))
 def test_rubbish_in_a_file_of_a_run_is_one_line(name, content, copied):
     (copied / name).write_bytes(content)
-    before = runs.files_of(copied)
+    before = tiny_runs.files_of(copied)
     for call in (lambda: loop.run(tiny(), copied), lambda: load_trained(copied)):
         text = refused(call)
         assert str(copied) in text and ("is damaged" in text or "of an earlier version" in text)
-    assert runs.files_of(copied) == before
+    assert tiny_runs.files_of(copied) == before
 
 
 def test_rubbish_is_moved_aside_by_a_restart(copied):
@@ -261,7 +262,7 @@ def other(tmp_path_factory) -> pathlib.Path:
 def test_a_checkpoint_that_is_not_of_this_run_and_step_is_not_used(change, step, reason, copied, other, capsys):
     change(copied, other)
     newest = 44 if change is of_another_run else 42
-    assert runs.newest_state(copied)[0] == newest
+    assert tiny_runs.newest_state(copied)[0] == newest
     assert f"warning: checkpoint {step} in {copied / 'checkpoints'} cannot be used ({reason}); moved to" in capsys.readouterr().err
 
 
@@ -288,7 +289,7 @@ def test_a_flipped_bit_anywhere_in_a_save_is_noticed_or_harmless(tmp_path, capsy
         copy = pathlib.Path(shutil.copytree(tmp_path / "saves", tmp_path / f"{i}"))
         flip(copy / path, place=(0.5, 0.2, 0.9)[i % 3])
         with checkpoint.Store(copy, run="r") as store:
-            restored = store.restore(trees[1], runs.one_device())
+            restored = store.restore(trees[1], tiny_runs.one_device())
         assert restored is not None, path
         jax.tree.map(np.testing.assert_array_equal, restored[1], trees[restored[0]])
         seen.add(restored[0])
@@ -398,9 +399,9 @@ def test_after_a_divergence_the_gradient_may_be_clipped(tmp_path, capsys):
 def test_large_batches(tmp_path, capsys):
     text = "config.total_epochs=2.2 of 1294 training records are less than one batch of config.batch_size=100000; choose a smaller batch, or more epochs."
     assert refused(lambda: loop.run(tiny(batch_size=100_000), tmp_path / "run")) == text
-    loop._check_length(loop.build(tiny(batch_size=2000), runs.digits().spec))
+    loop._check_length(loop.build(tiny(batch_size=2000), tiny_runs.digits().spec))
     assert "warning: config.batch_size=2000 is more than the 1294 training records" in capsys.readouterr().err
-    loop._check_length(loop.build(tiny(batch_size=64, total_epochs=0.01), runs.digits().spec))
+    loop._check_length(loop.build(tiny(batch_size=64, total_epochs=0.01), tiny_runs.digits().spec))
     assert capsys.readouterr().err == ""
 
 
@@ -462,11 +463,11 @@ def test_data_that_has_changed_is_refused_or_accepted(name, trained_on_pets, tmp
         assert loop.run(config, workdir) == 0
         assert "the data has changed" not in capsys.readouterr().out
         return
-    before = runs.files_of(workdir)
+    before = tiny_runs.files_of(workdir)
     text = refused(lambda: loop.run(config, workdir))
     assert text.startswith(f"the data is not the one that the run in {workdir} began with (") and words in text
     assert text.endswith("or accept the change with --config.data.changed=accept.")
-    assert runs.files_of(workdir) == before
+    assert tiny_runs.files_of(workdir) == before
     config.data.changed = "accept"
     assert loop.run(config, workdir) == 0
     assert re.search(rf"the data has changed, which is accepted: .*{words}.*\.\n", capsys.readouterr().out)
@@ -478,7 +479,7 @@ def test_fingerprints(monkeypatch):
 
     def splits(**changed: np.ndarray) -> Splits:
         table = Table({**arrays, **changed})
-        return Splits(runs.digits().spec, table, None, Table({name: values[:50] for name, values in table.arrays.items()}))
+        return Splits(tiny_runs.digits().spec, table, None, Table({name: values[:50] for name, values in table.arrays.items()}))
 
     whole = splits()
     lazy = Lazy(300, lambda indices: [whole.train[i] for i in indices])
@@ -510,12 +511,12 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_after_a_save_that_fails_the_process_ends_with_one_line(tmp_path):
     workdir = tmp_path / "run"
-    process = start_main(runs.write_config_file(tmp_path), workdir)
-    runs.wait_for(lambda: any((workdir / "checkpoints").glob("7/")), process)
+    process = start_main(tiny_runs.write_config_file(tmp_path), workdir)
+    tiny_runs.wait_for(lambda: any((workdir / "checkpoints").glob("7/")), process)
     (workdir / "checkpoints").rename(workdir / "moved")
     (workdir / "checkpoints").write_text("not a folder")
     began = time.monotonic()
-    code, _, err = runs.finish(process)
+    code, _, err = tiny_runs.finish(process)
     assert (code, err.count("\n")) == (2, 1), err
     assert re.match(rf"error: a checkpoint could not be written to {workdir / 'checkpoints'} \(.+\); put that right and give the same", err)
     assert time.monotonic() - began < 60
@@ -560,9 +561,9 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens a terminal as Linux does")
 def test_a_run_whose_terminal_is_closed_is_saved(tmp_path):
-    workdir, file = tmp_path / "run", runs.write_config_file(tmp_path)
+    workdir, file = tmp_path / "run", tiny_runs.write_config_file(tmp_path)
     flags = [f'--config={file}:{{"total_epochs":3000.0}}', f"--workdir={workdir}"]
-    code, out, _ = runs.finish(runs.start("-c", CLOSE, workdir / "checkpoints" / "7", *flags))
+    code, out, _ = tiny_runs.finish(tiny_runs.start("-c", CLOSE, workdir / "checkpoints" / "7", *flags))
     assert (code, out) == (0, f"{128 + signal.SIGHUP}\n")
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert read_status(workdir)["step"] == newest > 7

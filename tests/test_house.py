@@ -107,6 +107,7 @@ TRAIN = [
     "train.runtime",
     "train.files",
     "train.writers",
+    "train.progress",
     "train.report",
     "train.data.source",
     "train.data.windows",

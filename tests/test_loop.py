@@ -12,8 +12,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import runs
-from runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
+import tiny_runs
+from tiny_runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
 import dilax
 from dilax.loading import read_status, read_variables
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytes
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory) -> pathlib.Path:
-    return runs.write_config_file(tmp_path_factory.mktemp("configs"))
+    return tiny_runs.write_config_file(tmp_path_factory.mktemp("configs"))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ KILLS = {
 def test_killed_and_resumed_equals_unbroken_to_the_bit(when, config_file, unbroken, tmp_path, capsys):
     workdir = tmp_path / "killed"
     process = start_main(config_file, workdir)
-    runs.wait_for(lambda: KILLS[when](workdir), process)
+    tiny_runs.wait_for(lambda: KILLS[when](workdir), process)
     process.kill()
     process.communicate()
     assert not read_status(workdir)["finished"]
@@ -83,7 +83,7 @@ STOPPED = r"stopped at step \d+ of 44, saved in .*; run the same command again t
 def test_interrupted_and_resumed_by_the_same_command(config_file, unbroken, tmp_path):
     workdir = tmp_path / "stopped"
     process = start_main(config_file, workdir)
-    runs.wait_for(lambda: len(read_history(workdir)) >= 1, process)
+    tiny_runs.wait_for(lambda: len(read_history(workdir)) >= 1, process)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, err) == (128 + signal.SIGINT, "")
@@ -144,13 +144,13 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(damage, copied
 
 
 def test_a_finished_run_is_not_overwritten(copied):
-    before = runs.files_of(copied)
+    before = tiny_runs.files_of(copied)
     text = refused(lambda: loop.run(tiny(), copied))
     assert "holds a finished run (test/accuracy" in text
     assert "pass --config.total_epochs=4.4 to train it further, --restart to begin anew" in text
     text = refused(lambda: loop.run(tiny(**{"optim.momentum": 0.5}), copied))
     assert "holds a run of another config (optim.momentum: 0.9 -> 0.5)" in text
-    assert runs.files_of(copied) == before
+    assert tiny_runs.files_of(copied) == before
 
 
 def test_train_further_and_restart(copied, capsys):
@@ -265,8 +265,8 @@ def test_a_run_killed_before_its_config_was_written_starts_again(unbroken, tmp_p
 
 
 def test_a_folder_of_an_earlier_version_is_refused(copied, monkeypatch, capsys):
-    runs.make_earlier_form(copied)
-    before = runs.files_of(copied)
+    tiny_runs.make_earlier_form(copied)
+    before = tiny_runs.files_of(copied)
     text = f"{copied} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
     for call in (lambda: loop.run(tiny(), copied), lambda: load_trained(copied), lambda: dilax.load(copied)):
         assert refused(call) == text
@@ -275,7 +275,7 @@ def test_a_folder_of_an_earlier_version_is_refused(copied, monkeypatch, capsys):
     for module, words in ((evaluate, ["--scales=1"]), (predict, ["image.png"]), (predict, ["--stream"])):
         monkeypatch.setattr(sys, "argv", [module.__name__, f"--workdir={copied}", *words])
         assert refused(module.main) == text
-    assert runs.files_of(copied) == before
+    assert tiny_runs.files_of(copied) == before
 
 
 def test_checkpoints_that_tie_are_separated_by_their_loss(tmp_path):
@@ -286,7 +286,7 @@ def test_checkpoints_that_tie_are_separated_by_their_loss(tmp_path):
     highest = [step for accuracy, _, step in ranked if accuracy == max(ranked)[0]]
     assert len(highest) > 1
     assert lines[-1]["best_step"] == max(ranked)[2] != highest[0]
-    task, nothing = build(tiny(), runs.digits().spec).task, (-np.inf, -np.inf)
+    task, nothing = build(tiny(), tiny_runs.digits().spec).task, (-np.inf, -np.inf)
     assert task.rank({}) == nothing < task.rank({"validation/accuracy": 0.1, "validation/loss": 9.0})
     lower = copy.copy(task)
     lower.best_by, lower.lower_is_better = "mse", True
@@ -380,7 +380,7 @@ def test_evaluate(unbroken, tmp_path, monkeypatch, capsys):
 def test_predict(unbroken, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    image = runs.digits().test[3]["image"]
+    image = tiny_runs.digits().test[3]["image"]
     paths = [tmp_path / "digit.png", tmp_path / "colour.jpg"]
     Image.fromarray(image[..., 0]).save(paths[0])
     Image.new("RGB", (30, 20)).save(paths[1])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 from ml_collections import ConfigDict
 from PIL import Image
 from task_cases import CASES
@@ -102,7 +102,7 @@ def pictures_of(path: pathlib.Path) -> list[str]:
 
 
 def test_report_of_real_digits(tmp_path):
-    splits = runs.digits()
+    splits = tiny_runs.digits()
     (pixels, labels), (test, truth) = ((field(split, "image"), field(split, "label")) for split in (splits.train, splits.test))
     centres = np.stack([pixels[labels == digit].mean(0) for digit in range(10)])
     distances = np.square((test[:, None] - centres) / 100).sum((2, 3, 4))

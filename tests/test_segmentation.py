@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from runs import refused
+from tiny_runs import refused
 
 import dilax
 from dilax import DataSpec, Inference

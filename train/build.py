@@ -137,6 +137,18 @@ def summary(config: ConfigDict) -> str:
     return dilax.summary.summary(make_model(config, spec), example_of(config, spec))
 
 
+def describe(setup: Setup) -> str:
+    """Return a line on the devices and a line on the model of a run."""
+    devices, config, params = jax.devices(), setup.config, setup.shapes["params"]
+    frozen = jax.tree.map(lambda leaf, hit: leaf.size * hit, params, optim.matches(config.frozen, params, "frozen"))
+    total, fixed = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), frozen))
+    some = f", {fixed:,} of them frozen" if fixed else ""
+    return (
+        f"device: {len(devices)} {devices[0].device_kind}{f', {config.parallel}' if len(devices) > 1 else ''}, {config.dtype}\n"
+        f"model: {config.model.name}, {total:,} parameters{some}"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A run that has something to show: what evaluation and prediction need.

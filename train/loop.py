@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dilax.errors import UserError
 from dilax.loading import BEST, read_status
 from train import checkpoint
-from train.build import Setup, build, status_of
+from train.build import Setup, build, describe, status_of
 from train.config import check, task_class
 from train.data import Source, Splits, train_batches
 from train.data.fingerprint import fingerprint
@@ -25,9 +25,10 @@ from train.files import write_text
 from train.finish import finish
 from train.folder import INIT_REPORT, check_data, open_folder, write_config, write_status
 from train.optim import schedule
+from train.progress import Progress
 from train.score import score
 from train.transfer import init_from
-from train.writers import Progress, Writer, read_history
+from train.writers import Writer, read_history
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -52,8 +53,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         if not restart:
             held.enter_context(open_folder(config, workdir))
         splits = task_class(config.task).open(config)
-        print(splits.describe(), flush=True)
         setup = build(config, splits.spec)
+        print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
         if restart:  # the old run stays where it is until everything else is known to be right
             if config.init_from:
@@ -116,7 +117,7 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
         write_status(workdir, finished=False, **status_of(setup), records=records)
         write_config(workdir, config, start)
 
-        with Writer(workdir, start) as writer, Progress(total, start) as progress:
+        with Writer(workdir, start) as writer, Progress(total, start, setup.steps_per_epoch) as progress:
 
             def evaluate(split: Source) -> tuple[Any, dict[str, float]]:
                 kept = parallel.get(state).variables()
@@ -164,8 +165,7 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
                     values = {**_means(window), "train/learning_rate": float(np.asarray(rate(step - 1)))}
                     values["train/examples_per_second"] = config.batch_size * len(window) / (now - tick)
                     writer.scalars(step, values)
-                    speed = f"{len(window) / (now - tick):.1f} steps/s  {values['train/examples_per_second']:.0f} examples/s"
-                    progress.update(step, f"loss {values['train/loss']:.4f}  {speed}")
+                    progress.update(step, values["train/loss"], values["train/examples_per_second"])
                     window, tick = [], now
                 if evaluating and splits.validation is not None:
                     before = time.monotonic()
@@ -173,6 +173,7 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
                     if not all(map(math.isfinite, named.values())):
                         return _diverged(step, settle)
                     writer.scalars(step, named)
+                    progress.metric = f"{setup.task.best_by} {named[f'validation/{setup.task.best_by}']:.4g}"
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
                     if rank(named) > best_rank:
                         best_rank = rank(named)
@@ -192,6 +193,7 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
             if splits.validation is None:
                 best.replace(total, parallel.get(state).variables())
             store.wait()
+            progress.close()
             finish(workdir, setup, splits, best, writer, seconds_before + time.monotonic() - began)
     return 0
 

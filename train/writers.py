@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: metrics.jsonl, TensorBoard, and the terminal (a progress bar, or plain lines if it is not one)."""
+"""Where the metrics of a run go: metrics.jsonl and TensorBoard."""
 
 import json
 import pathlib
@@ -97,45 +97,6 @@ class _Board:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-
-
-class Progress:
-    """Shows steps, speed, loss and the time left: a progress bar on a terminal, else a plain line at most every `seconds`."""
-
-    def __init__(self, total: int, start: int, seconds: float = 10.0):
-        """Start at step `start` of `total`."""
-        self.total, self.start, self.seconds = total, start, seconds
-        self.began = self.printed = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            import tqdm
-
-            self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, step: int, text: str) -> None:
-        """Show that `step` steps have been taken."""
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif now - self.printed >= self.seconds or step == self.total:
-            self.printed = now
-            left = (now - self.began) / max(step - self.start, 1) * (self.total - step)
-            print(f"step {step}/{self.total}  {text}  {left:.0f} s left", flush=True)
-
-    def line(self, text: str) -> None:
-        """Print a separate line."""
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
 
 
 def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathse
 # A config file whose variant is a dict of changes.
 CONFIG_FILE = """
 import ast
-from runs import tiny
+from tiny_runs import tiny
 def get_config(changes="{}"):
     return tiny(**ast.literal_eval(changes))
 """
