@@ -532,7 +532,7 @@ def test_predict_overwrites_nothing(finished, tmp_path):
     predicted(replace=True)
     assert refused(lambda: predicted(str(mine), replace=True)) == overlay.replace("_overlay", "_mask")
     text = refused(lambda: predicted("gone.png", folder=tmp_path / "none"))
-    assert text == "there is no file gone.png; give an image file."
+    assert text == "gone.png does not exist; give a PNG, JPEG or other image file."
     assert not (tmp_path / "none").exists()
 
 

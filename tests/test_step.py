@@ -226,7 +226,7 @@ def test_the_averaged_parameters_have_statistics_that_fit_them(decay, rate, coun
     refresh = jax.jit(lambda anew: setup.steps.model.apply(anew, **inputs, train=True, mutable=["batch_stats"])[1])
     for _ in range(60):
         anew = {**anew, **refresh(anew)}
-    test = {**patterned(12345, 256), "mask": np.ones(256, np.float32)}
+    test = {**patterned(12345, 256), "mask": np.ones(256, bool)}
     evaluate = jax.jit(lambda variables: setup.steps.evaluate(variables, test)[0]["loss"] / 256)
     found, best, last = (float(evaluate(v)) for v in (state.variables(), anew, {"params": state.average, **state.collections}))
     assert found < 1.25 * best + 0.01
@@ -243,7 +243,7 @@ def test_frozen_layers_do_the_same_in_training_and_in_evaluation(patterns):
         before, (state, sums) = state, step(state, patterned(i + 1) if i < 2 else batch, KEY)
     assert_same(state.collections, setup.steps.init(setup.init()).collections, 0)
     assert_same(state.average_stats, state.collections["batch_stats"], 0)
-    evaluated, _ = setup.steps.evaluate({"params": before.params, **before.collections}, {**batch, "mask": np.ones(BATCH, np.float32)})
+    evaluated, _ = setup.steps.evaluate({"params": before.params, **before.collections}, {**batch, "mask": np.ones(BATCH, bool)})
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(float(sums[name]), float(evaluated[name]), rtol=1e-5)
 
