@@ -175,7 +175,7 @@ CASES = {
         {"augment.flip": True, "augment.scale": 0.2, "augment.rotate": 10.0, "segmentation.loss": "cross_entropy+dice"},
         ("images/0.png", "images/1.png"),
         2,
-        wrong=("nowhere.png", "there is no file {0}"),
+        wrong=("nowhere.png", "{0} does not exist"),
     ),
     "series": Case(
         "sequence_classification",

@@ -373,9 +373,7 @@ def test_silence_is_finite(what):
 def test_waveforms_that_do_not_fit():
     with pytest.raises(UserError) as error:
         metrics.si_sdr(TARGETS, TARGETS[:, 1:])
-    assert str(error.value) == (
-        "si_sdr: estimate of shape (3, 30, 3) and target of shape (3, 29, 3) must both be (batch, time, sources)."
-    )
+    assert str(error.value) == ("si_sdr: estimate of shape (3, 30, 3) and target of shape (3, 29, 3) must both be (batch, time, sources).")
     with pytest.raises(UserError) as error:
         losses.separation_loss(TARGETS, TARGETS, MASK[:, 1:])
     assert str(error.value) == "separation_loss: a mask of shape (3, 29) does not fit waveforms of shape (3, 30, 3); give (batch, time)."

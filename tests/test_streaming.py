@@ -418,15 +418,15 @@ def test_it_runs_with_64_bits_enabled(model):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("groups", [1, 2, 64])
+@pytest.mark.parametrize("groups", [1, 2, 24])
 def test_narrow_floats_are_summed_in_float32(dtype, groups):
     """A step is as accurate as the whole sequence: it differs from the float32 result only by rounding."""
-    layer = dilax.DilatedConv(64, (63,), groups=groups, dtype=dtype, **CAUSAL)
-    x = jnp.asarray(RNG.normal(size=(1, 80, 64)), dtype)
+    layer = dilax.DilatedConv(24, (63,), groups=groups, dtype=dtype, **CAUSAL)
+    x = jnp.asarray(RNG.normal(size=(1, 70, 24)), dtype)
     variables = layer.init(jax.random.key(0), x)
     rounded = jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), variables)
     exact = np.asarray(layer.clone(dtype=jnp.float32).apply(rounded, x.astype(jnp.float32)))
-    actual = np.asarray(fed(layer, variables, x, (1, 72, 7)).astype(jnp.float32))
+    actual = np.asarray(fed(layer, variables, x, (1, 62, 7)).astype(jnp.float32))
     assert np.abs(actual - exact).max() <= 2 * float(jnp.finfo(dtype).eps) * np.abs(exact).max()
 
 
