@@ -27,6 +27,6 @@ def get_config(data: str = "") -> ConfigDict:
     if data:
         config.data.dir = data
         folder = pathlib.Path(data).expanduser()
-        own_data.scale_to(config, own_data.labelled_count(folder, sorted(SUFFIXES)))
+        own_data.scale_to_labelled(config, folder, sorted(SUFFIXES))
         config.data.image_size = own_data.image_side(folder, longer=False, limits=(8, 96))
     return config

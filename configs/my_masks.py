@@ -11,10 +11,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from dilax.errors import UserError
 from train import own_data
 from train.config import default_config, model_config
 from train.data.readers.files import list_files
 from train.data.readers.images import SUFFIXES
+from train.data.splits import divided
 
 
 def get_config(data: str = "") -> ConfigDict:
@@ -31,11 +33,13 @@ def get_config(data: str = "") -> ConfigDict:
     if data:
         config.data.dir = data
         folder = pathlib.Path(data).expanduser()
-        masks = [path for path in folder.rglob("masks") if path.is_dir()]
+        parts = divided(folder)
+        masks = (parts["train"] if parts else folder) / "masks"
+        if not masks.is_dir():
+            raise UserError(f"there is no folder {masks}; rename yours, or start from configs/cells.py with config.data.mask_field.")
         # A fixed fifth is the test split, unless there is one.
-        count = sum(len(list_files(path, SUFFIXES)) for path in masks)
-        own_data.scale_to(config, round(0.8 * count), largest_batch=8)
+        count = round(len(list_files(masks, SUFFIXES)) * (1 if parts else 0.8))
+        own_data.scale_to(config, count, own_validation="validation" in (parts or {}), largest_batch=8)
         config.data.image_size = own_data.image_side(folder, longer=True, limits=(8, 256))
-        for path in masks[:1]:
-            config.data.mask_values = own_data.mask_values(path, config.segmentation.ignored_label)
+        config.data.mask_values = own_data.mask_values(masks, config.segmentation.ignored_label)
     return config

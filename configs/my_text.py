@@ -18,7 +18,8 @@ from train.data.splits import split_paths
 
 def get_config(data: str = "") -> ConfigDict:
     path = pathlib.Path(data).expanduser()
-    if data and (path.is_file() or split_paths(path, suffix=".txt") or not any(one.is_dir() for one in path.glob("*"))):
+    classes = [one for one in path.glob("[!.]*") if one.is_dir()]
+    if data and (path.is_file() or split_paths(path, suffix=".txt") or not classes):
         return _continued(own_data.only_file(path, (".txt",)))
     config = default_config("my_text", task="sequence_classification")
     config.data.name = "text"
@@ -28,7 +29,7 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.weight_decay = 1e-2
     if data:
         config.data.dir = data
-        own_data.scale_to(config, own_data.labelled_count(path, (".txt",)))
+        own_data.scale_to_labelled(config, path, (".txt",))
     return config
 
 

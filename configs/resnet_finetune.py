@@ -32,5 +32,5 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 3e-3
     if data:
         config.data.dir = data
-        own_data.scale_to(config, own_data.labelled_count(pathlib.Path(data).expanduser(), sorted(SUFFIXES)), most_steps=2000)
+        own_data.scale_to_labelled(config, pathlib.Path(data).expanduser(), sorted(SUFFIXES), most_steps=2000)
     return config

@@ -183,7 +183,9 @@ class TimeConv(ConvModule, Layer):
 
     def _step_kernel(self, x: jax.Array, ring: Ring, kernel: jax.Array, dilation: IntOrTuple, groups: int) -> tuple[jax.Array, Ring]:
         """Convolve a chunk with a kernel, along time by steps, without the bias."""
-        rank, options = kernel.ndim - 2, {"groups": groups, "precision": self.precision}
+        rank = kernel.ndim - 2
+        # The other lowerings need not support the shapes of chunks.
+        options: Any = dict(groups=groups, precision=self.precision, lowering="lax" if self.lowering == "lax" else "auto")
         chunk, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         stride, gaps = (per_axis(value, rank, "", type(self).__name__) for value in (self.stride, dilation))
         if rank == 1:

@@ -132,7 +132,7 @@ def trace(
 
 
 def takes_train(model: nn.Module) -> bool:
-    """Whether a model is told if it is in training."""
+    """Return whether a model takes the argument `train`."""
     return "train" in inspect.signature(type(model).__call__).parameters
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import generate, inputs
+from dilax import arguments, generate, inputs
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
 from dilax.pooling import pool_sequence
@@ -87,7 +87,8 @@ class Inference:
         ========================= ======================================= ======================================================
 
         An image is a path, an image of PIL, or an array uint8 of any size, (height, width) or (height, width, channels). A sound is a path,
-        or an array of floats (samples,) in -1..1. A text is a string.
+        or an array of floats (samples,) in -1..1. A text is a string, or the
+        `pathlib.Path` of a file.
 
         Args:
             given: One input; or several, as a list, or as an array of images (batch, height, width, channels). A list of numbers, or
@@ -118,10 +119,9 @@ class Inference:
         for name, value in options.items():
             if name not in known:
                 raise UserError(f"predict: {name}={value} does not apply to a run of the task {self.task}; leave it out.")
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"predict: {name}={value!r} is not a positive integer; use 1 or more.")
+            options[name] = arguments.integer("predict", name, value, minimum=1)
         images = isinstance(given, np.ndarray | jax.Array) and given.ndim == 4
-        if images or (isinstance(given, list | tuple) and not all(isinstance(one, int | float | list) for one in given)):
+        if images or (isinstance(given, list | tuple) and not all(map(_is_row, given))):
             return [function(one, **options) for one in given]
         return function(given, **options)
 
@@ -147,7 +147,7 @@ class Inference:
     def _predict_rows(self, one: Any, *, steps: int = 200) -> np.ndarray:
         values, columns = _numbers(one, "a table", "(time, columns)"), len(self.spec.outputs)
         if not self.spec.mean:
-            raise UserError(f"predict: a run on data.name={self.spec.name!r} has nothing to predict from inputs of yours.")
+            raise UserError(f"predict: a run on data.name={self.spec.name!r} cannot predict from your own inputs.")
         if values.shape[1] != columns:
             raise UserError(
                 f"predict: a table of {values.shape[1]} columns does not fit the run, which has {', '.join(self.spec.outputs)}."
@@ -326,10 +326,21 @@ class Inference:
         return np.asarray(mu_law_decode(jnp.asarray(values), levels=len(self.spec.symbols))) if values.ndim == 2 else values[..., 0]
 
 
+def _is_row(one: Any) -> bool:
+    """Return whether an element of a list is a number, or a row of numbers, of one series or table."""
+    return not isinstance(one, str | os.PathLike | np.ndarray | jax.Array) and (
+        np.ndim(one) == 0 if not isinstance(one, list | tuple) else all(np.ndim(cell) == 0 and not isinstance(cell, str) for cell in one)
+    )
+
+
 def _text(one: Any) -> str:
     """Return a text, or that of a file given as a `pathlib.Path`."""
     if isinstance(one, os.PathLike):
-        return inputs.check_file(one, "a text file").read_text(encoding="utf-8-sig")
+        file = inputs.check_file(one, "a text file")
+        try:
+            return file.read_bytes().decode("utf-8").removeprefix("\ufeff")  # with its line ends as they are, as in training
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 at byte {error.start}; convert it.") from error
     if not isinstance(one, str):
         raise UserError(f"predict: a {type(one).__name__} is not a text; give a string, or the pathlib.Path of a text file.")
     return one

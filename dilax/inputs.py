@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -29,17 +30,17 @@ def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
         what: What it should be, such as "a sound file".
 
     Raises:
-        UserError: if it is an address, a folder, or nothing.
+        UserError: if it is an address, a folder, or does not exist.
     """
     scheme, separator, _ = str(path).partition("://")
-    if separator and scheme.isalpha():
+    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
     file = pathlib.Path(path).expanduser()
     if file.is_dir():
         raise UserError(f"{path} is a folder; give {what}, or a list of the files in it.")
     if not file.exists():
         raise UserError(f"{path} does not exist; give {what}.")
-    if not file.is_file():  # reading might wait for ever
+    if not file.is_file():  # reading might block forever
         raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
     return file
 
@@ -129,6 +130,8 @@ def to_pixels(image: Any, channels: int) -> np.ndarray:
     Raises:
         UserError: if it is none of these, or the file cannot be read.
     """
+    if channels not in _MODES:
+        raise UserError(f"images of {channels} channels are not supported; use 1, 3 or 4.")
     if isinstance(image, str | os.PathLike):
         return decode(check_file(image, IMAGE_KINDS), channels)
     from PIL import Image
@@ -213,7 +216,9 @@ def to_samples(sound: Any, rate: int | None, wanted: int) -> np.ndarray:
 
         file = check_file(sound, "a sound file")
         try:
-            sound, rate = soundfile.read(file, dtype="float32")
+            with soundfile.SoundFile(file) as opened:
+                rate, floats, sound = opened.samplerate, opened.subtype in ("FLOAT", "DOUBLE"), opened.read(dtype="float32")
+            sound = sound if floats else sound.clip(-1, 1)  # decoders overshoot
         except (soundfile.SoundFileError, ValueError, MemoryError) as error:
             raise UserError(f"{file} cannot be read as sound; give an intact .wav, .flac, .ogg or .mp3 file.") from error
     samples = np.asarray(sound)

@@ -96,7 +96,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; put that right, or restore it.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; fix that, or restore the file.") from error
     if not isinstance(values, dict):
         raise _damaged(path, "it does not hold an object")
     return values

@@ -146,7 +146,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Args:
         path: A `.pth`, `.pt` or `.bin` file written by `torch.save`, which requires torch and from which only tensors are unpickled; a
             `.safetensors` file, which requires safetensors; or a `.npz` file; "~" is expanded. The state dict within a checkpoint, such as
-            {"epoch": 3, "model_state_dict": {...}}, is found by itself; of several, the one with the usual key is read, with a warning.
+            {"epoch": 3, "model_state_dict": {...}}, is found automatically; of several, the one with the usual key is read, with a warning.
             A prefix "module." or "_orig_mod." shared by all names is removed.
 
     Returns:

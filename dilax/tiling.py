@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dilax import arguments
+from dilax.arguments import is_integer
 from dilax.errors import UserError, check_function
-from dilax.geometry import is_integer
 from dilax.tile_checks import references
 from dilax.tile_plans import CALLER, Fn, Shape, Tile, TilePlan, Window, make_plan
 
@@ -79,12 +80,10 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
         raise UserError(
             f"{CALLER}: tile={tile!r} is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."
         )
-    if not is_integer(batch_size) or batch_size < 1:
-        raise UserError(f"{CALLER}: batch_size={batch_size!r} is not a positive integer; use 1 or more.")
+    arguments.integer(CALLER, "batch_size", batch_size, minimum=1)
     if reduce not in (None, "mean"):
         raise UserError(f'{CALLER}: reduce={reduce!r} is unknown; use "mean", or None for the outputs themselves.')
-    if not isinstance(check, bool):
-        raise UserError(f"{CALLER}: check={check!r} is not True or False; give one of them.")
+    arguments.flag(CALLER, "check", check)
     plan_for = functools.lru_cache(lambda shape, dtype: make_plan(fn, tile, shape, dtype))
     run = jax.jit(lambda xs, spans: _run_windows(fn, xs, spans, batch_size, reduce))
 

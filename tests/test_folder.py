@@ -502,7 +502,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     writer = Writer(tmp_path, 0)
     writer._file.close()
     writer._file = open("/dev/full", "w")  # noqa: SIM115
-    text = f"{tmp_path / METRICS} cannot be written: No space left on device; put that right and give the same command again."
+    text = f"{tmp_path / METRICS} cannot be written: No space left on device; fix that and give the same command again."
     assert refused(lambda: writer.scalars(1, {"train/loss": 1.0})) == text
     writer._board.close()
     refused(lambda: writer.__exit__())
@@ -519,7 +519,7 @@ def test_after_a_save_that_fails_the_process_ends_with_one_line(tmp_path):
     (workdir / "checkpoints").write_text("not a folder")
     code, _, err = tiny_runs.finish(process)
     assert (code, err.count("\n")) == (2, 1), err
-    assert re.match(rf"error: a checkpoint could not be written to {workdir / 'checkpoints'} \(.+\); put that right and give the same", err)
+    assert re.match(rf"error: a checkpoint could not be written to {workdir / 'checkpoints'} \(.+\); fix that and give the same", err)
     (workdir / "checkpoints").unlink()
     (workdir / "moved").rename(workdir / "checkpoints")
     assert loop.run(tiny(), workdir) == 0
@@ -568,3 +568,26 @@ def test_a_run_whose_terminal_is_closed_is_saved(tmp_path):
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert read_status(workdir)["step"] == newest > 7
     assert not (workdir / "lock").exists()
+
+
+def test_after_data_has_changed_the_best_is_chosen_anew(tmp_path, capsys):
+    """Metrics of other data cannot be compared, however good they were."""
+    workdir = tmp_path / "run"
+    assert loop.run(tiny(), workdir) == 0
+    records = read_status(workdir)["records"]
+    records["training"]["records"] += 1
+    folder.write_status(workdir, records=records)
+    capsys.readouterr()
+    assert loop.run(tiny(total_epochs=3.0, **{"data.changed": "accept"}), workdir) == 0
+    assert "were chosen on other data; the best is chosen anew" in capsys.readouterr().err
+
+
+def test_the_best_of_a_step_is_replaced_by_that_of_the_same_step(tmp_path):
+    """A run that was killed after an evaluation may come to that step again with other parameters."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with checkpoint.Store(tmp_path / "best", run="a") as best:
+        for value in (1.0, 2.0):
+            best.replace(5, {"x": np.full(3, value, np.float32)})
+        saved = best.restore({"x": jax.ShapeDtypeStruct((3,), np.float32)}, here)
+    assert saved is not None and saved[0] == 5
+    np.testing.assert_array_equal(saved[1]["x"], 2.0)

@@ -45,3 +45,21 @@ def test_methods_of_another_task_are_refused(method):
 def test_methods_of_the_task_are_not_refused():
     assert len(inference("classification").classify(IMAGES)) == 2
     assert len(inference("").classify(IMAGES)) == 2  # what was not loaded from a run
+
+
+def test_a_table_may_hold_any_rows():
+    """A list of rows is one table; a list of tables is several."""
+    model = dilax.models.create("tcn", out_features=2, kernel_size=2, features=(4,))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 2)), train=False)
+    spec = dilax.DataSpec("table", (9, 2), ("warm", "wet"), 10, mean=(0.0, 0.0), std=(1.0, 1.0))
+    run = dilax.Inference(model, variables, spec, task="sequence_prediction")
+    values = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    expected = run.predict(values, steps=np.int64(3))
+    assert expected.shape == (3, 2)
+    for same in (values.tolist(), [tuple(row) for row in values.tolist()], [tuple(row) for row in values]):
+        np.testing.assert_allclose(run.predict(same, steps=3), expected, rtol=1e-6)
+    for several in ([values, values[:4]], [values.tolist(), values[:4].tolist()]):
+        assert [len(one) for one in run.predict(several, steps=3)] == [3, 3]
+    for steps in (0, True, 2.5, "3"):
+        with pytest.raises(UserError, match=r"^predict: steps="):
+            run.predict(values, steps=steps)  # pyright: ignore[reportArgumentType]

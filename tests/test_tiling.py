@@ -369,9 +369,9 @@ coordinates = np.linspace(0, 1, 60, dtype=np.float32)[None, :, None]
 ERRORS = {
     "tile of 0": (lambda: dilax.tiled(jnp.tanh, 0), "tile=0 is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."),
     "tile of a float": (lambda: dilax.tiled(jnp.tanh, (FLOAT, 2)), "tile=(1.5, 2) is not valid"),
-    "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "batch_size=0 is not a positive integer; use 1 or more."),
+    "batch_size 0": (lambda: dilax.tiled(jnp.tanh, batch_size=0), "tiled: batch_size=0 is below 1; use 1 or more."),
     "reduce": (lambda: dilax.tiled(jnp.tanh, reduce="max"), 'reduce=\'max\' is unknown; use "mean", or None for the outputs themselves.'),
-    "check": (lambda: dilax.tiled(jnp.tanh, check=cast(Any, 1)), "check=1 is not True or False; give one of them."),
+    "check": (lambda: dilax.tiled(jnp.tanh, check=cast(Any, 1)), "tiled: check=1 is not a bool; use True or False."),
     "tile of another rank": (
         lambda: dilax.tiled(conv)(ones(1, 60, 2)),
         "tile=(512, 512) has 2 entries for the 1 spatial axes of an image of shape (1, 60, 2); give an int or one entry per axis.",

@@ -74,8 +74,8 @@ class Store:
             self._manager.save(step, args=args, force=True)
 
     def replace(self, step: int, tree: Any, meta: dict[str, Any] | None = None) -> None:
-        """Write a tree, and delete those of all other steps: later ones first, since the newest is the one that is read."""
-        self._delete(lambda other: other > step)
+        """Write a tree, and delete all others: first those of this step and later ones, since the newest is the one that is read."""
+        self._delete(lambda other: other >= step)
         self.save(step, tree, meta)
         self.wait()
         self._delete(lambda other: other < step)
@@ -116,7 +116,7 @@ class Store:
         except Exception as error:  # whatever orbax, tensorstore and the system raise
             self._failed = True
             raise UserError(
-                f"a checkpoint could not be written to {self.folder} ({_cause(error)}); put that right and give the same command again: "
+                f"a checkpoint could not be written to {self.folder} ({_cause(error)}); fix that and give the same command again: "
                 "the run resumes from the last good checkpoint."
             ) from error
 

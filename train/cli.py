@@ -237,7 +237,7 @@ def _load_file(file: str) -> ConfigDict:
         config: Any = holder.value
         config.unlock()  # a file that could not be read raises at its first use
     except flags.Error as error:
-        raise UserError(_last_line(str(error))) from error
+        raise UserError(_message_of(error)) from error
     except (SyntaxError, ImportError) as error:
         raise UserError(f"the config file {file} cannot be loaded: {type(error).__name__}: {error}.") from error
     except (AttributeError, KeyError) as error:
@@ -326,6 +326,14 @@ def _unreadable(error: OSError) -> str:
     if match[1] == os.strerror(errno.ENOENT):
         return f"the config file {match[2]} does not exist; give --config=configs/NAME.py, from the folder that holds configs/."
     return f"the config file {match[2]} cannot be read: {match[1]}; give --config=configs/NAME.py."
+
+
+def _message_of(error: BaseException) -> str:
+    """Return what a config file raised, of which ml_collections makes an error of its own that holds the traceback."""
+    own: BaseException | None = error
+    while own is not None and not (isinstance(own, UserError) and "Traceback" not in str(own)):
+        own = own.__context__
+    return str(own) if own else _last_line(str(error))
 
 
 def _last_line(message: str) -> str:

@@ -30,7 +30,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; put that right and give the same command again.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; fix that and give the same command again.") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -50,10 +50,11 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
             _check_files(workdir, restart)
             held.enter_context(locked(workdir))
             if restart and _holds_run(workdir):
-                aside = _free_name(workdir)
-                os.replace(workdir, aside)
+                folder = workdir.resolve()  # what a link leads to, not the link
+                aside = _free_name(folder)
+                os.replace(folder, aside)
                 (aside / LOCK).unlink()
-                workdir.mkdir()
+                folder.mkdir()
                 held.enter_context(locked(workdir))
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
@@ -101,7 +102,7 @@ def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if changed:
         of = f"of the task {old.task}, not {config.task}" if old.task != config.task else f"of another config ({_some(changed)})"
         raise UserError(
-            f"{workdir} holds a run {of}; give the same config to resume it, "
+            f"{workdir} holds a run {of}; give the same config, such as --config {workdir / CONFIG}, to resume it, "
             "--restart to begin anew (the old one is moved aside), or another --workdir."
         )
     if not status.get("finished") or config.total_epochs > old.total_epochs:
@@ -194,8 +195,8 @@ def write_status(workdir: pathlib.Path, **values: Any) -> dict[str, Any]:
     return status
 
 
-def check_data(config: ConfigDict, workdir: pathlib.Path, spec: DataSpec, records: dict[str, Any]) -> None:
-    """Refuse to resume a run on other data than it began with, unless config.data.changed="accept".
+def check_data(config: ConfigDict, workdir: pathlib.Path, spec: DataSpec, records: dict[str, Any]) -> bool:
+    """Return whether the data of a run has changed; refuse to resume it then, unless config.data.changed="accept".
 
     Args:
         config: The config of the run.
@@ -210,11 +211,12 @@ def check_data(config: ConfigDict, workdir: pathlib.Path, spec: DataSpec, record
     found = spec_changes(DataSpec.from_json(status["data"]), spec) + changes(status.get("records", records), records)
     if found and given.changed != "accept":
         raise UserError(
-            f"the data is not the one that the run in {workdir} began with ({'; '.join(found)}); give that, such as with "
-            "--config.data.dir, or accept the change with --config.data.changed=accept."
+            f"the data differs from that which the run in {workdir} began with ({'; '.join(found)}); point --config.data.dir to the "
+            "original data, or accept the change with --config.data.changed=accept."
         )
     if found:
         print(f"the data has changed, which is accepted: {'; '.join(found)}.", flush=True)
+    return bool(found)
 
 
 def versions() -> dict[str, str]:

@@ -94,8 +94,9 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
         Stopper() as stopper,
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
-        if store.latest() is not None:
-            check_data(config, workdir, setup.spec, records)
+        changed = store.latest() is not None and check_data(config, workdir, setup.spec, records)
+        if changed:
+            best.clear()  # metrics of other data cannot be compared
         saved = _restore(workdir, status, store, setup)
         if saved is not None:
             print(f"resuming {workdir} at step {saved[0]} of {total}", flush=True)
@@ -124,7 +125,7 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
                 metrics, _ = score(setup, parallel.put(kept), split)
                 return kept, {f"validation/{name}": value for name, value in metrics.items()}
 
-            best_rank = _rank_of_best(best, setup, splits, writer)
+            best_rank = _rank_of_best(best, setup, splits, writer, "were chosen on other data" if changed else "are lost")
             if best_rank is None:  # it is lost: none that follows may be worse than what there is now
                 assert splits.validation is not None
                 kept, named = evaluate(splits.validation)
@@ -226,7 +227,7 @@ def _restore(workdir: pathlib.Path, status: dict[str, Any], store: checkpoint.St
     return None
 
 
-def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: Writer) -> tuple[float, float] | None:
+def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: Writer, why: str) -> tuple[float, float] | None:
     """Return the rank of the best variables so far, the lowest if there are none yet, or None if they are lost, with a warning."""
     before = best.latest()
     saved = best.restore(setup.shapes, setup.parallel.replicated)
@@ -235,7 +236,7 @@ def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: 
     evaluated = before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
     if splits.validation is None or not evaluated:
         return -math.inf, -math.inf
-    print(f"warning: the best parameters so far, in {best.folder}, are lost; the best is chosen anew, from here on.", file=sys.stderr)
+    print(f"warning: the best parameters so far, in {best.folder}, {why}; the best is chosen anew, from here on.", file=sys.stderr)
     return None
 
 

@@ -1,6 +1,5 @@
 """Settings that follow from the files of one's own data, for configs whose `get_config` takes a path."""
 
-import gzip
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -10,19 +9,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.inputs import open_image
-from train.data.readers.files import labelled_splits, list_files, read_bytes
+from train.data.readers.files import labelled_splits, list_files
 from train.data.readers.images import SUFFIXES
 from train.data.readers.masks import decode_mask
+from train.data.readers.tables import table_bytes
 
 LOOKED_AT = 200  # images or masks that are looked at for their size or their values
 MOST_CLASSES = 32  # values that masks may hold if they are to be taken for classes
 
 
-def scale_to(config: ConfigDict, examples: int, *, largest_batch: int = 32, fewest_steps: int = 400, most_steps: int = 20_000) -> None:
+def scale_to(
+    config: ConfigDict,
+    examples: int,
+    *,
+    own_validation: bool = False,
+    largest_batch: int = 32,
+    fewest_steps: int = 400,
+    most_steps: int = 20_000,
+) -> None:
     """Set the batch, the epochs, what is counted in epochs, and the validation split by the number of training examples.
 
-    The batch is at most an eighth of the examples, rounded down to a power of two, but a multiple of the devices. A run takes 40 epochs,
-    but at least `fewest_steps` and at most `most_steps` steps.
+    A tenth of them is held out for validation, unless the data has a validation split of its own or there are fewer than 20. The batch is
+    at most an eighth of the examples, rounded down to a power of two, but a multiple of the devices. A run takes 40 epochs, but at least
+    `fewest_steps` and at most `most_steps` steps.
     """
     given: ConfigDict = config
     devices = jax.device_count()
@@ -33,14 +42,13 @@ def scale_to(config: ConfigDict, examples: int, *, largest_batch: int = 32, fewe
     given.total_epochs = float(f"{steps / steps_per_epoch:.3g}")
     given.eval_every_epochs = float(f"{given.total_epochs / 20:.3g}")
     given.optim.warmup_epochs = float(f"{given.total_epochs / 20:.3g}")
-    # Of fewer examples, a tenth would not be one.
-    given.data.validation = 0.1 if examples >= 20 else 0.0
+    given.data.validation = 0.1 if own_validation or examples >= 20 else 0.0
 
 
-def labelled_count(folder: pathlib.Path, suffixes: Sequence[str]) -> int:
-    """Return the number of files of the training split of a folder with a sub-folder for each class."""
+def scale_to_labelled(config: ConfigDict, folder: pathlib.Path, suffixes: Sequence[str], **options: int) -> None:
+    """Apply `scale_to` to a folder with a sub-folder for each class, or with such folders for each split."""
     parts, _ = labelled_splits(folder, suffixes)
-    return len(parts["train"])
+    scale_to(config, len(parts["train"]), own_validation="validation" in parts, **options)
 
 
 def image_side(folder: pathlib.Path, *, longer: bool, limits: tuple[int, int]) -> int:
@@ -65,9 +73,10 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
         return ()
     if not 2 <= len(present) <= MOST_CLASSES:
         return ()  # which the reader explains
-    values = tuple(sorted(present))
+    values = tuple(classes if len(classes) > 1 else sorted(present))
+    rest = f"; {ignored} is ignored" if ignored in present - set(values) else ""
     print(
-        f"note: the masks hold {', '.join(map(str, values))}, each of which is taken for a class (config.data.mask_values).",
+        f"note: the masks hold {', '.join(map(str, values))}, each of which is taken for a class (config.data.mask_values){rest}.",
         file=sys.stderr,
     )
     return values
@@ -75,11 +84,7 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
 
 def count_rows(path: pathlib.Path) -> int:
     """Return the number of lines of a table."""
-    content = read_bytes(path, "a table, such as a .csv file")
-    if content.startswith(b"\x1f\x8b"):
-        with gzip.open(path) as file:
-            return sum(1 for _ in file)
-    return content.count(b"\n") + 1
+    return table_bytes(path).count(b"\n") + 1
 
 
 def only_file(path: pathlib.Path, suffixes: Sequence[str]) -> pathlib.Path:

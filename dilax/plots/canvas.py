@@ -55,7 +55,7 @@ def _figure_class() -> type["Figure"]:
 
 
 def _make_legible(figure: "Figure") -> None:
-    """Give the texts of a figure fonts that have their characters; those that no installed font has become ?, and a note names them."""
+    """Give the texts of a figure fonts that have their characters; what no installed font has is replaced by ?, and a note lists it."""
     from matplotlib.text import Text
 
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]

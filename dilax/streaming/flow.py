@@ -7,6 +7,7 @@ Time is the first spatial axis. Zero padding on both sides ("SAME") is allowed w
 samples late, and `end_stream` marks where the sequence ends.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from dilax.arguments import is_integer
 from dilax.errors import UserError
 
 State = dict[str, Any]
@@ -36,12 +38,13 @@ class Flow:
         latency: Samples by which the outputs of these layers are late.
         strided: Whether one of these layers has a stride.
         depth: Length of the path of the network, which may be a part of another one.
+        concrete: Whether the network is only traced, and the initial state computed all the same.
     """
 
     def __init__(self, caller: str, state: State | None) -> None:
         """Start from a state, or from None to collect the initial state of each layer."""
         self.caller, self.old, self.new = caller, state, dict[str, Any]()
-        self.latency, self.strided, self.depth = 0, False, 0
+        self.latency, self.strided, self.depth, self.concrete = 0, False, 0, False
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         """Run a `Layer` on its state, and any other module unchanged; an interceptor for `flax.linen.intercept_methods`."""
@@ -65,7 +68,7 @@ class Flow:
             key += "+"  # a layer that is run more than once
         x = args[0]
         if self.old is None:
-            with jax.ensure_compile_time_eval():  # the network itself is only traced
+            with jax.ensure_compile_time_eval() if self.concrete else contextlib.nullcontext():
                 self.new[key] = module.start(x, self)
                 if self.latency:
                     self.new[_CLOCK] = _clock()
@@ -215,6 +218,10 @@ class Streamable(nn.Module):
 
     def _initial(self, batch_size: int, dtype: DTypeLike) -> Flow:
         flow = Flow(f"{type(self).__name__}.init_stream", None)
+        if not is_integer(batch_size):  # a symbolic size of `jax.export` is known in this trace alone
+            self._run(self.stream_input(batch_size, dtype), flow, self.stream_conditions(batch_size))
+            return flow
+        flow.concrete = True
         module, variables = self.unbind()
 
         def run(module: Any) -> None:

@@ -99,6 +99,7 @@ def conv_step(
     dilation: int = 1,
     groups: int = 1,
     precision: lax.PrecisionLike = None,
+    lowering: str = "auto",
 ) -> tuple[jax.Array, Ring]:
     """Return the next outputs of a causal convolution along time: `dilated_conv` with padding="CAUSAL", for a chunk of its input.
 
@@ -110,6 +111,7 @@ def conv_step(
         dilation: Samples between neighbouring taps.
         groups: Number of independent channel groups.
         precision: As in `jax.lax.conv_general_dilated`.
+        lowering: As in `dilated_conv`.
 
     Returns:
         (batch, n // stride, c_out), with float16 and bfloat16 summed in float32, and the next ring.
@@ -118,7 +120,7 @@ def conv_step(
     kernel = kernel.astype(wide)
     if _is_joined(ring, chunk, kernel.shape[0]):
         joined, ring = _join(ring, chunk, (kernel.shape[0] - 1) * dilation)
-        options: Any = dict(stride=stride, dilation=dilation, groups=groups, precision=precision)
+        options: Any = dict(stride=stride, dilation=dilation, groups=groups, precision=precision, lowering=lowering)
         y = dilated_conv(joined.astype(wide), kernel, padding="VALID", **options)
     else:
         windows, ring = _windows(ring, chunk, _shifts(kernel.shape[0], dilation), stride)
@@ -196,6 +198,7 @@ def conv_step_nd(
     dilation: tuple[int, ...],
     groups: int = 1,
     precision: lax.PrecisionLike = None,
+    lowering: str = "auto",
 ) -> tuple[jax.Array, Ring]:
     """Return the next outputs of a convolution with further spatial axes, of which every chunk is complete; otherwise as `conv_step`.
 
@@ -208,9 +211,10 @@ def conv_step_nd(
         dilation: One per axis, time first.
         groups: Number of independent channel groups.
         precision: As in `jax.lax.conv_general_dilated`.
+        lowering: As in `dilated_conv`.
     """
     taps, count = kernel.shape[0], chunk.shape[1]
-    options: Any = dict(padding=("VALID", *padding[1:]), groups=groups, precision=precision)
+    options: Any = dict(padding=("VALID", *padding[1:]), groups=groups, precision=precision, lowering=lowering)
     if _is_joined(ring, chunk, taps):
         joined, ring = _join(ring, chunk, (taps - 1) * dilation[0])
         return dilated_conv(joined, kernel, stride=stride, dilation=dilation, **options), ring

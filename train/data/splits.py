@@ -128,7 +128,7 @@ def divided(folder: pathlib.Path, *, suffix: str = "", validation: bool = True) 
         (train,) = paths.values()
         raise UserError(
             f"{folder} holds {train.stem if suffix else train.name}{end} but neither test{end} nor validation{end}; add one, or set "
-            f"config.data.dir to {train}."
+            f"config.data.dir to {train}; if {train.stem} is a class, put the classes into folders train{end} and test{end}."
         )
     if paths and "test" not in paths:
         paths["test"] = paths.pop("validation")
@@ -164,7 +164,7 @@ def check_classes(names: Sequence[str], where: object) -> None:
         raise UserError(f"{where} holds {content}, from which nothing can be learned; give two or more classes.")
     matches = [_LIKE_A_SPLIT.fullmatch(name) for name in names]
     if all(matches) and len({split_of(match[1]) for match in matches if match}) > 1:
-        raise UserError(f"{where} holds {', '.join(names)}, which are splits and no classes; name them train, validation and test.")
+        raise UserError(f"{where} holds {', '.join(names)}, which are splits, not classes; name them train, validation and test.")
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:

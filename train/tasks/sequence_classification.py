@@ -29,7 +29,21 @@ from train.data.splits import Splits, check_classes, class_order, hold_out
 from train.data.windows import padded
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks import images, streams
-from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, add_top_flag, check_top, class_lines, ratios
+from train.tasks.base import (
+    Batch,
+    Bytes,
+    Report,
+    Scores,
+    Shape,
+    Sums,
+    Task,
+    add_inputs,
+    add_top_flag,
+    check_top,
+    class_lines,
+    ratios,
+    report_table,
+)
 from train.tasks.classification import augment_labelled
 from train.tasks.images import most_telling
 
@@ -218,10 +232,9 @@ def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec
     rows = []
     for place, probability in zip(order, probabilities):
         codes = batch["input"][place, : min(BEGINNING, batch["length"][place])]
-        words = " ".join(text.decode(codes, spec.symbols, spec.units).split()).replace("|", "\\|")
         true, predicted = (spec.outputs[i] for i in (batch["label"][place], int(probability.argmax())))
-        rows.append(f"| {words} | {true} | {predicted} ({probability.max():.0%}) |")
-    return "\n".join(["## Test texts, mistakes first\n", "| beginning | class | predicted |", "|---|---|---|", *rows])
+        rows.append((text.decode(codes, spec.symbols, spec.units), true, f"{predicted} ({probability.max():.0%})"))
+    return report_table("Test texts, mistakes first", ("beginning", "class", "predicted"), rows)
 
 
 def _series(config: ConfigDict) -> Splits:

@@ -187,6 +187,11 @@ def labelled_splits(folder: pathlib.Path, suffixes: Collection[str], *, validati
         _, labels = np.unique([label for _, label in files], return_inverse=True)
         test = fixed_test(labels, folder, "files")
         parts = {split: [file for file, held in zip(files, test) if held == (split == "test")] for split in ("train", "test")}
+        if lost := sorted({label for _, label in files} - {label for _, label in parts["train"]}):
+            raise UserError(
+                f"{folder}: {', '.join(lost[:5])} has too few files for a training and a test split; add some, or divide the files "
+                "yourself into folders train/ and test/."
+            )
         return parts, origin_of(folder, {})
     parts = {split: labelled_files(path, suffixes) for split, path in paths.items()}
     for split, part in parts.items():

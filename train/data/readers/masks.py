@@ -79,7 +79,7 @@ def decode_mask(file: bytes | pathlib.Path) -> np.ndarray:
         if mask.ndim != 2 or image.mode in ("F", "LA"):
             raise UserError(f"{name} is an image of mode {image.mode}; save the class numbers as a grey or palette image.")
     if mask.dtype != np.uint8 and mask.dtype != bool and mask.size and not 0 <= mask.min() <= mask.max() < _VALUES:
-        raise UserError(f"{name} holds the number {mask.max()}; a mask holds class numbers, up to 255.")
+        raise UserError(f"{name} holds the number {min(mask.min(), 0) or mask.max()}; a mask holds class numbers, up to 255.")
     return mask.astype(np.uint8)
 
 

@@ -66,16 +66,25 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
     return names, _fill(path, values, place, missing)
 
 
+def table_bytes(path: pathlib.Path) -> bytes:
+    """Return the content of a table, which may be compressed.
+
+    Raises:
+        UserError: if it is missing, empty, or cannot be decompressed.
+    """
+    content = read_bytes(path, "a .csv file")
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be decompressed ({error}); it is truncated or damaged; copy it again.") from error
+
+
 def _read_rows(path: pathlib.Path) -> tuple[str, list[int], list[list[str]]]:
     """Return the separator, and the line number and the cells of each row that is not blank."""
-    content = read_bytes(path, "a .csv file")
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be decompressed ({error}); it is truncated or damaged; copy it again.") from error
     try:
-        text = content.decode("utf-8-sig")
+        text = table_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it.") from error
     separator = _separator(text)
