@@ -451,7 +451,7 @@ def test_folder_of_splits(tmp_path, train, test):
     [
         ("train/a", {}, r"a holds no sub-folders; put the files \(\.bmp, .*\) of each of two or more classes into a sub-folder of its own\.$"),
         ("", {"train/b": None, "test/b": None}, r"train holds only one class, a; put the files"),
-        ("", {"test/a": None, "test/b": None}, r"holds train/ but neither test/ nor validation/; add one, or set config\.data\.dir to .*/train\.$"),
+        ("", {"test/a": None, "test/b": None}, r"holds train/ but neither test/ nor validation/; add one, or set config\.data\.dir to .*/train; if train is a class, "),
         ("", {"test/b": None, "test/c": 2}, "must hold the same classes; only one of them holds b, c"),
         ("", {"train/c": 0, "test/c": 0}, r"train/c holds no files of a known type \(\.bmp"),
         ("", {"Train/a": 2}, r"holds both Train and train, which name the same split, train; rename or remove one\.$"),

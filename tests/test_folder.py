@@ -464,7 +464,7 @@ def test_data_that_has_changed_is_refused_or_accepted(name, trained_on_pets, tmp
         return
     before = tiny_runs.files_of(workdir)
     text = refused(lambda: loop.run(config, workdir))
-    assert text.startswith(f"the data is not the one that the run in {workdir} began with (") and words in text
+    assert text.startswith(f"the data differs from that which the run in {workdir} began with (") and words in text
     assert text.endswith("or accept the change with --config.data.changed=accept.")
     assert tiny_runs.files_of(workdir) == before
     config.data.changed = "accept"

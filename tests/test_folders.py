@@ -170,7 +170,7 @@ def test_a_training_split_alone_is_refused(tmp_path, name):
     with pytest.raises(UserError) as caught:
         opened(tmp_path / "data", name)
     train = tmp_path / "data" / "Train"
-    message = f"{train.parent} holds Train/ but neither test/ nor validation/; add one, or set config.data.dir to {train}."
+    message = f"{train.parent} holds Train/ but neither test/ nor validation/; add one, or set config.data.dir to {train}; if Train is a class, put the classes into folders train/ and test/."
     assert str(caught.value) == message
 
 
@@ -185,7 +185,7 @@ def test_splits_do_not_become_classes(tmp_path, name, names):
     with pytest.raises(UserError) as caught:
         opened(tmp_path / "data", name)
     listed = ", ".join(sorted(names))
-    assert str(caught.value) == f"{tmp_path}/data holds {listed}, which are splits and no classes; name them train, validation and test."
+    assert str(caught.value) == f"{tmp_path}/data holds {listed}, which are splits, not classes; name them train, validation and test."
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -126,9 +126,10 @@ def divided(folder: pathlib.Path, *, suffix: str = "", validation: bool = True) 
     end = suffix or "/"
     if paths and len(paths) == 1:
         (train,) = paths.values()
+        as_class = "" if suffix else f"; if {train.name} is a class, put the classes into folders train/ and test/"
         raise UserError(
             f"{folder} holds {train.stem if suffix else train.name}{end} but neither test{end} nor validation{end}; add one, or set "
-            f"config.data.dir to {train}; if {train.stem} is a class, put the classes into folders train{end} and test{end}."
+            f"config.data.dir to {train}{as_class}."
         )
     if paths and "test" not in paths:
         paths["test"] = paths.pop("validation")
