@@ -417,7 +417,7 @@ WRONG = {
     "floats": ("images", (np.ones((9, 9, 3)),), {}, "an image of dtype float64 must be uint8, from 0 to 255"),
     "channels": ("images", (np.ones((9, 9, 2), np.uint8),), {}, "an image of shape (9, 9, 2) must be (height, width) or"),
     "too many": ("images", (np.ones((9, 9, 3), np.uint8),), {"top": 3}, "top=3 is not a number of classes; the run has 2, so give 1 to 2."),
-    "none": ("images", (np.ones((9, 9, 3), np.uint8),), {"top": 0}, "predict: top=0 is not a positive integer; use 1 or more."),
+    "none": ("images", (np.ones((9, 9, 3), np.uint8),), {"top": 0}, "predict: top=0 is below 1; use 1 or more."),
     "option": (
         "images",
         (np.ones((9, 9, 3), np.uint8),),
@@ -439,7 +439,7 @@ WRONG = {
     "columns": ("table", (np.ones((9, 3)),), {}, "predict: a table of 3 columns does not fit the run, which has warm, wet."),
     "gaps": ("table", ([[1.0, np.nan]],), {}, "predict: a table of shape (1, 2) must be (time, columns), of finite numbers."),
     "words": ("table", ("table.csv",), {}, "predict: a table must be an array (time, columns) of numbers, not a str."),
-    "made up": ("sums", (np.ones((9, 1)),), {}, "predict: a run on data.name='adding' has nothing to predict from inputs of yours."),
+    "made up": ("sums", (np.ones((9, 1)),), {}, "predict: a run on data.name='adding' cannot predict from your own inputs."),
 }
 
 
