@@ -2,9 +2,9 @@
 
     python -m train.main --config configs/digits.py
 
-Measured: 98.8 % test accuracy (seed 0); 73 s on 2 CPU cores, compilation included.
+Measured: 99.0 ± 0.1 % test accuracy (seeds 0, 1, 2); 42 to 47 s on 2 CPU cores, compilation included.
 
-With XLA's own convolutions the mean is 98.90 % (seeds 0, 1, 2: 98.9, 98.8, 99.0), 78 s each.
+With XLA's own convolutions the mean was 98.90 % (seeds 0, 1, 2: 98.9, 98.8, 99.0), 78 s each on another machine.
 """
 
 from ml_collections import ConfigDict
