@@ -245,6 +245,14 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda: check(config_of("sequence_classification", **{"data.name": "wav", "augment.mixup": 0.2})),
         "config.augment.mixup=0.2 does not apply to data.name='wav'; remove it.",
     ),
+    "a mean of colours, for sounds": (
+        lambda: check(config_of("sequence_classification", **{"data.name": "wav", "data.mean": (0.2,)})),
+        "config.data.mean=(0.2,) does not apply to data.name='wav'; remove it.",
+    ),
+    "an order of pixels, for texts": (
+        lambda: check(config_of("sequence_classification", **{"data.name": "text", "sequence.permute": True})),
+        "config.sequence.permute=True does not apply to data.name='text'; remove it.",
+    ),
     "a misspelt pool": (
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),
         "config.sequence.pool='men' is unknown; use one of ('last', 'mean', 'max'). Did you mean \"mean\"?",

@@ -76,7 +76,8 @@ class SequenceClassification(Task):
         name = config.data.name.partition(":")[0]
         if name not in _READERS:
             return
-        unused = ("data.classes", "data.per_class", "data.image_size", *GEOMETRY_KEYS, "augment.cutout", "augment.mixup")
+        unused = ["data.classes", "data.per_class", "data.image_size", "data.mean", "data.std", "sequence.permute"]
+        unused += [*GEOMETRY_KEYS, "augment.cutout", "augment.mixup"]
         for key in unused:
             section, _, field = key.partition(".")
             if config[section][field]:
