@@ -54,7 +54,7 @@ def test_a_table_may_hold_any_rows():
     spec = dilax.DataSpec("table", (9, 2), ("warm", "wet"), 10, mean=(0.0, 0.0), std=(1.0, 1.0))
     run = dilax.Inference(model, variables, spec, task="sequence_prediction")
     values = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-    expected = run.predict(values, steps=np.int64(3))
+    expected = run.predict(values, steps=np.int64(3))  # pyright: ignore[reportArgumentType]
     assert expected.shape == (3, 2)
     for same in (values.tolist(), [tuple(row) for row in values.tolist()], [tuple(row) for row in values]):
         np.testing.assert_allclose(run.predict(same, steps=3), expected, rtol=1e-6)

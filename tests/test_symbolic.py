@@ -77,13 +77,13 @@ def test_one_program_serves_all_sizes(function, shape):
 
 
 def test_a_stream_serves_every_batch_size():
-    model = dilax.models.create("tcn", out_features=2, kernel_size=3, features=(4, 4))
+    model: Any = dilax.models.create("tcn", out_features=2, kernel_size=3, features=(4, 4))
     x = jnp.asarray(RNG.normal(size=(3, 5, 2)), jnp.float32)
     variables = model.init(jax.random.key(0), x, train=False)
 
     def feed(x: jax.Array) -> Any:
         state = model.apply(variables, x.shape[0], method="init_stream")
-        return model.apply(variables, x, state, method="stream")[0]  # pyright: ignore[reportIndexIssue]
+        return model.apply(variables, x, state, method="stream")[0]
 
     sizes = export.symbolic_shape("b, 5, 2")
     exported = export.export(jax.jit(feed))(jax.ShapeDtypeStruct(sizes, jnp.float32))
