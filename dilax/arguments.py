@@ -4,6 +4,7 @@ All take the name of the function that the user called, which messages start wit
 numbers of NumPy are taken like those of Python; a bool is neither.
 """
 
+import inspect
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -155,3 +156,23 @@ def per_axis(
     if any(is_integer(v) and v < minimum for v in values):
         raise UserError(f"{caller}: {argument}={shown(value)} is below {minimum}; use {minimum} or more.")
     return tuple(int(v) if is_integer(v) else v for v in values)
+
+
+def takes_train(module: Any) -> bool:
+    """Return whether a module takes the argument `train`."""
+    return "train" in inspect.signature(type(module).__call__).parameters
+
+
+def check_function(caller: str, fn: Any) -> None:
+    """Refuse a Flax module where a function of one array is asked for.
+
+    Raises:
+        UserError: saying how to make a function of the module.
+    """
+    if isinstance(fn, type) or not (hasattr(fn, "apply") and hasattr(fn, "init")):
+        return
+    train = ", train=False" if takes_train(fn) else ""
+    raise UserError(
+        f"{caller}: a {type(fn).__name__} is a module, and a function of one array is needed; "
+        f"give lambda x: model.apply(variables, x{train}), with variables from model.init or dilax.load."
+    )

@@ -1,7 +1,6 @@
 """Which normalisations directly follow which layers of a model, and whether another model is the same without them, from the jaxprs."""
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from dilax.arguments import takes_train
 from dilax.errors import UserError
 
 _MARK = "dilax:"
@@ -129,11 +129,6 @@ def trace(
         if call.is_norm and number not in walk.seen:
             walk.flow.others[call.path] = "a value within a loop, a branch or a mapped function"
     return walk.flow
-
-
-def takes_train(model: nn.Module) -> bool:
-    """Return whether a model takes the argument `train`."""
-    return "train" in inspect.signature(type(model).__call__).parameters
 
 
 def options(model: nn.Module, *, train: bool = False) -> dict[str, Any]:

@@ -88,18 +88,3 @@ def in_our_words(function: Function, *, name: str = "") -> Function:
         return function(*args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType]
-
-
-def check_function(caller: str, fn: Any) -> None:
-    """Refuse a Flax module where a function of one array is asked for.
-
-    Raises:
-        UserError: saying how to make a function of the module.
-    """
-    if isinstance(fn, type) or not (hasattr(fn, "apply") and hasattr(fn, "init")):
-        return
-    train = ", train=False" if "train" in inspect.signature(type(fn).__call__).parameters else ""
-    raise UserError(
-        f"{caller}: a {type(fn).__name__} is a module, and a function of one array is needed; "
-        f"give lambda x: model.apply(variables, x{train}), with variables from model.init or dilax.load."
-    )

@@ -12,6 +12,7 @@ from flax.core import unfreeze
 from flax.errors import FlaxError
 
 from dilax import data_flow
+from dilax.arguments import takes_train
 from dilax.blocks import Norm
 from dilax.errors import UserError
 from dilax.modules import DepthwiseConv, DilatedConv, SeparableConv
@@ -178,7 +179,7 @@ def _find_pairs(model: nn.Module, shapes: Mapping[str, Any], x: Any) -> dict[str
     flow = _trace(model, shapes, x)
     pairs = _pairs_of(flow)
     norms = {_norm_of(path) for path in _flat(shapes, "batch_stats")}
-    if norms - set(pairs.values()) and data_flow.takes_train(model):
+    if norms - set(pairs.values()) and takes_train(model):
         pairs |= _pairs_of(_trace(model, shapes, x, train=True))  # such as an auxiliary head, which runs in training only
     unused = [path for path in _flat(shapes, "batch_stats") if _norm_of(path) not in pairs.values()]
     if unused:

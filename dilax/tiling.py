@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax import arguments
-from dilax.arguments import is_integer
-from dilax.errors import UserError, check_function
+from dilax.arguments import check_function, is_integer
+from dilax.errors import UserError
 from dilax.tile_checks import references
 from dilax.tile_plans import CALLER, Fn, Shape, Tile, TilePlan, Window, make_plan
 

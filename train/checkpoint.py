@@ -35,7 +35,7 @@ class Store:
 
         Args:
             folder: Its path, absolute.
-            run: Id of the run, which stands in every save; those of another run are not restored.
+            run: Id of the run, recorded in every save; saves of another run are not restored.
             keep: How many of the newest saves stay; None keeps all.
         """
         import orbax.checkpoint as ocp

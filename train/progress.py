@@ -37,7 +37,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Remove the bar; what is printed from here on stands on lines of its own."""
+        """Remove the bar; what is printed afterwards starts on a new line."""
         if self._bar is not None:
             self._bar.close()
 

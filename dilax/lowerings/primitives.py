@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dilax.geometry import is_integer
+from dilax.arguments import is_integer
 from dilax.lowerings import registry
 from dilax.plan import ConvPlan
 

@@ -266,7 +266,7 @@ def _mean_colours(shown: Sequence[tuple[np.ndarray, np.ndarray]], classes: Seque
 
 
 def _add_legend(figure: "Figure", labels: Sequence[str], colours: Sequence[Any], **options: Any) -> None:
-    """Add a legend; labels for which there is no colour have no box."""
+    """Add a legend; labels without a colour have no box."""
     from matplotlib.patches import Patch
 
     if not labels:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from dilax.errors import check_function
+from dilax.arguments import check_function
 from dilax.receptive_fields import jaxprs, rules
 from dilax.receptive_fields.constants import from_equation, from_value
 from dilax.receptive_fields.reach import Reach, ReceptiveField

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dilax.errors import UserError, check_function
+from dilax.arguments import check_function
+from dilax.errors import UserError
 
 
 def effective_receptive_field(

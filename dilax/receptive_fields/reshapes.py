@@ -12,7 +12,7 @@ def reshape(axes: tuple[AnyAxis, ...], old: Shape, new: Shape) -> tuple[AnyAxis,
     """Return the axes of an array of shape `old` after it is reshaped to `new`.
 
     An axis becomes the new axis that starts where it started: unchanged, repeated (merged with later axes), or in windows (split). Merged
-    axes are told apart again where a later reshape splits them.
+    axes are separated again where a later reshape splits them.
     """
     if 0 in old:
         return (None,) * len(new)

@@ -1,6 +1,5 @@
 """Checks, on the user's own data, that a function is causal, and that a model fed in chunks equals itself on the whole sequence."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax.errors import UserError, check_function
+from dilax.arguments import check_function, takes_train
+from dilax.errors import UserError
 from dilax.streaming.flow import end_stream
 
 
@@ -84,7 +84,7 @@ def check_streamable(
     """
     if not chunks or min(chunks) < 1:
         raise UserError(f"check_streamable: chunks={tuple(chunks)} must be one or more sizes of at least 1.")
-    train: Any = {"train": False} if "train" in inspect.signature(type(model).__call__).parameters else {}
+    train: Any = {"train": False} if takes_train(model) else {}
     state: Any
     latency: Any = model.apply(variables, method="latency")
     whole = np.asarray(model.apply(variables, x, **train))

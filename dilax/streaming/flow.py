@@ -8,7 +8,6 @@ samples late, and `end_stream` marks where the sequence ends.
 """
 
 import contextlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dilax.arguments import is_integer
+from dilax.arguments import is_integer, takes_train
 from dilax.errors import UserError
 
 State = dict[str, Any]
@@ -232,7 +231,7 @@ class Streamable(nn.Module):
 
     def _run(self, x: jax.Array, flow: Flow, conditions: dict[str, jax.Array]) -> Any:
         flow.depth = len(self.path)
-        kwargs = {"train": False} if "train" in inspect.signature(type(self).__call__).parameters else {}
+        kwargs = {"train": False} if takes_train(self) else {}
         with nn.intercept_methods(flow.intercept):
             return self(x, **kwargs, **conditions)
 

@@ -17,7 +17,7 @@ TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
 # The names by which files and folders call a split, in any letter case.
 WORDS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
 _SPOKEN = {"train": "training", "validation": "validation", "test": "test"}
-# Names such as train2017 or test_set, which are not taken for splits, but are no classes either.
+# Names such as train2017 or test_set, which are neither splits nor classes.
 _LIKE_A_SPLIT = re.compile(
     rf"({'|'.join(word for words in WORDS.values() for word in words)})([\W_].*|\d+|sets?|data|images)?", re.IGNORECASE
 )
