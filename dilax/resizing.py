@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax import arguments
+from dilax import arguments, axis_operations, partitioning
 from dilax.arguments import is_integer, per_axis
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
+from dilax.partitioning import Shards
 
 METHODS = ("bilinear", "nearest")
 
@@ -82,7 +83,7 @@ def _resize_nearest(x: jax.Array, axis: int, new: int) -> jax.Array:
     if old % new == 0:
         step = old // new
         return lax.slice_in_dim(x, step // 2, None, step, axis)
-    return jnp.take(x, (2 * np.arange(new) + 1) * old // (2 * new), axis)
+    return _interpolate(x, axis=axis, old=old, new=new, align_corners=None)[0]
 
 
 def _resize_linear(x: jax.Array, axis: int, new: int, align_corners: bool) -> jax.Array:
@@ -93,9 +94,7 @@ def _resize_linear(x: jax.Array, axis: int, new: int, align_corners: bool) -> ja
         step = old // new
         later = lax.slice_in_dim(x, step // 2, None, step, axis)
         return later if step % 2 else (lax.slice_in_dim(x, step // 2 - 1, None, step, axis) + later) / 2
-    matrix = jnp.asarray(interpolation_matrix(old, new, align_corners=align_corners), x.dtype)
-    y = lax.dot_general(matrix, x, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST)
-    return jnp.moveaxis(y, 0, axis)
+    return _interpolate(x, axis=axis, old=old, new=new, align_corners=align_corners)[0]
 
 
 def _resize_linear_symbolic(x: jax.Array, axis: int, new: int, align_corners: bool) -> jax.Array:
@@ -108,6 +107,45 @@ def _resize_linear_symbolic(x: jax.Array, axis: int, new: int, align_corners: bo
     scale = jnp.where(old > 1, jnp.maximum(length - 1, 1) / jnp.maximum(old - 1, 1), 2 * length)[None]
     options: Any = dict(method="linear", antialias=False, precision=lax.Precision.HIGHEST)
     return jax.image.scale_and_translate(x, shape, (axis,), scale, 0.5 - 0.5 * scale, **options)
+
+
+def _direct(x: jax.Array, *, axis: int, old: int, new: int, align_corners: bool | None) -> list[jax.Array]:
+    """Interpolate an axis linearly, or, if `align_corners` is None, take the nearest samples."""
+    if align_corners is None:
+        return [jnp.take(x, _nearest(old, new), axis)]
+    return [_product(jnp.asarray(interpolation_matrix(old, new, align_corners=align_corners), x.dtype), x, axis)]
+
+
+def _local(x: jax.Array, *, axis: int, shards: Shards, old: int, new: int, align_corners: bool | None) -> list[jax.Array]:
+    """Do the same for one shard of the result, from the samples that it depends on."""
+    held, part = x.shape[axis], shards.length(new)
+    nearest = align_corners is None
+    weights = np.eye(old)[_nearest(old, new)] if nearest else interpolation_matrix(old, new, align_corners=align_corners)
+    rows = [weights[shard * part : (shard + 1) * part] for shard in range(shards.count)]
+    # The samples that each part depends on, counted from the first one that the device holds.
+    spans = np.concatenate([np.flatnonzero(row.any(0))[[0, -1]] - shard * held for shard, row in enumerate(rows) if len(row)])
+    starts = [shard * held + int(spans.min()) for shard in range(shards.count)]
+    blocks = np.zeros((shards.count, part, np.ptp(spans) + 1))
+    for block, row, start in zip(blocks, rows, starts):
+        inside = slice(max(start, 0), max(start + block.shape[1], 0))
+        block[: len(row), inside.start - start :][:, : row[:, inside].shape[1]] = row[:, inside]
+    x = partitioning.window(x, axis, shards, old, starts, blocks.shape[2])
+    chosen = jnp.asarray(blocks.argmax(2) if nearest else blocks, np.int32 if nearest else x.dtype)[lax.axis_index(shards.over)]
+    y = jnp.take(x, chosen, axis) if nearest else _product(chosen, x, axis)
+    return [partitioning.valid(y, axis, shards, new)]
+
+
+_interpolate = axis_operations.define("dilax_resize", _direct, _local)
+
+
+def _product(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    y = lax.dot_general(matrix, x, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(y, 0, axis)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """The nearest sample of each sample of the result, the later one of two equally near."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def interpolation_matrix(old: int, new: int, *, align_corners: bool = False) -> np.ndarray:

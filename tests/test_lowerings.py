@@ -43,7 +43,7 @@ def marked(x, kernel, plan):
 @pytest.fixture
 def cpu_is_marked(monkeypatch):
     monkeypatch.setitem(lowerings.LOWERINGS, "marked", dilax.Lowering(marked))
-    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, operation: "marked" if platform == "cpu" else "lax")
+    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, operation, several: "marked" if platform == "cpu" else "lax")
     jax.clear_caches()
     yield
     jax.clear_caches()

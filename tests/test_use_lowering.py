@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, random_input
+from jax import export
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dilax
 
@@ -93,6 +96,21 @@ def test_a_model_is_made_of_plain_convolutions(name):
     with dilax.use_lowering("lax"):
         lax = convolutions(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
     assert len(lax) == len(ours) and set(lax) == {"conv_general_dilated"}
+
+
+def test_pooling_and_resizing_are_made_of_plain_operations():
+    def apply(x):
+        return dilax.resize(dilax.max_pool(dilax.dilated_conv(x, jnp.ones((3, 3, 2, 2))), 3, stride=2, padding="SAME"), 7)
+
+    x = jax.random.normal(KEY, (2, 8, 8, 2))
+    # For devices that are not there, which only plain operations can be lowered for.
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(AbstractMesh((4,), ("data",)), P()))
+    with dilax.use_lowering("lax"):
+        jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: apply(x).sum()))(x))
+        exported = export.export(jax.jit(lambda x: apply(x)), platforms=("tpu",))(shape)
+        np.testing.assert_allclose(apply(x), jax.jit(lambda x: apply(x))(x), rtol=1e-5)
+    assert "dilax_" not in jaxpr and "dilated_conv" not in jaxpr.replace("conv_general_dilated", "")
+    assert exported.nr_devices == 4
 
 
 def test_a_gradient_inside_jit_is_that_of_the_scope():

@@ -65,11 +65,6 @@ def convolve_transpose(y: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering
 
 
 def _resolve(lowering: str, plan: ConvPlan) -> str:
-    """Resolve a lowering in its scope; "auto" becomes "lax" if that is selected for all operations on every platform."""
+    """Resolve a lowering in its scope; for symbolic sizes, "auto" becomes "lax", which alone supports them."""
     lowering = registry.in_scope(lowering, plan)
-    always_lax = lowering == "auto" and all(
-        registry.select_lowering(plan, platform=platform, operation=operation) == "lax"
-        for platform in PLATFORMS
-        for operation in OPERATIONS
-    )
-    return "lax" if always_lax else lowering
+    return "lax" if lowering == "auto" and plan.symbolic else lowering

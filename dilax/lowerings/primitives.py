@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.interpreters import ad, batching
+from jax.sharding import PartitionSpec
 
+from dilax import partitioning
 from dilax.arguments import is_integer
-from dilax.lowerings import registry
+from dilax.lowerings import registry, sharded
 from dilax.plan import ConvPlan
 
 # The two operands of each operation, and its result.
@@ -44,19 +45,15 @@ def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: s
     a kernel gradient, which is summed over both, is replicated.
     """
     a, b = vary_alike(a, b)
-    apply: Any = functools.partial(PRIMITIVES[operation].bind, plan=plan, lowering=lowering)
-    shardings = [jax.typeof(operand).sharding for operand in (a, b)]
-    if sharded := [sharding for sharding in shardings if any(sharding.spec)]:
-        spec = PartitionSpec(*shardings[0].spec[:-1]) if operation != "kernel_gradient" else PartitionSpec()
-        apply = jax.sharding.auto_axes(apply, out_sharding=NamedSharding(sharded[0].mesh, spec))
-    return apply(a, b)
+    spec = PartitionSpec(*jax.typeof(a).sharding.spec[:-1]) if operation != "kernel_gradient" else PartitionSpec()
+    return partitioning.bind(PRIMITIVES[operation], a, b, spec=spec, plan=plan, lowering=lowering)
 
 
-def compute(operation: str, platform: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Compute an operation on one platform by ordinary JAX functions."""
+def compute(operation: str, platform: str, several: bool, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
+    """Compute an operation by ordinary JAX functions, on one device of a platform or on several."""
     if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
         return lax.full_like(a, 0, shape=_result_shape(operation, plan))
-    name = registry.select_lowering(plan, platform=platform, operation=operation) if lowering == "auto" else lowering
+    name = registry.select_lowering(plan, platform=platform, operation=operation, several=several) if lowering == "auto" else lowering
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
 
 
@@ -123,10 +120,15 @@ def _register(operation: str, primitive: Any) -> None:
     primitive.def_abstract_eval(functools.partial(_abstract, operation))
     ad.defbilinear(primitive, functools.partial(_transpose, operation, first), functools.partial(_transpose, operation, second))
     batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
+    rule = functools.partial(sharded.rule, OPERANDS[operation])
     for platform in (None, *registry.PLATFORMS):
         # Under jit, so that layers of the same shape share a function.
-        rule = jax.jit(functools.partial(compute, operation, platform or "other"), static_argnames=("plan", "lowering"))
-        mlir.register_lowering(primitive, mlir.lower_fun(rule, multiple_results=False), platform=platform)
+        direct, unpartitioned = (
+            jax.jit(functools.partial(compute, operation, platform or "other", several), static_argnames=("plan", "lowering"))
+            for several in (False, True)
+        )
+        local = functools.partial(sharded.compute, operation, bind)
+        partitioning.register(primitive, direct, rule, local, platform=platform, unpartitioned=unpartitioned)
 
 
 for _operation, _primitive in PRIMITIVES.items():

@@ -58,10 +58,11 @@ def supports(name: str, plan: ConvPlan) -> bool:
     return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
 
 
-def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output") -> str:
+def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output", several: bool = False) -> str:
     """Return the lowering that `lowering="auto"` selects outside of `use_lowering`.
 
-    On GPU and TPU, and for symbolic sizes, this is "lax". On a CPU, the first rule that applies selects
+    On GPU and TPU, and for symbolic sizes, this is "lax". Over several TPUs, it is "split" or else "taps" for grouped convolutions other
+    than depthwise ones with one output per channel, since XLA would gather their input. On a CPU, the first rule that applies selects
 
     - for grouped convolutions: "taps" with at most 64 multiply-adds per output (above all depthwise convolutions), "split" for wider groups
       if there are at most 32;
@@ -80,6 +81,8 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
         plan: The plan of the convolution.
         platform: "cpu", "cuda", "rocm", "tpu", or "other", which always selects "lax".
         operation: "output", "input_gradient" or "kernel_gradient".
+        several: Whether XLA partitions the operation over several devices. This only matters on TPUs; elsewhere, a lowering is selected
+            for the part of each device.
 
     Returns:
         A key of `LOWERINGS`.
@@ -96,9 +99,14 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
         raise UserError(f"select_lowering: plan={shown(plan)} is not a `dilax.ConvPlan`; give one.")
     arguments.word("select_lowering", "platform", platform, (*PLATFORMS, "other"))
     arguments.word("select_lowering", "operation", operation, OPERATIONS)
-    if platform != "cpu" or plan.symbolic:
+    arguments.flag("select_lowering", "several", several)
+    if plan.symbolic:
         return "lax"
-    return next((name for name in _candidates(plan, operation) if supports(name, plan)), "lax")
+    if platform == "tpu" and several and plan.groups > 1 and not plan.groups == plan.c_in == plan.c_out:
+        candidates: tuple[str, ...] = ("split", "taps")
+    else:
+        candidates = _candidates(plan, operation) if platform == "cpu" else ()
+    return next((name for name in candidates if supports(name, plan)), "lax")
 
 
 _SCOPE = contextvars.ContextVar("dilax_lowering", default="auto")
@@ -110,7 +118,8 @@ def use_lowering(name: str) -> Iterator[None]:
 
     This applies to functions, modules and models, including transposed convolutions, and to the output and both gradients: the gradients
     of a convolution use the lowering with which it was traced, wherever they are computed. With "lax", a model consists of plain
-    `lax.conv_general_dilated` calls, which exporters and other compilers understand. A convolution that the lowering does not support falls
+    `lax.conv_general_dilated` calls, and its pooling and resizing of plain slices and products, which exporters and other compilers
+    understand. A convolution that the lowering does not support falls
     back to "auto", and an explicit `lowering=` argument takes precedence over the scope. Scopes nest, and the innermost one applies.
 
     The scope is read while a function is traced. A function compiled by `jax.jit` keeps the lowering of its first trace as long as that is
@@ -137,10 +146,15 @@ def use_lowering(name: str) -> Iterator[None]:
         _SCOPE.reset(token)
 
 
+def scope() -> str:
+    """Return the name of the innermost `use_lowering` scope."""
+    return _SCOPE.get()
+
+
 def in_scope(lowering: str, plan: ConvPlan) -> str:
     """Resolve a lowering in the innermost `use_lowering` scope, which replaces "auto" if it supports the plan."""
-    scope = _SCOPE.get()
-    return scope if lowering == "auto" != scope and supports(scope, plan) else lowering
+    name = scope()
+    return name if lowering == "auto" != name and supports(name, plan) else lowering
 
 
 def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@
 | casts of sharded types | `reduced_vary_cast_p`, `vary_unreduced_cast_p` | the same names without `_p` |
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core
+
+from dilax.partitioning import MEANINGS
 
 Literal = core.Literal
 
@@ -58,6 +61,10 @@ def trace(fn: Callable[..., Any], x: Any) -> Any:
 
 def called_jaxpr(eqn: Any) -> Any:
     """Return the jaxpr that an equation applies to its last operands, or None if there is none of their shapes."""
+    if meaning := MEANINGS.get(eqn.primitive):
+        return jax.make_jaxpr(functools.partial(meaning, **eqn.params))(
+            *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars)
+        )
     inner = next((eqn.params[key] for key in _JAXPR_PARAMETERS if key in eqn.params), None)
     jaxpr = getattr(inner, "jaxpr", inner)
     if jaxpr is None or len(jaxpr.invars) > len(eqn.invars):
