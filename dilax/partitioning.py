@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import math
-import operator
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -235,5 +234,5 @@ def _sent(x: jax.Array, axis: int, shards: Shards, samples: int, direction: int)
 
 def total(x: jax.Array, shards: Iterable[Shards]) -> jax.Array:
     """Sum over the devices over which names are spread."""
-    over = functools.reduce(operator.add, (part.over for part in shards), ())
+    over = tuple(itertools.chain.from_iterable(part.over for part in shards))
     return lax.psum(x, over) if over else x

@@ -269,7 +269,8 @@ def test_each_device_holds_its_share(op):
         space, everywhere = NamedSharding(mesh, P(None, "space")), NamedSharding(mesh, P())
         function = functools.partial(with_gradients, op)
         spread = jax.jit(function, in_shardings=(space, everywhere), out_shardings=(space, space, everywhere))
-        return spread.lower(x, kernel).compile().memory_analysis().temp_size_in_bytes
+        memory: Any = spread.lower(x, kernel).compile().memory_analysis()
+        return memory.temp_size_in_bytes
 
     assert temporary(8) < 1.2 * temporary(2) / 4 < temporary(1) / 2
 
