@@ -125,8 +125,8 @@ def flip(path: pathlib.Path, *, place: float = 0.5) -> None:
 
 
 def truncate(save: pathlib.Path) -> None:
-    """Cut off most of the largest file of a save."""
-    path = largest_file(save / "tree")
+    """Cut off most of the largest file with arrays of a save."""
+    path = max((save / "tree").rglob("d/*"), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[:20])
 
 

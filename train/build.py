@@ -83,7 +83,7 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     _check_outputs(config, outputs, task)
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, task, tx, config)
-    compiled = parallel.make(config.parallel, steps, config.batch_size)
+    compiled = parallel.make(steps, shapes)
     init = jax.jit(lambda key: init_with_output(key)[1])
     return Setup(config, spec, task, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)
 
@@ -140,12 +140,14 @@ def summary(config: ConfigDict) -> str:
 def describe(setup: Setup) -> str:
     """Return a line on the devices and a line on the model of a run."""
     devices, config, params = jax.devices(), setup.config, setup.shapes["params"]
+    sizes = parallel.mesh_sizes(config.mesh, len(devices))
+    shared = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+    spread = f", {config.parallel}{f' over {shared}' * (sizes[parallel.DATA] < len(devices))}" if len(devices) > 1 else ""
     frozen = jax.tree.map(lambda leaf, hit: leaf.size * hit, params, optim.matches(config.frozen, params, "frozen"))
     total, fixed = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), frozen))
     some = f", {fixed:,} of them frozen" if fixed else ""
     return (
-        f"device: {len(devices)} {devices[0].device_kind}{f', {config.parallel}' if len(devices) > 1 else ''}, {config.dtype}\n"
-        f"model: {config.model.name}, {total:,} parameters{some}"
+        f"device: {len(devices)} {devices[0].device_kind}{spread}, {config.dtype}\nmodel: {config.model.name}, {total:,} parameters{some}"
     )
 
 
@@ -177,13 +179,24 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     with config.unlocked():
         config.data.update(changes or {})
     variables = loading.read_variables(workdir)
-    # Evaluation pads its batches, so the batch of training is rounded up where it does not fit the devices that are here now.
-    unit = jax.device_count() * config.optim.accumulate
-    config.batch_size = -(-config.batch_size // unit) * unit
+    _fit_to_devices(config)
     setup = build(config, DataSpec.from_json(status["data"]))
     saved, wanted = loading.describe_leaves(variables), loading.describe_leaves(setup.shapes)
     checkpoint.check_same_leaves(saved, wanted, f"the checkpoint in {workdir}")
     return Trained(setup, setup.inference(variables))
+
+
+def _fit_to_devices(config: ConfigDict) -> None:
+    """Change what a run can do without where there are other devices than those it was trained on: its mesh, and the size of its batch."""
+    given: Any = config
+    try:
+        sizes = parallel.mesh_sizes(given.mesh, jax.device_count())
+    except UserError:
+        given.mesh.update(parallel.DEFAULT_MESH)
+        sizes = parallel.mesh_sizes(given.mesh, jax.device_count())
+    # Evaluation pads its batches.
+    unit = sizes[parallel.DATA] * sizes[parallel.FSDP] * given.optim.accumulate
+    given.batch_size = -(-given.batch_size // unit) * unit
 
 
 def status_of(setup: Setup) -> dict[str, Any]:

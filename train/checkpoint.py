@@ -135,7 +135,7 @@ class Store:
         check_description(meta, step, self._run)
         return meta
 
-    def restore(self, like: Any, sharding: Sharding) -> tuple[int, Any] | None:
+    def restore(self, like: Any, shardings: Any) -> tuple[int, Any] | None:
         """Return (step, tree) of the newest intact save, or None if there is none.
 
         One that is damaged, or of another run or step, is reported on stderr and moved to `corrupt-FOLDER-STEP`, and the one before it is
@@ -143,26 +143,27 @@ class Store:
 
         Args:
             like: Tree of the same structure, arrays or shapes.
-            sharding: Sharding of every leaf.
+            shardings: A sharding for every leaf, in a tree, or one for all; whatever they were when the tree was saved.
 
         Raises:
             UserError: if the save is of another model.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._restore_step(step, like, sharding)
+                return step, self._restore_step(step, like, shardings)
             except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
                 self._set_aside(step, error)
         return None
 
-    def _restore_step(self, step: int, like: Any, sharding: Sharding) -> Any:
+    def _restore_step(self, step: int, like: Any, shardings: Any) -> Any:
         import orbax.checkpoint as ocp
 
         meta = self.meta(step)
         check_same_leaves(meta["leaves"], describe_leaves(like), f"the checkpoint {self.folder / str(step)}")
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
+        each = jax.tree.map(lambda _: shardings, like) if isinstance(shardings, Sharding) else shardings
+        abstract = jax.tree.map(lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like, each)
         tree = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
         check_tree(meta, tree)
         return tree

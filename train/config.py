@@ -26,7 +26,22 @@ KEYS: Keys = {
     "lowering": Key(
         "auto", 'how convolutions are computed, such as "lax"; see dilax.use_lowering', choices=("auto", *dilax.LOWERINGS), may_change=True
     ),
-    "parallel": Key("jit", '"jit" shards the batch over a mesh, "pmap" splits it', choices=("jit", "pmap"), may_change=True),
+    "parallel": Key(
+        "jit",
+        '"jit" runs one program on the mesh, "pmap" the same program on each device, with its share of the batch',
+        choices=("jit", "pmap"),
+        may_change=True,
+    ),
+    "mesh.data": Key(
+        -1, "devices, or groups of them, that share each batch; -1 is what is left of the devices", (-1, UNLIMITED), may_change=True
+    ),
+    "mesh.fsdp": Key(
+        1,
+        "devices that also share each batch, and over which parameters, optimiser state and averages are spread",
+        (-1, UNLIMITED),
+        may_change=True,
+    ),
+    "mesh.space": Key(1, "devices over which the height of images, or the time of sequences, is spread", (-1, UNLIMITED), may_change=True),
     "report": Key(True, "write report/ at the end of the run", may_change=True),
     "compilation_cache_dir": Key("~/.cache/dilax", 'keeps compiled programs between runs; "" keeps none', may_change=True),
     "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),

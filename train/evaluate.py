@@ -3,11 +3,14 @@
 import dataclasses
 import sys
 
+import jax
+
 from dilax import DataSpec
 from dilax.errors import UserError
 from train import cli
 from train.build import Trained, build, load_trained
 from train.data import Splits
+from train.folder import read_run
 from train.score import score
 
 
@@ -64,6 +67,12 @@ def main() -> None:
     args = parser.parse_args()
     trained = load_trained(args.workdir, {"dir": args.data_dir} if args.data_dir else {})
     setup = trained.setup
+    if (given := read_run(args.workdir)[0].mesh) != setup.config.mesh:
+        words = ", ".join(f"{axis}={size}" for axis, size in given.items())
+        print(
+            f"note: config.mesh of the run ({words}) does not fit the {jax.device_count()} device(s) here; they share each batch.",
+            file=sys.stderr,
+        )
     trained = dataclasses.replace(trained, setup=build(setup.config, setup.spec, task=setup.task.with_flags(args)))
     splits = type(setup.task).open(setup.config)
     print(splits.describe(), file=sys.stderr)

@@ -20,7 +20,7 @@ from train.writers import Writer
 
 def finish(workdir: pathlib.Path, setup: Setup, splits: Splits, best: checkpoint.Store, writer: Writer, seconds: float) -> None:
     """Score the test split with the best variables; write the last line of the metrics, the status and the report."""
-    saved = best.restore(setup.shapes, setup.parallel.replicated)
+    saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is None:
         raise UserError(f"no checkpoint in {best.folder} could be read; give the same command again: the best one is then chosen anew.")
     step, variables = saved

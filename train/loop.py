@@ -132,7 +132,9 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
                 best.replace(start, kept, named)
                 best_rank = rank(named)
             # The batch and the key of a step are functions of (config, step), so a resumed run equals the unbroken one.
-            batches = train_batches(splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers)
+            batches = train_batches(
+                splits.train, config.batch_size, seed=config.seed, start_step=start, workers=workers, rows=parallel.share
+            )
             key = jax.random.key(config.seed + 1)
             pending: list[tuple[int, Any]] = []
             window: list[Any] = []
@@ -206,7 +208,8 @@ def _restore(workdir: pathlib.Path, status: dict[str, Any], store: checkpoint.St
         UserError: if there were checkpoints, and none is left that can be used.
     """
     newest, reached = store.latest(), status.get("step", 0)
-    saved = store.restore(jax.eval_shape(setup.steps.init, setup.shapes), setup.parallel.replicated)
+    like = jax.eval_shape(setup.steps.init, setup.shapes)
+    saved = store.restore(like, setup.parallel.shardings(like))
     if saved is not None:
         if newest is not None and newest < reached:
             print(
@@ -230,7 +233,7 @@ def _restore(workdir: pathlib.Path, status: dict[str, Any], store: checkpoint.St
 def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: Writer, why: str) -> tuple[float, float] | None:
     """Return the rank of the best variables so far, the lowest if there are none yet, or None if they are lost, with a warning."""
     before = best.latest()
-    saved = best.restore(setup.shapes, setup.parallel.replicated)
+    saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is not None:
         return setup.task.rank(best.meta(saved[0]))
     evaluated = before is not None or any(name.startswith("validation/") for line in writer.history for name in line)

@@ -1,23 +1,29 @@
-"""Several devices: the placement of state and batches, and the compilation of the steps.
+"""Several devices: the mesh, the placement of state and batches on it, and the compilation of the steps.
 
-"jit" shards the batch over a mesh; "pmap" splits it, and binds the device axis for the steps and for the blocks of the model.
+"jit" spreads the batch over the mesh, and perhaps parameters and space; "pmap" splits the batch, and binds the device axis for the steps
+and for the blocks of the model.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dilax.blocks import batch_axis
 from dilax.errors import UserError
 from train.step import Devices, Steps
 
-AXIS = "data"
+AXES = DATA, FSDP, SPACE = "data", "fsdp", "space"
+BATCH = (DATA, FSDP)  # the axes that examples are spread over
+SMALL = 4096  # elements; to gather a smaller array would take longer than its memory is worth
+DEFAULT_MESH = {DATA: -1, FSDP: 1, SPACE: 1}
+LEFT = -1  # as the size of an axis: what is left of the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +33,12 @@ class Parallel:
     Attributes:
         put: Convert a state or variables to the form that the steps take.
         get: Convert a result of the steps to a tree of device arrays.
-        put_batch: Convert this process's share of a batch from numpy arrays to device arrays.
+        put_batch: Convert this process's rows of a batch from numpy arrays to device arrays.
         train: The compiled `Steps.train`; it donates the state.
         evaluate: The compiled `Steps.evaluate`.
-        rows: Convert arrays of `evaluate` with one row per example to numpy arrays.
-        replicated: Sharding of arrays that are complete on every device, such as those of `get`.
+        rows: Convert arrays of `evaluate` with one row per example to numpy arrays of all rows of the batch.
+        shardings: Tree of arrays or shapes -> tree of their shardings in the form that `get` returns.
+        share: The rows of each batch that this process reads, ascending.
     """
 
     put: Callable[[Any], Any]
@@ -40,50 +47,194 @@ class Parallel:
     train: Callable[[Any, Any, Any], Any]
     evaluate: Callable[[Any, Any], Any]
     rows: Callable[[Any], dict[str, np.ndarray]]
-    replicated: NamedSharding
+    shardings: Callable[[Any], Any]
+    share: np.ndarray
 
 
-def make(kind: str, steps: Steps, batch_size: int) -> Parallel:
-    """Return the `Parallel` of a kind, "jit" or "pmap".
+def make(steps: Steps, shapes: Any) -> Parallel:
+    """Return the `Parallel` of the config of the steps.
+
+    Args:
+        steps: The pure functions of a run.
+        shapes: Shapes of the variables of its model.
 
     Raises:
-        UserError: if the batch cannot be split evenly.
+        UserError: if the devices do not form the mesh, or the batch cannot be split evenly.
     """
-    devices, parts = jax.device_count(), steps.config.optim.accumulate
-    if batch_size % (devices * parts):
+    config: Any = steps.config
+    sizes, parts = mesh_sizes(config.mesh, jax.device_count()), config.optim.accumulate
+    unit = sizes[DATA] * sizes[FSDP] * parts
+    if config.batch_size % unit:
         part = f" in {parts} parts" if parts > 1 else ""
-        near = max(devices * parts, batch_size // (devices * parts) * devices * parts)
-        raise UserError(f"config.batch_size={batch_size} cannot be spread over {devices} devices{part}; use a multiple, such as {near}.")
-    return _jit(steps) if kind == "jit" else _pmap(steps)
+        near = max(unit, config.batch_size // unit * unit)
+        raise UserError(
+            f"config.batch_size={config.batch_size} cannot be spread over {unit // parts} devices{part}; use a multiple, such as {near}."
+        )
+    if config.parallel == "pmap":
+        _check_pmap(sizes)
+        return _pmap(steps, config.batch_size)
+    return _jit(steps, shapes, make_mesh(sizes))
 
 
-def _mesh_shardings() -> tuple[NamedSharding, NamedSharding]:
+def mesh_sizes(given: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Return the sizes of the axes of config.mesh on a number of devices.
+
+    Raises:
+        UserError: if they do not take all devices.
+
+    Example:
+        >>> mesh_sizes({"data": -1, "fsdp": 2, "space": 1}, 8)
+        {'data': 4, 'fsdp': 2, 'space': 1}
+    """
+    sizes = {axis: int(given[axis]) for axis in AXES}
+    words = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+    if 0 in sizes.values():
+        raise UserError(f"{words}: an axis of 0 devices is impossible; give 1 or more, or -1 for what is left of the devices.")
+    left = [axis for axis, size in sizes.items() if size == LEFT]
+    if len(left) > 1:
+        raise UserError(f"{words}: only one axis can take what is left of the devices (-1); give the number of devices of the others.")
+    taken = math.prod(size for size in sizes.values() if size != LEFT)
+    if left and devices % taken:
+        raise UserError(f"{words}: {devices} devices cannot be divided by {taken}; choose divisors of {devices}.")
+    if left:
+        sizes[left[0]] = devices // taken
+    elif taken != devices:
+        raise UserError(f"{words}: that makes {taken} devices, and there are {devices}; set config.mesh.data=-1, which takes what is left.")
+    return sizes
+
+
+def _check_pmap(sizes: Mapping[str, int]) -> None:
+    others = [f"config.mesh.{axis}={sizes[axis]}" for axis in (FSDP, SPACE) if sizes[axis] > 1]
+    if others:
+        raise UserError(f'config.parallel="pmap" spreads the batch alone, not {" and ".join(others)}; use config.parallel="jit".')
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """Return a mesh of all devices, of all processes."""
     # By default, jax.make_mesh creates explicit axes, with which a batch cannot be cropped or gathered freely.
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _jit(steps: Steps) -> Parallel:
-    replicated, sharded = _mesh_shardings()
+def spec_of(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Return how an array of a state is spread over the axis "fsdp" of `parts` devices.
+
+    It is split along its largest dimension that `parts` divides (the last of those that tie). A small array, and one that cannot be split,
+    is complete on every device.
+
+    Example:
+        >>> spec_of((3, 3, 64, 128), 4)
+        PartitionSpec(None, None, None, 'fsdp')
+        >>> spec_of((128,), 4)
+        PartitionSpec()
+    """
+    if parts == 1 or math.prod(shape) < SMALL:
+        return PartitionSpec()
+    size, axis = max(((size, axis) for axis, size in enumerate(shape) if size % parts == 0), default=(0, 0))
+    return PartitionSpec(*(None,) * axis, FSDP) if size else PartitionSpec()
+
+
+def _jit(steps: Steps, shapes: Any, mesh: Mesh) -> Parallel:
+    replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
+
+    def shardings(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh.shape[FSDP])), tree)
+
+    steps = dataclasses.replace(steps, devices=devices_of_mesh(steps.task.spatial, mesh))
+    state = shardings(jax.eval_shape(steps.init, shapes))
+    share = _share(by_batch, steps.config.batch_size)
     return Parallel(
-        # A copy by a separate program: device_put may alias its argument, which donating the state would then delete.
-        put=jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=replicated),
+        put=lambda tree: _copied(*_flat(shardings(tree)))(tree),
         get=lambda tree: tree,
-        put_batch=lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharded, a), batch),
-        train=jax.jit(steps.train, donate_argnums=0, in_shardings=(replicated, sharded, replicated), out_shardings=replicated),
-        evaluate=jax.jit(steps.evaluate, in_shardings=(replicated, sharded), out_shardings=replicated),
+        put_batch=functools.partial(_put_batch, by_batch, share, steps.config.batch_size),
+        train=jax.jit(steps.train, donate_argnums=0, in_shardings=(state, by_batch, replicated), out_shardings=(state, replicated)),
+        evaluate=jax.jit(steps.evaluate, in_shardings=(None, by_batch), out_shardings=replicated),
         rows=jax.device_get,
-        replicated=replicated,
+        shardings=shardings,
+        share=share,
     )
 
 
-def _pmap(steps: Steps) -> Parallel:
+def _flat(shardings: Any) -> tuple[Any, tuple[NamedSharding, ...]]:
+    leaves, structure = jax.tree.flatten(shardings)
+    return structure, tuple(leaves)
+
+
+@functools.lru_cache(maxsize=16)
+def _copied(structure: Any, leaves: tuple[NamedSharding, ...]) -> Callable[[Any], Any]:
+    """Return a program that copies a tree: device_put may alias its argument, which donating the state would then delete."""
+    return jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=jax.tree.unflatten(structure, leaves))
+
+
+def _share(by_batch: NamedSharding, batch_size: int) -> np.ndarray:
+    """Return the rows of a batch that the devices of this process hold."""
+    slices = by_batch.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+
+
+def _put_batch(by_batch: NamedSharding, share: np.ndarray, batch_size: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Make arrays of whole batches from the rows of them that this process has read."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, by_batch)
+
+    def put(values: np.ndarray) -> jax.Array:
+        def rows_of(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            at = int(np.searchsorted(share, start))
+            return values[at : at + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), by_batch, rows_of)
+
+    return {name: put(values) for name, values in batch.items()}
+
+
+def devices_of_mesh(spatial: tuple[str, ...], mesh: Mesh) -> Devices:
+    """Return what a step does on a mesh: gather spread parameters where they are used, and spread the fields `spatial` of a batch."""
+    parts, space = mesh.shape[FSDP], mesh.shape[SPACE]
+    whole = functools.partial(_gathered, NamedSharding(mesh, PartitionSpec()))
+    by_space = NamedSharding(mesh, PartitionSpec(BATCH, SPACE))
+
+    def gather(tree: Any) -> Any:
+        specs = jax.tree.map(lambda leaf: spec_of(leaf.shape, parts), tree)
+        return jax.tree.map(lambda leaf, spec: leaf if spec == PartitionSpec() else whole(NamedSharding(mesh, spec), leaf), tree, specs)
+
+    def spread(batch: dict[str, Any]) -> dict[str, Any]:
+        if space == 1:
+            return batch
+        found = {name: batch[name] for name in spatial if name in batch}
+        _check_space(found, space)
+        return {**batch, **lax.with_sharding_constraint(found, by_space)}
+
+    return Devices(gather=gather, spread=spread)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(whole: NamedSharding, part: NamedSharding, leaf: jax.Array) -> jax.Array:
+    """Return a spread array on every device; its gradient is spread again, which sums and scatters it at once."""
+    return lax.with_sharding_constraint(leaf, whole)
+
+
+_gathered.defvjp(
+    lambda whole, part, leaf: (_gathered(whole, part, leaf), None),
+    lambda whole, part, _, gradient: (lax.with_sharding_constraint(gradient, part),),
+)
+
+
+def _check_space(fields: Mapping[str, Any], space: int) -> None:
+    for name, values in fields.items():
+        if values.shape[1] % space:
+            raise UserError(
+                f"config.mesh.space={space} cannot split the {values.shape[1]} positions of {name!r} along its first axis of space or "
+                f"time; choose a divisor of {values.shape[1]}, or data of another size."
+            )
+
+
+def _pmap(steps: Steps, batch_size: int) -> Parallel:
     local = jax.local_device_count()
-    replicated, _ = _mesh_shardings()
+    replicated = NamedSharding(make_mesh(mesh_sizes(DEFAULT_MESH, jax.device_count())), PartitionSpec())
     devices = Devices(
-        sum=lambda tree: lax.psum(tree, AXIS),
-        mean=lambda tree: lax.pmean(tree, AXIS),
-        first=lambda size: lax.axis_index(AXIS) * size,
+        sum=lambda tree: lax.psum(tree, DATA),
+        mean=lambda tree: lax.pmean(tree, DATA),
+        first=lambda size: lax.axis_index(DATA) * size,
     )
     steps = dataclasses.replace(steps, devices=devices)
 
@@ -99,10 +250,11 @@ def _pmap(steps: Steps) -> Parallel:
         put=put,
         get=get,
         put_batch=lambda batch: jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch),
-        train=jax.pmap(_over_devices(steps.train), axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0),
-        evaluate=jax.pmap(_over_devices(steps.evaluate), axis_name=AXIS),
+        train=jax.pmap(_over_devices(steps.train), axis_name=DATA, in_axes=(0, 0, None), donate_argnums=0),
+        evaluate=jax.pmap(_over_devices(steps.evaluate), axis_name=DATA),
         rows=lambda arrays: jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:]), arrays),
-        replicated=replicated,
+        shardings=lambda tree: jax.tree.map(lambda _: replicated, tree),
+        share=np.arange(batch_size),
     )
 
 
@@ -111,7 +263,7 @@ def _over_devices(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def run(*args: Any) -> Any:
-        with batch_axis(AXIS):
+        with batch_axis(DATA):
             return step(*args)
 
     return run

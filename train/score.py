@@ -19,12 +19,13 @@ def score(setup: Setup, variables: VariableDict, source: Source) -> tuple[dict[s
         variables: As `parallel.put` returns them.
         source: The split.
     """
-    compiled = setup.parallel
+    compiled, size = setup.parallel, setup.config.batch_size
     total: dict[str, np.ndarray] = {}
     kept: dict[str, list[np.ndarray]] = {}
     running: Any = None
-    for batch in eval_batches(source, setup.config.batch_size, workers=setup.config.data.workers):
-        results = compiled.evaluate(variables, compiled.put_batch(batch)), batch["mask"]
+    for i, batch in enumerate(eval_batches(source, size, workers=setup.config.data.workers, rows=compiled.share)):
+        # This process may have read some rows of the batch alone, and gets the results of all: so many of them are of records.
+        results = compiled.evaluate(variables, compiled.put_batch(batch)), len(source) - i * size
         # The results of the batch before are fetched while this one runs.
         _collect(compiled, running, total, kept)
         running = results
@@ -37,9 +38,9 @@ def _collect(compiled: Any, results: Any, total: dict[str, np.ndarray], kept: di
     """Add the sums of a batch in 64 bits, in which pixels are counted without error, and append the arrays of its real examples."""
     if results is None:
         return
-    (sums, arrays), mask = results
+    (sums, arrays), count = results
     for name, value in jax.device_get(compiled.get(sums)).items():
         wide = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
         total[name] = total[name] + wide if name in total else wide
     for name, rows in compiled.rows(arrays).items():
-        kept.setdefault(name, []).append(rows[mask])
+        kept.setdefault(name, []).append(rows[:count])

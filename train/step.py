@@ -59,11 +59,15 @@ class Devices:
         sum: Tree -> its sum over the devices.
         mean: Tree -> its mean over the devices.
         first: Size of a share -> position of its first example in the whole batch.
+        gather: Tree -> the same, every array of it complete on every device, for use by the model.
+        spread: Augmented batch -> the same, perhaps with its space spread over devices.
     """
 
     sum: Callable[[Any], Any] = lambda tree: tree
     mean: Callable[[Any], Any] = lambda tree: tree
     first: Callable[[int], Any] = lambda size: 0
+    gather: Callable[[Any], Any] = lambda tree: tree
+    spread: Callable[[Batch], Batch] = lambda batch: batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Steps:
         """
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         size = len(jax.tree.leaves(batch)[0])
-        augmented = self.task.augment(augment_key, batch, self.devices.first(size))
+        augmented = self.devices.spread(self.task.augment(augment_key, batch, self.devices.first(size)))
         parts = self.config.optim.accumulate
         collections = state.collections
         grads: Any = None
@@ -116,8 +120,8 @@ class Steps:
         seen: list[Any] = []
         # A Python loop: XLA's CPU backend runs convolutions inside lax.scan about ten times slower, even if it is unrolled.
         for i, part_key in enumerate(jax.random.split(loss_key, parts)):
-            # Interleaved, so that every part spans all devices.
-            part = jax.tree.map(lambda a, i=i: a[i::parts], augmented)
+            # Interleaved, so that every part spans all devices. XLA moves the rows of a slice with a step between devices, and not these.
+            part = jax.tree.map(lambda a, i=i: a.reshape(-1, parts, *a.shape[1:])[:, i], augmented)
             gradient, result = self._gradient(state, collections, part, part_key, size // parts)
             seen.append(batch_statistics(collections, result.collections))
             collections, sums = result.collections, {**result.sums, "count": result.count}
@@ -135,17 +139,17 @@ class Steps:
     def evaluate(self, variables: VariableDict, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Return the sums over the examples that batch["mask"] counts, and what the task keeps of each example."""
         with dilax.use_lowering(self.config.lowering):
-            sums, kept = self.task.evaluate(self.model, variables, batch)
+            sums, kept = self.task.evaluate(self.model, self.devices.gather(variables), self.devices.spread(batch))
         return self.devices.sum(sums), kept
 
     def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
         """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
-        average = None if state.average is None else state.averaged(collections)
+        average = None if state.average is None else self.devices.gather(state.averaged(collections))
         frozen = matches(self.config.frozen, state.params, "frozen")
 
         def objective(params: Any) -> tuple[jax.Array, Loss]:
             # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
-            params = jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen)
+            params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
             with dilax.use_lowering(self.config.lowering), frozen_statistics(tuple(self.config.frozen)):
                 loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
             return loss.sums["loss"] / scale, loss

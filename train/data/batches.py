@@ -30,8 +30,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Batches:
     """Yield shuffled batches without end, from that of step `start_step` on.
 
@@ -45,14 +44,13 @@ def train_batches(
         start_step: The first step.
         workers: Number of worker processes that read ahead; 0 reads in this process, as happens with a source in memory. The batches are
             the same.
-        process_index: Which slice of each batch to yield.
-        process_count: Number of such slices.
+        rows: The rows of each batch to read and yield, ascending, such as those of the devices of this process; None is all of them.
 
-    Yields: the fields of the records, stacked, (batch_size / process_count, ...).
-    Raises: UserError: if the source is empty, the batch cannot be split over the processes, or a worker process is killed.
+    Yields: the fields of the records, stacked, (rows, ...).
+    Raises: UserError: if the source is empty, or a worker process is killed.
     """
-    span = _span(source, batch_size, process_index, process_count)
-    return _run(functools.partial(_train_batch, source, batch_size, span, seed), start_step, _ENDLESS, _workers(source, workers))
+    rows = _rows(source, batch_size, rows)
+    return _run(functools.partial(_train_batch, source, batch_size, rows, seed), start_step, _ENDLESS, _workers(source, workers))
 
 
 def eval_batches(
@@ -60,36 +58,32 @@ def eval_batches(
     batch_size: int,
     *,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Batches:
     """Yield every record once, in order; arguments and errors as `train_batches`.
 
-    Yields: the fields of the records, stacked, with "mask", bool (batch_size / process_count,): the last batch is filled up with copies of
-        the last record, which the mask does not count.
+    Yields: the fields of the records, stacked, with "mask", bool (rows,): the last batch is filled up with copies of the last record, which
+        the mask does not count.
     """
-    span = _span(source, batch_size, process_index, process_count)
-    return _run(functools.partial(_eval_batch, source, batch_size, span), 0, -(-len(source) // batch_size), _workers(source, workers))
+    rows = _rows(source, batch_size, rows)
+    return _run(functools.partial(_eval_batch, source, batch_size, rows), 0, -(-len(source) // batch_size), _workers(source, workers))
 
 
-def _span(source: Source, batch_size: int, process_index: int, process_count: int) -> range:
-    """Return the offsets in a batch that belong to this process."""
+def _rows(source: Source, batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    """Return the rows of a batch to read."""
     if len(source) == 0:
         raise UserError("data: there are no records to make batches of; check data.classes and data.validation.")
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size={batch_size} cannot be split over {process_count} process(es); choose a positive multiple of {process_count}."
-        )
-    size = batch_size // process_count
-    return range(process_index * size, (process_index + 1) * size)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is not a number of records; choose a positive one.")
+    return np.arange(batch_size) if rows is None else np.asarray(rows)
 
 
 def _workers(source: Source, workers: int) -> int:
     return 0 if in_memory(source) else workers
 
 
-def _train_batch(source: Source, batch_size: int, span: range, seed: int, step: int) -> Batch:
-    positions = step * batch_size + np.arange(span.start, span.stop)
+def _train_batch(source: Source, batch_size: int, rows: np.ndarray, seed: int, step: int) -> Batch:
+    positions = step * batch_size + rows
     epochs, offsets = np.divmod(positions, len(source))
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
@@ -103,8 +97,8 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(n, EPOCH, seed, epoch)
 
 
-def _eval_batch(source: Source, batch_size: int, span: range, step: int) -> Batch:
-    positions = step * batch_size + np.arange(span.start, span.stop)
+def _eval_batch(source: Source, batch_size: int, rows: np.ndarray, step: int) -> Batch:
+    positions = step * batch_size + rows
     batch = gather(source, np.minimum(positions, len(source) - 1))
     return {**batch, "mask": positions < len(source)}
 

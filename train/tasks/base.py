@@ -85,11 +85,13 @@ class Task(abc.ABC):
         name: Value of config.task.
         keys: The config keys that this task alone reads, in addition to those of `train.config.KEYS`.
         curves: Metrics drawn as learning curves.
+        spatial: Fields of an augmented batch, (batch, size, ...), whose second axis is the first axis of space or time.
     """
 
     name: ClassVar[str]
     keys: ClassVar[Keys]
     curves: tuple[str, ...] = ("loss", "accuracy")
+    spatial: ClassVar[tuple[str, ...]] = ("image", "input")
     best_by: str
     lower_is_better: bool = False
 

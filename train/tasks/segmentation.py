@@ -64,6 +64,7 @@ class Segmentation(Task):
     }
     best_by = "miou"
     curves = ("loss", "accuracy", "miou")
+    spatial = ("image", "label")
     scales: tuple[float, ...] = (1.0,)
     flip = False
 

@@ -36,6 +36,7 @@ class Separation(Task):
     }
     best_by = "si_sdr"
     curves = ("loss",)
+    spatial = ("input", "label")
 
     @classmethod
     def open(cls, config: ConfigDict) -> Splits:

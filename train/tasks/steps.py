@@ -66,6 +66,7 @@ class StepTask(Task):
     """
 
     lower_is_better = True
+    spatial = ("input", "label", "counted")
     kind: str
 
     def __init__(self, config: ConfigDict, spec: DataSpec):
