@@ -21,6 +21,8 @@ CALLER = "tiled"
 # Long axes are analysed at one of these lengths (plus a remainder), since the analysis builds a matrix for every resize. Each common output
 # stride divides one of the three: 320 and 512 (speech), 441 (10 ms of music), 2 to 64 (images).
 SHORT_LENGTHS = (2880, 4096, 4410)
+# Up to this length of an axis, and this many values, the whole image is analysed as well.
+MAX_LENGTH, MAX_SAMPLES = 2**22, 2**26
 
 Fn = Callable[[jax.Array], Any]
 Shape = tuple[int, ...]
@@ -143,12 +145,23 @@ def _analyse(fn: Fn, shape: Shape, dtype: Any, divided: Sequence[int], leaves: S
         ]
         # The result is the same if whole periods were left out, together with all of their outputs.
         if all(field.period and inputs % field.period == 0 and outputs * field.stride == inputs for field, inputs, outputs in along):
-            return found
+            return _confirm(found, fn, shape, dtype)
     else:
         # Without a period at any of the short lengths, there is none in the whole image.
         if found and not all(fields[i].period for fields in found for i in divided if fields):
             return found
     return receptive_fields(fn, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _confirm(found: Fields, fn: Fn, shape: Shape, dtype: Any) -> Fields:
+    """Return the fields of the whole image, and those found in a shorter one where the analysis of the whole gives up.
+
+    A function may treat a position apart that the shorter image does not have.
+    """
+    if max(shape) > MAX_LENGTH or math.prod(shape) > MAX_SAMPLES:
+        return found
+    whole = receptive_fields(fn, jax.ShapeDtypeStruct(shape, dtype))
+    return [tuple(short if full.size is None else full for full, short in zip(*fields)) for fields in zip(whole, found)]
 
 
 def _analyse_short(fn: Fn, shape: Shape, dtype: Any) -> tuple[Fields, list[Any]] | None:

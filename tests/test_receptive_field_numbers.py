@@ -118,6 +118,15 @@ def test_matrices():
     assert corners is not None and corners.period == 1
 
 
+def test_faint_weights_count_if_they_are_no_rounding_errors():
+    """Weights of 1e-3 in a matrix of 2,000 columns could be rounding errors of a resize, but not so far from the others."""
+    matrix = np.eye(2000, dtype=np.float32)
+    for row in range(40, 2000):
+        matrix[row, row - 40] = 4e-4 * (1 + row % 3)
+    reach = matrix_reach(matrix)
+    assert reach is not None and (reach.field().size, reach.field().left) == (41, 40)
+
+
 def test_all_branches_count():
     branches = [lambda x: conv(x, dilation=4), lambda x: conv(x, dilation=3)]
     fields = [field_of(fn) for fn in (lambda x: lax.switch(jnp.int32(1) * 0, branches, x), lambda x: branches[0](x) + branches[1](x))]

@@ -259,8 +259,9 @@ def test_other_sizes_share_the_program():
 
 @pytest.fixture
 def short_lengths(monkeypatch):
-    """Analyse long axes at a tenth of the usual lengths, so that a tenth of the samples is a long axis."""
+    """Analyse long axes at a tenth of the usual lengths alone, so that a tenth of the samples is a long axis."""
     monkeypatch.setattr(tile_plans, "SHORT_LENGTHS", (288, 416, 441))
+    monkeypatch.setattr(tile_plans, "MAX_LENGTH", 500)
 
 
 def test_common_output_strides_divide_a_short_length():
@@ -288,6 +289,27 @@ def test_strides_that_divide_no_short_length(length, stride, short_lengths):
     fn = lambda x: conv(x, stride=stride) if stride == 17 else dilax.resize(conv(x, stride=stride), x.shape[1:-1])  # noqa: E731
     image = draw(1, length, 1)
     equal(dilax.tiled(fn, 100)(image), jax.jit(fn)(image))
+
+
+# Functions that treat a position apart which none of the short lengths has.
+LATE = {
+    "another factor": lambda x: jnp.where((jnp.arange(x.shape[1]) >= 7000)[None, :, None], 2 * x, x),
+    "joined": lambda x: jnp.concatenate([x[:, :7000], 2 * x[:, 7000:]], 1),
+    "joined, wide": lambda x: jnp.concatenate([x[:, :20000], 2 * x[:, 20000:]], 1),
+    "one sample": lambda x: x.at[:, 7000].set(0.0),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_positions_beyond_the_short_lengths(name):
+    with pytest.raises(UserError, match="depends on the position along spatial axis 0, of 40000 samples"):
+        dilax.tiled(LATE[name], 1500, check=False)(draw(1, 40000, 1))
+
+
+def test_neighbouring_pieces_of_a_long_recording():
+    fn = lambda x: jnp.concatenate([x[:, :9000], x[:, 9000:]], 1) + conv(x, dilation=40)[..., :1]  # noqa: E731
+    image = draw(1, 40000, 1)
+    equal(dilax.tiled(fn, 5000, check=False)(image), jax.jit(fn)(image))
 
 
 def test_images_no_larger_than_the_tile_run_whole():

@@ -10,6 +10,8 @@ from dilax.receptive_fields.reach import MAX_PHASES, IndexSet, Reach, contains, 
 
 # The longest periods that are tried, in rows, in addition to the one that the shape implies.
 MAX_PERIOD_ROWS = 64
+# Rounding errors of a resize by lanczos5, which has the widest kernel, lie this close to its other weights.
+MAX_LOBES = 5
 # A matrix of more elements counts as dense.
 MAX_ELEMENTS = 2**26
 
@@ -20,7 +22,8 @@ def matrix_reach(matrix: np.ndarray) -> Reach | None:
     The rows have a period if all of them repeat those in the middle, in weights as well as in columns. Rows whose pattern touches the first
     or the last column may differ, since a resize clips its weights or repeats a sample there, but must see no more than the pattern clipped
     to the matrix; they count as the border. Without a period, the sets are listed. Weights of the size of a rounding error of a position
-    along the axis count as 0 where rows a period apart disagree about them (a third of 3 is not exactly 1).
+    along the axis count as 0 where rows a period apart disagree about them (a third of 3 is not exactly 1), unless some of them lie further
+    from all larger weights than a position that is rounded moves a weight.
 
     Returns:
         None if every row sees both the first and the last column, if there are too many rows, or if all weights are 0, as in a model that
@@ -32,6 +35,10 @@ def matrix_reach(matrix: np.ndarray) -> Reach | None:
     noise = min(4 * columns * rounding, 1e-3) * np.abs(matrix).max(initial=0)
     nonzero = np.abs(matrix) > noise
     first, last = nonzero.argmax(1), columns - 1 - nonzero[:, ::-1].argmax(1)
+    row, column = np.nonzero((matrix != 0) & ~nonzero)
+    if ((column < first[row] - MAX_LOBES) | (column > last[row] + MAX_LOBES) | ~nonzero.any(1)[row]).any():
+        noise, nonzero = 0.0, matrix != 0
+        first, last = nonzero.argmax(1), columns - 1 - nonzero[:, ::-1].argmax(1)
     # This includes rows of zeros, for which argmax returns 0.
     if ((first == 0) & (last == columns - 1)).all():
         return None

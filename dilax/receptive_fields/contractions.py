@@ -54,13 +54,22 @@ def _product(axis: AnyAxis, constant: Any, shape: tuple[int, ...], rows: int, co
 
 
 def gather(eqn: Any, operands: list[Operand]) -> View:
-    """Return the view of a gather: axes taken whole are kept, and an axis that is indexed by a constant list sees what the list says."""
+    """Return the view of a gather: axes taken whole are kept, and an axis that is indexed by a constant list sees what the list says.
+
+    What is read from a constant at positions that depend on the input sees what those see.
+    """
     x, indices = operands
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if isinstance(x, Constant) or isinstance(indices, View):
-        return global_view(result)
     axes: list[AnyAxis] = [None] * len(result)
+    if isinstance(indices, View):
+        if isinstance(x, View) or numbers.operand_batching_dims:
+            return global_view(result)
+        # A table, such as that of an embedding, is read at every position alike.
+        for target, axis in zip((i for i in range(len(result)) if i not in numbers.offset_dims), indices.axes):
+            axes[target] = axis
+        return View(tuple(axes))
+    assert isinstance(x, View)
     kept = [i for i in range(len(shape)) if i not in numbers.collapsed_slice_dims and i not in numbers.operand_batching_dims]
     for i, target in zip(kept, numbers.offset_dims):
         axes[target] = x.axes[i] if sizes[i] == shape[i] else None

@@ -25,11 +25,11 @@ Literal = core.Literal
 ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-    is_finite layout_constraint le lgamma log log1p log2 logistic lt max min mul mulhi name ne neg nextafter not one_minus_square
-    optimization_barrier or polygamma population_count pow pvary real reduce_precision reduced_vary_cast reduced_vary_cast_p
-    regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
-    sign sin sinh sqrt square stop_gradient sub tan tanh vary_unreduced_cast vary_unreduced_cast_p xor zeta
+    convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+    integer_pow is_finite layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg nextafter not
+    one_minus_square optimization_barrier or polygamma population_count pow pvary real reduce_precision reduced_vary_cast
+    reduced_vary_cast_p regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh vary_unreduced_cast vary_unreduced_cast_p xor zeta
     """.split()  # noqa: SIM905
 )
 

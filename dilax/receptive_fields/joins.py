@@ -79,7 +79,7 @@ def _join(pieces: list[Piece], size: int) -> Axis | None:
     The widest piece is the inside. The others are a border if they lie where its pattern reaches beyond the input, as in the modes of
     jnp.pad. Pieces of other values further in are not equivariant; if they see anything else, all outputs are listed.
     """
-    start, width, middle = max((piece for piece in pieces if piece[2]), key=lambda piece: piece[1])
+    start, _, middle = max((piece for piece in pieces if piece[2]), key=lambda piece: piece[1])
     others = [piece for piece in pieces if piece[0] != start]
     assert middle is not None
     if any(axis and axis.source != middle.source for *_, axis in others):
@@ -87,11 +87,16 @@ def _join(pieces: list[Piece], size: int) -> Axis | None:
     joined = middle.through(window(1, 1, start), size)
     if joined is None or joined.reach.listed or any(axis and axis.reach.listed for *_, axis in others if _wide(axis, middle)):
         return _list(pieces, middle, size)
-    if size - width > MAX_PHASES:
-        return None
     reach, seen = joined.reach, {}
     for first, count, axis in others:
         if axis is None:
+            continue
+        if count > MAX_PHASES:
+            # Too many outputs to compare: they must see what the inside would see there, though their values may differ.
+            moved = axis.through(window(1, 1, first), size)
+            if moved is None or moved.reach.border or (moved.reach.rate, moved.reach.sets) != (joined.reach.rate, joined.reach.sets):
+                return None
+            reach = reach.without_equivariance()
             continue
         sets = {first + i: axis.reach.seen(i) for i in range(count)}
         if not all(_fits(reach, output, indices, middle.samples) for output, indices in sets.items()):

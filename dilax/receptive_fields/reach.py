@@ -127,6 +127,13 @@ class Reach:
         first, last = self.need(output)
         return first > last or (first >= 0 and last < size)
 
+    def intact(self, count: int, size: int) -> np.ndarray:
+        """Return `is_intact` of the first `count` outputs."""
+        turns, phases = np.divmod(np.arange(count), len(self.sets))
+        spans = [self.need(phase) for phase in range(len(self.sets))]
+        first, last = (np.array([span[side] if span != NOTHING else 0 for span in spans])[phases] + turns * self.inputs for side in (0, 1))
+        return np.array([span == NOTHING for span in spans])[phases] | ((first >= 0) & (last < size))
+
     def lies_inside(self, output: int, size: int) -> bool:
         """Return whether an output sees nothing outside the samples 0 ... size - 1."""
         first, bits = self.at(output)

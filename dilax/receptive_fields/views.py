@@ -39,7 +39,7 @@ class Axis:
 
     def inside(self, size: int) -> np.ndarray:
         """Return a mask of the positions, of `size`, that are not affected by the border; all of them if every position is."""
-        mask = np.array([self.reach.is_intact(position, self.samples) for position in range(size)], bool)
+        mask = self.reach.intact(size, self.samples)
         return mask if mask.any() else ~mask
 
 
