@@ -15,7 +15,7 @@ import dilax.summary
 from dilax import DataSpec, Inference, loading
 from dilax.errors import UserError
 from train import checkpoint, folder, optim, parallel
-from train.config import check, model_config, task_class
+from train.config import check, keys_of, model_config, task_class, unread
 from train.step import Steps
 from train.tasks import Task
 
@@ -175,6 +175,8 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     workdir = workdir.expanduser().absolute()
     config, status = folder.read_run(workdir)
     with config.unlocked():
+        for key in unread(config):  # by earlier versions accepted in silence
+            config.update_from_flattened_dict({key: keys_of(config.task)[key].default})
         config.data.update(changes or {})
     variables = loading.read_variables(workdir)
     # Evaluation pads its batches, so the batch of training is rounded up where it does not fit the devices that are here now.

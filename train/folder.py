@@ -19,7 +19,7 @@ from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
 from train import checkpoint, report
-from train.config import differences, from_json, may_change, to_json
+from train.config import differences, from_json, may_change, to_json, unread
 from train.data.fingerprint import changes, spec_changes
 from train.files import LOCK, PART, locked, write_text, writing
 
@@ -98,7 +98,8 @@ def _some(changed: list[str]) -> str:
 
 def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     old, status = read_run(workdir)
-    changed = [line for line in differences(old, config) if line.split(":")[0] not in may_change(config)]
+    free = may_change(config) | unread(old).keys()  # what nothing read, as earlier versions accepted, changes nothing
+    changed = [line for line in differences(old, config) if line.split(":")[0] not in free]
     if changed:
         of = f"of the task {old.task}, not {config.task}" if old.task != config.task else f"of another config ({_some(changed)})"
         raise UserError(

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
 from train.data.splits import Splits
-from train.keys import Keys
+from train.keys import Keys, Reads
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
@@ -84,11 +84,14 @@ class Task(abc.ABC):
     Attributes:
         name: Value of config.task.
         keys: The config keys that this task alone reads, in addition to those of `train.config.KEYS`.
+        reads: For each kind of data the keys that it reads and other kinds may not; keys that no kind lists are read with all of them. A
+            kind is the value of config.data.name up to a colon, or `train.keys.OTHER`.
         curves: Metrics drawn as learning curves.
     """
 
     name: ClassVar[str]
     keys: ClassVar[Keys]
+    reads: ClassVar[Reads]
     curves: tuple[str, ...] = ("loss", "accuracy")
     best_by: str
     lower_is_better: bool = False

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from dilax import Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
-from train.data.readers.files import check_no_path, data_path
+from train.data.readers.files import data_path
 from train.data.splits import Splits, divided, origin_of
-from train.keys import Key, Keys
+from train.keys import Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, table_lines
 from train.tasks.steps import (
@@ -41,6 +41,7 @@ class LanguageModel(StepTask):
         **SAMPLE_KEYS,
         "sequence.units": Key("characters", 'units of the text: "characters" or "bytes"', choices=text.UNITS),
     }
+    reads: ClassVar[Reads] = {"text": ("data.dir",), **dict.fromkeys(text.PACKAGES, ())}
 
     def loss_and_metric(self) -> tuple[str, str]:
         """Bits of a character or byte."""
@@ -54,7 +55,7 @@ class LanguageModel(StepTask):
     @classmethod
     def open(cls, config: ConfigDict) -> Splits:
         """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
-        name = check_name(config, ("text", *text.PACKAGES))
+        name = check_name(config, tuple(cls.reads))
         (parts, origin), units = _parts(config, name), config.sequence.units
         symbols = text.symbols_of(parts["train"], units)
         codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
@@ -115,7 +116,6 @@ class LanguageModel(StepTask):
 def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:
     """Return the text of each split, and where they come from."""
     if name in text.PACKAGES:
-        check_no_path(config.data, "the text of a package", "text")
         return cut_along_time(text.package_text(name), config), name
     path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():

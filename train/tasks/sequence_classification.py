@@ -18,7 +18,7 @@ from dilax import DataSpec, Inference, UserError, inputs, plots
 from dilax.inference import POOLS, model_arguments, pool_steps
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
-from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.image_sets import IMAGE_KEYS, IMAGE_READS, open_labelled
 from train.data.mel import log_mel_frames, stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import data_path, labelled_splits
@@ -27,7 +27,7 @@ from train.data.scaling import measure
 from train.data.source import Source, Table, gather
 from train.data.splits import Splits, check_classes, class_order, hold_out
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import images, streams
 from train.tasks.base import (
     Batch,
@@ -49,6 +49,8 @@ from train.tasks.images import most_telling
 
 SAMPLED, SHOWN, BEGINNING = 400, 24, 120  # test sequences that the report chooses from, and shows; characters of a text
 Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
+# The keys that only images read, whatever holds them.
+_OF_IMAGES = {*IMAGE_KEYS, *GEOMETRY_KEYS, "augment.cutout", "augment.mixup", "sequence.permute"} - {"data.download"}
 
 
 class SequenceClassification(Task):
@@ -67,21 +69,18 @@ class SequenceClassification(Task):
         "sequence.units": Key("characters", 'units of text: "characters" or "bytes"', choices=text.UNITS),
         "sequence.bands": Key(32, "mel bands of a sound", (1, UNLIMITED)),
     }
+    reads: ClassVar[Reads] = {
+        **{kind: (*keys, *_OF_IMAGES) for kind, keys in IMAGE_READS.items()},
+        "ucr": ("data.dir", "sequence.length"),
+        "wav": ("data.dir", "sequence.length", "sequence.bands"),
+        "text": ("data.dir", "sequence.length", "sequence.units"),
+    }
     best_by = "accuracy"
 
     @classmethod
     def check(cls, config: ConfigDict) -> None:
-        """Refuse options of images for other sequences."""
+        """Refuse colours out of range."""
         images.check_colours(config)
-        name = config.data.name.partition(":")[0]
-        if name not in _READERS:
-            return
-        unused = ["data.classes", "data.per_class", "data.image_size", "data.mean", "data.std", "sequence.permute"]
-        unused += [*GEOMETRY_KEYS, "augment.cutout", "augment.mixup"]
-        for key in unused:
-            section, _, field = key.partition(".")
-            if config[section][field]:
-                raise UserError(f"config.{key}={config[section][field]!r} does not apply to data.name={config.data.name!r}; remove it.")
 
     @classmethod
     def open(cls, config: ConfigDict) -> Splits:

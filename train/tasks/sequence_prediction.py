@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
-from train.data.readers.files import check_no_path, data_path
+from train.data.readers.files import data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
 from train.data.scaling import measure, written
 from train.data.source import Table, gather
 from train.data.splits import Splits
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, add_inputs, csv_row, report_table
 from train.tasks.steps import (
@@ -56,6 +56,12 @@ class SequencePrediction(StepTask):
             "error", 'missing cells of a table: "error", "forward" or "interpolate"', choices=("error", "forward", "interpolate")
         ),
     }
+    reads: ClassVar[Reads] = {
+        "adding": ("sequence.examples",),
+        "copy_memory": ("sequence.examples",),
+        "piano": ("data.dir",),
+        "csv": ("data.dir", "data.missing", "sequence.context", "sequence.stride", "sequence.test"),
+    }
 
     def loss_and_metric(self) -> tuple[str, str]:
         """As config.sequence.loss says."""
@@ -77,7 +83,7 @@ class SequencePrediction(StepTask):
     def open(cls, config: ConfigDict) -> Splits:
         """Open a made-up task, a table or piano rolls."""
         readers = {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _table}
-        return readers[check_name(config, tuple(readers))](config)
+        return readers[check_name(config, tuple(cls.reads))](config)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """Targets and predictions of the scored steps; of a table in its units, beside the forecast that repeats each row."""
@@ -201,7 +207,6 @@ def _copy_memory(config: ConfigDict) -> Splits:
 
 def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
     """Splits drawn at random: the training split by config.seed, the others the same for every run."""
-    check_no_path(config.data, "which is drawn at random", "csv")
     count, length = config.sequence.examples or examples, config.sequence.length
     if not length:
         raise UserError(f"config.sequence.length=0 gives no length for data.name={config.data.name!r}; set it, such as 200.")

@@ -16,7 +16,7 @@ from dilax.generate import continue_sequence
 from train.data.readers import sound
 from train.data.readers.files import data_path, list_files
 from train.data.splits import Splits, divided, origin_of
-from train.keys import Key, Keys
+from train.keys import Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files, table_lines
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
@@ -34,6 +34,7 @@ class Waveform(StepTask):
         **SAMPLE_KEYS,
         "sequence.levels": Key(256, "mu-law levels of a sample", (2, 65536)),
     }
+    reads: ClassVar[Reads] = {"wav": ()}
 
     def loss_and_metric(self) -> tuple[str, str]:
         """Bits of a sample."""
@@ -52,7 +53,7 @@ class Waveform(StepTask):
     @classmethod
     def open(cls, config: ConfigDict) -> Splits:
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
-        check_name(config, ("wav",))
+        check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder of sound files")
         folders = divided(folder, validation=bool(config.data.validation))
         files = {split: list_files(path, sound.SUFFIXES) for split, path in (folders or {"train": folder}).items()}

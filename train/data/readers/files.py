@@ -33,24 +33,6 @@ def data_path(config: ConfigDict, what: str) -> pathlib.Path:
     return path
 
 
-def check_no_path(data: ConfigDict, what: str, own: str) -> None:
-    """Refuse config.data.dir for a dataset that is not read from it, and would be used in place of what is there.
-
-    Args:
-        data: The part `data` of a config.
-        what: What the dataset is, such as "the text of a package".
-        own: Value of config.data.name that reads data of one's own.
-
-    Raises:
-        UserError: if the path is set.
-    """
-    if data.dir:
-        raise UserError(
-            f"config.data.dir={data.dir!r} is not read with config.data.name={data.name!r}, {what}; "
-            f'set config.data.name="{own}", or remove config.data.dir.'
-        )
-
-
 def user_path(text: str) -> pathlib.Path:
     """Return a path that a user gave, in which "~" is the home folder."""
     return pathlib.Path(os.path.expanduser(text))
