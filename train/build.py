@@ -14,6 +14,7 @@ import dilax
 import dilax.summary
 from dilax import DataSpec, Inference, loading
 from dilax.errors import UserError
+from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
 from train.config import check, keys_of, model_config, task_class, unread
 from train.step import Steps
@@ -172,7 +173,7 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     Raises:
         UserError: if it does not hold a trained run.
     """
-    workdir = workdir.expanduser().absolute()
+    workdir = user_path(workdir).absolute()
     config, status = folder.read_run(workdir)
     with config.unlocked():
         for key in unread(config):  # by earlier versions accepted in silence

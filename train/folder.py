@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
 from train import checkpoint, report
 from train.config import differences, from_json, may_change, to_json, unread
@@ -42,7 +43,7 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
     Raises:
         UserError: if it holds a finished run or one of another config, another process trains in it, or it cannot be written.
     """
-    if restart and config.init_from and pathlib.Path(config.init_from).expanduser().resolve() == workdir.resolve():
+    if restart and config.init_from and user_path(config.init_from).resolve() == workdir.resolve():
         raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
     with contextlib.ExitStack() as held:
         try:

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.loading import BEST, read_status
 from train import checkpoint
 from train.build import Setup, build, describe, status_of
@@ -47,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     Raises:
         UserError: if config, data or folder cannot be used.
     """
-    began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(workdir.expanduser()))
+    began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(user_path(workdir)))
     if jax.process_count() > 1:
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     check(config)

@@ -107,8 +107,12 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open the data of a config.
+
+        Args:
+            config: The whole config.
+            like: What a run was trained on: its mean, deviation, sample rate and symbols are used, not those of the data that is opened.
 
         Raises:
             UserError: if it is missing or does not fit the task.

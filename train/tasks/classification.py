@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dilax import Inference, inputs, plots
+from dilax import DataSpec, Inference, inputs, plots
 from dilax.inference import model_arguments
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
@@ -53,7 +53,7 @@ class Classification(Task):
         images.check_colours(config)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a set of labelled images."""
         splits = open_labelled(config.data, seed=config.seed)
         images.check_channels(config, splits.spec.input_shape[-1])

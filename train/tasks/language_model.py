@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError
+from dilax import DataSpec, Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
 from train.data.readers.files import data_path
@@ -53,11 +53,11 @@ class LanguageModel(StepTask):
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
         name = check_name(config, tuple(cls.reads))
         (parts, origin), units = _parts(config, name), config.sequence.units
-        symbols = text.symbols_of(parts["train"], units)
+        symbols = like.symbols if like else text.symbols_of(parts["train"], units)
         codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
         return window_splits(config, codes, symbols, origin, units, symbols=symbols, units=units)
 
@@ -82,7 +82,7 @@ class LanguageModel(StepTask):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield each prompt and its continuation."""
         options = streams.sampling(args)
-        codes = [self._codes(prompt) for prompt in args.inputs]
+        codes = [inference.codes(prompt) for prompt in args.inputs]
 
         def rows() -> Iterator[tuple[str, ...]]:
             for prompt, one in zip(args.inputs, codes):
@@ -97,7 +97,7 @@ class LanguageModel(StepTask):
         options, feeder, key = streams.sampling(args), streams.Feeder(inference), jax.random.key(args.seed)
         draw = jax.jit(lambda key, logits: sample_codes(key, logits, **options))
         for line in streams.lines(file):
-            for code in self._codes(line):
+            for code in inference.codes(line):
                 feeder(np.array([code], np.int32))
             drawn: list[int] = []
             while len(drawn) < args.steps and (not drawn or self.spec.symbols[drawn[-1]] not in ("\n", "10")):
@@ -106,11 +106,6 @@ class LanguageModel(StepTask):
                 feeder(np.array(drawn[-1:], np.int32))
             written = text.decode(np.array(drawn), self.spec.symbols, self.spec.units)
             yield (written if written.endswith("\n") else written + "\n").encode()
-
-    def _codes(self, prompt: str) -> np.ndarray:
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one character to begin with.")
-        return text.encode(prompt, self.spec.symbols, self.spec.units)
 
 
 def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:

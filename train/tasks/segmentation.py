@@ -14,7 +14,7 @@ import numpy as np
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError, inputs, losses, metrics, plots
+from dilax import DataSpec, Inference, UserError, inputs, losses, metrics, plots
 from dilax.errors import did_you_mean
 from dilax.inference import average_views, model_arguments
 from train.data.augment import COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment
@@ -97,7 +97,7 @@ class Segmentation(Task):
             raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a set of images and masks, and weigh its classes."""
         splits = open_masked(config.data, seed=config.seed, ignored=config.segmentation.ignored_label)
         images.check_channels(config, splits.spec.input_shape[-1])

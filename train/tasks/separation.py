@@ -39,12 +39,12 @@ class Separation(Task):
     curves = ("loss",)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a folder of mixtures and their sources; whole files are held out."""
         check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
         folders = divided(folder, validation=bool(config.data.validation))
-        train = read_mixtures(folders.get("train", folder))
+        train = read_mixtures(folders.get("train", folder), rate=like.sample_rate if like else None)
         others = {name: path for name, path in folders.items() if name != "train"}
         read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in others.items()}}
         names, rate = train.names, train.rate

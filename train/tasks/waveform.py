@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError, plots
+from dilax import DataSpec, Inference, UserError, plots
 from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
@@ -51,7 +51,7 @@ class Waveform(StepTask):
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
         check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder of sound files")
@@ -61,7 +61,7 @@ class Waveform(StepTask):
             if not paths:
                 where = folders.get(split, folder)
                 raise UserError(f'"{where}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
-        sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths])
+        sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths], rate=like.sample_rate if like else None)
         mixture, levels = _is_mixture(config), config.sequence.levels
         values = iter([one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds])
         parts = _share_out(config, {split: [next(values) for _ in paths] for split, paths in files.items()})
