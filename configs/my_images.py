@@ -7,10 +7,9 @@ Image size, batch and epochs follow from the files. Images are mirrored at rando
 add --config.augment.flip=false. For few images per class, configs/resnet_finetune.py starts from published weights.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 from train.data.readers.images import SUFFIXES
@@ -26,7 +25,7 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 2e-3
     if data:
         config.data.dir = data
-        folder = pathlib.Path(data).expanduser()
+        folder = user_path(data)
         own_data.scale_to_labelled(config, folder, sorted(SUFFIXES))
         config.data.image_size = own_data.image_side(folder, longer=False, limits=(8, 96))
     return config

@@ -7,11 +7,10 @@ Image size, batch, epochs and the values of the classes follow from the files. N
 --config.data.class_names="('a', 'b')".
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 from train.data.readers.files import list_files
@@ -32,7 +31,7 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 3e-3
     if data:
         config.data.dir = data
-        folder = pathlib.Path(data).expanduser()
+        folder = user_path(data)
         parts = divided(folder)
         masks = (parts["train"] if parts else folder) / "masks"
         if not masks.is_dir():

@@ -6,10 +6,9 @@
 Batch and epochs follow from the number of files. The network is causal, so that it also listens with `train.predict --stream`.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 from train.data.readers.sound import SUFFIXES
@@ -23,5 +22,5 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 3e-3
     if data:
         config.data.dir = data
-        own_data.scale_to_labelled(config, pathlib.Path(data).expanduser(), SUFFIXES)
+        own_data.scale_to_labelled(config, user_path(data), SUFFIXES)
     return config

@@ -7,10 +7,9 @@ The length of the windows, batch and epochs follow from the number of rows. Miss
 fills them.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 
@@ -24,7 +23,7 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 2e-3
     config.optim.clip_norm = 1.0
     if data:
-        file = own_data.only_file(pathlib.Path(data).expanduser(), (".csv", ".tsv", ".gz"))
+        file = own_data.only_file(user_path(data), (".csv", ".tsv", ".gz"))
         rows = round(0.8 * own_data.count_rows(file))  # a tenth each is for validation and test
         length = max(4, min(128, rows // 8))
         config.data.dir = str(file)

@@ -11,13 +11,14 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 from train.data.splits import split_paths
 
 
 def get_config(data: str = "") -> ConfigDict:
-    path = pathlib.Path(data).expanduser()
+    path = user_path(data)
     classes = [one for one in path.glob("[!.]*") if one.is_dir()]
     if data and (path.is_file() or split_paths(path, suffix=".txt") or not classes):
         return _continued(own_data.only_file(path, (".txt",)))

@@ -8,11 +8,10 @@ it needs torch. Another network: --config.model.name=resnet50 --config.init_from
 --config.frozen="()" --config.optim.lr=1e-4.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from dilax import weights
+from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
 from train.data.readers.images import SUFFIXES
@@ -32,5 +31,5 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 3e-3
     if data:
         config.data.dir = data
-        own_data.scale_to_labelled(config, pathlib.Path(data).expanduser(), sorted(SUFFIXES), most_steps=2000)
+        own_data.scale_to_labelled(config, user_path(data), sorted(SUFFIXES), most_steps=2000)
     return config

@@ -16,6 +16,7 @@ from flax.typing import VariableDict
 from dilax import arguments, generate, inputs
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
+from dilax.files import check_file
 from dilax.pooling import pool_sequence
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -134,7 +135,7 @@ class Inference:
         if spec.symbols:
             values = self.codes(_text(one))[: spec.input_shape[0]]
         elif spec.sample_rate:
-            values = inputs.mel_frames(inputs.to_samples(one, rate, spec.sample_rate), spec.sample_rate, spec.input_shape[-1])
+            values = inputs.mel_frames([inputs.to_samples(one, rate, spec.sample_rate)], spec.sample_rate, spec.input_shape[-1])[0]
         else:
             values = _numbers(one, "a series", "(time, channels)")
         x, length = self.padded(values)
@@ -336,7 +337,7 @@ def _is_row(one: Any) -> bool:
 def _text(one: Any) -> str:
     """Return a text, or that of a file given as a `pathlib.Path`."""
     if isinstance(one, os.PathLike):
-        file = inputs.check_file(one, "a text file")
+        file = check_file(one, "a text file")
         try:
             return file.read_bytes().decode("utf-8").removeprefix("\ufeff")  # with its line ends as they are, as in training
         except UnicodeDecodeError as error:

@@ -1,48 +1,27 @@
 """Images, sounds and texts, as files or in memory, prepared as models were trained on them."""
 
 import contextlib
+import functools
 import io
 import math
 import os
 import pathlib
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from dilax.audio import log_mel
 from dilax.errors import UserError
+from dilax.files import check_file
+from dilax.sounds import check_samples, decode_sound, mixed_down, resample
 
 IMAGE_KINDS = "a PNG, JPEG or other image file"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _ORIENTATION = 0x0112  # tag of EXIF, 1 to 8
-
-
-def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
-    """Return the path of a file.
-
-    Args:
-        path: The path, in which "~" is the home folder.
-        what: What it should be, such as "a sound file".
-
-    Raises:
-        UserError: if it is an address, a folder, or does not exist.
-    """
-    scheme, separator, _ = str(path).partition("://")
-    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
-        raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
-    file = pathlib.Path(path).expanduser()
-    if file.is_dir():
-        raise UserError(f"{path} is a folder; give {what}, or a list of the files in it.")
-    if not file.exists():
-        raise UserError(f"{path} does not exist; give {what}.")
-    if not file.is_file():  # reading might block forever
-        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
-    return file
 
 
 def name_of(file: bytes | pathlib.Path) -> str:
@@ -212,28 +191,14 @@ def to_samples(sound: Any, rate: int | None, wanted: int) -> np.ndarray:
         UserError: if it is neither, or the file cannot be read.
     """
     if isinstance(sound, str | os.PathLike):
-        import soundfile
-
-        file = check_file(sound, "a sound file")
-        try:
-            with soundfile.SoundFile(file) as opened:
-                rate, floats, sound = opened.samplerate, opened.subtype in ("FLOAT", "DOUBLE"), opened.read(dtype="float32")
-            sound = sound if floats else sound.clip(-1, 1)  # decoders overshoot
-        except (soundfile.SoundFileError, ValueError, MemoryError) as error:
-            raise UserError(f"{file} cannot be read as sound; give an intact .wav, .flac, .ogg or .mp3 file.") from error
+        decoded = decode_sound(sound)
+        return resample(str(sound), decoded.samples, decoded.rate, wanted)
     samples = np.asarray(sound)
     if samples.ndim not in (1, 2) or 0 in samples.shape or samples.dtype.kind != "f":
         raise UserError(f"a sound of shape {samples.shape} and dtype {samples.dtype} must be floats (samples,) or (samples, channels).")
-    samples = samples.astype(np.float32) if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
-    if not np.abs(samples).max() <= 1:  # false for NaN, too
-        raise UserError(f"a sound has samples up to {np.abs(samples).max():.4g}; scale them to -1..1.")
-    if rate not in (None, wanted):
-        import soxr
-
-        samples = soxr.resample(samples, rate, wanted).clip(-1, 1)
-    if not len(samples):
-        raise UserError(f"a sound is too short to be converted to {wanted} samples per second; give a longer one.")
-    return samples
+    samples = samples.astype(np.float32)
+    check_samples("a sound", samples if samples.ndim == 2 else samples[:, None], rate or wanted)
+    return resample("a sound", mixed_down(samples) if samples.ndim == 2 else samples, rate or wanted, wanted)
 
 
 def mel_frame(rate: int) -> tuple[int, int]:
@@ -241,11 +206,20 @@ def mel_frame(rate: int) -> tuple[int, int]:
     return round(0.032 * rate), round(0.01 * rate)
 
 
-def mel_frames(samples: np.ndarray, rate: int, bands: int) -> np.ndarray:
-    """Return the log-mel energies (frames, bands) of a sound (samples,), in frames of `mel_frame`; one frame if it is shorter."""
+def mel_frames(sounds: Sequence[np.ndarray], rate: int, bands: int) -> list[np.ndarray]:
+    """Return the log-mel energies (frames, bands) of each sound (samples,), in frames of `mel_frame`; one frame if it is shorter."""
     window, hop = mel_frame(rate)
-    padded = np.pad(samples, (0, max(0, window - len(samples))))
-    return np.asarray(log_mel(jnp.asarray(padded)[None], rate, window=window, hop=hop, bands=bands)[0])
+    # Silence after a sound does not change its own frames, so that one program serves for all.
+    length = max(window, *map(len, sounds))
+    counts = [1 + max(0, len(samples) - window) // hop for samples in sounds]
+    padded = (np.pad(samples, (0, length - len(samples))) for samples in sounds)
+    return [np.asarray(_log_mel(samples, rate, bands))[:count] for samples, count in zip(padded, counts)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _log_mel(samples: jax.Array, rate: int, bands: int) -> jax.Array:
+    window, hop = mel_frame(rate)
+    return log_mel(samples[None], rate, window=window, hop=hop, bands=bands)[0]
 
 
 def square_side(pixels: int) -> int:

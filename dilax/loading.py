@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from dilax import models
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.inference import Inference
 from dilax.spec import DataSpec
 
@@ -40,7 +41,7 @@ def load(folder: str | pathlib.Path) -> Inference:
         >>> digits.predict("image.png")  # doctest: +SKIP
         [('7', 0.998)]
     """
-    folder = pathlib.Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     status = read_status(folder)
     if not status:
         raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")
@@ -112,7 +113,7 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder does not hold a trained run, or its checkpoint is damaged.
     """
-    folder = folder.expanduser().absolute()  # orbax reads no others
+    folder = user_path(folder).absolute()  # orbax reads no others
     if not (folder / BEST).is_dir():
         raise UserError(f"{folder} does not hold a trained run (it has no {BEST}/); train one there, or give the folder of another run.")
     run = read_status(folder).get("run")

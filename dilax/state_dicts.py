@@ -23,6 +23,7 @@ import numpy as np
 from flax import traverse_util
 
 from dilax.errors import UserError
+from dilax.files import user_path
 
 Rules = tuple[tuple[str, str], ...]
 IGNORED = ""
@@ -155,7 +156,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: if the file is missing, damaged or does not hold one state dict, or the package that reads it is not installed.
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: the name of a weights file must end in one of {', '.join(SUFFIXES)}; rename the file or save it in another format."

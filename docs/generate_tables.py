@@ -17,7 +17,7 @@ from dilax import weights
 from dilax.receptive_fields import receptive_fields
 from dilax.summary import layers
 from train.config import KEYS
-from train.keys import Keys
+from train.keys import OTHER, Keys
 from train.tasks import TASKS
 
 MODELS_PAGE, KEYS_PAGE = (pathlib.Path(__file__).parent / name for name in ("models.md", "configuration.md"))
@@ -147,11 +147,12 @@ def _variables(model: Any, x: jax.ShapeDtypeStruct) -> Any:
 def keys_tables() -> str:
     """Return the tables of all config keys in Markdown: those that every run has, then those of each task."""
     parts = []
+    tasks = {f"Keys of the task `{name}`": task.reads for name, task in TASKS.items()}
     for title, keys in key_tables().items():
         parts.append(f"## {title}")
         for part in dict.fromkeys(name.rpartition(".")[0] for name in keys):
             chosen = {name: key for name, key in keys.items() if name.rpartition(".")[0] == part}
-            parts += [f"### `{part}`"] * bool(part) + [keys_table(chosen)]
+            parts += [f"### `{part}`"] * bool(part) + [keys_table(chosen, tasks.get(title, {}))]
     return "\n\n".join(parts)
 
 
@@ -160,16 +161,29 @@ def key_tables() -> dict[str, Keys]:
     return {"Keys of every run": KEYS, **{f"Keys of the task `{name}`": task.keys for name, task in TASKS.items()}}
 
 
-def keys_table(keys: Any) -> str:
-    """Return the table of some keys."""
+def keys_table(keys: Any, reads: Any) -> str:
+    """Return the table of some keys; `reads` lists those that only some kinds of data read, as `Task.reads` does."""
     rows = ["| key | default | meaning | on resume |", "|---|---|---|---|"]
     for name, key in keys.items():
         words = [key.meaning[:1].upper() + key.meaning[1:].rstrip(".")]
         words += [f"One of {', '.join(f'`{choice!r}`' for choice in key.choices)}"] if key.choices else []
         words += _limits(*key.limits)
+        words += _readers(name, key, reads)
         meaning = ". ".join(words).replace("|", "\\|")
         rows.append(f"| `{name}` | `{key.default!r}` | {meaning}. | {'may change' if key.may_change else 'fixed'} |")
     return "\n".join(rows)
+
+
+def _readers(name: str, key: Any, reads: Any) -> list[str]:
+    """With which data, or which value of another key, a key is read; nothing if it always is."""
+    some, others = ([kind if kind == OTHER else f"`{kind!r}`" for kind in reads if (name in reads[kind]) is read] for read in (True, False))
+    found = []
+    if some and others:
+        found.append(f"Read with the data {' or '.join(some)}" if len(some) < 4 else f"Not read with the data {' or '.join(others)}")
+    if key.needs:
+        other, values = key.needs
+        found.append(f"Read if `{other}` is {' or '.join(f'`{value!r}`' for value in values) or 'set'}")
+    return found
 
 
 def _limits(lowest: float, highest: float) -> list[str]:

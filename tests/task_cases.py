@@ -185,7 +185,7 @@ CASES = {
         {"sequence.pool": "mean"},
         ("toy_TEST.ts",),
         24,
-        wrong=("nowhere.ts", "there is no file {0}"),
+        wrong=("nowhere.ts", "{0} does not exist"),
     ),
     "sounds": Case(
         "sequence_classification",
@@ -207,7 +207,7 @@ CASES = {
         ("good/0.txt", "bad/1.txt"),
         2,
         streamed=lambda folder: (folder / "data" / "good" / "0.txt").read_bytes(),
-        wrong=("nowhere.txt", "there is no file {0}"),
+        wrong=("nowhere.txt", "{0} does not exist"),
     ),
     "pixels": Case(
         "sequence_classification",
@@ -250,7 +250,7 @@ CASES = {
         ("the rain", "in"),
         2,
         streamed=lambda folder: b"the rain\n",
-        wrong=("", "the prompt is empty"),
+        wrong=("", "the text is empty"),
     ),
     "waves": Case(
         "waveform",

@@ -306,14 +306,17 @@ def interrupt(*args: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "text"),
+    ("steps", "begun", "text"),
     [
-        ((), "stopped before anything was trained and saved."),
-        ((7, 14), "stopped; step 14 is saved in {0}; run the same command again to resume from it."),
+        ((), False, "stopped before anything was trained."),
+        ((), True, "stopped at once, before a first checkpoint in {0}; run the same command again to begin anew."),
+        ((7, 14), True, "stopped at once; step 14 is saved in {0}; run the same command again to resume from it."),
     ],
 )
-def test_ctrl_c_says_what_is_saved(steps, text, tmp_path, monkeypatch, job):
+def test_ctrl_c_says_what_is_saved(steps, begun, text, tmp_path, monkeypatch, job):
     """The first of a run ends its step and saves; the second ends the process at once."""
+    if begun:
+        (tmp_path / "run.json").write_text("{}")
     for step in steps:
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
         (tmp_path / "checkpoints" / f"{step + 7}.orbax-checkpoint-tmp").mkdir()

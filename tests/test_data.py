@@ -194,6 +194,19 @@ if __name__ == "__main__":
     %s
 """
 
+# As a run does, which finishes its step and saves.
+AFTER_A_SIGNAL = """
+    got = []
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda *_: got.append(1))
+    print(flush=True)
+    while not got:
+        next(batches)
+    for _ in range(20):
+        next(batches)
+    sys.exit(7)
+""".strip()
+
 
 def is_running(pid: int) -> bool:
     try:
@@ -209,6 +222,8 @@ def is_running(pid: int) -> bool:
         ("sys.exit(5)", None, 5, ""),
         ("for _ in batches: pass", signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"),
         ("for _ in batches: pass", signal.SIGKILL, -signal.SIGKILL, ""),
+        (AFTER_A_SIGNAL, signal.SIGHUP, 7, ""),
+        (AFTER_A_SIGNAL, signal.SIGTERM, 7, ""),
         (
             "for _ in batches: pass",
             None,
@@ -216,7 +231,7 @@ def is_running(pid: int) -> bool:
             "UserError: data: a worker process that reads the data was killed, perhaps for lack of memory;",
         ),
     ],
-    ids=["exit", "Ctrl-C", "killed", "a killed worker"],
+    ids=["exit", "Ctrl-C", "killed", "closed terminal", "terminated", "a killed worker"],
 )
 def test_no_worker_process_survives(tmp_path, ending, send, code, error):
     (tmp_path / "program.py").write_text(PROGRAM % ending)
@@ -226,6 +241,8 @@ def test_no_worker_process_survives(tmp_path, ending, send, code, error):
         assert program.stdout is not None
         workers = [int(pid) for pid in program.stdout.readline().split()]
         assert len(workers) == 2
+        if ending == AFTER_A_SIGNAL:
+            program.stdout.readline()
         if send == signal.SIGKILL:
             program.kill()
         elif send is not None:

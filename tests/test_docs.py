@@ -187,12 +187,15 @@ def test_table_has_every_model_and_its_paper():
 
 
 def test_table_of_keys():
-    keys = {"a.b": Key(0.5, "share | of x", (0, 1), may_change=True), "a.c": Key("x", "word", choices=("x", "y"))}
-    assert tables().keys_table(keys).splitlines() == [
+    keys = {
+        "a.b": Key(0.5, "share | of x", (0, 1), may_change=True),
+        "a.c": Key("x", "word", choices=("x", "y"), needs=("a.b", (0.5, 0.75))),
+    }
+    assert tables().keys_table(keys, {"csv": ("a.b",), "wav": ()}).splitlines() == [
         "| key | default | meaning | on resume |",
         "|---|---|---|---|",
-        "| `a.b` | `0.5` | Share \\| of x. From 0 to 1. | may change |",
-        "| `a.c` | `'x'` | Word. One of `'x'`, `'y'`. | fixed |",
+        "| `a.b` | `0.5` | Share \\| of x. From 0 to 1. Read with the data `'csv'`. | may change |",
+        "| `a.c` | `'x'` | Word. One of `'x'`, `'y'`. Read if `a.b` is `0.5` or `0.75`. | fixed |",
     ]
 
 

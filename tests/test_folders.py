@@ -13,10 +13,11 @@ from task_cases import CASES
 
 from dilax import DataSpec
 from dilax.errors import UserError
+from dilax.files import user_path
 from train import evaluate
 from train.config import task_class
 from train.data import source as sources
-from train.data.readers.files import labelled_files, list_files, user_path
+from train.data.readers.files import labelled_files, list_files
 from train.data.splits import check_classes, class_order
 
 RNG = np.random.default_rng(6)

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # In the order of imports: a file may import those before it.
 DILAX = [
     "dilax.errors",
+    "dilax.files",
     "dilax.arguments",
     "dilax.spec",
     "dilax.geometry",
@@ -89,6 +90,7 @@ DILAX = [
     "dilax.models",
     "dilax.weights",
     "dilax.generate",
+    "dilax.sounds",
     "dilax.inputs",
     "dilax.inference",
     "dilax.loading",

@@ -16,6 +16,7 @@ import tiny_runs
 from tiny_runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
 import dilax
+from dilax.errors import UserError
 from dilax.loading import read_status, read_variables
 from train import evaluate, folder, loop, predict, transfer
 from train.build import build, load_trained
@@ -148,8 +149,8 @@ def test_a_finished_run_is_not_overwritten(copied):
     text = refused(lambda: loop.run(tiny(), copied))
     assert "holds a finished run (test/accuracy" in text
     assert "pass --config.total_epochs=4.4 to train it further, --restart to begin anew" in text
-    text = refused(lambda: loop.run(tiny(**{"optim.momentum": 0.5}), copied))
-    assert "holds a run of another config (optim.momentum: 0.9 -> 0.5)" in text
+    text = refused(lambda: loop.run(tiny(**{"optim.weight_decay": 0.5}), copied))
+    assert "holds a run of another config (optim.weight_decay: 0.0001 -> 0.5)" in text
     assert tiny_runs.files_of(copied) == before
 
 
@@ -358,10 +359,28 @@ def test_merge_refuses_what_is_not_named(name):
     assert jax.tree.structure(merged) == jax.tree.structure(TARGET)
 
 
-def test_init_from_nothing(tmp_path):
-    text = refused(lambda: loop.run(tiny(init_from=str(tmp_path / "none")), tmp_path / "run"))
+@pytest.mark.parametrize("restart", [False, True])
+def test_init_from_nothing_leaves_nothing(restart, tmp_path):
+    text = refused(lambda: loop.run(tiny(init_from=str(tmp_path / "none")), tmp_path / "run", restart=restart))
     assert "does not hold a trained run (it has no best/); train one there, or give the folder of another run." in text
-    assert not (tmp_path / "run" / folder.CONFIG).exists()
+    assert not tiny_runs.files_of(tmp_path) and not list((tmp_path / "run").glob("*"))
+
+
+def test_data_that_cannot_be_read_leaves_nothing(tmp_path, monkeypatch):
+    def damaged(splits):
+        raise UserError("a.png cannot be read")
+
+    monkeypatch.setattr(loop, "fingerprint", damaged)  # which reads records of a set that is streamed
+    assert refused(lambda: loop.run(tiny(), tmp_path / "run")) == "a.png cannot be read"
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_another_run_is_read_once(restart, unbroken, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(transfer, "read_variables", lambda path: reads.append(path) or read_variables(path))
+    assert loop.run(tiny(init_from=str(unbroken), total_epochs=0.1), tmp_path / "run", restart=restart) == 0
+    assert reads == [unbroken]
 
 
 def test_evaluate(unbroken, tmp_path, monkeypatch, capsys):

@@ -193,7 +193,7 @@ def test_pictures_may_be_larger_than_the_limit_of_pil(tmp_path, monkeypatch, lim
 WHOLE = stored(Image.fromarray(COLOUR), "png")
 BROKEN: dict[str, tuple[Any, str]] = {
     "missing": (None, "{path} does not exist; give a PNG, JPEG or other image file."),
-    "a folder": ("/", "{path} is a folder; give a PNG, JPEG or other image file, or a list of the files in it."),
+    "a folder": ("/", "{path} is a folder; give a PNG, JPEG or other image file."),
     "empty": (b"", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
     "foreign": (b"hello", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
     **{f"cut at {n}": (WHOLE[:n], "{path} cannot be read as an image") for n in (9, 20, 40, 70, len(WHOLE) - 30)},

@@ -189,7 +189,7 @@ def wrong(tmp_path_factory):
 
 
 MISTAKES = {
-    "an empty prompt": ("text", [""], "the prompt is empty; give at least one character to begin with."),
+    "an empty prompt": ("text", [""], "the text is empty; give at least one character."),
     "a character outside the vocabulary": ("text", ["thé"], "character '\\xe9' at position 2 is not in the vocabulary of 16 characters, "),
     "a series that is too long": (
         "series",

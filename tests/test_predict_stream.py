@@ -15,9 +15,9 @@ import pytest
 from dilax import DataSpec
 from dilax.audio import mu_law_encode
 from dilax.errors import UserError
+from dilax.inputs import mel_frames
 from train.build import Trained, build
 from train.config import default_config, model_config
-from train.data.mel import log_mel_frames
 from train.data.readers import sound
 
 RATE, RNG = 8000, np.random.default_rng(5)
@@ -33,7 +33,7 @@ def wav(samples: np.ndarray, *, rate: int = RATE) -> bytes:
 
 
 WAV = wav(SOUND)
-(FRAMES,) = log_mel_frames([SOUND], RATE, 8)
+(FRAMES,) = mel_frames([SOUND], RATE, 8)
 
 
 class Pipe(io.BytesIO):
@@ -131,7 +131,7 @@ def test_only_the_last_frames_are_classified():
 
 def test_a_sound_shorter_than_a_frame_is_classified():
     (line,) = stream("short", Pipe(wav(SOUND[:90])))
-    (frames,) = log_mel_frames([SOUND[:90]], RATE, 8)
+    (frames,) = mel_frames([SOUND[:90]], RATE, 8)
     assert float(line.split(b"\t")[2]) == pytest.approx(whole_probabilities("short", frames).max(), abs=2e-4)
 
 

@@ -83,7 +83,7 @@ OBJECTS = (
 )
 # Name of the file, its content, and the message, as for check_mistake.
 MISTAKES: list[tuple[str, Any, str]] = [
-    ("a.mat", None, "there is no file {path}; give a .mat or .npz file."),
+    ("a.mat", None, "{path} does not exist; give a .mat or .npz file."),
     ("a.pickle", b"x", "{path} is neither a .mat nor a .npz file; save the piano rolls as one of them."),
     ("a.mat", mat()[:1000],
      "{path} cannot be read as a .mat file (could not read bytes); it is truncated, damaged or in another format."),

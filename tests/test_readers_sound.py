@@ -184,7 +184,8 @@ def test_a_size_that_was_not_known_is_that_of_the_file(tmp_path, size):
 def test_what_follows_the_samples_is_not_read(tmp_path, after):
     expected, _ = read_sound(written(tmp_path / "a.wav", stored("WAV")))
     np.testing.assert_array_equal(read_sound(written(tmp_path / "a.wav", stored("WAV") + after))[0], expected)
-    np.testing.assert_array_equal(np.concatenate(list(stream_wav(io.BytesIO(stored("WAV") + after), "it")[1])), expected)
+    for pipe in (io.BytesIO, Pipe):
+        np.testing.assert_array_equal(np.concatenate(list(stream_wav(pipe(stored("WAV") + after), "it")[1])), expected)
     check_mistake(read_sound, tmp_path / "b.wav", resized(stored("WAV", samples=NOISE[:0]), 0) + after, "{path} has no samples; remove it.")
 
 
@@ -209,6 +210,22 @@ def test_samples_beyond_the_size_in_the_header_are_never_left_out(tmp_path, name
     else:
         samples, _ = read_sound(written(tmp_path / "a.wav", content))
         np.testing.assert_array_equal(samples, (HIDDEN[name] - 128.0) / 128)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_that_a_pipe_goes_on_beyond_its_header_is_said(name, capsys):
+    _, arriving = stream_wav(Pipe(resized(wav(HIDDEN[name]), 400)), "it")
+    np.testing.assert_array_equal(np.concatenate([*arriving]), (HIDDEN[name][:400] - 128.0) / 128)
+    assert capsys.readouterr().err == (
+        "warning: it goes on after the 400 bytes of samples that its header gives, and what follows is left out; give the size of all "
+        "samples there, or 0xFFFFFFFF where it is not known.\n"
+    )
+
+
+def test_half_a_sample_at_the_end_of_a_pipe_is_said(capsys):
+    _, arriving = stream_wav(io.BytesIO(open_header(8000, 1) + b"\0\1\2"), "it")
+    assert len(np.concatenate(list(arriving))) == 1
+    assert capsys.readouterr().err == "note: it ended within a sample; its last 1 bytes are left out.\n"
 
 
 class Pipe(io.BytesIO):
@@ -264,7 +281,7 @@ def test_mistakes_in_a_pipe_get_one_line(name):
 
 # Name of the file, its content, and the message, as for check_mistake.
 MISTAKES: list[tuple[str, Any, str]] = [
-    ("a.wav", None, "there is no file {path}; give a sound file."),
+    ("a.wav", None, "{path} does not exist; give a sound file."),
     ("a.wav", b"ID3 and so on", "{path} cannot be read as sound (Format not recognised); give an intact file, one of .wav, .flac, .ogg, .mp3."),
     ("a.wav", wav(np.zeros(9, np.int16))[:50], "{path} is truncated: 6 of 18 bytes of 'data' are present; copy it again."),
     ("a.wav", wav(np.zeros(9, np.int16))[:38], "{path} has no header or no samples; it is truncated, or not a .wav file."),

@@ -205,7 +205,7 @@ def test_a_missing_series_of_pandas_is_seen(tmp_path):
 REMOVE = "remove the row or the column."
 # The content of a file and the message, as for check_mistake.
 MISTAKES: list[tuple[Any, str]] = [
-    (None, "there is no file {path}; give a .csv file."),
+    (None, "{path} does not exist; give a .csv file."),
     ("", "{path} is empty; give a .csv file with content."),
     ("\n , \n", "{path} has only blank lines; add a row for each step."),
     (b"a\n\xe9", "{path} is not UTF-8 at byte 2; convert it."),

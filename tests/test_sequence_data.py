@@ -318,21 +318,6 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "config.sequence.stride=6 leaves samples out between windows of config.sequence.length=9 of which config.sequence.context=4 steps "
         "are not scored; make it at most 5.",
     ),
-    "a file beside the text of a package": (
-        lambda: open_data("language_model", "bible", "mine.txt"),
-        "config.data.dir='mine.txt' is not read with config.data.name='bible', the text of a package; set config.data.name=\"text\", "
-        "or remove config.data.dir.",
-    ),
-    "a folder beside digits of a package": (
-        lambda: open_data("classification", "digits8x8", "mine"),
-        "config.data.dir='mine' is not read with config.data.name='digits8x8', the digits of a package; set config.data.name=\"folder\", "
-        "or remove config.data.dir.",
-    ),
-    "a file beside what is drawn at random": (
-        lambda: open_data("sequence_prediction", "adding", "mine.csv"),
-        "config.data.dir='mine.csv' is not read with config.data.name='adding', which is drawn at random; set config.data.name=\"csv\", "
-        "or remove config.data.dir.",
-    ),
 }
 
 

@@ -239,19 +239,23 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "a key of images, for series": (
         lambda: check(config_of("sequence_classification", **{"data.name": "ucr:GunPoint", "data.per_class": 3})),
-        "config.data.per_class=3 does not apply to data.name='ucr:GunPoint'; remove it.",
+        "config.data.per_class=3 is not read with config.data.name='ucr:GunPoint'; it is read with 'digits' or 'digits8x8' or 'folder' or a set of TFDS: "
+        "remove it, or change config.data.name.",
     ),
     "mixed sounds": (
         lambda: check(config_of("sequence_classification", **{"data.name": "wav", "augment.mixup": 0.2})),
-        "config.augment.mixup=0.2 does not apply to data.name='wav'; remove it.",
+        "config.augment.mixup=0.2 is not read with config.data.name='wav'; it is read with 'digits' or 'digits8x8' or 'folder' or a set of TFDS: "
+        "remove it, or change config.data.name.",
     ),
     "a mean of colours, for sounds": (
         lambda: check(config_of("sequence_classification", **{"data.name": "wav", "data.mean": (0.2,)})),
-        "config.data.mean=(0.2,) does not apply to data.name='wav'; remove it.",
+        "config.data.mean=(0.2,) is not read with config.data.name='wav'; it is read with 'digits' or 'digits8x8' or 'folder' or a set of TFDS: "
+        "remove it, or change config.data.name.",
     ),
     "an order of pixels, for texts": (
         lambda: check(config_of("sequence_classification", **{"data.name": "text", "sequence.permute": True})),
-        "config.sequence.permute=True does not apply to data.name='text'; remove it.",
+        "config.sequence.permute=True is not read with config.data.name='text'; it is read with 'digits' or 'digits8x8' or 'folder' or a set of TFDS: "
+        "remove it, or change config.data.name.",
     ),
     "a misspelt pool": (
         lambda: check(config_of("sequence_classification", **{"sequence.pool": "men"})),

@@ -412,7 +412,7 @@ def test_sounds_of_another_rate_are_converted():
 
 WRONG = {
     "an address": ("images", ("https://example.org/a.png",), {}, "is an address, and only files on this machine are read"),
-    "a folder": ("images", (".",), {}, "is a folder; give a PNG, JPEG or other image file, or a list of the files in it."),
+    "a folder": ("images", (".",), {}, "is a folder; give a PNG, JPEG or other image file."),
     "nothing": ("images", ("gone.png",), {}, "gone.png does not exist; give a PNG, JPEG or other image file."),
     "floats": ("images", (np.ones((9, 9, 3)),), {}, "an image of dtype float64 must be uint8, from 0 to 255"),
     "channels": ("images", (np.ones((9, 9, 2), np.uint8),), {}, "an image of shape (9, 9, 2) must be (height, width) or"),

@@ -14,8 +14,9 @@ import dilax
 import dilax.summary
 from dilax import DataSpec, Inference, loading
 from dilax.errors import UserError
+from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
-from train.config import check, model_config, task_class
+from train.config import check, keys_of, model_config, task_class, unread
 from train.step import Steps
 from train.tasks import Task
 
@@ -174,9 +175,11 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     Raises:
         UserError: if it does not hold a trained run.
     """
-    workdir = workdir.expanduser().absolute()
+    workdir = user_path(workdir).absolute()
     config, status = folder.read_run(workdir)
     with config.unlocked():
+        for key in unread(config):  # by earlier versions accepted in silence
+            config.update_from_flattened_dict({key: keys_of(config.task)[key].default})
         config.data.update(changes or {})
     variables = loading.read_variables(workdir)
     _fit_to_devices(config)

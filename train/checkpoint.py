@@ -24,6 +24,11 @@ CHECKPOINTS = "checkpoints"
 PROBE = "probe"  # what `check_folder` saves to
 
 
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Return the steps that a run has saved whole, in order, without opening them."""
+    return sorted(int(path.name) for path in (workdir / CHECKPOINTS).glob("*") if path.name.isdecimal())
+
+
 class Store:
     """Saves one tree by step in a folder, in the background.
 

@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import codecs
 import difflib
 import errno
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -20,6 +22,7 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
+from dilax.files import user_path
 from train.config import flatten, from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
@@ -64,7 +67,7 @@ def parser(module: Any) -> Parser:
 
 
 def folder(text: str) -> pathlib.Path:
-    """Return the absolute path of a folder that a flag names; after `=`, most shells leave a ~ as it is."""
+    """Return the absolute path of a folder, or a file, that a flag names; after `=`, most shells leave a ~ as it is."""
     return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
 
 
@@ -100,8 +103,22 @@ def _flags_of_tasks(add_flags: Callable[[type[Task], argparse.ArgumentParser], N
     return lines
 
 
+def _writable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what is written in place of characters that an encoding lacks: the bytes of names that are not text, else their numbers."""
+    assert isinstance(error, UnicodeEncodeError)
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("dilax", _writable)
+
+
 def run(job: Callable[[], int | None]) -> NoReturn:
     """Run a job and exit with what it returns (None is 0)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be in the encoding of the terminal
+        sys.stdout.reconfigure(errors="dilax")
     _quieten_threads()
     try:
         code = job()
@@ -252,7 +269,7 @@ def _load_file(file: str) -> ConfigDict:
 def _read_json(file: str) -> ConfigDict:
     """Read the config.json of a run."""
     try:
-        return from_json(pathlib.Path(file).expanduser().read_text(encoding="utf-8"))
+        return from_json(user_path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the config file {file} cannot be read: {error.strerror}; give the config.json of a run.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
-from train.keys import POSITIVE, UNLIMITED, Key, Keys
+from train.keys import OTHER, POSITIVE, UNLIMITED, Key, Keys
 from train.optim import OPTIMISERS, SCHEDULES
 from train.tasks import TASKS, Task
 
+_INIT = ("init_from", ())
 KEYS: Keys = {
     "seed": Key(0, "seed of the parameters, the order of the data, augmentation, dropout and the validation split", (0, 2**31 - 1)),
     "batch_size": Key(128, "examples per step, over all devices", (1, UNLIMITED)),
@@ -45,9 +46,9 @@ KEYS: Keys = {
     "report": Key(True, "write report/ at the end of the run", may_change=True),
     "compilation_cache_dir": Key("~/.cache/dilax", 'keeps compiled programs between runs; "" keeps none', may_change=True),
     "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),
-    "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model'),
-    "head_reset": Key(False, "initialise the last layer instead of loading it"),
-    "init_except": Key((), "regular expressions of parameters that are initialised instead of loaded, and need not fit"),
+    "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model', needs=_INIT),
+    "head_reset": Key(False, "initialise the last layer instead of loading it", needs=_INIT),
+    "init_except": Key((), "regular expressions of parameters that are initialised instead of loaded, and need not fit", needs=_INIT),
     "frozen": Key((), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics"),
     "data.name": Key("digits", "name of the dataset, see the page of the task"),
     "data.dir": Key("", "file or folder of the data; for TFDS, its data_dir (default: TFDS_DATA_DIR)", may_change=True),
@@ -65,7 +66,7 @@ KEYS: Keys = {
     "optim.schedule": Key("cosine", '"cosine" or "linear" to 0, or "constant", after the warm-up', choices=SCHEDULES),
     "optim.warmup_epochs": Key(1.0, "epochs of linear warm-up", (0, UNLIMITED)),
     "optim.weight_decay": Key(1e-4, "weight decay of kernels; biases and normalisation are left out", (0, UNLIMITED)),
-    "optim.momentum": Key(0.9, "momentum of sgd", (0, 1)),
+    "optim.momentum": Key(0.9, "momentum of sgd", (0, 1), needs=("optim.name", ("sgd",))),
     "optim.clip_norm": Key(0.0, "largest global norm of the gradient; 0 does not clip", (0, UNLIMITED), may_change=True),
     "optim.accumulate": Key(1, "parts that a batch is run in, one after the other", (1, UNLIMITED)),
     "optim.ema_decay": Key(
@@ -144,7 +145,43 @@ def check(config: ConfigDict) -> None:
             f"config.batch_size={given.batch_size} cannot be run in config.optim.accumulate={given.optim.accumulate} parts; "
             "choose a divisor."
         )
+    for problem in unread(given).values():
+        raise UserError(problem)
     task.check(given)
+
+
+def unread(config: ConfigDict) -> dict[str, str]:
+    """Return the keys that are set, but that nothing reads with this data or these settings, each with the words to refuse it with."""
+    given: Any = config
+    task, keys, values = task_class(given.task), keys_of(given.task), flatten(given.to_dict())
+    name = given.data.name.partition(":")[0]
+    kind = name if name in task.reads else OTHER
+    found = {}
+    for key, described in keys.items():
+        if values[key] == described.default:
+            continue
+        readers = [other for other, read in task.reads.items() if key in read]
+        another, fitting = described.needs or ("", ())
+        if readers and kind in task.reads and kind not in readers:
+            found[key] = _not_read(key, values, "data.name", [one if one == OTHER else repr(one) for one in readers])
+        elif another and not _is_set(values.get(another, False), fitting):
+            found[key] = _not_read(key, values, another, [repr(one) for one in fitting])
+    return found
+
+
+def _is_set(value: Any, fitting: tuple[Any, ...]) -> bool:
+    """Whether a value, or a part of one such as "cross_entropy+dice", is among those that fit; of none, whether it is not empty."""
+    parts = map(str.strip, value.split("+")) if isinstance(value, str) else (value,)
+    return any(part in fitting for part in parts) if fitting else bool(value)
+
+
+def _not_read(key: str, values: dict[str, Any], other: str, fitting: list[str]) -> str:
+    """Word the mistake of a key that nothing reads with the value that another has."""
+    there = f"it is read with {' or '.join(fitting)}" if fitting else "it is read if that is set"
+    return (
+        f"config.{key}={values[key]!r} is not read with config.{other}={values.get(other, False)!r}; {there}: remove it, or change "
+        f"config.{other}."
+    )
 
 
 def _foreign_key(key: str, config: ConfigDict, keys: Keys) -> str:

@@ -63,9 +63,9 @@ def main() -> None:
     """Print one line for each metric."""
     parser = cli.run_parser(sys.modules[__name__], lambda task, parser: task.add_evaluation_flags(parser))
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of the data to score")
-    parser.add_argument("--data_dir", help="where the data is now, if it has moved since training")
+    parser.add_argument("--data_dir", type=cli.folder, help="where the data is now, if it has moved since training")
     args = parser.parse_args()
-    trained = load_trained(args.workdir, {"dir": args.data_dir} if args.data_dir else {})
+    trained = load_trained(args.workdir, {"dir": str(args.data_dir)} if args.data_dir else {})
     setup = trained.setup
     if (given := read_run(args.workdir)[0].mesh) != setup.config.mesh:
         words = ", ".join(f"{axis}={size}" for axis, size in given.items())
@@ -74,7 +74,7 @@ def main() -> None:
             file=sys.stderr,
         )
     trained = dataclasses.replace(trained, setup=build(setup.config, setup.spec, task=setup.task.with_flags(args)))
-    splits = type(setup.task).open(setup.config)
+    splits = type(setup.task).open(setup.config, setup.spec)  # prepared as what the run was trained on
     print(splits.describe(), file=sys.stderr)
     for name, value in evaluate(trained, splits, args.split).items():
         print(f"{args.split}/{name} {value:.4f}")

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
 from train import checkpoint, report
-from train.config import differences, from_json, may_change, to_json
+from train.config import differences, from_json, may_change, to_json, unread
 from train.data.fingerprint import changes, spec_changes
 from train.files import LOCK, PART, locked, write_text, writing
 
@@ -42,7 +43,7 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
     Raises:
         UserError: if it holds a finished run or one of another config, another process trains in it, or it cannot be written.
     """
-    if restart and config.init_from and pathlib.Path(config.init_from).expanduser().resolve() == workdir.resolve():
+    if restart and config.init_from and user_path(config.init_from).resolve() == workdir.resolve():
         raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
     with contextlib.ExitStack() as held:
         try:
@@ -98,7 +99,8 @@ def _some(changed: list[str]) -> str:
 
 def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     old, status = read_run(workdir)
-    changed = [line for line in differences(old, config) if line.split(":")[0] not in may_change(config)]
+    free = may_change(config) | unread(old).keys()  # what nothing read, as earlier versions accepted, changes nothing
+    changed = [line for line in differences(old, config) if line.split(":")[0] not in free]
     if changed:
         of = f"of the task {old.task}, not {config.task}" if old.task != config.task else f"of another config ({_some(changed)})"
         raise UserError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dilax.errors import UserError, did_you_mean
@@ -17,6 +18,7 @@ class Key:
         limits: The smallest and the largest number it takes.
         choices: The values it takes, if they are few.
         may_change: Whether a run may be resumed with another value.
+        needs: Another key, and the values of it without which nothing reads this one; () for the values is any but an empty one.
     """
 
     default: Any
@@ -24,6 +26,7 @@ class Key:
     limits: tuple[float, float] = (-math.inf, math.inf)
     choices: tuple[str, ...] = ()
     may_change: bool = False
+    needs: tuple[str, tuple[Any, ...]] | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise UserError unless `value` is one that the key called `name` takes."""
@@ -35,6 +38,8 @@ class Key:
 
 
 Keys = dict[str, Key]
+Reads = Mapping[str, Collection[str]]  # kind of data -> keys
+OTHER = "a set of TFDS"  # as a kind of data: what config.data.name names if it names no other kind
 UNLIMITED = math.inf
 POSITIVE = 1e-9  # as the smallest number of a key: any number above 0
 

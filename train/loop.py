@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.loading import BEST, read_status
 from train import checkpoint
 from train.build import Setup, build, describe, status_of
@@ -29,6 +30,8 @@ from train.progress import Progress
 from train.score import score
 from train.transfer import init_from
 from train.writers import Writer, read_history
+
+STOPPING = b"\nstopping: the step that runs is finished and saved first; Ctrl-C stops at once, without saving it.\n"
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -45,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
     Raises:
         UserError: if config, data or folder cannot be used.
     """
-    began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(workdir.expanduser()))
+    began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(user_path(workdir)))
     if jax.process_count() > 1:
         raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     check(config)
@@ -56,11 +59,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         setup = build(config, splits.spec)
         print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
-        if restart:  # the old run stays where it is until everything else is known to be right
-            if config.init_from:
-                init_from(config, setup.init(), setup.spec)
+        # Nothing is written, and no earlier run moved aside, before everything else is known to be right.
+        records = fingerprint(splits)
+        first = None if not restart and checkpoint.saved_steps(workdir) else _first_variables(setup)
+        if restart:
             held.enter_context(open_folder(config, workdir, restart=True))
-        return _train(setup, splits, workdir, began)
+        return _train(setup, splits, records, first, workdir, began)
+
+
+def _first_variables(setup: Setup) -> tuple[Any, str]:
+    """Return what a run begins from: the parameters of another run, and the report on them; else fresh ones, and ""."""
+    variables = setup.init()
+    return init_from(setup.config, variables, setup.spec) if setup.config.init_from else (variables, "")
 
 
 def _check_length(setup: Setup) -> None:
@@ -79,14 +89,24 @@ def _check_length(setup: Setup) -> None:
         )
 
 
-def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) -> int:
-    """Resume or start the run in a folder that is open; return the exit code."""
+def _train(
+    setup: Setup, splits: Splits, records: dict[str, Any], first: tuple[Any, str] | None, workdir: pathlib.Path, began: float
+) -> int:
+    """Resume or start the run in a folder that is open; return the exit code.
+
+    Args:
+        setup: The run.
+        splits: Its data.
+        records: The fingerprint of the data.
+        first: What `_first_variables` returns; None if the folder holds checkpoints.
+        workdir: The folder.
+        began: When the process began, by `time.monotonic`.
+    """
     config, parallel, total, workers = setup.config, setup.parallel, setup.total_steps, setup.config.data.workers
     rate = schedule(config.optim, setup.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * setup.steps_per_epoch))
     rank = setup.task.rank
     status = read_status(workdir) or write_status(workdir, finished=False, **status_of(setup))
-    records = fingerprint(splits)
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=status["run"], keep=config.keep_checkpoints) as store,
@@ -102,9 +122,8 @@ def _train(setup: Setup, splits: Splits, workdir: pathlib.Path, began: float) ->
             print(f"resuming {workdir} at step {saved[0]} of {total}", flush=True)
             start, state = saved
         else:
-            variables = setup.init()
-            if config.init_from:
-                variables, report = init_from(config, variables, setup.spec)
+            variables, report = first or _first_variables(setup)
+            if report:
                 write_text(workdir / INIT_REPORT, report)
                 print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
             start, state = 0, setup.steps.init(variables)
@@ -285,6 +304,9 @@ class Stopper:
     def _ask(self, number: int, _: Any) -> None:
         self.signal = int(number)
         self._restore()
+        if number == signal.SIGINT:
+            for terminal in self._terminals[-1:]:  # not by print, which the signal may have interrupted
+                os.write(terminal, STOPPING)
         if number == getattr(signal, "SIGHUP", None):  # the terminal is closed: what would go to it goes nowhere
             for descriptor in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

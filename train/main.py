@@ -7,6 +7,7 @@ report; `python -m train.evaluate` and `python -m train.predict` take it as --wo
 import pathlib
 import sys
 
+from dilax.loading import STATUS
 from train import build, checkpoint, cli, listing, loop, runtime
 from train.config import workdir_of
 
@@ -41,10 +42,12 @@ def main() -> int:
 
 def stopped(workdir: pathlib.Path) -> str:
     """Return what a second Ctrl-C, or one before the first step, leaves behind, in one line."""
-    steps = [int(path.name) for path in (workdir / checkpoint.CHECKPOINTS).glob("*") if path.name.isdecimal()]
-    if not steps:
-        return "stopped before anything was trained and saved."
-    return f"stopped; step {max(steps)} is saved in {workdir}; run the same command again to resume from it."
+    steps = checkpoint.saved_steps(workdir)
+    if steps:
+        return f"stopped at once; step {steps[-1]} is saved in {workdir}; run the same command again to resume from it."
+    if (workdir / STATUS).exists():
+        return f"stopped at once, before a first checkpoint in {workdir}; run the same command again to begin anew."
+    return "stopped before anything was trained."
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ for all files in it, at any depth, that the run reads.
 """
 
 import contextlib
-import pathlib
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 from dilax.errors import UserError
+from dilax.files import user_path
 from train import cli
 from train.build import load_trained
 from train.data.readers.files import list_files
@@ -20,7 +20,7 @@ from train.tasks.base import Bytes
 def main() -> None:
     """Print what the run predicts, a line at a time; with --stream, write as standard input comes in."""
     parser = cli.run_parser(sys.modules[__name__], lambda task, parser: task.add_prediction_flags(parser))
-    parser.add_argument("--out", type=pathlib.Path, help="folder of pictures or sounds; default is predictions/ in that of the run")
+    parser.add_argument("--out", type=cli.folder, help="folder of pictures or sounds; default is predictions/ in that of the run")
     args = parser.parse_args()
     streams = getattr(args, "stream", False)
     if bool(args.inputs) == streams:
@@ -51,7 +51,7 @@ def files_of(given: Sequence[str], suffixes: Collection[str]) -> list[str]:
     """
     files: list[str] = []
     for word in given if suffixes else ():
-        kinds, path = ", ".join(sorted(suffixes)), pathlib.Path(word).expanduser()
+        kinds, path = ", ".join(sorted(suffixes)), user_path(word)
         if "://" in word and not path.exists():
             raise UserError(f"{word} is an address, and only files on this machine are read; download it and give the file.")
         found = list_files(path, suffixes) if path.is_dir() else [path]

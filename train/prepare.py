@@ -13,10 +13,10 @@ def main() -> None:
     """Prepare each set, and print its folder."""
     parser = cli.parser(sys.modules[__name__])
     parser.add_argument("names", nargs="+", metavar="name", help="name of a set in TFDS, such as cifar10")
-    parser.add_argument("--data_dir", default="", help="folder to write to; the default is TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    parser.add_argument("--data_dir", type=cli.folder, help="folder to write to; the default is TFDS_DATA_DIR, else ~/tensorflow_datasets")
     args = parser.parse_args()
     for name in args.names:
-        print(prepare(name, args.data_dir))
+        print(prepare(name, str(args.data_dir or "")))
 
 
 if __name__ == "__main__":

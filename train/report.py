@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dilax import plots
+from dilax.files import user_path
 from train.files import write_text, writing
 
 FOLDER, FILE = "report", "report.md"
@@ -55,7 +56,7 @@ def title(run: str, task: str, model: str, data: str, folder: str) -> str:
         >>> title("flowers", "classification", "dilated_cnn", "folder", "~/pictures/oxford_flowers")
         'flowers: classification of oxford_flowers (folder) by dilated_cnn'
     """
-    path = pathlib.Path(folder).expanduser().resolve()
+    path = user_path(folder).resolve()
     named = folder and ":" not in data and not (path / data.partition("/")[0]).exists()
     return f"{run}: {task.replace('_', ' ')} of {f'{path.name} ({data})' if named else data} by {model}"
 

@@ -1,6 +1,5 @@
 """Start from another run: load its parameters where they fit, and report what was done with each of them."""
 
-import pathlib
 import re
 import sys
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec
 from dilax.errors import UserError, did_you_mean
+from dilax.files import user_path
 from dilax.loading import read_status, read_variables
 
 HEAD = "(head|logits|low_logits)"
@@ -24,7 +24,7 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
     Raises:
         UserError: if there is no such run or module, or its variables do not fit.
     """
-    folder = pathlib.Path(config.init_from).expanduser().absolute()
+    folder = user_path(config.init_from).absolute()
     source = read_variables(folder)
     _warn_of_colours(config, spec, read_status(folder))
     into = config.init_into

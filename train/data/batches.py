@@ -114,7 +114,7 @@ def _run(batch_at: Callable[[int], Batch], start: int, stop: int, workers: int) 
     ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
 
     def read_ahead() -> None:
-        with _without_interrupts():  # worker processes that start here inherit this
+        with _without_signals():  # worker processes that start here inherit this
             while len(ahead) < _AHEAD * workers and (step := next(steps, None)) is not None:
                 ahead.append(pool.submit(_worker_batch, step))
 
@@ -142,18 +142,24 @@ def _explained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Delay Ctrl-C in this thread. Processes that start meanwhile ignore it: a terminal sends it to them, too, but this one ends them."""
+def _without_signals() -> Iterator[None]:
+    """Delay in this thread the signals that end a run. Processes that start meanwhile ignore them.
+
+    A terminal or a scheduler sends them to the worker processes, too, but the run still needs these for the step that it finishes, and ends
+    them itself.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_RUNS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
+# Of SIGTERM a worker process has to know the sender, which not every system tells: the pool sends it to end its processes.
+_OF_RUNS = {signal.SIGINT, *((signal.SIGHUP, signal.SIGTERM) if hasattr(signal, "sigwaitinfo") else ())}
 # In a worker process, the function that returns the batch of a step.
 _batch_at: Callable[[int], Batch] | None = None
 
@@ -169,7 +175,14 @@ def _start_worker(batch_at: Callable[[int], Batch]) -> None:
         parent.join()
         os._exit(1)
 
+    def end_by_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(1)
+
     threading.Thread(target=end, daemon=True).start()
+    if signal.SIGTERM in _OF_RUNS:
+        threading.Thread(target=end_by_parent, daemon=True).start()
 
 
 def _worker_batch(step: int) -> Batch:

@@ -10,10 +10,9 @@ from dilax.errors import UserError
 from dilax.spec import DataSpec
 from train.data import source as sources
 from train.data.readers import cells, images, mask_folders, masks, packaged, tfds
-from train.data.readers.files import check_no_path
 from train.data.source import Source
 from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import OTHER, UNLIMITED, Key, Keys, Reads
 
 # The config keys that `open_labelled` reads, in addition to data.name, dir, validation, memory_mb and workers.
 _SHARED_KEYS: Keys = {
@@ -39,6 +38,10 @@ MASK_KEYS: Keys = {
     "data.class_names": Key((), "names of the classes; () takes those of the dataset, or numbers them as far as its masks go"),
     "data.lists": Key("", 'with data.name="folder", folder below data.dir of train.txt, validation.txt and test.txt: a file stem per line'),
 }
+# The keys that one kind of labelled images, or of images with masks, reads and another may not.
+IMAGE_READS: Reads = {"digits": (), "digits8x8": (), "folder": ("data.dir",), OTHER: ("data.dir", "data.download")}
+_FOUND = ("data.dir", "data.image_field", "data.mask_field", "data.mask_values", "data.class_names")
+MASK_READS: Reads = {"cells": (), "folder": (*_FOUND, "data.lists"), OTHER: (*_FOUND, "data.download")}
 _STRATIFIED = 100_000  # records up to which the validation split is stratified: TFDS has to read all images to know the labels
 
 
@@ -119,7 +122,6 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
 def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin."""
     if data.name in ("digits", "digits8x8"):
-        check_no_path(data, "the digits of a package", "folder")
         read = packaged.digits if data.name == "digits" else packaged.digits8x8
         return dict(zip(("train", "test"), read(data.image_size))), packaged.CLASS_NAMES, ""
     if data.name == "folder":
@@ -132,7 +134,6 @@ def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...],
 def _masked_sources(data: Any, ignored: int) -> tuple[Mapping[str, Source], tuple[str, ...], str]:
     """Return {split: source}, the class names and the origin."""
     if data.name == "cells":
-        check_no_path(data, "the frames of a package", "folder")
         return cells.cells(data.image_size, ignored), cells.CLASS_NAMES, ""
     if data.name == "folder":
         return mask_folders.open_mask_folder(data, ignored)

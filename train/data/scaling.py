@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dilax.errors import UserError
 from dilax.spec import DataSpec
 
 _SHOWN = 10  # constant channels that are named
@@ -34,6 +35,19 @@ def measure(values: np.ndarray, names: Sequence[str], where: str) -> tuple[tuple
         listed = ", ".join(found[:_SHOWN]) + more
         print(f"note: {where}: constant in the training split, therefore centred but not scaled: {listed}.", file=sys.stderr)
     return tuple(mean.tolist()), tuple(np.where(constant, 1.0, std).tolist())
+
+
+def scale_of(like: DataSpec | None, values: np.ndarray, names: Sequence[str], where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the deviation of what a run was trained on, `like`, or those that `measure` returns if that is None.
+
+    Raises:
+        UserError: if that had another number of channels.
+    """
+    if like is None:
+        return measure(values, names, where)
+    if len(like.mean) != len(names):
+        raise UserError(f"{where} has {len(names)} channels, and the run was trained on {len(like.mean)}; give data of the same channels.")
+    return like.mean, like.std
 
 
 def written(spec: DataSpec, row: np.ndarray) -> list[str]:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
 from train.data.splits import Splits
-from train.keys import Keys
+from train.keys import Keys, Reads
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
@@ -84,12 +84,15 @@ class Task(abc.ABC):
     Attributes:
         name: Value of config.task.
         keys: The config keys that this task alone reads, in addition to those of `train.config.KEYS`.
+        reads: For each kind of data the keys that it reads and other kinds may not; keys that no kind lists are read with all of them. A
+            kind is the value of config.data.name up to a colon, or `train.keys.OTHER`.
         curves: Metrics drawn as learning curves.
         spatial: Fields of an augmented batch, (batch, size, ...), whose second axis is the first axis of space or time.
     """
 
     name: ClassVar[str]
     keys: ClassVar[Keys]
+    reads: ClassVar[Reads]
     curves: tuple[str, ...] = ("loss", "accuracy")
     spatial: ClassVar[tuple[str, ...]] = ("image", "input")
     best_by: str
@@ -106,8 +109,12 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open the data of a config.
+
+        Args:
+            config: The whole config.
+            like: What a run was trained on: its mean, deviation, sample rate and symbols are used, not those of the data that is opened.
 
         Raises:
             UserError: if it is missing or does not fit the task.

@@ -11,15 +11,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dilax import Inference, inputs, plots
+from dilax import DataSpec, Inference, inputs, plots
 from dilax.inference import model_arguments
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, augment, one_hot
-from train.data.image_sets import IMAGE_KEYS, open_labelled
+from train.data.image_sets import IMAGE_KEYS, IMAGE_READS, open_labelled
 from train.data.readers.images import SUFFIXES
 from train.data.source import files_of
 from train.data.splits import Splits
-from train.keys import Keys
+from train.keys import Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
@@ -44,6 +44,7 @@ class Classification(Task):
 
     name = "classification"
     keys: ClassVar[Keys] = {**IMAGE_KEYS, **GEOMETRY_KEYS, **CLASS_KEYS}
+    reads: ClassVar[Reads] = IMAGE_READS
     best_by = "accuracy"
 
     @classmethod
@@ -52,7 +53,7 @@ class Classification(Task):
         images.check_colours(config)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a set of labelled images."""
         splits = open_labelled(config.data, seed=config.seed)
         images.check_channels(config, splits.spec.input_shape[-1])

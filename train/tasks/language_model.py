@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError
+from dilax import DataSpec, Inference, UserError
 from dilax.generate import sample_codes
 from train.data.readers import text
-from train.data.readers.files import check_no_path, data_path
+from train.data.readers.files import data_path
 from train.data.splits import Splits, divided, origin_of
-from train.keys import Key, Keys
+from train.keys import Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, table_lines
 from train.tasks.steps import (
@@ -41,6 +41,7 @@ class LanguageModel(StepTask):
         **SAMPLE_KEYS,
         "sequence.units": Key("characters", 'units of the text: "characters" or "bytes"', choices=text.UNITS),
     }
+    reads: ClassVar[Reads] = {"text": ("data.dir",), **dict.fromkeys(text.PACKAGES, ())}
 
     def loss_and_metric(self) -> tuple[str, str]:
         """Bits of a character or byte."""
@@ -52,11 +53,11 @@ class LanguageModel(StepTask):
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a text of a package, a text file, or a folder with train.txt, validation.txt and test.txt."""
-        name = check_name(config, ("text", *text.PACKAGES))
+        name = check_name(config, tuple(cls.reads))
         (parts, origin), units = _parts(config, name), config.sequence.units
-        symbols = text.symbols_of(parts["train"], units)
+        symbols = like.symbols if like else text.symbols_of(parts["train"], units)
         codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
         return window_splits(config, codes, symbols, origin, units, symbols=symbols, units=units)
 
@@ -81,7 +82,7 @@ class LanguageModel(StepTask):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield each prompt and its continuation."""
         options = streams.sampling(args)
-        codes = [self._codes(prompt) for prompt in args.inputs]
+        codes = [inference.codes(prompt) for prompt in args.inputs]
 
         def rows() -> Iterator[tuple[str, ...]]:
             for prompt, one in zip(args.inputs, codes):
@@ -96,7 +97,7 @@ class LanguageModel(StepTask):
         options, feeder, key = streams.sampling(args), streams.Feeder(inference), jax.random.key(args.seed)
         draw = jax.jit(lambda key, logits: sample_codes(key, logits, **options))
         for line in streams.lines(file):
-            for code in self._codes(line):
+            for code in inference.codes(line):
                 feeder(np.array([code], np.int32))
             drawn: list[int] = []
             while len(drawn) < args.steps and (not drawn or self.spec.symbols[drawn[-1]] not in ("\n", "10")):
@@ -106,16 +107,10 @@ class LanguageModel(StepTask):
             written = text.decode(np.array(drawn), self.spec.symbols, self.spec.units)
             yield (written if written.endswith("\n") else written + "\n").encode()
 
-    def _codes(self, prompt: str) -> np.ndarray:
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one character to begin with.")
-        return text.encode(prompt, self.spec.symbols, self.spec.units)
-
 
 def _parts(config: ConfigDict, name: str) -> tuple[dict[str, str], str]:
     """Return the text of each split, and where they come from."""
     if name in text.PACKAGES:
-        check_no_path(config.data, "the text of a package", "text")
         return cut_along_time(text.package_text(name), config), name
     path = data_path(config, "a text file, or a folder with train.txt and test.txt")
     if not path.is_dir():

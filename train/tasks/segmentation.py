@@ -14,17 +14,17 @@ import numpy as np
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError, inputs, losses, metrics, plots
+from dilax import DataSpec, Inference, UserError, inputs, losses, metrics, plots
 from dilax.errors import did_you_mean
 from dilax.inference import average_views, model_arguments
 from train.data.augment import COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment
 from train.data.image_sets import MASK_KEYS as MASK_DATA_KEYS
-from train.data.image_sets import open_masked
+from train.data.image_sets import MASK_READS, open_masked
 from train.data.readers.images import SUFFIXES
 from train.data.readers.masks import class_pixels
 from train.data.source import Source
 from train.data.splits import Splits
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
@@ -42,7 +42,9 @@ from train.tasks.base import (
 )
 
 LOSSES = ("cross_entropy", "focal", "dice")
+WEIGHTED = ("cross_entropy", "focal")  # those of them that weigh the classes
 BALANCES = ("", "median_frequency")
+_LOSS = "segmentation.loss"
 SAMPLED, WORST = 240, 6  # test images that the report chooses from, and shows
 
 
@@ -56,12 +58,19 @@ class Segmentation(Task):
         **MASK_KEYS,
         **COLOUR_KEYS,
         "segmentation.ignored_label": Key(255, "label of pixels that count neither in the loss nor in the metrics", (0, 255)),
-        "segmentation.loss": Key("cross_entropy", '"cross_entropy", "focal", "dice", or a sum of them such as "cross_entropy+dice"'),
-        "segmentation.focal_gamma": Key(2.0, "exponent of the focal loss", (0, UNLIMITED)),
-        "segmentation.class_weights": Key((), "weights of the classes in cross-entropy and focal loss; () weighs all alike"),
-        "segmentation.balance": Key("", '"median_frequency": class weights from the pixels of the training split', choices=BALANCES),
-        "segmentation.aux_weight": Key(0.4, "weight of the loss of an auxiliary head, if the model has one", (0, UNLIMITED)),
+        _LOSS: Key("cross_entropy", '"cross_entropy", "focal", "dice", or a sum of them such as "cross_entropy+dice"'),
+        "segmentation.focal_gamma": Key(2.0, "exponent of the focal loss", (0, UNLIMITED), needs=(_LOSS, ("focal",))),
+        "segmentation.class_weights": Key(
+            (), "weights of the classes in cross-entropy and focal loss; () weighs all alike", needs=(_LOSS, WEIGHTED)
+        ),
+        "segmentation.balance": Key(
+            "", '"median_frequency": class weights from the pixels of the training split', choices=BALANCES, needs=(_LOSS, WEIGHTED)
+        ),
+        "segmentation.aux_weight": Key(
+            0.4, "weight of the loss of an auxiliary head, if the model has one", (0, UNLIMITED), needs=("model.aux_head", (True,))
+        ),
     }
+    reads: ClassVar[Reads] = MASK_READS
     best_by = "miou"
     curves = ("loss", "accuracy", "miou")
     spatial = ("image", "label")
@@ -89,7 +98,7 @@ class Segmentation(Task):
             raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a set of images and masks, and weigh its classes."""
         splits = open_masked(config.data, seed=config.seed, ignored=config.segmentation.ignored_label)
         images.check_channels(config, splits.spec.input_shape[-1])

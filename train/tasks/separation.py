@@ -20,7 +20,7 @@ from train.data.readers.mixtures import pieces, read_mixtures
 from train.data.source import Table, gather
 from train.data.splits import TEST_SPLIT, Splits, divided, held_out, origin_of
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, table_lines
 from train.tasks.steps import TEST_KEYS, check_name
@@ -34,17 +34,18 @@ class Separation(Task):
         **TEST_KEYS,
         "sequence.length": Key(0, "samples of the pieces that mixtures are cut into; 0 is the longest mixture", (0, UNLIMITED)),
     }
+    reads: ClassVar[Reads] = {"mixtures": ()}
     best_by = "si_sdr"
     curves = ("loss",)
     spatial = ("input", "label")
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a folder of mixtures and their sources; whole files are held out."""
-        check_name(config, ("mixtures",))
+        check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
         folders = divided(folder, validation=bool(config.data.validation))
-        train = read_mixtures(folders.get("train", folder))
+        train = read_mixtures(folders.get("train", folder), rate=like.sample_rate if like else None)
         others = {name: path for name, path in folders.items() if name != "train"}
         read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in others.items()}}
         names, rate = train.names, train.rate

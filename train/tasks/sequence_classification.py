@@ -18,16 +18,16 @@ from dilax import DataSpec, Inference, UserError, inputs, plots
 from dilax.inference import POOLS, model_arguments, pool_steps
 from dilax.metrics import classification_sums
 from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
-from train.data.image_sets import IMAGE_KEYS, open_labelled
-from train.data.mel import log_mel_frames, stream_log_mel
+from train.data.image_sets import IMAGE_KEYS, IMAGE_READS, open_labelled
+from train.data.mel import stream_log_mel
 from train.data.readers import series, sound, text
 from train.data.readers.files import data_path, labelled_splits
 from train.data.readers.images import SUFFIXES
-from train.data.scaling import measure
+from train.data.scaling import scale_of
 from train.data.source import Source, Table, gather
 from train.data.splits import Splits, check_classes, class_order, hold_out
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import images, streams
 from train.tasks.base import (
     Batch,
@@ -49,6 +49,8 @@ from train.tasks.images import most_telling
 
 SAMPLED, SHOWN, BEGINNING = 400, 24, 120  # test sequences that the report chooses from, and shows; characters of a text
 Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
+# The keys that only images read, whatever holds them.
+_OF_IMAGES = {*IMAGE_KEYS, *GEOMETRY_KEYS, "augment.cutout", "augment.mixup", "sequence.permute"} - {"data.download"}
 
 
 class SequenceClassification(Task):
@@ -67,28 +69,25 @@ class SequenceClassification(Task):
         "sequence.units": Key("characters", 'units of text: "characters" or "bytes"', choices=text.UNITS),
         "sequence.bands": Key(32, "mel bands of a sound", (1, UNLIMITED)),
     }
+    reads: ClassVar[Reads] = {
+        **{kind: (*keys, *_OF_IMAGES) for kind, keys in IMAGE_READS.items()},
+        "ucr": ("data.dir", "sequence.length"),
+        "wav": ("data.dir", "sequence.length", "sequence.bands"),
+        "text": ("data.dir", "sequence.length", "sequence.units"),
+    }
     best_by = "accuracy"
 
     @classmethod
     def check(cls, config: ConfigDict) -> None:
-        """Refuse options of images for other sequences."""
+        """Refuse colours out of range."""
         images.check_colours(config)
-        name = config.data.name.partition(":")[0]
-        if name not in _READERS:
-            return
-        unused = ["data.classes", "data.per_class", "data.image_size", "data.mean", "data.std", "sequence.permute"]
-        unused += [*GEOMETRY_KEYS, "augment.cutout", "augment.mixup"]
-        for key in unused:
-            section, _, field = key.partition(".")
-            if config[section][field]:
-                raise UserError(f"config.{key}={config[section][field]!r} does not apply to data.name={config.data.name!r}; remove it.")
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open series, sounds, texts, or images as sequences of their pixels."""
         name = config.data.name.partition(":")[0]
         if name in _READERS:
-            return _READERS[name](config)
+            return _READERS[name](config, like)
         splits = open_labelled(config.data, seed=config.seed)
         height, width, channels = splits.spec.input_shape
         images.check_channels(config, channels)
@@ -182,7 +181,7 @@ class SequenceClassification(Task):
             named = [(f"{path}:{i + 1}", one) for path in paths for i, one in enumerate(series.read_ts(path)[0])]
         elif name == "wav":
             sounds, _ = sound.read_sounds(paths, rate=self.spec.sample_rate)
-            named = list(zip(args.inputs, log_mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
+            named = list(zip(args.inputs, inputs.mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
         else:
             named = [(str(path), self._codes(inference, text.read_text(path))) for path in paths]
         return class_lines(args, self._ranked(inference, named, args.top))
@@ -238,43 +237,44 @@ def _text_table(batch: Batch, order: np.ndarray, probabilities: np.ndarray, spec
     return report_table("Test texts, mistakes first", ("beginning", "class", "predicted"), rows)
 
 
-def _series(config: ConfigDict) -> Splits:
+def _series(config: ConfigDict, like: DataSpec | None) -> Splits:
     """Series of a set of the UCR archive, data.name="ucr:GunPoint"."""
     name = config.data.name.partition(":")[2]
     train, test = series.ucr_files(name, config.data.dir)
-    return _standardised(config, {"train": series.read_ts(train), "test": series.read_ts(test)}, ("series", str(train.parent)))
+    return _standardised(config, {"train": series.read_ts(train), "test": series.read_ts(test)}, ("series", str(train.parent)), like)
 
 
-def _sounds(config: ConfigDict) -> Splits:
+def _sounds(config: ConfigDict, like: DataSpec | None) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
     folder, wanted = data_path(config, "a folder that holds a folder of sound files for each class"), bool(config.data.validation)
     parts, origin = labelled_splits(folder, sound.SUFFIXES, validation=wanted)
-    sounds, rate = sound.read_sounds([path for part in parts.values() for path, _ in part])
-    frames = iter(log_mel_frames(sounds, rate, config.sequence.bands))
+    sounds, rate = sound.read_sounds([path for part in parts.values() for path, _ in part], rate=like.sample_rate if like else None)
+    frames = iter(inputs.mel_frames(sounds, rate, config.sequence.bands))
     framed = {split: ([next(frames) for _ in part], [label for _, label in part]) for split, part in parts.items()}
-    return _standardised(config, framed, ("sounds", origin), sample_rate=rate)
+    return _standardised(config, framed, ("sounds", origin), like, sample_rate=rate)
 
 
-def _texts(config: ConfigDict) -> Splits:
+def _texts(config: ConfigDict, like: DataSpec | None) -> Splits:
     """Texts in folders named after their classes; of a longer one the first config.sequence.length symbols."""
     units, most = config.sequence.units, config.sequence.length or None
     folder, wanted = data_path(config, "a folder that holds a folder of .txt files for each class"), bool(config.data.validation)
     parts, origin = labelled_splits(folder, (".txt",), validation=wanted)
     texts = {split: ([text.read_text(path) for path, _ in part], [label for _, label in part]) for split, part in parts.items()}
-    symbols = text.symbols_of("".join(texts["train"][0]), units)
+    symbols = like.symbols if like else text.symbols_of("".join(texts["train"][0]), units)
     coded = {split: ([text.encode(one, symbols, units)[:most] for one in part], labels) for split, (part, labels) in texts.items()}
     return _class_splits(config, coded, ("texts", origin), symbols=symbols, units=units)
 
 
-def _standardised(config: ConfigDict, parts: dict[str, Labelled], source: tuple[str, str], **fields: Any) -> Splits:
-    """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split."""
+def _standardised(config: ConfigDict, parts: dict[str, Labelled], source: tuple[str, str], like: DataSpec | None, **fields: Any) -> Splits:
+    """Splits of series (time, channels), each channel standardised by its mean and deviation in the training split, or as `like` says."""
     channels = {one.shape[1] for part, _ in parts.values() for one in part}
     if len(channels) > 1:
         raise UserError(
             f"data.name={config.data.name!r}: series have {' and '.join(map(str, sorted(channels)))} channels; give all the same number."
         )
     word = "mel band" if "sample_rate" in fields else "channel"
-    mean, std = measure(np.concatenate(parts["train"][0]), [f"{word} {i + 1}" for i in range(*channels)], config.data.name)
+    names = [f"{word} {i + 1}" for i in range(*channels)]
+    mean, std = scale_of(like, np.concatenate(parts["train"][0]), names, config.data.name)
     scale = DataSpec(config.data.name, (), (), mean=mean, std=std).scale
     scaled = {split: (list(map(scale, part)), labels) for split, (part, labels) in parts.items()}
     return _class_splits(config, scaled, source, mean=mean, std=std, **fields)
@@ -312,4 +312,4 @@ def _class_splits(config: ConfigDict, parts: dict[str, Labelled], source: tuple[
     return Splits(dataclasses.replace(spec, **fields), train, validation, tables["test"], origin, ("classes", records))
 
 
-_READERS: dict[str, Callable[[Any], Splits]] = {"ucr": _series, "wav": _sounds, "text": _texts}
+_READERS: dict[str, Callable[[Any, DataSpec | None], Splits]] = {"ucr": _series, "wav": _sounds, "text": _texts}

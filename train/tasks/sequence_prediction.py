@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, plots
 from train.data.readers import piano, tables
-from train.data.readers.files import check_no_path, data_path
+from train.data.readers.files import data_path
 from train.data.readers.made_up import ADDING_EXAMPLES, COPY_EXAMPLES, SYMBOLS, TEST_EXAMPLES, adding, copy_memory
-from train.data.scaling import measure, written
+from train.data.scaling import scale_of, written
 from train.data.source import Table, gather
 from train.data.splits import Splits
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys
+from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, add_inputs, csv_row, report_table
 from train.tasks.steps import (
@@ -56,6 +56,12 @@ class SequencePrediction(StepTask):
             "error", 'missing cells of a table: "error", "forward" or "interpolate"', choices=("error", "forward", "interpolate")
         ),
     }
+    reads: ClassVar[Reads] = {
+        "adding": ("sequence.examples",),
+        "copy_memory": ("sequence.examples",),
+        "piano": ("data.dir",),
+        "csv": ("data.dir", "data.missing", "sequence.context", "sequence.stride", "sequence.test"),
+    }
 
     def loss_and_metric(self) -> tuple[str, str]:
         """As config.sequence.loss says."""
@@ -74,10 +80,12 @@ class SequencePrediction(StepTask):
             )
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a made-up task, a table or piano rolls."""
-        readers = {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano, "csv": _table}
-        return readers[check_name(config, tuple(readers))](config)
+        name = check_name(config, tuple(cls.reads))
+        if name == "csv":
+            return _table(config, like)
+        return {"adding": _adding, "copy_memory": _copy_memory, "piano": _piano}[name](config)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """Targets and predictions of the scored steps; of a table in its units, beside the forecast that repeats each row."""
@@ -201,7 +209,6 @@ def _copy_memory(config: ConfigDict) -> Splits:
 
 def _made_up(config: ConfigDict, make: Callable[..., Table], examples: int, outputs: tuple[str, ...], symbols: tuple[str, ...]) -> Splits:
     """Splits drawn at random: the training split by config.seed, the others the same for every run."""
-    check_no_path(config.data, "which is drawn at random", "csv")
     count, length = config.sequence.examples or examples, config.sequence.length
     if not length:
         raise UserError(f"config.sequence.length=0 gives no length for data.name={config.data.name!r}; set it, such as 200.")
@@ -233,11 +240,11 @@ def _piano(config: ConfigDict) -> Splits:
     )
 
 
-def _table(config: ConfigDict) -> Splits:
-    """A table of numbers by time, standardised by the training split, each row of which asks for the next."""
+def _table(config: ConfigDict, like: DataSpec | None) -> Splits:
+    """A table of numbers by time, standardised by the training split or as `like` says, each row of which asks for the next."""
     names, values = tables.read_table(data_path(config, "a table, such as a .csv file"), missing=config.data.missing)
     parts = cut_along_time(values, config)
-    mean, std = measure(parts["train"], names, config.data.dir)
+    mean, std = scale_of(like, parts["train"], names, config.data.dir)
     scale = DataSpec(config.data.name, (), names, mean=mean, std=std).scale
     return window_splits(
         config, {name: [scale(part)] for name, part in parts.items()}, names, config.data.dir, "columns", mean=mean, std=std

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dilax import Inference, UserError, plots
+from dilax import DataSpec, Inference, UserError, plots
 from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
 from train.data.readers.files import data_path, list_files
 from train.data.splits import Splits, divided, origin_of
-from train.keys import Key, Keys
+from train.keys import Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files, table_lines
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
@@ -34,6 +34,7 @@ class Waveform(StepTask):
         **SAMPLE_KEYS,
         "sequence.levels": Key(256, "mu-law levels of a sample", (2, 65536)),
     }
+    reads: ClassVar[Reads] = {"wav": ()}
 
     def loss_and_metric(self) -> tuple[str, str]:
         """Bits of a sample."""
@@ -50,9 +51,9 @@ class Waveform(StepTask):
         check_causal(config, CODE_MODELS)
 
     @classmethod
-    def open(cls, config: ConfigDict) -> Splits:
+    def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
         """Open a folder of sounds, as codes or as floats for a mixture; whole files are held out."""
-        check_name(config, ("wav",))
+        check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder of sound files")
         folders = divided(folder, validation=bool(config.data.validation))
         files = {split: list_files(path, sound.SUFFIXES) for split, path in (folders or {"train": folder}).items()}
@@ -60,7 +61,7 @@ class Waveform(StepTask):
             if not paths:
                 where = folders.get(split, folder)
                 raise UserError(f'"{where}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
-        sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths])
+        sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths], rate=like.sample_rate if like else None)
         mixture, levels = _is_mixture(config), config.sequence.levels
         values = iter([one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds])
         parts = _share_out(config, {split: [next(values) for _ in paths] for split, paths in files.items()})

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dilax.errors import UserError, did_you_mean
+from dilax.files import user_path
 from train.data.readers.archives import EXAMPLES
-from train.data.readers.files import user_path
 
 _TIMEOUT_S = 10  # without a byte, after which a download fails
 _BLOCK = 1 << 20  # bytes read at once

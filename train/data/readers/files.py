@@ -1,8 +1,7 @@
-"""Files: whole ones as bytes, those below a folder, and those in folders named after classes."""
+"""Files below a folder, and those in folders named after classes."""
 
 import os
 import pathlib
-import stat
 import sys
 from collections.abc import Collection
 
@@ -10,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.errors import UserError
+from dilax.files import user_path
 from train.data.splits import check_classes, divided, fixed_test, origin_of
 
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
@@ -31,67 +31,6 @@ def data_path(config: ConfigDict, what: str) -> pathlib.Path:
     if not path.exists():
         raise UserError(f"config.data.dir={str(path)!r} does not exist; set it to {what}.")
     return path
-
-
-def check_no_path(data: ConfigDict, what: str, own: str) -> None:
-    """Refuse config.data.dir for a dataset that is not read from it, and would be used in place of what is there.
-
-    Args:
-        data: The part `data` of a config.
-        what: What the dataset is, such as "the text of a package".
-        own: Value of config.data.name that reads data of one's own.
-
-    Raises:
-        UserError: if the path is set.
-    """
-    if data.dir:
-        raise UserError(
-            f"config.data.dir={data.dir!r} is not read with config.data.name={data.name!r}, {what}; "
-            f'set config.data.name="{own}", or remove config.data.dir.'
-        )
-
-
-def user_path(text: str) -> pathlib.Path:
-    """Return a path that a user gave, in which "~" is the home folder."""
-    return pathlib.Path(os.path.expanduser(text))
-
-
-def check_file(path: pathlib.Path, what: str) -> None:
-    """Refuse a path that is not a regular file, such as a pipe, from which reading might wait for ever.
-
-    Args:
-        path: Path of the file.
-        what: What the file should be, such as "a text file".
-
-    Raises:
-        UserError: if it is missing, a folder, a pipe or a device.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"there is no file {path}; give {what}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder; give {what}.")
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
-
-
-def read_bytes(path: pathlib.Path, what: str) -> bytes:
-    """Return the bytes of a file; arguments as `check_file`.
-
-    Raises:
-        UserError: if it is missing, not a regular file, unreadable or empty.
-    """
-    check_file(path, what)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
-    if not content:
-        raise UserError(f"{path} is empty; give {what} with content.")
-    return content
 
 
 def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:

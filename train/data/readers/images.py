@@ -10,8 +10,9 @@ import numpy as np
 
 from dilax import inputs
 from dilax.errors import UserError
+from dilax.files import user_path
 from dilax.inputs import check_depth, open_image, orientation
-from train.data.readers.files import Labelled, labelled_splits, user_path
+from train.data.readers.files import Labelled, labelled_splits
 from train.data.source import Lazy, Record, check_shapes
 from train.data.splits import class_order
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import list_files, user_path
+from dilax.files import user_path
+from train.data.readers.files import list_files
 from train.data.readers.images import SUFFIXES, decode, image_channels
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.readers.text import read_text

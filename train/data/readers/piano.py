@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import read_bytes
+from dilax.files import read_bytes
 
 SPLITS = ("train", "validation", "test")
 _CELLS = {"train": "traindata", "validation": "validdata", "test": "testdata"}

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
-from train.data.readers.files import list_files, read_bytes, user_path
+from dilax.files import read_bytes, user_path
+from train.data.readers.files import list_files
 from train.data.readers.packaged import package_folder
 from train.data.readers.values import cell_problem, to_number
 

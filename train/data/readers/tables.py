@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import read_bytes
+from dilax.files import read_bytes
 from train.data.readers.values import ambiguity, cell_problem, decimal_sign, is_label, is_missing, is_number, one_line, to_number
 
 FILLS = ("error", "forward", "interpolate")

@@ -6,7 +6,7 @@ import numpy as np
 
 from dilax import inputs
 from dilax.errors import UserError, did_you_mean
-from train.data.readers.files import read_bytes
+from dilax.files import read_bytes
 from train.data.readers.packaged import package_folder
 
 PACKAGES = ("bible",)

@@ -1,0 +1,56 @@
+"""Paths that users give: the home folder, regular files and their bytes."""
+
+import os
+import pathlib
+import re
+import stat
+
+from dilax.errors import UserError
+
+
+def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
+    """Return a path that a user gave, in which "~" is the home folder; that of an unknown user stays as it is."""
+    return pathlib.Path(os.path.expanduser(text))
+
+
+def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """Return the path of a regular file; from a pipe, reading might wait for ever.
+
+    Args:
+        path: The path, as for `user_path`.
+        what: What it should be, such as "a sound file".
+
+    Raises:
+        UserError: if it is an address, missing, a folder, a pipe or a device.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
+    file = user_path(path)
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist; give {what}.") from error
+    except (OSError, ValueError) as error:  # the latter for characters that no path has
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); give {what} that is readable.") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; give {what}.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe or a device, not a regular file; give {what}.")
+    return file
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """Return the bytes of a file; arguments as `check_file`.
+
+    Raises:
+        UserError: if it is missing, not a regular file, unreadable or empty.
+    """
+    file = check_file(path, what)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {what} that is readable.") from error
+    if not content:
+        raise UserError(f"{path} is empty; give {what} with content.")
+    return content
