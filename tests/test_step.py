@@ -1,8 +1,11 @@
 """The training step: pure, the same on one device, on eight under jit and under pmap, in parts, and with frozen parameters."""
 
+import functools
 import itertools
+import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +20,9 @@ from dilax.metrics import classification_sums
 from train import optim
 from train.build import Setup, build
 from train.config import check, default_config, differences, from_json, model_config, to_json
-from train.step import frozen_statistics
+from train.estimate import estimate
+from train.interception import frozen_statistics, recomputed
+from train.tasks.classification import Classification
 
 KEY = jax.random.key(3)
 SHAPE, CLASSES, BATCH = (12, 12, 1), 4, 32
@@ -372,6 +377,50 @@ def test_frozen_normalisation_uses_its_running_statistics():
     outputs: Any = setup.steps.model.apply(variables, **setup.task.inputs(batch, setup.steps.model), train=False)
     expected = optax.softmax_cross_entropy(outputs, batch["target"]).sum()
     np.testing.assert_allclose(float(loss.sums["loss"]), float(expected), rtol=1e-5)
+
+
+def saved_bytes(function: Any, *args: Any) -> int:
+    """The bytes that the forward pass keeps for the backward pass."""
+    kept = jax.eval_shape(lambda *args: jax.vjp(function, *args)[1], *args)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize("patterns", [("^ConvNormAct_",), ("ConvNormAct_1", "head"), (".",)])
+def test_what_is_computed_again_is_not_kept_and_changes_nothing(patterns):
+    setup = build(config_of(remat=patterns), SPEC)
+    variables = setup.init()
+    batch = setup.task.augment(KEY, jax.tree.map(jnp.asarray, batches(1)[0]), 0)
+
+    def loss(params: Any, remat: Any) -> Any:
+        with recomputed(remat):
+            loss = setup.task.loss(setup.steps.model, {**variables, "params": params}, batch, KEY)
+        return loss.sums["loss"], loss.collections
+
+    kept, kept_less = (saved_bytes(lambda params, remat=remat: loss(params, remat)[0], variables["params"]) for remat in ((), patterns))
+    assert kept_less < 0.8 * kept
+    gradients = [jax.jit(jax.value_and_grad(functools.partial(loss, remat=remat), has_aux=True)) for remat in ((), patterns)]
+    plain, again = (gradient(variables["params"]) for gradient in gradients)
+    chex.assert_trees_all_close(again, plain, rtol=1e-6, atol=1e-6)  # statistics and dropout included
+
+
+def test_a_step_that_computes_again_is_the_same_step():
+    plain, again = (train(config_of(remat=remat), 2) for remat in ((), (".",)))
+    assert_same(again, plain, 1e-6)
+    with pytest.raises(UserError, match=r"config.remat: 'stage' does not match any parameter; their paths look like "):
+        build(config_of(remat=("stage",)), SPEC)
+
+
+def test_the_estimate_of_a_step():
+    config = config_of(**{"data.name": "digits8x8", "mesh.data": 2, "mesh.fsdp": 4, "model.features": (32, 64), "optim.name": "adamw"})
+    lines = dict(re.findall(r"^  (.*?) +([\d.]+) MiB$", estimate(config), re.M))
+    setup = build(config, Classification.open(config).spec)
+    parameters = setup.shapes["params"]
+    held = sum(leaf.size // 4 if leaf.size >= 4096 else leaf.size for leaf in jax.tree.leaves(parameters))  # what is large is spread
+    assert float(lines["parameters"]) == round(4 * held / 2**20, 2)
+    assert float(lines["optimiser state"]) == pytest.approx(2 * float(lines["parameters"]), abs=0.011)
+    assert float(lines["in all"]) == pytest.approx(sum(float(size) for name, size in lines.items() if name != "in all"), abs=0.03)
+    work = re.search(r"work per device and step: (\S+) floating-point operations, for 32 examples", estimate(config))
+    assert work and float(work[1]) > 1e6
 
 
 def test_a_config_can_ask_for_plain_convolutions():

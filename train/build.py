@@ -82,6 +82,7 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     # Shapes first: a mistake in the config is found before anything is compiled.
     outputs, shapes = jax.eval_shape(init_with_output, key)
     _check_outputs(config, outputs, task)
+    optim.matches(config.remat, shapes["params"], "remat")
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, task, tx, config)
     compiled = parallel.make(steps, shapes)

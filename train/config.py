@@ -43,6 +43,9 @@ KEYS: Keys = {
         may_change=True,
     ),
     "mesh.space": Key(1, "devices over which the height of images, or the time of sequences, is spread", (-1, UNLIMITED), may_change=True),
+    "remat": Key(
+        (), "regular expressions of modules whose inside is computed again in the backward pass instead of being kept", may_change=True
+    ),
     "report": Key(True, "write report/ at the end of the run", may_change=True),
     "compilation_cache_dir": Key("~/.cache/dilax", 'keeps compiled programs between runs; "" keeps none', may_change=True),
     "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),

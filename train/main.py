@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from dilax.loading import STATUS
-from train import build, checkpoint, cli, listing, loop, runtime
+from train import build, checkpoint, cli, estimate, listing, loop, runtime
 from train.config import workdir_of
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--workdir", help="folder of the run; the default is runs/NAME of the config")
     parser.add_argument("--restart", action="store_true", help="begin anew; an earlier run in the folder is moved aside")
     parser.add_argument("--summary", action="store_true", help="print the layers of the model and exit")
+    parser.add_argument("--estimate", action="store_true", help="print memory and work of a step on each device and exit")
     parser.add_argument("--list", action="store_true", help="print the configs with task, data, time and measured metric, and exit")
     args, overrides = cli.parse_with_config(parser)
     if args.list:
@@ -30,8 +31,8 @@ def main() -> int:
         cli.fail(f"{args.config} is a config for your own data; say where it is with --data PATH.")
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(config.compilation_cache_dir)
-    if args.summary:
-        print(build.summary(config))
+    if args.summary or args.estimate:
+        print(build.summary(config) if args.summary else estimate.estimate(config))
         return 0
     workdir = pathlib.Path(workdir_of(config, args.workdir))
     try:

@@ -1,9 +1,7 @@
 """The training step and the evaluation step: pure functions of (state, batch, key). They know the contract of a task, and no task."""
 
-import contextlib
 import dataclasses
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +14,8 @@ from jax import lax
 from ml_collections import ConfigDict
 
 import dilax
-from dilax.blocks import BATCH_MOMENTUM, Norm
-from dilax.loading import leaves_with_paths
+from dilax.blocks import BATCH_MOMENTUM
+from train.interception import frozen_statistics, recomputed
 from train.optim import ema, matches
 from train.tasks.base import Batch, Loss, Task
 
@@ -150,7 +148,7 @@ class Steps:
         def objective(params: Any) -> tuple[jax.Array, Loss]:
             # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
             params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
-            with dilax.use_lowering(self.config.lowering), frozen_statistics(tuple(self.config.frozen)):
+            with dilax.use_lowering(self.config.lowering), frozen_statistics(self.config.frozen), recomputed(self.config.remat):
                 loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
             return loss.sums["loss"] / scale, loss
 
@@ -175,19 +173,3 @@ def batch_statistics(before: dict[str, Any], after: dict[str, Any]) -> Any:
     """
     old, new = (collections.get("batch_stats", {}) for collections in (before, after))
     return jax.tree.map(lambda old, new: old + (new - old) / (1 - BATCH_MOMENTUM), old, new)
-
-
-@contextlib.contextmanager
-def frozen_statistics(patterns: tuple[str, ...]) -> Iterator[None]:
-    """Have the normalisations whose parameters all match one of the patterns use and keep their running statistics in training."""
-
-    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if isinstance(module, Norm) and context.method_name == "__call__":
-            paths = ["/".join((*module.path, path)) for path, _ in leaves_with_paths(module.variables.get("params", {}))]
-            if paths and all(any(re.search(pattern, path) for pattern in patterns) for path in paths):
-                kwargs = {**kwargs, "train": False}
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept) if patterns else contextlib.nullcontext():
-        yield
