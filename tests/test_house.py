@@ -175,6 +175,7 @@ TRAIN = [
     "train.listing",
     "train.convert",
     "train.evaluate",
+    "train.replay",
     "train.predict",
     "train.prepare",
     "train.main",

@@ -190,7 +190,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert loop.run(tiny(**{"optim.lr": 1e17, "optim.name": "sgd", "checkpoint_every_steps": 1}), tmp_path / "run") == 1
     match = re.fullmatch(
         r"error: the loss, its gradient or the parameters are not finite at step (\d+); the last good checkpoint is step (\d+) in "
-        r".*checkpoints\. Resume with a lower --config\.optim\.lr or with --config\.optim\.clip_norm=1\.\n",
+        r".*checkpoints\. Resume with a lower --config\.optim\.lr or with --config\.optim\.clip_norm=1; "
+        r"`python -m train\.replay --workdir .*run` says where it began\.\n",
         capsys.readouterr().err,
     )
     assert match is not None

@@ -155,14 +155,15 @@ class Store:
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._restore_step(step, like, shardings)
+                return step, self.restore_step(step, like, shardings)
             except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
                 self._set_aside(step, error)
         return None
 
-    def _restore_step(self, step: int, like: Any, shardings: Any) -> Any:
+    def restore_step(self, step: int, like: Any, shardings: Any) -> Any:
+        """Return the tree of one save; arguments and errors as `restore`, and any other error if it is damaged."""
         import orbax.checkpoint as ocp
 
         meta = self.meta(step)
@@ -203,7 +204,7 @@ def check_folder(workdir: pathlib.Path) -> None:
         with Store(folder, run=None) as store:
             store.save(1, tree)
             store.wait()
-            store._restore_step(1, tree, SingleDeviceSharding(jax.local_devices()[0]))
+            store.restore_step(1, tree, SingleDeviceSharding(jax.local_devices()[0]))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:

@@ -21,10 +21,14 @@ from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
 from train import checkpoint, report
 from train.config import differences, from_json, may_change, to_json, unread
+from train.data import Splits
+from train.data.batches import indices_of
 from train.data.fingerprint import changes, spec_changes
+from train.data.source import files_of
 from train.files import LOCK, PART, locked, write_text, writing
 
 CONFIG, CONFIGS, INIT_REPORT = "config.json", "configs", "init_from.txt"
+REPLAY, BAD_STEP = "replay", "step.json"  # for `train.replay`
 # What a run that was killed before its config was written may leave behind.
 _BEFORE_CONFIG = {checkpoint.CHECKPOINTS, checkpoint.PROBE, BEST, STATUS, INIT_REPORT, CONFIG, CONFIGS, LOCK}
 # What systems and programs put into any folder.
@@ -234,3 +238,14 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
+
+
+def leave_step(workdir: pathlib.Path, splits: Splits, config: ConfigDict, step: int) -> None:
+    """Write down a step that was not finite, for `train.replay`: its number, and the training records of its batch."""
+    given: Any = config
+    indices = indices_of(len(splits.train), given.batch_size, given.seed, step - 1)
+    files = files_of(splits.train)
+    record = {"step": step, "records": indices.tolist(), "files": [files[index] for index in indices] if files else []}
+    with writing(workdir / REPLAY):
+        (workdir / REPLAY).mkdir(exist_ok=True)
+    write_text(workdir / REPLAY / BAD_STEP, json.dumps(record, indent=1))

@@ -24,7 +24,7 @@ from train.data import Source, Splits, train_batches
 from train.data.fingerprint import fingerprint
 from train.files import write_text
 from train.finish import finish
-from train.folder import INIT_REPORT, check_data, open_folder, write_config, write_status
+from train.folder import INIT_REPORT, check_data, leave_step, open_folder, write_config, write_status
 from train.optim import schedule
 from train.progress import Progress
 from train.score import score
@@ -179,7 +179,7 @@ def _train(
                     ready = len(pending) if evaluating or saving else len(pending) - 1
                     for ready_step, values in jax.device_get([(s, parallel.get(v)) for s, v in pending[:ready]]):
                         if not all(np.isfinite(value) for value in values.values()):
-                            return _diverged(ready_step, settle)
+                            return _diverged(workdir, setup, splits, ready_step, settle)
                         window.append(values)
                     pending = pending[ready:]
                 if logging and window:
@@ -193,7 +193,7 @@ def _train(
                     before = time.monotonic()
                     kept, named = evaluate(splits.validation)
                     if not all(map(math.isfinite, named.values())):
-                        return _diverged(step, settle)
+                        return _diverged(workdir, setup, splits, step, settle)
                     writer.scalars(step, named)
                     progress.metric = f"{setup.task.best_by} {named[f'validation/{setup.task.best_by}']:.4g}"
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
@@ -269,11 +269,12 @@ def _means(window: list[Any]) -> dict[str, float]:
     return {**means, "train/gradient_norm": sum(float(values["gradient_norm"]) for values in window) / len(window)}
 
 
-def _diverged(step: int, settle: Callable[[], str]) -> int:
+def _diverged(workdir: pathlib.Path, setup: Setup, splits: Splits, step: int, settle: Callable[[], str]) -> int:
     good = settle()
+    leave_step(workdir, splits, setup.config, step)
     print(
-        f"error: the loss, its gradient or the parameters are not finite at step {step}; {good}. "
-        "Resume with a lower --config.optim.lr or with --config.optim.clip_norm=1.",
+        f"error: the loss, its gradient or the parameters are not finite at step {step}; {good}. Resume with a lower --config.optim.lr or "
+        f"with --config.optim.clip_norm=1; `python -m train.replay --workdir {workdir}` says where it began.",
         file=sys.stderr,
     )
     return 1

@@ -83,13 +83,18 @@ def _workers(source: Source, workers: int) -> int:
 
 
 def _train_batch(source: Source, batch_size: int, rows: np.ndarray, seed: int, step: int) -> Batch:
-    positions = step * batch_size + rows
-    epochs, offsets = np.divmod(positions, len(source))
+    return gather(source, indices_of(len(source), batch_size, seed, step)[rows])
+
+
+def indices_of(records: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return which of the records the batch of a step holds, (batch_size,); arguments as `train_batches`."""
+    positions = step * batch_size + np.arange(batch_size)
+    epochs, offsets = np.divmod(positions, records)
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
         at = epochs == epoch
-        indices[at] = _order(len(source), seed, int(epoch))[offsets[at]]
-    return gather(source, indices)
+        indices[at] = _order(records, seed, int(epoch))[offsets[at]]
+    return indices
 
 
 @functools.lru_cache(maxsize=4)
