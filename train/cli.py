@@ -15,11 +15,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
+from train import hosts
 from train.config import flatten, from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
@@ -105,8 +107,14 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     _quieten_threads()
     try:
         code = job()
+        hosts.leave()
+    except hosts.SaidByFirstError:
+        _end(2)
     except UserError as error:
         fail(str(error))
+    except jax.errors.JaxRuntimeError:
+        hosts.await_abort()
+        raise
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -144,7 +152,8 @@ def _end(code: int) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    who = f"process {jax.process_index()}: " if hosts.several() else ""
+    print(f"error: {who}{' '.join(message.split())}", file=hosts.errors())
     _end(2)
 
 

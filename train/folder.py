@@ -18,7 +18,7 @@ import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
-from train import checkpoint, report
+from train import checkpoint, hosts, report
 from train.config import differences, from_json, may_change, to_json
 from train.data.fingerprint import changes, spec_changes
 from train.files import LOCK, PART, locked, write_text, writing
@@ -60,7 +60,6 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
         if (workdir / CONFIG).exists():
             _check_old_run(config, workdir)
-        checkpoint.check_folder(workdir)
         yield
 
 
@@ -173,6 +172,8 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
         config: Its config.
         step: The step that the run starts or resumes at.
     """
+    if not hosts.first():
+        return
     if (workdir / CONFIG).exists():
         for line in differences(read_config(workdir / CONFIG), config):
             print(f"config.{line}, from step {step} on", flush=True)
@@ -189,7 +190,9 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
 
 
 def write_status(workdir: pathlib.Path, **values: Any) -> dict[str, Any]:
-    """Add values to run.json, and return all that it holds; at first, the run is given an id."""
+    """Add values to run.json, and return all that it holds; at first, the run is given an id. Of several processes, the first does so."""
+    if not hosts.first():
+        return {}
     status = {"format": FORMAT, "run": uuid.uuid4().hex, **read_status(workdir), **values}
     write_text(workdir / STATUS, json.dumps(status, indent=2))
     return status

@@ -7,7 +7,7 @@ report; `python -m train.evaluate` and `python -m train.predict` take it as --wo
 import pathlib
 import sys
 
-from train import build, checkpoint, cli, listing, loop, runtime
+from train import build, checkpoint, cli, hosts, listing, loop, runtime
 from train.config import workdir_of
 
 
@@ -20,10 +20,12 @@ def main() -> int:
     parser.add_argument("--restart", action="store_true", help="begin anew; an earlier run in the folder is moved aside")
     parser.add_argument("--summary", action="store_true", help="print the layers of the model and exit")
     parser.add_argument("--list", action="store_true", help="print the configs with task, data, time and measured metric, and exit")
+    hosts.add_flags(parser)
     args, overrides = cli.parse_with_config(parser)
     if args.list:
         print(listing.table(pathlib.Path("configs")))
         return 0
+    hosts.join(args)  # before the config, which may ask for the number of devices
     config = cli.load_config(args.config, overrides, data=args.data)
     if not config.data.dir and cli.takes_data(args.config):
         cli.fail(f"{args.config} is a config for your own data; say where it is with --data PATH.")
