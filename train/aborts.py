@@ -1,4 +1,4 @@
-"""Passes on what a process writes to its standard error, with the end of another process told in one line.
+"""Passes on what C++ writes in a process of a run, with the end of another process told in one line.
 
 Run as a program, it copies standard input to standard output. When a process of a run ends, JAX's runtime aborts the others from C++, with
 pages of a stack; JAX 0.10 to 0.12 have no option that changes it. It is imported by nothing that JAX is needed for, and starts at once.
@@ -11,17 +11,18 @@ from collections.abc import Iterable
 from typing import IO
 
 _BEGINS = re.compile(rb"[EF]\d{4} .*(coordination_service|coordination_service_agent|client)\.(cc|h):\d+\]")
+_CONNECTED = b"Expected number of connected peer ranks"  # which gloo says of every connection
 _ABORT = b"Terminating process because the JAX distributed service"
 _AGAIN = "this one stops, too. Give the same commands again: a run resumes from its last checkpoint."
 
 
 def pass_on(source: Iterable[bytes], target: IO[bytes]) -> None:
-    """Copy lines; those from the first that the runtime writes on its way to an abort, to the last, become one."""
+    """Copy lines, but those on connections; those from the first that the runtime writes on its way to an abort to the last become one."""
     held: list[bytes] = []
     for line in source:
         if held or _BEGINS.match(line):
             held.append(line)
-        else:
+        elif _CONNECTED not in line:
             target.write(line)
             target.flush()
     text = b"".join(held)

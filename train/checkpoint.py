@@ -121,7 +121,7 @@ class Store:
             yield
         except Exception as error:  # whatever orbax, tensorstore and the system raise
             self._failed = True
-            if hosts.several() and isinstance(error, jax.errors.JaxRuntimeError):  # another process has ended
+            if hosts.is_of_another(error):
                 raise
             raise UserError(
                 f"a checkpoint could not be written to {self.folder} ({_cause(error)}); fix that and give the same command again: "
@@ -162,6 +162,8 @@ class Store:
             except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
+                if hosts.is_of_another(error):
+                    raise
                 self._set_aside(step, error)
         return None
 
@@ -214,6 +216,8 @@ def check_folder(workdir: pathlib.Path) -> None:
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        if hosts.is_of_another(error):
+            raise
         cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error
         patterns = sorted(set(str(workdir)) & set("*?[]\\"))
         hint = f", since its path holds {' '.join(patterns)}" if patterns else f" ({_cause(cause)})"

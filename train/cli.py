@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -112,16 +113,25 @@ def run(job: Callable[[], int | None]) -> NoReturn:
         _end(2)
     except UserError as error:
         fail(str(error))
-    except jax.errors.JaxRuntimeError:
-        hosts.await_abort()
-        raise
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as error:
         print(str(error) or "stopped.", file=sys.stderr)
         code = 130
+    except Exception as error:
+        if not hosts.several():
+            raise
+        code = _crashed(error)
     _end(code or 0)
+
+
+def _crashed(error: Exception) -> int:
+    """Report an error that is not a mistake of the user in one of several processes; `_end` then sees that the others learn of it."""
+    if hosts.is_of_another(error):
+        hosts.await_abort()
+    traceback.print_exception(error, file=hosts.errors())
+    return 1
 
 
 def _quieten_threads() -> None:

@@ -24,6 +24,7 @@ JOIN = 300  # seconds that the processes may need to start
 SHARED = 10.0  # seconds after which a file of process 0 must be seen by all, as caches of network file systems allow
 FLAGS = ("coordinator", "num_processes", "process_id")
 T = TypeVar("T")
+_CODE = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|UNAVAILABLE|UNKNOWN): ")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -103,13 +104,15 @@ def _may_be_pod() -> bool:
 
 
 def _explain_aborts() -> None:
-    """Have another process read what C++ writes to standard error; Python goes on to write to where it did."""
-    own = os.dup(2)
-    reader = subprocess.Popen([sys.executable, "-I", aborts.__file__], stdin=subprocess.PIPE, stdout=own, start_new_session=True)
+    """Have another process read what C++ writes to standard output and error; Python goes on to write to where it did."""
+    out, err = os.dup(1), os.dup(2)
+    reader = subprocess.Popen([sys.executable, "-I", aborts.__file__], stdin=subprocess.PIPE, stdout=err, start_new_session=True)
     assert reader.stdin is not None
-    os.dup2(reader.stdin.fileno(), 2)
+    for descriptor in (1, 2):
+        os.dup2(reader.stdin.fileno(), descriptor)
     reader.stdin.close()
-    sys.stderr = sys.__stderr__ = open(own, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: SIM115
+    sys.stdout = open(out, "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(err, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")  # noqa: SIM115
 
 
 def several() -> bool:
@@ -243,8 +246,14 @@ def errors() -> IO[str]:
     return sys.stderr if first() else sys.__stderr__ or sys.stderr
 
 
+def is_of_another(error: BaseException) -> bool:
+    """Return whether an error may come from the end of another process, with which an operation has failed.
+
+    The runtime's errors begin with a code; some of them come as an error of Python.
+    """
+    return several() and (isinstance(error, jax.errors.JaxRuntimeError) or bool(_CODE.match(str(error))))
+
+
 def await_abort() -> None:
-    """Give the runtime time to find that another process has ended, where an operation with it has failed; it then aborts this one."""
-    if several():
-        time.sleep(2 * HEARTBEAT)
-        sys.stderr = sys.__stderr__
+    """Give the runtime time to find out which process has ended; it then aborts this one."""
+    time.sleep(2 * HEARTBEAT)
