@@ -221,7 +221,18 @@ def checksum(tree: Any) -> int:
     """Return the CRC-32 of the bytes of all leaves, in the order of their paths."""
     crc = 0
     for _, leaf in sorted(leaves_with_paths(tree), key=lambda pair: pair[0]):
-        # An array that every device holds is read from one of them, any other is put together from its shards.
-        whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf
-        crc = zlib.crc32(np.ascontiguousarray(whole).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(whole(leaf)).tobytes(), crc)
     return crc
+
+
+def whole(leaf: Any) -> np.ndarray:
+    """Return an array as one of numpy, wherever its parts are; where other processes hold some, all of them must call this."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(leaf, tiled=True))

@@ -56,10 +56,10 @@ def write_config_file(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def start(*arguments: Any) -> subprocess.Popen:
+def start(*arguments: Any, devices: int = 8) -> subprocess.Popen:
     """Start `python ARGUMENTS` in the root of the checkout."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command, environment = [sys.executable, *map(str, arguments)], {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def start_main(config_file: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.Popen:
@@ -105,10 +105,6 @@ def one_device() -> jax.sharding.SingleDeviceSharding:
 
 def files_of(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def largest_file(folder: pathlib.Path) -> pathlib.Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def flip_a_bit(save: pathlib.Path) -> None:

@@ -141,16 +141,21 @@ def summary(config: ConfigDict) -> str:
 
 def describe(setup: Setup) -> str:
     """Return a line on the devices and a line on the model of a run."""
-    devices, config, params = jax.devices(), setup.config, setup.shapes["params"]
-    sizes = parallel.mesh_sizes(config.mesh, len(devices))
-    shared = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-    spread = f", {config.parallel}{f' over {shared}' * (sizes[parallel.DATA] < len(devices))}" if len(devices) > 1 else ""
+    config, params = setup.config, setup.shapes["params"]
     frozen = jax.tree.map(lambda leaf, hit: leaf.size * hit, params, optim.matches(config.frozen, params, "frozen"))
     total, fixed = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), frozen))
     some = f", {fixed:,} of them frozen" if fixed else ""
-    return (
-        f"device: {len(devices)} {devices[0].device_kind}{spread}, {config.dtype}\nmodel: {config.model.name}, {total:,} parameters{some}"
-    )
+    return f"device: {_devices(config)}, {config.dtype}\nmodel: {config.model.name}, {total:,} parameters{some}"
+
+
+def _devices(config: ConfigDict) -> str:
+    """Word the devices and how they are used, such as "8 cpu of 2 processes, jit over data=4, space=2"."""
+    devices, processes = jax.devices(), jax.process_count()
+    words = f"{len(devices)} {devices[0].device_kind}{f' of {processes} processes' if processes > 1 else ''}"
+    sizes = parallel.mesh_sizes(config.mesh, len(devices))
+    shared = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+    over = f" over {shared}" if sizes[parallel.DATA] < len(devices) else ""
+    return f"{words}, {config.parallel}{over}" if len(devices) > 1 else words
 
 
 @dataclasses.dataclass(frozen=True)

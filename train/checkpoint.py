@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Sharding, SingleDeviceSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dilax.errors import UserError
 from dilax.loading import check_description, check_tree, describe_leaves, describe_save, reason
+from train import hosts
 
 CHECKPOINTS = "checkpoints"
 PROBE = "probe"  # what `check_folder` saves to
@@ -48,7 +49,12 @@ class Store:
         self.folder = folder
         self._run = run
         self._failed = False
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # Two stores that save at once must not take each other's barriers for their own.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
+        )
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=("tree", "meta"))
 
     def __enter__(self) -> "Store":
@@ -120,6 +126,8 @@ class Store:
             yield
         except Exception as error:  # whatever orbax, tensorstore and the system raise
             self._failed = True
+            if hosts.is_of_another(error):
+                raise
             raise UserError(
                 f"a checkpoint could not be written to {self.folder} ({_cause(error)}); fix that and give the same command again: "
                 "the run resumes from the last good checkpoint."
@@ -159,6 +167,8 @@ class Store:
             except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
+                if hosts.is_of_another(error):
+                    raise
                 self._set_aside(step, error)
         return None
 
@@ -166,21 +176,25 @@ class Store:
         """Return the tree of one save; arguments and errors as `restore`, and any other error if it is damaged."""
         import orbax.checkpoint as ocp
 
-        meta = self.meta(step)
+        meta = hosts.together(lambda: self.meta(step))
         check_same_leaves(meta["leaves"], describe_leaves(like), f"the checkpoint {self.folder / str(step)}")
         each = jax.tree.map(lambda _: shardings, like) if isinstance(shardings, Sharding) else shardings
         abstract = jax.tree.map(lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like, each)
-        tree = self._manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
-        check_tree(meta, tree)
+        args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
+        tree = hosts.together(lambda: self._manager.restore(step, args=args)["tree"])
+        hosts.together(lambda: check_tree(meta, tree))
         return tree
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        hosts.by_first(lambda: self._move_aside(step, error))
+        self._manager.reload()
+
+    def _move_aside(self, step: int, error: Exception) -> None:
         aside = self.folder.parent / f"corrupt-{self.folder.name}-{step}"
         while aside.exists():
             aside = aside.with_name(aside.name + "-again")
         os.replace(self.folder / str(step), aside)
-        self._manager.reload()
-        left = "trying the one before" if self._manager.all_steps() else "there is none before it"
+        left = "trying the one before" if any(other != step for other in self._manager.all_steps()) else "there is none before it"
         print(f"warning: checkpoint {step} in {self.folder} cannot be used ({reason(error)}); moved to {aside}; {left}.", file=sys.stderr)
 
 
@@ -198,22 +212,25 @@ def check_folder(workdir: pathlib.Path) -> None:
     Raises:
         UserError: if that fails, as it does where the path holds one of the characters * ? [ ], which orbax takes for patterns.
     """
-    folder, tree = workdir / PROBE, {"probe": jnp.arange(3.0)}
-    shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
+    folder, tree = workdir / PROBE, {"probe": np.arange(3.0, dtype=np.float32)}
+    hosts.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))  # a kill may have left it
     try:
         with Store(folder, run=None) as store:
             store.save(1, tree)
             store.wait()
-            store.restore_step(1, tree, SingleDeviceSharding(jax.local_devices()[0]))
+            store.restore_step(1, tree, NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec()))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        if hosts.is_of_another(error):
+            raise
         cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error
         patterns = sorted(set(str(workdir)) & set("*?[]\\"))
         hint = f", since its path holds {' '.join(patterns)}" if patterns else f" ({_cause(cause)})"
         raise UserError(f"checkpoints cannot be written to {workdir} and read back{hint}; give another --workdir.") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if hosts.first():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_same_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]], what: str) -> None:

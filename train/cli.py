@@ -13,16 +13,19 @@ import re
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
 from dilax.files import user_path
+from train import hosts
 from train.config import flatten, from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
@@ -122,6 +125,9 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     _quieten_threads()
     try:
         code = job()
+        hosts.leave()
+    except hosts.SaidByFirstError:
+        _end(2)
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
@@ -130,7 +136,19 @@ def run(job: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as error:
         print(str(error) or "stopped.", file=sys.stderr)
         code = 130
+    except Exception as error:
+        if not hosts.several():
+            raise
+        code = _crashed(error)
     _end(code or 0)
+
+
+def _crashed(error: Exception) -> int:
+    """Report an error that is not a mistake of the user in one of several processes; `_end` then sees that the others learn of it."""
+    if hosts.is_of_another(error):
+        hosts.await_abort()
+    traceback.print_exception(error, file=hosts.errors())
+    return 1
 
 
 def _quieten_threads() -> None:
@@ -161,7 +179,8 @@ def _end(code: int) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    who = f"process {jax.process_index()}: " if hosts.several() else ""
+    print(f"error: {who}{' '.join(message.split())}", file=hosts.errors())
     _end(2)
 
 

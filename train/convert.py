@@ -45,6 +45,7 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
     mean, std = (tuple(config.data[key]) for key in ("mean", "std"))
     setup = build.build(config, DataSpec(config.data.name, (side, side, 3), class_names, mean=mean, std=std))
     with folder.open_folder(config, workdir):
+        checkpoint.check_folder(workdir)
         status = folder.write_status(workdir, finished=False, **build.status_of(setup))
         with checkpoint.Store(workdir / BEST, run=status["run"]) as best:
             best.save(0, {"batch_stats": {}, **variables})

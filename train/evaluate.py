@@ -7,7 +7,7 @@ import jax
 
 from dilax import DataSpec
 from dilax.errors import UserError
-from train import cli
+from train import cli, hosts
 from train.build import Trained, build, load_trained
 from train.data import Splits
 from train.folder import read_run
@@ -64,7 +64,9 @@ def main() -> None:
     parser = cli.run_parser(sys.modules[__name__], lambda task, parser: task.add_evaluation_flags(parser))
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of the data to score")
     parser.add_argument("--data_dir", type=cli.folder, help="where the data is now, if it has moved since training")
+    hosts.add_flags(parser)
     args = parser.parse_args()
+    hosts.join(args)
     trained = load_trained(args.workdir, {"dir": str(args.data_dir)} if args.data_dir else {})
     setup = trained.setup
     if (given := read_run(args.workdir)[0].mesh) != setup.config.mesh:

@@ -7,7 +7,8 @@ from flax.typing import VariableDict
 
 from dilax import plots
 from dilax.errors import UserError
-from train import checkpoint, report
+from dilax.loading import whole
+from train import checkpoint, hosts, report
 from train.build import Setup
 from train.config import to_json
 from train.data import Splits
@@ -19,7 +20,7 @@ from train.writers import Writer
 
 
 def finish(workdir: pathlib.Path, setup: Setup, splits: Splits, best: checkpoint.Store, writer: Writer, seconds: float) -> None:
-    """Score the test split with the best variables; write the last line of the metrics, the status and the report."""
+    """Score the test split with the best variables; of several processes, the first writes the last metrics, the status and the report."""
     saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is None:
         raise UserError(f"no checkpoint in {best.folder} could be read; give the same command again: the best one is then chosen anew.")
@@ -27,12 +28,15 @@ def finish(workdir: pathlib.Path, setup: Setup, splits: Splits, best: checkpoint
     metrics, scores = score(setup, setup.parallel.put(variables), splits.test)
     named = {f"test/{name}": value for name, value in metrics.items()}
     details = {f"test/{name}": value for name, value in setup.task.details(scores).items()}
+    variables = jax.tree.map(whole, variables)
+    if not hosts.first():
+        return
     writer.scalars(setup.total_steps, {**named, **details, "best_step": step, "total_seconds": seconds})
     write_status(workdir, step=setup.total_steps, metrics=named, train_seconds=seconds)
     words = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
     print(f"{words}  ({seconds:.0f} s, parameters of step {step})", flush=True)
     if setup.config.report:
-        path = write_report(workdir, setup, splits, jax.device_get(variables), scores, writer, {**named, **details}, seconds)
+        path = write_report(workdir, setup, splits, variables, scores, writer, {**named, **details}, seconds)
         print(f"report: {path}", flush=True)
     write_status(workdir, finished=True)  # last: a run that is killed in its report is resumed to write it
 

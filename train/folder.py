@@ -19,7 +19,7 @@ from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
-from train import checkpoint, report
+from train import checkpoint, hosts, report
 from train.config import differences, from_json, may_change, to_json, unread
 from train.data import Splits
 from train.data.batches import indices_of
@@ -65,7 +65,6 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}; give another.") from error
         if (workdir / CONFIG).exists():
             _check_old_run(config, workdir)
-        checkpoint.check_folder(workdir)
         yield
 
 
@@ -179,6 +178,8 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
         config: Its config.
         step: The step that the run starts or resumes at.
     """
+    if not hosts.first():
+        return
     if (workdir / CONFIG).exists():
         for line in differences(read_config(workdir / CONFIG), config):
             print(f"config.{line}, from step {step} on", flush=True)
@@ -195,7 +196,9 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, step: int) -> None:
 
 
 def write_status(workdir: pathlib.Path, **values: Any) -> dict[str, Any]:
-    """Add values to run.json, and return all that it holds; at first, the run is given an id."""
+    """Add values to run.json, and return all that it holds; at first, the run is given an id. Of several processes, the first does so."""
+    if not hosts.first():
+        return {}
     status = {"format": FORMAT, "run": uuid.uuid4().hex, **read_status(workdir), **values}
     write_text(workdir / STATUS, json.dumps(status, indent=2))
     return status
@@ -242,6 +245,8 @@ def versions() -> dict[str, str]:
 
 def leave_step(workdir: pathlib.Path, splits: Splits, config: ConfigDict, step: int) -> None:
     """Write down a step that was not finite, for `train.replay`: its number, and the training records of its batch."""
+    if not hosts.first():
+        return
     given: Any = config
     indices = indices_of(len(splits.train), given.batch_size, given.seed, step - 1)
     files = files_of(splits.train)

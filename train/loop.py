@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,21 +16,20 @@ from ml_collections import ConfigDict
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.loading import BEST, read_status
-from train import checkpoint
+from train import checkpoint, hosts
 from train.build import Setup, build, describe, status_of
-from train.config import check, task_class
+from train.config import check, task_class, to_json
 from train.data import Source, Splits, train_batches
-from train.data.fingerprint import fingerprint
-from train.files import write_text
+from train.data.fingerprint import changes, fingerprint
+from train.files import LOCK, write_text
 from train.finish import finish
 from train.folder import INIT_REPORT, check_data, leave_step, open_folder, write_config, write_status
 from train.optim import schedule
 from train.progress import Progress
 from train.score import score
+from train.stopper import Stopper
 from train.transfer import init_from
-from train.writers import Writer, read_history
-
-STOPPING = b"\nstopping: the step that runs is finished and saved first; Ctrl-C stops at once, without saving it.\n"
+from train.writers import NoWriter, Writer, read_history
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -49,21 +47,21 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         UserError: if config, data or folder cannot be used.
     """
     began, workdir = time.monotonic(), pathlib.Path(os.path.abspath(user_path(workdir)))
-    if jax.process_count() > 1:
-        raise UserError(f"train runs in one process, and {jax.process_count()} have joined; it uses all devices of one host.")
     check(config)
+    same = hosts.by_first(lambda: to_json(config)) == to_json(config)
+    hosts.check_all(same, lambda who: f"{who} has another config than process 0; give all processes the same command.")
     with contextlib.ExitStack() as held:
         if not restart:
-            held.enter_context(open_folder(config, workdir))
+            _open(held, config, workdir)
         splits = task_class(config.task).open(config)
         setup = build(config, splits.spec)
         print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
         # Nothing is written, and no earlier run moved aside, before everything else is known to be right.
-        records = fingerprint(splits)
+        records = _same_records(splits)
         first = None if not restart and checkpoint.saved_steps(workdir) else _first_variables(setup)
         if restart:
-            held.enter_context(open_folder(config, workdir, restart=True))
+            _open(held, config, workdir, restart=True)
         return _train(setup, splits, records, first, workdir, began)
 
 
@@ -71,6 +69,13 @@ def _first_variables(setup: Setup) -> tuple[Any, str]:
     """Return what a run begins from: the parameters of another run, and the report on them; else fresh ones, and ""."""
     variables = setup.init()
     return init_from(setup.config, variables, setup.spec) if setup.config.init_from else (variables, "")
+
+
+def _open(held: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> None:
+    """Open the folder, which process 0 locks for all; see that all of them can save to it."""
+    hosts.enter_by_first(held, open_folder(config, workdir, restart=restart))
+    hosts.check_shared(workdir, LOCK)
+    checkpoint.check_folder(workdir)
 
 
 def _check_length(setup: Setup) -> None:
@@ -106,7 +111,7 @@ def _train(
     rate = schedule(config.optim, setup.steps_per_epoch, total)
     eval_every = max(1, round(config.eval_every_epochs * setup.steps_per_epoch))
     rank = setup.task.rank
-    status = read_status(workdir) or write_status(workdir, finished=False, **status_of(setup))
+    status = hosts.by_first(lambda: read_status(workdir) or write_status(workdir, finished=False, **status_of(setup)))
 
     with (
         checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=status["run"], keep=config.keep_checkpoints) as store,
@@ -114,7 +119,7 @@ def _train(
         Stopper() as stopper,
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
-        changed = store.latest() is not None and check_data(config, workdir, setup.spec, records)
+        changed = hosts.by_first(lambda: store.latest() is not None and check_data(config, workdir, setup.spec, records))
         if changed:
             best.clear()  # metrics of other data cannot be compared
         saved = _restore(workdir, status, store, setup)
@@ -124,7 +129,8 @@ def _train(
         else:
             variables, report = first or _first_variables(setup)
             if report:
-                write_text(workdir / INIT_REPORT, report)
+                if hosts.first():
+                    write_text(workdir / INIT_REPORT, report)
                 print(report.splitlines()[0], *(line for line in report.splitlines() if " loaded " not in line), sep="\n", flush=True)
             start, state = 0, setup.steps.init(variables)
             best.clear()  # of a run that was killed before its first checkpoint
@@ -137,7 +143,8 @@ def _train(
         write_status(workdir, finished=False, **status_of(setup), records=records)
         write_config(workdir, config, start)
 
-        with Writer(workdir, start) as writer, Progress(total, start, setup.steps_per_epoch) as progress:
+        progress = Progress(total, start, setup.steps_per_epoch)
+        with Writer(workdir, start) if hosts.first() else NoWriter() as writer, progress:
 
             def evaluate(split: Source) -> tuple[Any, dict[str, float]]:
                 kept = parallel.get(state).variables()
@@ -170,9 +177,10 @@ def _train(
                 state, sums = parallel.train(state, parallel.put_batch(batch), key)
                 pending.append((step, sums))
                 evaluating = step == total or (splits.validation is not None and step % eval_every == 0)
-                stopping = stopper.signal  # read once: a signal may come at any line
-                saving = step == total or step % config.checkpoint_every_steps == 0 or stopping is not None
+                saving = step == total or step % config.checkpoint_every_steps == 0
                 logging = step % config.log_every_steps == 0 or step == total
+                stopping = stopper.asked(logging or evaluating or saving)
+                saving = saving or stopping is not None
 
                 # Only what is about to be kept must be waited for; else the newest step stays in flight.
                 if logging or evaluating or saving:
@@ -220,6 +228,14 @@ def _train(
     return 0
 
 
+def _same_records(splits: Splits) -> dict[str, Any]:
+    """Return the fingerprint of the data, which must be the same for every process."""
+    records = fingerprint(splits)
+    found = changes(hosts.by_first(lambda: records), records)
+    hosts.check_all(not found, lambda who: f"{who} found other data than process 0 in config.data.dir; give all processes the same data.")
+    return records
+
+
 def _restore(workdir: pathlib.Path, status: dict[str, Any], store: checkpoint.Store, setup: Setup) -> tuple[int, Any] | None:
     """Return (step, state) of the newest good checkpoint, or None if the run has not written one yet; say what is missing.
 
@@ -255,7 +271,9 @@ def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: 
     saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is not None:
         return setup.task.rank(best.meta(saved[0]))
-    evaluated = before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
+    evaluated = hosts.by_first(
+        lambda: before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
+    )
     if splits.validation is None or not evaluated:
         return -math.inf, -math.inf
     print(f"warning: the best parameters so far, in {best.folder}, {why}; the best is chosen anew, from here on.", file=sys.stderr)
@@ -278,41 +296,3 @@ def _diverged(workdir: pathlib.Path, setup: Setup, splits: Splits, step: int, se
         file=sys.stderr,
     )
     return 1
-
-
-class Stopper:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop after the step; the second acts as usual."""
-
-    def __init__(self):
-        """Start without a request."""
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-        self._terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-
-    def __enter__(self) -> "Stopper":
-        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
-            if signal.getsignal(number) == signal.SIG_IGN:  # as nohup wants it
-                continue
-            try:
-                self._old[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread, which alone may handle signals
-                return self
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._restore()
-
-    def _ask(self, number: int, _: Any) -> None:
-        self.signal = int(number)
-        self._restore()
-        if number == signal.SIGINT:
-            for terminal in self._terminals[-1:]:  # not by print, which the signal may have interrupted
-                os.write(terminal, STOPPING)
-        if number == getattr(signal, "SIGHUP", None):  # the terminal is closed: what would go to it goes nowhere
-            for descriptor in self._terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}

@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from dilax.loading import STATUS
-from train import build, checkpoint, cli, estimate, listing, loop, runtime
+from train import build, checkpoint, cli, estimate, hosts, listing, loop, runtime
 from train.config import workdir_of
 
 
@@ -22,10 +22,12 @@ def main() -> int:
     parser.add_argument("--summary", action="store_true", help="print the layers of the model and exit")
     parser.add_argument("--estimate", action="store_true", help="print memory and work of a step on each device and exit")
     parser.add_argument("--list", action="store_true", help="print the configs with task, data, time and measured metric, and exit")
+    hosts.add_flags(parser)
     args, overrides = cli.parse_with_config(parser)
     if args.list:
         print(listing.table(pathlib.Path("configs")))
         return 0
+    hosts.join(args)  # before the config, which may ask for the number of devices
     config = cli.load_config(args.config, overrides, data=args.data)
     if not config.data.dir and cli.takes_data(args.config):
         cli.fail(f"{args.config} is a config for your own data; say where it is with --data PATH.")

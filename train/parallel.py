@@ -71,7 +71,7 @@ def make(steps: Steps, shapes: Any) -> Parallel:
             f"config.batch_size={config.batch_size} cannot be spread over {unit // parts} devices{part}; use a multiple, such as {near}."
         )
     if config.parallel == "pmap":
-        _check_pmap(sizes)
+        _check_pmap(sizes, jax.process_count())
         return _pmap(steps, config.batch_size)
     return _jit(steps, shapes, make_mesh(sizes))
 
@@ -103,7 +103,9 @@ def mesh_sizes(given: Mapping[str, int], devices: int) -> dict[str, int]:
     return sizes
 
 
-def _check_pmap(sizes: Mapping[str, int]) -> None:
+def _check_pmap(sizes: Mapping[str, int], processes: int) -> None:
+    if processes > 1:
+        raise UserError(f'config.parallel="pmap" runs in one process, and there are {processes}; use config.parallel="jit".')
     others = [f"config.mesh.{axis}={sizes[axis]}" for axis in (FSDP, SPACE) if sizes[axis] > 1]
     if others:
         raise UserError(f'config.parallel="pmap" spreads the batch alone, not {" and ".join(others)}; use config.parallel="jit".')
@@ -141,9 +143,9 @@ def _jit(steps: Steps, shapes: Any, mesh: Mesh) -> Parallel:
 
     steps = dataclasses.replace(steps, devices=devices_of_mesh(steps.task.spatial, mesh))
     state = shardings(jax.eval_shape(steps.init, shapes))
-    share = _share(by_batch, steps.config.batch_size)
+    share = share_of(by_batch, steps.config.batch_size)
     return Parallel(
-        put=lambda tree: _copied(*_flat(shardings(tree)))(tree),
+        put=lambda tree: _copied(*_flat(shardings(tree)))(jax.tree.map(_of_every_process, tree)),
         get=lambda tree: tree,
         put_batch=functools.partial(_put_batch, by_batch, share, steps.config.batch_size),
         train=jax.jit(steps.train, donate_argnums=0, in_shardings=(state, by_batch, replicated), out_shardings=(state, replicated)),
@@ -165,7 +167,13 @@ def _copied(structure: Any, leaves: tuple[NamedSharding, ...]) -> Callable[[Any]
     return jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=jax.tree.unflatten(structure, leaves))
 
 
-def _share(by_batch: NamedSharding, batch_size: int) -> np.ndarray:
+def _of_every_process(leaf: Any) -> Any:
+    """Return an array that each process has made for itself in a form that stands for one array of all."""
+    own = jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if own else leaf
+
+
+def share_of(by_batch: NamedSharding, batch_size: int) -> np.ndarray:
     """Return the rows of a batch that the devices of this process hold."""
     slices = by_batch.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))

@@ -11,7 +11,7 @@ from typing import cast
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from train import cli
+from train import cli, hosts
 from train.build import load_trained
 from train.data.readers.files import list_files
 from train.tasks.base import Bytes
@@ -21,7 +21,9 @@ def main() -> None:
     """Print what the run predicts, a line at a time; with --stream, write as standard input comes in."""
     parser = cli.run_parser(sys.modules[__name__], lambda task, parser: task.add_prediction_flags(parser))
     parser.add_argument("--out", type=cli.folder, help="folder of pictures or sounds; default is predictions/ in that of the run")
+    hosts.add_flags(parser)
     args = parser.parse_args()
+    hosts.join(args)
     streams = getattr(args, "stream", False)
     if bool(args.inputs) == streams:
         cli.fail("give inputs, or --stream without inputs; see --help." if hasattr(args, "stream") else "give inputs; see --help.")
@@ -30,6 +32,10 @@ def main() -> None:
     args.replace = args.out is None  # the run's own predictions may be replaced, other files never
     args.out = args.out or args.workdir / "predictions"
     trained = load_trained(args.workdir)
+    if hosts.several():
+        print("note: one process predicts, process 0, on one of its devices.", file=sys.stderr)
+    if not hosts.first():
+        return
     task = trained.setup.task
     if streams:
         write(task.stream(trained.inference, cast(Bytes, sys.stdin.buffer), args))

@@ -62,6 +62,23 @@ class Writer:
             self._board.images(step, name, images)
 
 
+class NoWriter(Writer):
+    """Writes nothing, as all but one of several processes do."""
+
+    def __init__(self):
+        """Start without a history."""
+        self.history = []
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        """Do nothing."""
+
+
 class _Board:
     """Writes events for TensorBoard in this thread: tensorboardX's own `SummaryWriter` leaves errors to threads, and holds events back."""
 
