@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DILAX = [
     "dilax.errors",
     "dilax.arguments",
+    "dilax.annotated",
     "dilax.spec",
     "dilax.geometry",
     "dilax.plan",
