@@ -83,13 +83,21 @@ def checked_call(**limits: Any) -> Callable[[Function], Function]:
     return decorate
 
 
+def _options(hint: Any) -> list[Any]:
+    """Return the types that an annotation allows; NumPy's names of types are aliases of others from Python 3.12 on."""
+    hint = getattr(hint, "__value__", hint)
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+    return [option for one in typing.get_args(hint) for option in _options(one)]
+
+
 def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, tuple | list) else plain(value)
 
 
 def _check(caller: str, name: str, value: Any, hint: Any, limit: Any) -> Any:
     """Check a value against an annotation, and return it in the type that the code computes with."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = _options(hint)
     if name == "dtype":
         return arguments.dtype(caller, name, value)
     if value is None and type(None) in options:
@@ -160,7 +168,7 @@ def _mapping(caller: str, name: str, value: Any, hint: Any, limit: Any) -> Any:
 
 
 _ARRAYS = [np.ndarray, jax.Array]
-_ARRAY_LIKE = [set(typing.get_args(like)) for like in (np.typing.ArrayLike, jax.typing.ArrayLike)]
+_ARRAY_LIKE = [set(_options(like)) for like in (np.typing.ArrayLike, jax.typing.ArrayLike)]
 _CHECKS: dict[Any, Callable[[str, str, Any, Any, Any], Any]] = {
     bool: lambda caller, name, value, *_: arguments.flag(caller, name, value),
     float: _number,
