@@ -47,7 +47,7 @@ class GatedUnit(nn.Module):
         return DilatedConv(features, (taps,), padding="CAUSAL", dilation=dilation, use_bias=use_bias, dtype=self.dtype, name=name)
 
 
-@checked(outputs=OUTPUTS, local_features=0, global_features=0)
+@checked(vocabulary=0, outputs=OUTPUTS, local_features=0, global_features=0)
 class WaveNet(Streamable):
     """A causal convolution, a `GatedUnit` for each dilation, and two 1x1 convolutions of the sum of their skip outputs.
 
@@ -130,6 +130,8 @@ class WaveNet(Streamable):
 
     def _conditions(self, x: jax.Array, local_condition: jax.Array | None, global_condition: jax.Array | None) -> list[jax.Array]:
         """Check the input and the conditions, and return the latter as arrays (batch, time or 1, channels)."""
+        if self.outputs == "softmax" and not self.vocabulary:
+            raise UserError("WaveNet: with outputs='softmax' vocabulary=0 leaves no code; give the number of codes, such as 256.")
         if not self.dilations:
             raise UserError("WaveNet: dilations=() must not be empty; give one per unit, such as (1, 2, 4, 8).")
         codes = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)
