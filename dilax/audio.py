@@ -55,10 +55,10 @@ def log_mel(
     caller = "log_mel"
     x = arguments.array(caller, "x", x, "floating-point")
     window, hop = (arguments.integer(caller, name, value, minimum=least) for name, value, least in (("window", window, 2), ("hop", hop, 1)))
-    arguments.number(caller, "floor", floor, above=0)
+    floor = arguments.number(caller, "floor", floor, above=0)
     if x.ndim != 2 or x.shape[1] < window:
         raise UserError(f"log_mel: x of shape {x.shape} must be (batch, time) with at least window={window} samples of time.")
-    sample_rate, lowest, highest = _check_bands(caller, sample_rate, bands, lowest, highest)
+    sample_rate, bands, lowest, highest = _check_bands(caller, sample_rate, bands, lowest, highest)
     size = 1 << (window - 1).bit_length()
     filters = mel_filters(sample_rate, size=size, bands=bands, lowest=lowest, highest=highest)
     empty = np.flatnonzero(filters.max(0) == 0)
@@ -96,8 +96,8 @@ def mel_filters(sample_rate: float, *, size: int, bands: int, lowest: float, hig
         >>> mel_filters(16000, size=512, bands=40, lowest=20.0, highest=8000.0).shape
         (257, 40)
     """
-    arguments.integer("mel_filters", "size", size, minimum=1)
-    sample_rate, lowest, highest = _check_bands("mel_filters", sample_rate, bands, lowest, highest)
+    size = arguments.integer("mel_filters", "size", size, minimum=1)
+    sample_rate, bands, lowest, highest = _check_bands("mel_filters", sample_rate, bands, lowest, highest)
     mels = _mel(np.arange(size // 2 + 1) * (sample_rate / size))[:, None]
     edges = np.linspace(_mel(lowest), _mel(highest), bands + 2)
     rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -152,12 +152,12 @@ def _mel(hertz: np.ndarray | float) -> np.ndarray:
     return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
 
-def _check_bands(caller: str, sample_rate: float, bands: int, lowest: float, highest: float | None) -> tuple[float, float, float]:
-    """Check the bands, and return the sampling rate and the edges."""
-    arguments.integer(caller, "bands", bands, minimum=1)
+def _check_bands(caller: str, sample_rate: float, bands: int, lowest: float, highest: float | None) -> tuple[float, int, float, float]:
+    """Check the bands, and return the sampling rate, their number and the edges."""
+    bands = arguments.integer(caller, "bands", bands, minimum=1)
     rate = arguments.number(caller, "sample_rate", sample_rate, above=0)
     low = arguments.number(caller, "lowest", lowest)
     high = rate / 2 if highest is None else arguments.number(caller, "highest", highest)
     if not 0 <= low < high <= rate / 2:
         raise UserError(f"{caller}: lowest={low} and highest={high} must satisfy 0 <= lowest < highest <= sample_rate / 2 = {rate / 2}.")
-    return rate, low, high
+    return rate, bands, low, high

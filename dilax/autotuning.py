@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from dilax.errors import UserError, did_you_mean
+from dilax import arguments
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.geometry import is_integer
 from dilax.lowerings import LOWERINGS, convolve, supports
 from dilax.plan import ConvPlan
@@ -41,7 +42,8 @@ def autotune(what: Callable[..., Any] | ConvPlan, *args: Any, measure: str = "tr
         True
     """
     if not is_integer(repeats) or repeats < 1:
-        raise UserError(f"autotune: repeats={repeats!r} is not a positive integer; use 1 or more.")
+        raise UserError(f"autotune: repeats={shown(repeats)} is not a positive integer; use 1 or more.")
+    repeats, table = int(repeats), arguments.flag("autotune", "table", table)
     run, names, args = _candidates(what, args, measure)
     programs, errors = {}, {}
     for name in names:
@@ -61,11 +63,11 @@ def autotune(what: Callable[..., Any] | ConvPlan, *args: Any, measure: str = "tr
 
 def _candidates(what: Any, args: tuple[Any, ...], measure: str) -> tuple[Callable[..., Any], list[str], tuple[Any, ...]]:
     """Return the function to time, the lowerings to try, and the arguments."""
-    if measure not in MEASURES:
-        raise UserError(f"autotune: measure={measure!r} is unknown; use one of {MEASURES}.{did_you_mean(str(measure), MEASURES)}")
+    if not isinstance(measure, str) or measure not in MEASURES:
+        raise UserError(f"autotune: measure={shown(measure)} is unknown; use one of {MEASURES}.{did_you_mean(str(measure), MEASURES)}")
     if not isinstance(what, ConvPlan):
         if not callable(what):
-            raise UserError(f"autotune: {what!r} is neither a ConvPlan nor a function; give one of them.")
+            raise UserError(f"autotune: {shown(what)} is neither a ConvPlan nor a function; give one of them.")
         return what, ["auto", *LOWERINGS], args
     if args:
         raise UserError(f"autotune: a ConvPlan takes no further arguments, got {len(args)}; its arrays are drawn at random.")

@@ -11,12 +11,14 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dilax import arguments
+from dilax.annotated import checked
 from dilax.errors import UserError
 from dilax.functional import dilated_conv_transpose
 from dilax.geometry import effective_kernel_size
 from dilax.streaming import Flow, Layer, Ring, advance_ring, conv_transpose_step, new_ring
 
 
+@checked()
 class CausalConvTranspose(Layer):
     """`dilated_conv_transpose` along time without lookahead: each input gives `stride` outputs.
 
@@ -59,10 +61,6 @@ class CausalConvTranspose(Layer):
 
     def _check(self, x: jax.Array) -> None:
         caller = type(self).__name__
-        for name in ("features", "kernel_size", "stride", "dilation"):
-            arguments.integer(caller, name, getattr(self, name), minimum=1)
-        arguments.flag(caller, "use_bias", self.use_bias)
-        arguments.dtype(caller, "dtype", self.dtype)
         if arguments.array(caller, "x", x, "floating-point").ndim != 3:
             raise UserError(f"{caller}: x of shape {x.shape} must be (batch, time, channels).")
 
@@ -84,6 +82,7 @@ class CausalConvTranspose(Layer):
         return (y if bias is None else y + bias[None, None]), ring
 
 
+@checked(samples=0)
 class Delay(Layer):
     """The identity; fed in chunks, it delays a sequence, so that it can be added to a branch that looks equally far ahead.
 
@@ -107,6 +106,7 @@ class Delay(Layer):
         return delayed, ring
 
 
+@checked()
 class CumulativeNorm(Layer):
     """Layer normalisation over all channels of all samples so far: the causal form of normalisation over the whole sequence.
 

@@ -3,7 +3,6 @@
 They take maps with any number of spatial axes; kernels have 3 taps, or 1, along each.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from dilax import arguments
+from dilax.annotated import checked
 from dilax.arguments import is_integer
 from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout, Norm, activation
 from dilax.errors import UserError, shown
@@ -47,6 +47,7 @@ def scaled_dilations(dilations: Sequence[int], output_stride: int | None) -> tup
     _check_dilations("ASPP", dilations)
     if output_stride is None or not is_integer(output_stride) or output_stride < 1:
         raise UserError(f"ASPP: output_stride={shown(output_stride)} is not an integer of at least 1; use 8, 16 or 32.")
+    output_stride, dilations = int(output_stride), tuple(map(int, dilations))
     if any(dilation * REFERENCE_STRIDE % output_stride for dilation in dilations if dilation * REFERENCE_STRIDE > output_stride):
         raise UserError(
             f"ASPP: dilations={tuple(dilations)}, given for output stride {REFERENCE_STRIDE}, are not integers at "
@@ -60,27 +61,17 @@ def _check_dilations(caller: str, dilations: Any) -> None:
         raise UserError(f"{caller}: dilations={shown(dilations)} must be a tuple of ints of at least 1, such as (6, 12, 18).")
 
 
-def _check_fields(module: nn.Module, x: jax.Array) -> jax.Array:
-    """Check the fields that the modules of this file have in common, and return x as an array."""
+def _check_input(module: Any, x: jax.Array) -> jax.Array:
+    """Refuse a module without dilations, and return its input as an array."""
     caller = type(module).__name__
-    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
-    for name in fields.keys() & {"features", "growth", "hidden_features"}:
-        arguments.integer(caller, name, fields[name], minimum=1)
-    for name in fields.keys() & {"separable", "image_pooling"}:
-        arguments.flag(caller, name, fields[name])
-    for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
-        if name in fields:
-            arguments.word(caller, name, fields[name], known)
-    if not 0 <= arguments.number(caller, "dropout", fields.get("dropout", 0.0)) < 1:
-        raise UserError(f"{caller}: dropout={fields['dropout']} is not a valid probability; use 0 <= dropout < 1.")
-    arguments.dtype(caller, "dtype", fields["dtype"])
-    _check_dilations(caller, fields["dilations"])
+    _check_dilations(caller, module.dilations)
     x = arguments.array(caller, "x", x, "floating-point")
     if not 3 <= x.ndim <= 5:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, *space, channels) with 1, 2 or 3 spatial axes.")
     return x
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: parallel branches view a map at several dilations and as a whole, and are then combined.
 
@@ -132,7 +123,7 @@ class ASPP(nn.Module):
         Raises:
             UserError: if the dilations are not integers at that output stride, or `image_mean` does not fit x.
         """
-        x = _check_fields(self, x)
+        x = _check_input(self, x)
         scaled = scaled_dilations(self.dilations, output_stride)
         ones, threes = _kernel_sizes(x)
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
@@ -173,6 +164,7 @@ def space_mean(caller: str, x: jax.Array, image_mean: jax.Array | None) -> jax.A
     return jnp.expand_dims(image_mean, space).astype(x.dtype)
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class DenseASPP(nn.Module):
     """Densely connected dilated convolutions: each one sees the input and the outputs of all before it, so that many scales are sampled.
 
@@ -208,7 +200,7 @@ class DenseASPP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, channels) to (batch, *space, channels + growth * len(dilations))."""
-        x = _check_fields(self, x)
+        x = _check_input(self, x)
         ones, threes = _kernel_sizes(x)
         act, biased = activation(self.activation), self.norm == "none"
         for i, dilation in enumerate(self.dilations):
@@ -221,6 +213,7 @@ class DenseASPP(nn.Module):
         return x
 
 
+@checked()
 class ContextModule(nn.Module):
     """The context module of Yu and Koltun: exponentially growing dilations at constant resolution, initialised to the identity.
 
@@ -259,7 +252,7 @@ class ContextModule(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, *space, channels) to the same shape."""
-        x = _check_fields(self, x)
+        x = _check_input(self, x)
         per_layer = isinstance(self.multipliers, Sequence) and len(self.multipliers) == len(self.dilations)
         if not per_layer or not all(is_integer(multiplier) and multiplier >= 1 for multiplier in self.multipliers):
             raise UserError(
@@ -291,8 +284,8 @@ def identity_init(channels: int, *, noise: float = 0.0) -> Callable[..., jax.Arr
     Reference:
         Yu & Koltun 2016, arXiv:1511.07122, section 3, equations 4 and 5.
     """
-    arguments.integer("identity_init", "channels", channels, minimum=1)
-    arguments.number("identity_init", "noise", noise, minimum=0)
+    channels = arguments.integer("identity_init", "channels", channels, minimum=1)
+    noise = arguments.number("identity_init", "noise", noise, minimum=0)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         *window, c_in, c_out = shape
@@ -307,6 +300,7 @@ def identity_init(channels: int, *, noise: float = 0.0) -> Callable[..., jax.Arr
     return init
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class HybridDilatedBlock(nn.Module):
     """Hybrid dilated convolution: a residual block of 3x3 convolutions whose dilations avoid gridding, each normalised.
 
@@ -338,7 +332,7 @@ class HybridDilatedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, *space, c_in) to (batch, *space, features)."""
-        x = _check_fields(self, x)
+        x = _check_input(self, x)
         holes = _holes(self.dilations)
         if holes:
             raise UserError(

@@ -15,6 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
 from dilax import arguments
+from dilax.annotated import plain_fields
 from dilax.arguments import is_integer, per_axis
 from dilax.errors import UserError, in_our_words, shown
 from dilax.geometry import IntOrTuple, Padding, time_padding
@@ -54,6 +55,10 @@ class ConvModule(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)  # makes the dataclass, and with it __init__
         cls.__init__ = in_our_words(cls.__init__, name=cls.__name__)
+
+    def __post_init__(self) -> None:
+        plain_fields(self, [field.name for field in dataclasses.fields(self) if field.init and field.name not in ("parent", "name")])
+        super().__post_init__()
 
     def _taps(self, x: jax.Array) -> tuple[int, ...]:
         """Return the taps per spatial axis, checked against the input."""

@@ -170,7 +170,8 @@ class _Walk:
         if name in _CALLS and inner is not None:
             jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
             return self.run(jaxpr, consts, operands[len(operands) - len(jaxpr.invars) :])
-        settings = re.sub("0x[0-9a-f]+", "", str(sorted(eqn.params.items(), key=lambda item: item[0])))
+        _refuse_callback(eqn)
+        settings = re.sub("0x[0-9a-f]+", "", str(sorted(eqn.params.items(), key=lambda item: item[0]))), _constants_of(eqn.params)
         keys = tuple(operand.key for operand in operands)
         raw = frozenset().union(*(operand.raw for operand in operands))
         return [
@@ -210,6 +211,28 @@ class _Walk:
 def _leaves(variables: Mapping[str, Any]) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _refuse_callback(eqn: Any) -> None:
+    """Refuse a call of Python whose results are used."""
+    name = eqn.primitive.name
+    if "callback" in name and eqn.outvars:
+        raise UserError(f"fold_batch_norm: the model calls Python by {name!r}, which cannot be compared; take that out of the model.")
+
+
+def _constants_of(settings: Any) -> tuple[int, ...]:
+    """Return the keys of all arrays in the settings of an operation, which are not, or not fully, printed."""
+    keys: list[int] = []
+    for leaf in jax.tree.leaves(settings, is_leaf=lambda value: isinstance(value, core.Jaxpr | core.ClosedJaxpr)):
+        jaxpr = getattr(leaf, "jaxpr", leaf)
+        if isinstance(jaxpr, core.Jaxpr):
+            keys.extend(_constant(value).key for value in getattr(leaf, "consts", ()))
+            for eqn in jaxpr.eqns:
+                _refuse_callback(eqn)
+                keys.extend(_constants_of(eqn.params))
+        elif isinstance(leaf, np.ndarray | jax.Array):
+            keys.append(_constant(leaf).key)
+    return tuple(keys)
 
 
 def _constant(value: Any) -> Value:

@@ -66,7 +66,8 @@ def shown(value: Any) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean "match"?` if one of the `known` words is close to `word`, else an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
+    known = list(known)
+    matches = [one for one in known if one.lower() == word.lower()] or difflib.get_close_matches(word, known, n=1)
     return f' Did you mean "{matches[0]}"?' if matches else ""
 
 

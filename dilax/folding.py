@@ -11,7 +11,7 @@ from flax import traverse_util
 from flax.core import unfreeze
 from flax.errors import FlaxError
 
-from dilax import data_flow
+from dilax import arguments, data_flow
 from dilax.arguments import takes_train
 from dilax.blocks import Norm
 from dilax.errors import UserError
@@ -73,12 +73,14 @@ def fold_batch_norm(
         raise UserError(
             f"{CALLER}: norm={norm!r} is not a constant scale and shift per channel; only norm='batch' and norm='frozen' can be folded."
         )
+    x = None if x is None else arguments.shaped(CALLER, "x", x)
     # New dictionaries throughout, so that the caller's are not modified.
     collections = unfreeze(dict(variables))
     shapes = _shapes(collections)
     x, created = _find_input(model, shapes) if x is None else (x, _init(model, x))
     _check_variables(created, shapes)
     pairs = _find_pairs(model, created, x)
+    _check_stacked(pairs, shapes)
     params, stats = collections.pop("params"), collections.pop("batch_stats", {})
     # Jitted as a whole: layer by layer, dozens of small programs would be compiled.
     folded = jax.jit(lambda params, stats: _fold(params, stats, pairs))(params, stats)
@@ -185,6 +187,16 @@ def _find_pairs(model: nn.Module, shapes: Mapping[str, Any], x: Any) -> dict[str
     if unused:
         raise UserError(f"{CALLER}: the statistics {unused[0]!r} do not belong to a Norm after a convolution; they cannot be folded.")
     return pairs
+
+
+def _check_stacked(pairs: Mapping[str, str], shapes: Mapping[str, Any]) -> None:
+    """Refuse norms that hold the statistics of several layers in one array, as `flax.linen.vmap` makes them."""
+    for path, shape in _flat(shapes, "batch_stats").items():
+        if len(shape) != 1 and _norm_of(path) in pairs.values():
+            raise UserError(
+                f"{CALLER}: the statistics {path!r} have shape {shape}, those of several layers in one array (flax.linen.vmap or scan), "
+                "which cannot be folded; make the layers one by one."
+            )
 
 
 def _pairs_of(flow: data_flow.Flow) -> dict[str, str]:

@@ -38,7 +38,7 @@ def sample_codes(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0,
         >>> sample_codes(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), temperature=0).tolist()
         [1]
     """
-    _check_draw("sample_codes", temperature, top_k, top_p)
+    temperature, top_k, top_p = _check_draw("sample_codes", temperature, top_k, top_p)
     logits = _logits("sample_codes", "logits", logits)
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
@@ -135,7 +135,8 @@ def sample(
     _check_model("sample", model)
     prompt, waves = arguments.array("sample", "prompt", prompt), _generates_waveforms(model)
     _check_prompt(model, prompt, waves)
-    _check_options("sample", steps, temperature, top_k, top_p)
+    steps = arguments.integer("sample", "steps", steps, minimum=1)
+    temperature, top_k, top_p = _check_draw("sample", temperature, top_k, top_p)
     conditions = _check_conditions("sample", conditions)
     count = prompt.shape[1]
     timed = {name: jnp.asarray(value) for name, value in conditions.items() if jnp.ndim(value) == 3}
@@ -199,7 +200,8 @@ def continue_sequence(
         ((2, 5), (2, 8))
     """
     _check_model("continue_sequence", model)
-    _check_options("continue_sequence", steps, temperature, top_k, top_p)
+    steps = arguments.integer("continue_sequence", "steps", steps, minimum=1)
+    temperature, top_k, top_p = _check_draw("continue_sequence", temperature, top_k, top_p)
     outputs, conditions = _logits("continue_sequence", "outputs", outputs), _check_conditions("continue_sequence", conditions)
     waves, vocabulary = _generates_waveforms(model), getattr(model, "vocabulary", 0)
     if not waves and vocabulary and outputs.shape[-1] > vocabulary:
@@ -255,7 +257,7 @@ def forecast(model: nn.Module, variables: VariableDict, x: ArrayLike, steps: int
     x = arguments.array("forecast", "x", x)
     if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[1] == 0:
         raise UserError(f"forecast: x is {x.dtype} of shape {x.shape}; give floats (batch, time, channels) with at least one step.")
-    arguments.integer("forecast", "steps", steps, minimum=1)
+    steps = arguments.integer("forecast", "steps", steps, minimum=1)
     _check_causal("forecast", model, variables)
     outputs, state = _stream(model, variables, x, _initial_state(model, variables, x.shape[0]), {})
     if outputs.shape != x.shape:
@@ -301,16 +303,12 @@ def _check_conditions(caller: str, conditions: Mapping[str, ArrayLike] | None) -
     return conditions or {}
 
 
-def _check_options(caller: str, steps: int, temperature: float, top_k: int, top_p: float) -> None:
-    arguments.integer(caller, "steps", steps, minimum=1)
-    _check_draw(caller, temperature, top_k, top_p)
-
-
-def _check_draw(caller: str, temperature: float, top_k: int, top_p: float) -> None:
-    arguments.number(caller, "temperature", temperature, minimum=0)
-    arguments.integer(caller, "top_k", top_k, minimum=0)
+def _check_draw(caller: str, temperature: float, top_k: int, top_p: float) -> tuple[float, int, float]:
+    temperature = arguments.number(caller, "temperature", temperature, minimum=0)
+    top_k = arguments.integer(caller, "top_k", top_k, minimum=0)
     if not 0 < arguments.number(caller, "top_p", top_p) <= 1:
         raise UserError(f"{caller}: top_p={top_p} is not in the range 0 < top_p <= 1; use 1 for all codes.")
+    return temperature, top_k, float(top_p)
 
 
 def _check_causal(caller: str, model: nn.Module, variables: VariableDict) -> None:

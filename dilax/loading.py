@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dilax import models
+from dilax import arguments, models
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.inference import Inference
@@ -41,7 +41,7 @@ def load(folder: str | pathlib.Path) -> Inference:
         >>> digits.predict("image.png")  # doctest: +SKIP
         [('7', 0.998)]
     """
-    folder = user_path(folder).absolute()
+    folder = arguments.path("load", "folder", folder).absolute()
     status = read_status(folder)
     if not status:
         raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")

@@ -159,7 +159,7 @@ def _prepare_pixels(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return log-probabilities and one-hot labels (batch, *space, classes), and the pixel weights (batch, *space), 0 where ignored."""
     logits, labels = (arguments.array(caller, "logits", logits, "floating-point"), arguments.array(caller, "labels", labels, "integer"))
-    arguments.integer(caller, "ignored_label", ignored_label)
+    ignored_label = arguments.integer(caller, "ignored_label", ignored_label)
     if logits.shape[:-1] != labels.shape or labels.ndim < 2:
         raise UserError(
             f"{caller}: logits of shape {logits.shape} do not match labels of shape {labels.shape}; "
@@ -210,7 +210,7 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     """
     caller = "logistic_mixture_loss"
     outputs, x = (arguments.array(caller, name, value, "floating-point") for name, value in (("outputs", outputs), ("x", x)))
-    arguments.integer(caller, "levels", levels, minimum=2)
+    levels = arguments.integer(caller, "levels", levels, minimum=2)
     if outputs.ndim == 0 or not outputs.shape[-1] or outputs.shape[-1] % 3 or outputs.shape[:-1] != x.shape:
         raise UserError(
             f"{caller}: outputs of shape {outputs.shape} do not fit x of shape {x.shape}; give (*batch, 3 * mixtures) and (*batch,)."

@@ -79,7 +79,7 @@ def segmentation_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, 
         (1, 2, [[1, 1], [0, 0]])
     """
     logits, labels, mask = _checked("segmentation_sums", logits, labels, mask)
-    arguments.integer("segmentation_sums", "ignored_label", ignored_label)
+    ignored_label = arguments.integer("segmentation_sums", "ignored_label", ignored_label)
     batch, classes, pixels = logits.shape[0], logits.shape[-1], math.prod(labels.shape[1:])
     logits, labels = logits.reshape(batch, pixels, classes), labels.reshape(batch, pixels)
     counts = (labels != ignored_label) & mask[:, None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from dilax import arguments
 from dilax.arguments import check_function, is_integer
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.tile_checks import references
 from dilax.tile_plans import CALLER, Fn, Shape, Tile, TilePlan, Window, make_plan
 
@@ -75,14 +75,16 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
             logits = tiled(lambda x: model.apply(variables, x, train=False, image_mean=mean), tile)(image)
     """
     check_function(CALLER, fn)
+    tile = tuple(tile) if isinstance(tile, list) else tile
     sizes = tile if isinstance(tile, tuple) else (tile,)
     if not sizes or not all(size is None or (is_integer(size) and size > 0) for size in sizes):
         raise UserError(
-            f"{CALLER}: tile={tile!r} is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."
+            f"{CALLER}: tile={shown(tile)} is not valid; give a positive int, or a tuple with one per spatial axis (None: not divided)."
         )
-    arguments.integer(CALLER, "batch_size", batch_size, minimum=1)
-    if reduce not in (None, "mean"):
-        raise UserError(f'{CALLER}: reduce={reduce!r} is unknown; use "mean", or None for the outputs themselves.')
+    tile = tuple(map(arguments.plain, tile)) if isinstance(tile, tuple) else arguments.plain(tile)
+    batch_size = arguments.integer(CALLER, "batch_size", batch_size, minimum=1)
+    if reduce is not None and not (isinstance(reduce, str) and reduce == "mean"):
+        raise UserError(f'{CALLER}: reduce={shown(reduce)} is unknown; use "mean", or None for the outputs themselves.')
     arguments.flag(CALLER, "check", check)
     plan_for = functools.lru_cache(lambda shape, dtype: make_plan(fn, tile, shape, dtype))
     run = jax.jit(lambda xs, spans: _run_windows(fn, xs, spans, batch_size, reduce))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dilax import models
-from dilax.errors import UserError, did_you_mean
+from dilax import arguments, models
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.models import DRNS, deeplab, drn, fcn, resnet
 from dilax.state_dicts import Rules, convert, read_state_dict, target
 
@@ -51,7 +51,10 @@ def load_weights(source: str, path: str | pathlib.Path, *, fields: Mapping[str, 
     Example:
         >>> model, variables = load_weights("torchvision:resnet50", "resnet50.pth")  # doctest: +SKIP
     """
+    path = arguments.path("load_weights", "path", path)
     rules, state, name = _rules(source), read_state_dict(path), source.partition(":")[2]
+    if fields is not None and not isinstance(fields, Mapping):
+        raise UserError(f"load_weights: fields={shown(fields)} is not a dict from names to values; give one, or None.")
     known = {**fields_of(source, state), **(fields or {})}
     model = models.create(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
     try:
@@ -98,8 +101,9 @@ def _all_sources() -> list[str]:
 
 
 def _rules(source: str) -> Rules:
-    library, _, name = source.partition(":")
+    library, _, name = str(source).partition(":")
     if library not in SOURCES or name not in SOURCES[library]:
         known = _all_sources()
-        raise UserError(f"load_weights: source={source!r} is unknown; use one of {', '.join(known)}.{did_you_mean(source, known)}")
+        hint = did_you_mean(str(source), known)
+        raise UserError(f"load_weights: source={shown(source)} is unknown; use one of {', '.join(known)}.{hint}")
     return SOURCES[library][name]

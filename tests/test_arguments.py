@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 import dilax
-from dilax import audio, causal, context, functional, generate, geometry, losses, lowerings, metrics, modules, pooling, resizing
+from dilax import audio, blocks, causal, context, functional, generate, geometry, losses, lowerings, metrics, modules, pooling, resizing
 from dilax.errors import UserError, shown
 
 KEY = jax.random.key(0)
@@ -390,6 +391,69 @@ def test_numbers_of_numpy_are_numbers(name, argument):
     expected = case.function(**case.valid)
     for convert in KINDS[case.kinds[argument]][1]:
         jax.tree.map(np.testing.assert_array_equal, case.function(**{**case.valid, argument: convert(case.valid[argument])}), expected)
+
+
+SCALARS = {"positive": (2, 3), "axes": (2, 3), "flag": (True,), "count": (2,), "number": (0.5, 2)}
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_arrays_without_axes_are_their_values(convert):
+    for name, argument in CONVERTED:
+        case = CASES[name]
+        if CASES[name].kinds[argument] in SCALARS:
+            result = case.function(**{**case.valid, argument: convert(case.valid[argument])})
+            jax.tree.map(np.testing.assert_array_equal, result, case.function(**case.valid))
+
+
+def test_whole_numbers_of_other_dtypes_are_integers():
+    expected = dilax.dilated_conv(X, K, dilation=3)
+    whole: tuple[Any, ...] = (np.uint8(3), np.array(3, np.int16), jnp.int8(3), jnp.asarray(3, jnp.int4), ml_dtypes.int4(3))
+    for three in whole:
+        np.testing.assert_array_equal(dilax.dilated_conv(X, K, dilation=three), expected)
+        in_a_list: Any = [three]
+        np.testing.assert_array_equal(dilax.dilated_conv(X, K, dilation=in_a_list), expected)
+    others: tuple[Any, ...] = (ml_dtypes.bfloat16(3), np.array([3]), jnp.asarray(True))
+    for three in others:
+        with pytest.raises(UserError, match="dilation"):
+            dilax.dilated_conv(X, K, dilation=three)
+
+
+TRACED = {
+    "dilation": lambda value: dilax.dilated_conv(X, K, dilation=value),
+    "groups": lambda value: dilax.dilated_conv(X, K, groups=value),
+    "stride": lambda value: dilax.avg_pool(X, 2, stride=(value,)),
+    "ignored_label": lambda value: losses.dice_loss(**{**VALID_PIXELS, "ignored_label": value}),
+    "features": lambda value: dilax.DilatedConv(value, (3,)).init(KEY, X),
+    "kernel_size": lambda value: blocks.ConvNormAct(3, (value,)).init(KEY, X, train=False),
+    "steps": lambda value: generate.forecast(TCN, TCN_VARIABLES, X[..., :2], value),
+    "batch_size": lambda value: TCN.apply(TCN_VARIABLES, value, method="init_stream"),
+}
+
+
+@pytest.mark.parametrize("argument", TRACED)
+def test_traced_options_are_refused_by_name(argument):
+    with pytest.raises(UserError) as caught:
+        jax.jit(TRACED[argument])(jnp.int32(2))
+    text = str(caught.value)
+    assert f"{argument}=" in text and "is traced" in text and "static_argnames" in text and "\n" not in text
+
+
+MASKED = {
+    "masked": lambda mask: blocks.masked(X, mask),
+    "norm": lambda mask: blocks.Norm("global").init(KEY, X, train=False, mask=mask),
+    "pool_sequence": lambda mask: dilax.pool_sequence(X, kind="mean", mask=mask),
+    "si_sdr": lambda mask: losses.si_sdr(X, X + 1, mask),
+    "model": lambda mask: dilax.models.TCN(features=(3,), causal=False).init(KEY, X, train=False, mask=mask),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_numbers_are_refused(name):
+    """The complement of an integer mask is -1 and -2, which would select all samples."""
+    MASKED[name](jnp.ones((2, 9), bool))
+    for mask in (jnp.ones((2, 9), jnp.int32), jnp.ones((2, 9))):
+        with pytest.raises(UserError, match=r"mask has dtype (int32|float32); .*, as in mask\.astype\(bool\)"):
+            MASKED[name](mask)
 
 
 # Functions that other functions call with checked arguments, and a module without options to get wrong.

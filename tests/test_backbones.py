@@ -229,7 +229,7 @@ ERRORS = {
     **{
         f"{name}, grid {grid!r}": (
             call(name, multi_grid=grid),
-            f"{caller}: multi_grid={grid!r} must be a tuple of factors of at least 1, such as (1, 2, 4).",
+            f"{caller}: multi_grid={grid!r} must be a tuple of ints of at least 1, such as (1, 2, 4).",
         )
         for name, caller, grid in (
             ("resnet18", "ResNet", ()),

@@ -288,10 +288,10 @@ CASES = {
         lambda: dilax.resize(X[:, :0], 4),
         "resize: x of shape (2, 0, 6, 3) has an empty axis; there is nothing to interpolate.",
     ),
-    "one dilation": (layer(dilax.ASPP(dilations=6)), "ASPP: dilations=6 must be a tuple of ints of at least 1, such as (6, 12, 18)."),  # pyright: ignore
+    "one dilation": (layer(dilax.ASPP(dilations=6)), "ASPP: dilations=6 must be a tuple of ints of at least 1, such as (1, 2, 4)."),  # pyright: ignore
     "dilation of 0": (
         layer(dilax.DenseASPP(dilations=(0, 1))),
-        "DenseASPP: dilations=(0, 1) must be a tuple of ints of at least 1, such as (6, 12, 18).",
+        "DenseASPP: dilations=(0, 1) must be a tuple of ints of at least 1, such as (1, 2, 4).",
     ),
     "dilations not whole": (
         layer(dilax.ASPP(dilations=(6, 9)), output_stride=32),

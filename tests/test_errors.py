@@ -187,13 +187,13 @@ CASES = {
     ),
     "unknown norm": (
         model("dilated_cnn", norm="bath"),
-        "norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'global', 'cumulative', 'none', 'frozen'). Did you mean \"batch\"?",
+        "DilatedCNN: norm='bath' is unknown; use one of ('batch', 'group', 'layer', 'global', 'cumulative', 'none', 'frozen'). Did you mean \"batch\"?",
     ),
     "unknown activation": (
         model("dilated_cnn", activation="rulu"),
-        "activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
+        "DilatedCNN: activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
     ),
-    "dropout of 1": (model("dilated_cnn", dropout=1.0), "Dropout: rate=1.0 is not a valid probability; use 0 <= rate < 1."),
+    "dropout of 1": (model("dilated_cnn", dropout=1.0), "DilatedCNN: dropout=1.0 is not a valid probability; use 0 <= dropout < 1."),
     "batch statistics of one value": (
         lambda: blocks.Norm().apply({"batch_stats": {}}, jnp.ones((1, 1, 1, 4)), train=True, mutable=["batch_stats"]),
         "Norm: an input of shape (1, 1, 1, 4) has a single value per channel, for which batch statistics are undefined; use a larger batch, or norm='group' or 'frozen'.",

@@ -190,6 +190,24 @@ def remat(net: Network, x: jax.Array) -> jax.Array:
     return nn.remat(lambda net, x: nn.relu(net.normed(net.conv(x))))(net, x) + x
 
 
+def towers(net: Network, x: jax.Array) -> jax.Array:
+    """Three blocks whose variables are stacked."""
+    axes: dict[str, Any] = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+    return nn.vmap(lambda block, x: block(x, train=False), **axes)(blocks.ConvNormAct(4, norm=net.norm), jnp.stack([x] * 3)).sum(0)
+
+
+def called_back(net: Network, x: jax.Array) -> jax.Array:
+    """A function of Python whose code is not part of the jaxpr."""
+    y, factor = net.normed(net.conv(x)), np.float32(3 if net.norm == "none" else 2)
+    return jax.lax.map(lambda row: jax.pure_callback(lambda v: v * factor, row, row, vmap_method="sequential"), y)
+
+
+def with_table(net: Network, x: jax.Array) -> jax.Array:
+    """A loop that reads a table which is not printed with it."""
+    y, table = net.normed(net.conv(x)), np.arange(4.0, dtype=np.float32) + (net.norm == "none")
+    return jax.lax.fori_loop(0, 2, jax.jit(lambda _, y: y + jnp.asarray(table)[None, None, None]), y)
+
+
 FOLDED = {
     "two convolutions and two norms in a scope": lambda net, x: net.normed(net.conv(nn.relu(net.normed(net.conv(x))))),
     "norms in another order than their convolutions": crossed,
@@ -318,6 +336,12 @@ REFUSED = {
         lambda net, x: net.conv(x, use_bias=True) if net.norm == "none" else nn.Dense(4)(net.normed(net.conv(x))),
         f"Network with norm='none' no longer has the variable 'Dense_0/bias'{ONLY}: make each with Norm(self.norm).",
     ),
+    "stacked variables": (
+        towers,
+        "the statistics 'ConvNormAct_0/Norm_0/BatchNorm_0/mean' have shape (3, 4), those of several layers in one array",
+    ),
+    "a call of Python": (called_back, "the model calls Python by 'pure_callback', which cannot be compared; take that out of the model."),
+    "another table": (with_table, "Network with norm='none' is not the same function without its normalisation"),
     "a loop": (scanned, "'Norm_0' normalises a value within a loop, a branch or a mapped function" + WHERE),
     "batch normalisation of Flax": (
         lambda net, x: nn.BatchNorm(use_running_average=True)(net.conv(x)),

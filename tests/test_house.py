@@ -17,6 +17,7 @@ DILAX = [
     "dilax.errors",
     "dilax.files",
     "dilax.arguments",
+    "dilax.annotated",
     "dilax.spec",
     "dilax.geometry",
     "dilax.plan",

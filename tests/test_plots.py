@@ -172,10 +172,10 @@ def test_feature_maps_show_the_channels_that_vary_most():
     ("call", "words"),
     [
         (lambda: plots.dilation_taps(3, ()), "dilations is empty"),
-        (lambda: plots.dilation_taps(3, (0,)), "dilations=0 is below 1"),
+        (lambda: plots.dilation_taps(3, (0,)), "dilations[0]=0 must be an int or a tuple of ints of at least 1"),
         (lambda: plots.dilation_stacks(3, ()), "stacks=() has nothing to draw"),
         (lambda: plots.dilation_stacks(3, ((1, 2), ())), "stacks=((1, 2), ()) has nothing to draw"),
-        (lambda: plots.dilation_stacks(3, ((1, 0),)), "stacks=(1, 0) is below 1"),
+        (lambda: plots.dilation_stacks(3, ((1, 0),)), "stacks[0][1]=0 is below 1"),
         (lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 4))), "an image has shape (4, 4)"),
         (
             lambda: plots.receptive_field_overlay(jnp.tanh, np.ones((4, 5, 1), np.float32), output=(4, 0)),

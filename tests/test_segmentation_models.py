@@ -356,7 +356,7 @@ CASES = {
     ),
     "unet grid": (
         run(SLIM["unet"].clone(multi_grid=())),
-        "UNet: multi_grid=() must be a tuple of factors of at least 1, such as (1, 2, 4).",
+        "UNet: multi_grid=() must be a tuple of ints of at least 1, such as (1, 2, 4).",
     ),
 }
 

@@ -103,6 +103,12 @@ def test_counts():
 MISTAKES = [
     (models.ByteNet(9, 5, 3, (1,)), X, {}, "ByteNet: features=5 must be an even number of at least 2, and dilations=(1,) must not be empty; use (1, 2, 4, 8, 16), for instance."),
     (models.ByteNet(9, 4, 3, (1,)), X, {"source": SOURCE}, "ByteNet: source_vocabulary=0 requires neither a source nor a condition."),
+    (
+        models.WaveNet(0, (1,), features=4),
+        X,
+        {},
+        "WaveNet: with outputs='softmax' vocabulary=0 leaves no code; give the number of codes, such as 256.",
+    ),
     (BYTENET, X, {}, "ByteNet: source_vocabulary=5 requires either a source or a condition."),
     (BYTENET, X, {"condition": jnp.ones((2, 7, 6))}, "ByteNet: a condition of shape (2, 7, 6) must have shape (2, 11, 6); see `unfold`."),
     (models.ByteNet(), random_input((2, 9, 1)), {}, "ByteNet: with vocabulary=256 x must be integer codes (batch, time), got float32 (2, 9, 1)."),

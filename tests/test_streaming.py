@@ -338,7 +338,9 @@ def test_checks_refuse_invalid_arguments():
         dilax.check_causal(lambda x: x[:, 1:], jnp.arange(4.0).reshape(1, 4, 1))
     with pytest.raises(UserError, match="check_causal: output 2 changes by up to"):
         dilax.check_causal(lambda x: x.at[:, 2].add(x[:, 3]), input_of(LAYERS["conv"]), cuts=range(TIME - 1))
-    for cuts in ((), (23,), (-1,)):
+    with pytest.raises(UserError, match=r"check_causal: cuts\[0\]=-1 is below 0"):
+        dilax.check_causal(lambda x: x, input_of(LAYERS["conv"]), cuts=(-1,))
+    for cuts in ((), (23,)):
         with pytest.raises(UserError, match=r"check_causal: cuts=\(.*\) must be one or more indices from 0 to 22"):
             dilax.check_causal(lambda x: x[:, ::-1], input_of(LAYERS["conv"]), cuts=cuts)
     layer, x = LAYERS["conv"], input_of(LAYERS["conv"])

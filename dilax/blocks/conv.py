@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from dilax.blocks.norm import Norm
-from dilax.errors import UserError, did_you_mean
+from dilax import arguments
+from dilax.annotated import checked
+from dilax.blocks.norm import NORMS, Norm
 from dilax.geometry import IntOrTuple, Padding
 from dilax.modules import DilatedConv, SeparableConv
 
@@ -24,11 +25,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """Return the activation function with that name, a key of `ACTIVATIONS`."""
-    if name not in ACTIVATIONS:
-        raise UserError(f"activation={name!r} is unknown; use one of {tuple(ACTIVATIONS)}.{did_you_mean(str(name), ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return ACTIVATIONS[arguments.word("activation", "name", name, ACTIVATIONS)]
 
 
+@checked(norm=NORMS, activation=(*ACTIVATIONS, "none"))
 class ConvNormAct(nn.Module):
     """Dilated convolution, normalisation, activation; the convolution has a bias only if no normalisation follows.
 
@@ -70,6 +70,7 @@ class ConvNormAct(nn.Module):
         return x if self.activation == "none" else activation(self.activation)(x)
 
 
+@checked()
 class SqueezeExcite(nn.Module):
     """Scale each channel by a gate that is computed from the spatial means of all channels (Hu et al. 2018, arXiv:1709.01507).
 
@@ -90,6 +91,7 @@ class SqueezeExcite(nn.Module):
         return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(gate))
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class SeparableResidual(nn.Module):
     """Residual block of two separable dilated convolutions, each normalised; a 1x1 convolution on the shortcut where shapes differ.
 
@@ -125,6 +127,7 @@ class SeparableResidual(nn.Module):
         return activation(self.activation)(x + y)
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class BasicBlock(nn.Module):
     """Residual block of two 3x3 convolutions, each normalised (He et al. 2016, arXiv:1512.03385, figure 5 left).
 
@@ -165,6 +168,7 @@ class BasicBlock(nn.Module):
         return activation(self.activation)(y)
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class Bottleneck(nn.Module):
     """Residual block of 1x1, 3x3 and 1x1 convolutions, each normalised (He et al. 2016, arXiv:1512.03385, figure 5 right).
 

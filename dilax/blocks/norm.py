@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dilax import arguments
+from dilax.annotated import checked
 from dilax.causal import CumulativeNorm
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError
 
 # Epsilon of the normalisation over a whole example, that of the authors of Conv-TasNet: encoded quiet sound has variances below 1e-6.
 GLOBAL_EPSILON = 1e-8
@@ -46,6 +48,7 @@ def batch_axis(name: str | None) -> Iterator[None]:
         _BATCH_AXIS.reset(token)
 
 
+@checked(kind=NORMS)
 class Norm(nn.Module):
     """Normalisation selected by name.
 
@@ -70,14 +73,13 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Normalise (batch, *space, channels); samples where the mask, bool (batch, *space), is False do not enter the statistics."""
-        if self.kind not in NORMS:
-            raise UserError(f"norm={self.kind!r} is unknown; use one of {NORMS}.{did_you_mean(str(self.kind), NORMS)}")
         if self.kind == "none":
             return x
         wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
         if self.kind == "cumulative":
             return CumulativeNorm(dtype=self.dtype or x.dtype)(wide)
         if mask is not None:
+            mask = arguments.mask("Norm", mask, x)
             # Statistics of no samples are undefined: an example without a valid sample is normalised as a whole.
             mask = mask | ~mask.any(tuple(range(1, mask.ndim)), keepdims=True) if self.kind in ("group", "global") else mask
         where = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
@@ -132,6 +134,7 @@ class _MaskedBatchNorm(nn.BatchNorm):
         return (x - mean) * factor + bias
 
 
+@checked()
 class Dropout(nn.Module):
     """Dropout whose mask depends only on the key and on the index of an example in the batch.
 
@@ -149,8 +152,6 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, ...) to the same shape; with `train` and rate > 0 it needs the random key "dropout"."""
-        if not 0 <= self.rate < 1:
-            raise UserError(f"Dropout: rate={self.rate} is not a valid probability; use 0 <= rate < 1.")
         if not train or self.rate == 0:
             return x
         axis = _BATCH_AXIS.get()

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dilax import arguments
 from dilax.errors import UserError
 
 
@@ -22,6 +23,8 @@ def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """
     if mask is None:
         return x
+    x = arguments.array("masked", "x", x)
+    mask = arguments.mask("masked", mask, x)
     return jnp.where(jnp.broadcast_to(mask[..., None], x.shape), x, jnp.zeros_like(x))
 
 

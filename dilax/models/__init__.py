@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
@@ -169,6 +169,6 @@ def symbol_fields(name: str) -> tuple[str, ...]:
 
 def _fields(caller: str, name: str) -> list[str]:
     """Return the fields that a model can be created with."""
-    if name not in MODELS:
-        raise UserError(f"models.{caller}: unknown model {name!r}; use one of {', '.join(names())}.{did_you_mean(str(name), MODELS)}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"models.{caller}: unknown model {shown(name)}; use one of {', '.join(names())}.{did_you_mean(str(name), MODELS)}")
     return [field for field in inspect.signature(MODELS[name]).parameters if field not in ("parent", "name")]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.geometry import is_integer
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -80,9 +80,9 @@ def check_lengths(caller: str, stages: int, *, stage_features: tuple[int, ...], 
 
 
 def check_multi_grid(caller: str, grid: tuple[int, ...]) -> None:
-    """Check that a grid is a tuple of one or more positive factors."""
-    if is_integer(grid) or len(grid) == 0 or not all(is_integer(factor) and factor >= 1 for factor in grid):
-        raise UserError(f"{caller}: multi_grid={grid!r} must be a tuple of factors of at least 1, such as (1, 2, 4).")
+    """Check that a grid has factors."""
+    if not grid:
+        raise UserError(f"{caller}: multi_grid=() must be a tuple of ints of at least 1, such as (1, 2, 4).")
 
 
 def output_stride_or(natural: int, output_stride: int | None, caller: str) -> int:
@@ -90,8 +90,8 @@ def output_stride_or(natural: int, output_stride: int | None, caller: str) -> in
     if output_stride is None:
         return natural
     if not is_integer(output_stride) or output_stride not in OUTPUT_STRIDES:
-        raise UserError(f"{caller}: output_stride={output_stride!r} is not supported; use one of {OUTPUT_STRIDES}.")
-    return output_stride
+        raise UserError(f"{caller}: output_stride={shown(output_stride)} is not supported; use one of {OUTPUT_STRIDES}.")
+    return int(output_stride)
 
 
 def global_average(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dilax.annotated import checked
 from dilax.blocks import Dropout, Norm, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
@@ -72,6 +73,7 @@ class ByteNetStack(nn.Module):
         return nn.relu(Norm("layer", dtype=self.dtype, name="last_norm")(x, train=False))
 
 
+@checked(source_vocabulary=0)
 class ByteNet(Streamable):
     """A causal decoder, whose outputs at t predict the code at t + 1, and optionally a non-causal encoder of a source sequence.
 

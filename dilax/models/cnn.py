@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout, SeparableResidual, activation
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout, SeparableResidual, activation
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple, is_integer
 from dilax.models.backbone import check_image
@@ -16,6 +17,7 @@ from dilax.pooling import max_pool
 HEADS = ("global", "flatten")
 
 
+@checked(head=HEADS, norm=NORMS, activation=ACTIVATIONS)
 class DilatedCNN(nn.Module):
     """A stack of conv-norm-act layers, each with its own dilation, and a dense head.
 
@@ -108,6 +110,7 @@ class DilatedCNN(nn.Module):
         return _head(self, x, train)
 
 
+@checked(head=HEADS, norm=NORMS, activation=ACTIVATIONS)
 class SeparableCNN(nn.Module):
     """A depthwise-separable residual network: a stem, stages of `SeparableResidual` blocks, global average, dense.
 
@@ -197,8 +200,6 @@ def _pool(x: jax.Array, window: int) -> jax.Array:
 
 def _head(model: DilatedCNN | SeparableCNN, x: jax.Array, train: bool) -> jax.Array:
     """Apply the head: global average or flattening, hidden dense layers, and logits in float32."""
-    if model.head not in HEADS:
-        raise UserError(f"{type(model).__name__}: head={model.head!r} is unknown; use one of {HEADS}.")
     x = x.mean((1, 2)) if model.head == "global" else x.reshape(x.shape[0], -1)
     for units in model.hidden:
         x = Dropout(model.dropout)(x, train=train)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dilax.annotated import checked
 from dilax.blocks import NORMS, Norm, masked
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError
 from dilax.modules import DepthwiseConv
 from dilax.streaming import Flow, Layer, Ring, Streamable, advance_ring, new_ring
 
@@ -146,6 +147,7 @@ def prelu(name: str) -> nn.PReLU:
     return nn.PReLU(negative_slope_init=0.25, name=name)
 
 
+@checked(norm=NORMS, mask_activation=MASK_ACTIVATIONS)
 class ConvTasNet(Streamable):
     """Encode the frames of a mixture by `features` filters, mask them for each source, and decode and overlap-add the masked features.
 
@@ -244,15 +246,10 @@ class ConvTasNet(Streamable):
     def _check(self, x: jax.Array) -> None:
         if x.ndim != 3 or x.shape[-1] != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"ConvTasNet: x must be floats (batch, time, 1), got {x.dtype} {x.shape}.")
-        if self.stride < 1 or self.kernel_size < 1 or self.kernel_size % self.stride:
+        if self.kernel_size % self.stride:
             raise UserError(
                 f"ConvTasNet: kernel_size={self.kernel_size} must be a multiple of stride={self.stride}; use 16 and 8, for instance."
             )
-        if self.blocks < 1 or self.repeats < 1:
-            raise UserError(f"ConvTasNet: blocks={self.blocks} and repeats={self.repeats} must both be at least 1.")
-        if self.mask_activation not in MASK_ACTIVATIONS:
-            hint = did_you_mean(str(self.mask_activation), MASK_ACTIVATIONS)
-            raise UserError(f"ConvTasNet: mask_activation={self.mask_activation!r} is unknown; use one of {tuple(MASK_ACTIVATIONS)}.{hint}")
         if self.causal and self.norm in _NOT_CAUSAL:
             causal = tuple(name for name in NORMS if name not in _NOT_CAUSAL)
             raise UserError(

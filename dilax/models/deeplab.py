@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dilax.annotated import checked
 from dilax.blocks import ConvNormAct
 from dilax.context import ASPP
 from dilax.models import resnet
@@ -28,6 +29,7 @@ RULES: Rules = (
 )
 
 
+@checked()
 class DeepLabV3(Segmenter):
     """`dilax.ASPP` on the last map of a backbone, a 3x3 convolution and a 1x1 convolution, as in torchvision.
 
@@ -56,6 +58,7 @@ class DeepLabV3(Segmenter):
         return logits(self.num_classes, y)
 
 
+@checked()
 class DeepLabV3Plus(Segmenter):
     """Separable `dilax.ASPP` on the last map, upsampled and concatenated with the first map of the backbone for sharp boundaries.
 

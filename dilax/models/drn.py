@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
-from dilax.errors import UserError, did_you_mean
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, BasicBlock, Bottleneck, ConvNormAct
 from dilax.models.backbone import check_image, check_lengths, check_multi_grid, classify, output_stride_or
 from dilax.state_dicts import IGNORED, Rules, beneath, conv_norm
 
@@ -43,6 +43,7 @@ D_SEGMENTER_RULES: Rules = (
 )
 
 
+@checked(blocks=0, architecture=ARCHITECTURES, norm=NORMS, activation=ACTIVATIONS)
 class DRN(nn.Module):
     """Eight levels: 1 to 4 reduce the map to stride 8, 5 and 6 have dilations 2 and 4, and 7 and 8, with dilations 2 and 1, degrid it.
 
@@ -131,6 +132,3 @@ class DRN(nn.Module):
         check_image("DRN", x)
         check_lengths("DRN", 8, stage_features=self.stage_features, blocks=self.blocks)
         check_multi_grid("DRN", self.multi_grid)
-        if self.architecture not in ARCHITECTURES:
-            hint = did_you_mean(str(self.architecture).upper(), ARCHITECTURES)
-            raise UserError(f"DRN: architecture={self.architecture!r} is unknown; use one of {ARCHITECTURES}.{hint}")

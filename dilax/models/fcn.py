@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dilax.annotated import checked
 from dilax.blocks import ConvNormAct
 from dilax.context import space_mean
 from dilax.models import resnet
@@ -32,6 +33,7 @@ class FCN(Segmenter):
         return FCNHead(self.num_classes, self.dropout, self.norm, self.dtype, name="classifier")(maps[-1], train=train)
 
 
+@checked()
 class LRASPP(Segmenter):
     """Lite reduced ASPP: the last map is gated by its mean over space, and its logits are added to those of the second map.
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
 from dilax.models.backbone import check_image
@@ -17,6 +18,7 @@ from dilax.resizing import resize
 HEADS = ("pixels", "global")
 
 
+@checked(head=HEADS, norm=NORMS, activation=ACTIVATIONS)
 class DilatedFCN(nn.Module):
     """Conv-norm-act layers, each with a stride and a dilation, and 1x1 convolutions to logits, upsampled to the size of the input.
 
@@ -93,5 +95,3 @@ def _check(model: DilatedFCN, x: jax.Array) -> None:
         raise UserError(
             f"DilatedFCN: features={model.features}, strides={model.strides} and dilations={model.dilations} must have equal lengths."
         )
-    if model.head not in HEADS:
-        raise UserError(f"DilatedFCN: head={model.head!r} is unknown; use one of {HEADS}.")

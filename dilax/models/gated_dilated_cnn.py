@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.blocks import Dropout, Norm, embed_sequence, masked
-from dilax.errors import UserError, did_you_mean
+from dilax.annotated import checked
+from dilax.blocks import NORMS, Dropout, Norm, embed_sequence, masked
+from dilax.errors import UserError
 from dilax.modules import DilatedConv
 from dilax.pooling import pool_sequence
 
@@ -45,6 +46,7 @@ class GatedBlock(nn.Module):
         return x + Dropout(self.dropout, spatial=True)(nn.glu(conv(y)), train=train)
 
 
+@checked(pooling=POOLINGS, norm=NORMS, vocabulary=0)
 class GatedDilatedCNN(nn.Module):
     """A `GatedBlock` for each dilation, with "SAME" padding, followed by pooling over time and a linear layer to the logits of a sequence.
 
@@ -92,9 +94,6 @@ class GatedDilatedCNN(nn.Module):
         Raises:
             UserError: if x has the wrong shape or dtype, or a field is invalid.
         """
-        if self.pooling not in POOLINGS:
-            hint = did_you_mean(str(self.pooling), POOLINGS)
-            raise UserError(f"GatedDilatedCNN: pooling={self.pooling!r} is unknown; use one of {POOLINGS}.{hint}")
         if not self.dilations:
             raise UserError("GatedDilatedCNN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8).")
         x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding_features)

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, global_average, output_stride_or, stages
 
@@ -52,6 +53,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+@checked(blocks=0, norm=NORMS, activation=ACTIVATIONS)
 class MobileNetV2(nn.Module):
     """Inverted residual blocks with linear bottlenecks, in seven groups.
 

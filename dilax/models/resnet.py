@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from dilax.blocks import BasicBlock, Bottleneck, ConvNormAct
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, BasicBlock, Bottleneck, ConvNormAct
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, classify, output_stride_or, stages
 from dilax.pooling import max_pool
 from dilax.state_dicts import Rules, conv_norm
@@ -20,6 +21,7 @@ RULES: Rules = (
 )
 
 
+@checked(blocks=0, norm=NORMS, activation=ACTIVATIONS)
 class ResNet(nn.Module):
     """Residual network; the defaults are ResNet-50, with the stride of a bottleneck in its 3x3 convolution.
 

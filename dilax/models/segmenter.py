@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout
+from dilax.annotated import checked
+from dilax.blocks import NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.models.resnet import ResNet
 from dilax.modules import DilatedConv
@@ -18,6 +19,7 @@ from dilax.state_dicts import Rules, conv_norm
 Maps = tuple[jax.Array, ...]
 
 
+@checked(norm=NORMS)
 class Segmenter(nn.Module):
     """A backbone, a 1x1 convolution to logits, and bilinear upsampling to the size of the input; subclasses have larger heads.
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.blocks import Dropout, Norm, activation, embed_sequence, masked
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, Dropout, Norm, activation, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
 from dilax.geometry import time_padding
@@ -54,6 +55,7 @@ class SeparableTemporalBlock(nn.Module):
         return Delay(lookahead, name="delay")(x) + y
 
 
+@checked(norm=NORMS, activation=ACTIVATIONS)
 class SeparableTCN(Streamable):
     """A linear layer at every step, a `SeparableTemporalBlock` for each dilation, and another linear layer at every step.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dilax.annotated import checked
 from dilax.blocks import Dropout, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
@@ -60,6 +61,7 @@ class TemporalBlock(nn.Module):
         return nn.relu(Delay(lookahead, name="delay")(x) + y)
 
 
+@checked(vocabulary=0)
 class TCN(Streamable):
     """A `TemporalBlock` for each entry of `features`, with dilations 1, 2, 4, ..., and a linear layer at every step.
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, Dropout
+from dilax.annotated import checked
+from dilax.blocks import NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.geometry import is_integer
 from dilax.models.backbone import check_multi_grid, stages
@@ -18,6 +19,7 @@ from dilax.pooling import max_pool
 from dilax.resizing import resize
 
 
+@checked(norm=NORMS)
 class UNetEncoder(nn.Module):
     """Levels of two 3x3 convolutions, each at half the size of the one above; the lowest also has dilated convolutions.
 

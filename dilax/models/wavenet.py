@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.errors import UserError, did_you_mean
+from dilax.annotated import checked
+from dilax.errors import UserError
 from dilax.modules import DilatedConv
 from dilax.streaming import Streamable
 
@@ -46,6 +47,7 @@ class GatedUnit(nn.Module):
         return DilatedConv(features, (taps,), padding="CAUSAL", dilation=dilation, use_bias=use_bias, dtype=self.dtype, name=name)
 
 
+@checked(vocabulary=0, outputs=OUTPUTS, local_features=0, global_features=0)
 class WaveNet(Streamable):
     """A causal convolution, a `GatedUnit` for each dilation, and two 1x1 convolutions of the sum of their skip outputs.
 
@@ -128,9 +130,8 @@ class WaveNet(Streamable):
 
     def _conditions(self, x: jax.Array, local_condition: jax.Array | None, global_condition: jax.Array | None) -> list[jax.Array]:
         """Check the input and the conditions, and return the latter as arrays (batch, time or 1, channels)."""
-        if self.outputs not in OUTPUTS:
-            hint = did_you_mean(str(self.outputs), OUTPUTS)
-            raise UserError(f"WaveNet: outputs={self.outputs!r} is unknown; use one of {OUTPUTS}.{hint}")
+        if self.outputs == "softmax" and not self.vocabulary:
+            raise UserError("WaveNet: with outputs='softmax' vocabulary=0 leaves no code; give the number of codes, such as 256.")
         if not self.dilations:
             raise UserError("WaveNet: dilations=() must not be empty; give one per unit, such as (1, 2, 4, 8).")
         codes = x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from dilax.blocks import ConvNormAct, activation
+from dilax.annotated import checked
+from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, activation
 from dilax.errors import UserError
 from dilax.models.backbone import check_image, check_multi_grid, classify, output_stride_or, stages
 
@@ -55,6 +56,7 @@ class XceptionBlock(nn.Module):
         return x + y
 
 
+@checked(middle_blocks=0, norm=NORMS, activation=ACTIVATIONS)
 class Xception(nn.Module):
     """Separable residual network: two convolutions, three entry blocks, a number of middle blocks, two exit blocks.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dilax.annotated import checked_call
 from dilax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, INK, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#8A8A8A"
 
 
+@checked_call()
 def save(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = 100) -> None:
     """Write a figure to a file.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dilax.annotated import checked_call
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple, Pairs, effective_kernel_size, explicit_padding, per_axis
 from dilax.plots.canvas import BLUE, GREY, INK, RED, new_figure
@@ -22,6 +23,7 @@ _CELLS = {
 }
 
 
+@checked_call()
 def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] = (1, 2, 4), *, input_size: IntOrTuple = 11) -> "Figure":
     """Draw which samples of an image one output reads at each dilation, with "SAME" padding of the image.
 
@@ -63,6 +65,7 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
     return figure
 
 
+@checked_call()
 def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1, 1, 1), (1, 2, 5), (2, 2, 2))) -> "Figure":
     """Draw what one output of a stack of dilated layers sees along an axis, and which samples in between it misses (gridding).
 

@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dilax import arguments
+from dilax.annotated import checked_call
+from dilax.arguments import check_function
 from dilax.errors import UserError
 from dilax.geometry import is_integer
 from dilax.plots.canvas import BLUE, INK, ORANGE, RED, as_float, format_size, new_figure, to_display, truncate
@@ -38,7 +41,8 @@ def receptive_field_overlay(
     Raises:
         UserError: if the image is not (height, width, channels), the output does not exist, or the analysis fails.
     """
-    picture = to_display(np.asarray(image)[None], "receptive_field_overlay")[0]
+    check_function("receptive_field_overlay", fn)
+    picture = to_display(np.asarray(arguments.shaped("receptive_field_overlay", "image", image))[None], "receptive_field_overlay")[0]
     rows, columns = picture.shape[:2]
     x = jax.ShapeDtypeStruct((1, *np.shape(image)), jax.dtypes.canonicalize_dtype(np.asarray(image).dtype))
     position, size = _select_output(output, jax.eval_shape(fn, x).shape)
@@ -66,6 +70,7 @@ def receptive_field_overlay(
     return figure
 
 
+@checked_call()
 def effective_receptive_fields(maps: Mapping[str, ArrayLike]) -> "Figure":
     """Draw maps of `dilax.effective_receptive_field` side by side, such as those of a network before and after training.
 

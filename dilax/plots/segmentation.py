@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dilax.annotated import checked_call
 from dilax.errors import UserError
 from dilax.plots.canvas import BLUE, GREY, INK, image_grid, new_figure, show_image, to_display, truncate
 
@@ -25,6 +26,7 @@ _BARS = 60  # most classes that have a bar
 _TRACED = 600  # samples along the longer side of a mask that outlines follow: no picture shows more
 
 
+@checked_call(num_classes=0)
 def mask_colours(num_classes: int) -> np.ndarray:
     """Return one RGB colour per class, (num_classes, 3) uint8. The colour of a class does not depend on the number of classes.
 
@@ -66,6 +68,7 @@ def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 
     return picture * (1 - alpha) + colours[np.where(known, mask, num_classes)] * alpha
 
 
+@checked_call(background=0)
 def segmentation_overlay(
     image: Array, mask: Array, class_names: Sequence[str], *, opacity: float = 0.6, background: int | None = 0
 ) -> "Figure":
@@ -109,6 +112,7 @@ def segmentation_overlay(
     return figure
 
 
+@checked_call(background=0)
 def segmentation_grid(
     images: Array, truths: Array, predictions: Array, class_names: Sequence[str], titles: Sequence[str], *, background: int | None = 0
 ) -> "Figure":
@@ -129,7 +133,7 @@ def segmentation_grid(
         UserError: if there is no image, or the lengths differ.
     """
     images, truths, predictions = np.asarray(images), np.asarray(truths), np.asarray(predictions)
-    count, classes = len(images), len(class_names)
+    count, classes = len(np.atleast_1d(images)), len(class_names)
     if not count or not truths.shape == predictions.shape == images.shape[:3] or len(titles) != count:
         raise UserError(
             f"segmentation_grid: images {images.shape}, truths {truths.shape}, predictions {predictions.shape} and {len(titles)} titles do "
@@ -151,6 +155,7 @@ def segmentation_grid(
     return figure
 
 
+@checked_call(background=0)
 def segmentation_comparison(
     image: Array | None, masks: Mapping[str, Array], class_names: Sequence[str], *, background: int | None = 0
 ) -> "Figure":
@@ -188,6 +193,7 @@ def segmentation_comparison(
     return figure
 
 
+@checked_call()
 def class_bars(values: ArrayLike, class_names: Sequence[str], *, label: str = "intersection over union") -> "Figure":
     """Draw one bar per class, sorted from the highest value to the lowest, and the mean as a line.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dilax import arguments
+from dilax.annotated import checked_call
 from dilax.errors import UserError
 from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, new_figure, truncate
 
@@ -17,6 +19,7 @@ _LINES = (BLUE, ORANGE, GREEN, RED, GREY)
 _MAX_LINES = len(_LINES)  # up to as many channels are drawn as lines, more as an image
 
 
+@checked_call()
 def series_grid(
     series: Sequence[ArrayLike], labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str], *, columns: int = 4
 ) -> "Figure":
@@ -42,6 +45,7 @@ def series_grid(
             f"series_grid: {count} series, labels {labels.shape}, probabilities {probabilities.shape} and {len(class_names)} class names "
             "do not match; give n > 0 series, (n,) labels and (n, classes) probabilities."
         )
+    arguments.labels("series_grid", labels, len(class_names))
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = new_figure(2.6 * columns + 0.2, 1.7 * rows + 0.2, layout="constrained")
@@ -60,6 +64,7 @@ def series_grid(
     return figure
 
 
+@checked_call()
 def step_outputs(
     truth: ArrayLike,
     predicted: ArrayLike,
@@ -149,6 +154,7 @@ def _output_panels(lines: Mapping[str, np.ndarray], names: Sequence[str], places
     return figure
 
 
+@checked_call()
 def waveforms(samples: ArrayLike, rate: float, names: Sequence[str]) -> "Figure":
     """Draw waveforms one below the other, with a common time axis in seconds.
 

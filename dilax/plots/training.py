@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dilax import arguments
+from dilax.annotated import checked_call
 from dilax.errors import UserError
 from dilax.plots.canvas import (
     BLUE,
@@ -36,6 +38,7 @@ _JOINED, _MARKED = 5, 40  # fewest points that a line joins, and most that are m
 _LINES = (BLUE, ORANGE, GREEN)
 
 
+@checked_call()
 def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[str] = ("loss", "accuracy")) -> "Figure":
     """Draw metrics of a training run against the step, with one curve each for training, validation and test.
 
@@ -47,6 +50,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
     Returns:
         One panel per metric. Fewer than 5 values of a curve are drawn as points. The legend shows the last value of each curve.
     """
+    if not metrics:
+        raise UserError("learning_curves: metrics is empty; give one or more, such as ('loss',).")
     figure = new_figure(4.5 * len(metrics), 3.6, layout="constrained")
     panels: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics):
@@ -81,6 +86,7 @@ def _draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], label: str,
     axes.plot(*zip(*points), color=color, linestyle="" if few else "-", linewidth=1.6, label=label, **style)
 
 
+@checked_call()
 def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
     """Draw a confusion matrix. Colours show shares of the true class.
 
@@ -132,6 +138,7 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
     return figure
 
 
+@checked_call()
 def prediction_grid(
     images: np.ndarray | jax.Array, labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str], *, columns: int = 8
 ) -> "Figure":
@@ -151,23 +158,26 @@ def prediction_grid(
         UserError: if there is no image, or the lengths differ.
     """
     images, labels, probabilities = np.asarray(images), np.asarray(labels), as_float(probabilities)
+    pictures = to_display(images, "prediction_grid")
     count, classes = len(images), len(class_names)
     if not count or labels.shape != (count,) or probabilities.shape != (count, classes):
         raise UserError(
             f"prediction_grid: images {images.shape}, labels {labels.shape}, probabilities {probabilities.shape} and {classes} class names "
             "do not match; give n > 0 images, (n,) labels and (n, classes) probabilities."
         )
+    arguments.labels("prediction_grid", labels, classes)
     columns, predictions = min(columns, count), probabilities.argmax(1)
     titles = [_prediction_title(class_names[int(t)], class_names[int(p)], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
     room = 0.36 if "\n" in "".join(titles) else 0.2
     figure, cells = image_grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
-    for axes, image, title, wrong in zip(cells.flat, to_display(images, "prediction_grid"), titles, predictions != labels):
+    for axes, image, title, wrong in zip(cells.flat, pictures, titles, predictions != labels):
         show_image(axes, image, cmap="gray", vmin=0, vmax=1)
         draw_frame(axes, RED if wrong else "#CCCCCC", 2 if wrong else 0.6)
         axes.set_title(title, size=8, pad=3, color=RED if wrong else INK, parse_math=False, linespacing=1.05)
     return figure
 
 
+@checked_call()
 def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
     """Draw the kernels of a layer, one per output channel, all on one scale that is symmetric about 0.
 
@@ -211,6 +221,7 @@ def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
     return figure
 
 
+@checked_call()
 def feature_maps(maps: Mapping[str, ArrayLike], image: np.ndarray | jax.Array, *, channels: int = 6) -> "Figure":
     """Show the outputs of layers: one row per layer, with the image and the channels of the highest variance.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from dilax import arguments
 from dilax.arguments import check_function
 from dilax.receptive_fields import jaxprs, rules
 from dilax.receptive_fields.constants import from_equation, from_value
@@ -90,6 +91,7 @@ def reaches(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.ShapeDtypeS
 
 def _analyse(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[tuple[ReceptiveField, ...]], list[str]]:
     """Return the receptive fields of each leaf that the function returns, and the warnings."""
+    x = arguments.image("receptive_field", "x", x)
     views, messages = _trace(fn, x)
     space = range(len(x.shape) - 2)
     return [tuple(view.field(axis) for axis in space) if isinstance(view, View) else () for view in views], messages

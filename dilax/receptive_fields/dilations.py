@@ -1,6 +1,6 @@
 """Stacks of dilated layers whose receptive field has no holes."""
 
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.geometry import is_integer
 
 
@@ -34,7 +34,9 @@ def suggest_dilations(kernel_size: int, target_size: int, *, layers: int | None 
     caller = "suggest_dilations"
     for name, value in (("kernel_size", kernel_size), ("target_size", target_size), ("layers", 1 if layers is None else layers)):
         if not is_integer(value) or value < 1:
-            raise UserError(f"{caller}: {name}={value!r} is not a positive integer; use 1 or more.")
+            raise UserError(f"{caller}: {name}={shown(value)} is not a positive integer; use 1 or more.")
+    kernel_size, target_size = int(kernel_size), int(target_size)
+    layers = None if layers is None else int(layers)
     if kernel_size == 1 and target_size > 1:
         raise UserError(f"{caller}: kernels of one tap see one sample at any dilation, not {target_size}; use kernel_size=2 or more.")
     fewest = 0

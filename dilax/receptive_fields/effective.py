@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dilax import arguments
 from dilax.arguments import check_function
 from dilax.errors import UserError
 
@@ -43,12 +44,12 @@ def effective_receptive_field(
     """
     caller = "effective_receptive_field"
     check_function(caller, fn)
+    x = arguments.image(caller, "x", x)
     if len(x.shape) < 3 or 0 in x.shape:
         raise UserError(f"{caller}: x of shape {tuple(x.shape)} must be (batch, *space, channels) with at least one sample.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"{caller}: x has dtype {x.dtype}, which has no gradient; use a floating-point dtype such as float32.")
-    if samples < 1:
-        raise UserError(f"{caller}: samples={samples} is below 1; use 1 or more.")
+    samples = arguments.integer(caller, "samples", samples, minimum=1)
 
     def magnitude(key: jax.Array) -> jax.Array:
         input_key, sign_key = jax.random.split(key)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
+from dilax.annotated import checked_call
 from dilax.arguments import check_function, takes_train
 from dilax.errors import UserError
 from dilax.streaming.flow import end_stream
 
 
+@checked_call(cuts=0)
 def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Sequence[int] | None = None) -> None:
     """Check that no output of a function changes, bit for bit, when later inputs change.
 
@@ -62,6 +64,7 @@ def check_causal(fn: Callable[[jax.Array], jax.Array], x: jax.Array, *, cuts: Se
             )
 
 
+@checked_call()
 def check_streamable(
     model: nn.Module, variables: VariableDict, x: jax.Array, *, chunks: Sequence[int] = (1, 3, 2), tolerance: float = 1e-4
 ) -> None:

@@ -15,10 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.typing import DTypeLike
 
+from dilax import arguments
 from dilax.arguments import is_integer, takes_train
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 
 State = dict[str, Any]
 _NEVER = 2**31 - 1
@@ -133,6 +135,8 @@ def end_stream(state: State) -> State:
     Example:
         >>> rest, _ = model.apply(variables, zeros, dilax.end_stream(state), method="stream")  # doctest: +SKIP
     """
+    if not isinstance(state, dict):
+        raise UserError(f"end_stream: state={shown(state)} is not a state; give the one that stream returned.")
     if _CLOCK not in state:
         return state
     return {**state, _CLOCK: {**state[_CLOCK], "end": state[_CLOCK]["time"]}}
@@ -182,6 +186,13 @@ class Streamable(nn.Module):
         Raises:
             UserError: if a layer cannot be fed in chunks.
         """
+        caller = f"{type(self).__name__}.init_stream"
+        if not export.is_symbolic_dim(batch_size):
+            batch_size = arguments.integer(caller, "batch_size", batch_size, minimum=1)
+        try:
+            dtype = jnp.zeros((), dtype).dtype
+        except (TypeError, ValueError):
+            raise UserError(f"{caller}: dtype={shown(dtype)} is not a dtype; give that of the chunks, such as jnp.float32.") from None
         return self._initial(batch_size, dtype).new
 
     def latency(self) -> int:
@@ -203,6 +214,7 @@ class Streamable(nn.Module):
             UserError: if the chunk does not fit the state, or the state does not fit the model.
         """
         caller = f"{type(self).__name__}.stream"
+        chunk = arguments.array(caller, "chunk", chunk)
         if chunk.ndim < 2 or chunk.shape[1] < 1:
             raise UserError(f"{caller}: a chunk of shape {chunk.shape} must be (batch, n, ...) with n of at least 1.")
         if not isinstance(state, dict):
@@ -215,7 +227,7 @@ class Streamable(nn.Module):
             raise UserError(f"{caller}: the state has a buffer for {extra[0]}: it belongs to another model; make one with init_stream.")
         return y, flow.new
 
-    def _initial(self, batch_size: int, dtype: DTypeLike) -> Flow:
+    def _initial(self, batch_size: Any, dtype: DTypeLike) -> Flow:
         flow = Flow(f"{type(self).__name__}.init_stream", None)
         if not is_integer(batch_size):  # a symbolic size of `jax.export` is known in this trace alone
             self._run(self.stream_input(batch_size, dtype), flow, self.stream_conditions(batch_size))
