@@ -211,6 +211,8 @@ def load_config(file: str | None, overrides: Sequence[str] = (), *, data: str | 
     if file is None:
         raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
     given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
+    if data is not None and given.get("data.dir", data) != data:
+        raise UserError(f"--data={data} and --config.data.dir={given['data.dir']} both say where the data is; give one of them.")
     data = data if data is not None else given.get("data.dir")
     path = file.partition(":")[0]
     fitted = bool(data) and file == path and takes_data(path)  # the config then says which file of a folder it reads
@@ -311,7 +313,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
     _check_keys(overrides, config)
     values = flags.FlagValues()
-    argv = ["train", *overrides]
+    last = {re.split(r"=", re.sub(r"^--(no)?", "", word))[0]: word for word in overrides}  # else tuples would be joined
+    argv = ["train", *last.values()]
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)

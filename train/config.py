@@ -33,8 +33,12 @@ KEYS: Keys = {
     "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),
     "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model', needs=_INIT),
     "head_reset": Key(False, "initialise the last layer instead of loading it", needs=_INIT),
-    "init_except": Key((), "regular expressions of parameters that are initialised instead of loaded, and need not fit", needs=_INIT),
-    "frozen": Key((), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics"),
+    "init_except": Key(
+        (), "regular expressions of parameters that are initialised instead of loaded, and need not fit", items=str, needs=_INIT
+    ),
+    "frozen": Key(
+        (), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics", items=str
+    ),
     "data.name": Key("digits", "name of the dataset, see the page of the task"),
     "data.dir": Key("", "file or folder of the data; for TFDS, its data_dir (default: TFDS_DATA_DIR)", may_change=True),
     "data.validation": Key(0.1, "share of the training split that decides between checkpoints; 0 keeps the last checkpoint", (0, 0.999)),
