@@ -106,6 +106,43 @@ def test_the_last_of_two_values_of_a_tuple_counts():
     assert config.frozen == ("c",)
 
 
+FILES = {
+    "nothing": (
+        "def get_config():\n    pass",
+        "get_config of {0} returns None, not a ConfigDict; begin it with train.config.default_config(...).",
+    ),
+    "a dict": (
+        "def get_config():\n    return {}",
+        "get_config of {0} returns {{}}, not a ConfigDict; begin it with train.config.default_config(...).",
+    ),
+    "a division": ("def get_config():\n    return 1 / 0", "the config file {0} fails at line 2: ZeroDivisionError: division by zero."),
+    "a misspelt part": (
+        "from train.config import default_config\ndef get_config():\n    default_config('x').optm.lr = 1",
+        """the config file {0} fails at line 3: AttributeError: 'optm' Did you mean "optim" instead of "optm".""",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FILES)
+def test_config_files_that_fail(name, tmp_path):
+    content, message = FILES[name]
+    path = written(tmp_path / "c.py", content)
+    check_call(lambda: cli.load_config(str(path)), message.format(path))
+
+
+def test_a_config_file_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path / "c.py", "from train.config import default_config\ndef get_config(v=''):\n    return default_config('x' + v)")
+    assert [cli.load_config(f"~/c.py{more}").name for more in ("", ":y")] == ["x", "xy"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../x"])
+def test_the_name_of_a_run_is_that_of_a_folder(name):
+    text = f"config.name={name!r} must be the name of a folder, such as 'digits'; its place is given by --workdir."
+    check_call(lambda: check(tiny(name=name)), text)
+
+
 SEGMENTED = {
     "a name twice": (
         {"data.class_names": ("ground", "cell", "ground")},
