@@ -168,15 +168,15 @@ class Inference:
     def _predict_sources(self, one: Any, *, rate: int | None = None) -> np.ndarray:
         return self.separate(inputs.to_samples(one, rate, self.spec.sample_rate))
 
-    def codes(self, text: str) -> np.ndarray:
-        """Return the codes of a text, int32 (symbols,).
+    def codes(self, text: str, *, name: str = "") -> np.ndarray:
+        """Return the codes of a text, int32 (symbols,); `name` is what messages call it.
 
         Raises:
             UserError: if it is empty, or has a character that the run does not know.
         """
         if not text:
             raise UserError("the text is empty; give at least one character.")
-        return inputs.encode(text, self.spec.symbols, self.spec.units)
+        return inputs.encode(text, self.spec.symbols, self.spec.units, name=name)
 
     def padded(self, values: np.ndarray, *, name: str = "the input") -> tuple[np.ndarray, np.ndarray]:
         """Standardise a sequence, codes (time,) or floats (time, channels), as in training and pad it to the length of the run.

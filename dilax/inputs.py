@@ -234,13 +234,14 @@ def square_side(pixels: int) -> int:
     return side
 
 
-def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
+def encode(text: str, symbols: tuple[str, ...], units: str, *, name: str = "") -> np.ndarray:
     """Return the code of each character, or of each byte of the UTF-8 text, int32 (n,).
 
     Args:
         text: Any text.
         symbols: What each code stands for.
         units: "characters" or "bytes".
+        name: What messages call the text; "" gives it no name.
 
     Raises:
         UserError: if a character is not in `symbols` or cannot be encoded as UTF-8.
@@ -260,7 +261,8 @@ def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
         at = int(missing[0])
         some = "".join(symbols[:40]) + ("..." if len(symbols) > 40 else "")
         raise UserError(
-            f"character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, {some!a}; "
+            f"{name}{': ' * bool(name)}character {text[at]!a} at position {at} is not in the vocabulary of {len(symbols)} characters, "
+            f"{some!a}; "
             'remove it, or train with units "bytes", which cover every character.'
         )
     return indices.astype(np.int32)

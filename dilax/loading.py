@@ -21,6 +21,8 @@ from dilax.inference import Inference
 from dilax.spec import DataSpec
 
 STATUS, BEST = "run.json", "best"
+# What values of run.json are, if they are there.
+_KINDS: dict[str, Any] = {"run": str, "step": int, "train_seconds": int | float, "finished": bool, "metrics": dict, "records": dict}
 FORMAT = 3  # of run.json; folders of another format are refused
 
 
@@ -83,6 +85,11 @@ def read_status(folder: pathlib.Path) -> dict[str, Any]:
         DataSpec.from_json(data)
     except TypeError as error:
         raise _damaged(path, f"its description of the data does not fit: {error}") from error
+    usual = DataSpec("", (), ()).to_json()
+    wrong = [name for name, value in data.items() if not isinstance(value, list if isinstance(usual[name], tuple) else type(usual[name]))]
+    wrong += [name for name, kind in _KINDS.items() if name in status and not isinstance(status[name], kind)]
+    if wrong:
+        raise _damaged(path, f"{wrong[0]} is of the wrong type")
     return status
 
 
@@ -146,7 +153,10 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
 
 def _not_yet(folder: pathlib.Path) -> str:
     """Say why a run has no best variables: it is before its first evaluation, or was stopped there."""
-    step = read_status(folder).get("step")
+    status = read_status(folder)
+    step = status.get("step")
+    if status.get("finished"):
+        return f"the run in {folder} is finished, and {BEST}/ has lost its parameters; restore that folder, or train the run again."
     if step is None:
         return f"{folder} does not hold a checkpoint yet; wait for the first evaluation of the run."
     return (

@@ -16,6 +16,7 @@ import tiny_runs
 from tiny_runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
 import dilax
+from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import read_status, read_variables
 from train import evaluate, folder, loop, predict, transfer
@@ -374,6 +375,30 @@ def test_data_that_cannot_be_read_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "fingerprint", damaged)  # which reads records of a set that is streamed
     assert refused(lambda: loop.run(tiny(), tmp_path / "run")) == "a.png cannot be read"
     assert not list((tmp_path / "run").iterdir())
+
+
+DIFFERENT = {
+    "classes": (DataSpec("x", (8, 8, 1), ("cat", "dog")), DataSpec("x", (8, 8, 1), ("dog", "cat")), "has other outputs, whose parameters"),
+    "symbols": (
+        DataSpec("x", (9,), ("a",), symbols=("a", "b")),
+        DataSpec("x", (9,), ("a",), symbols=("b", "c")),
+        "was trained on other symbols",
+    ),
+    "rate": (
+        DataSpec("x", (9, 1), ("a",), sample_rate=8000),
+        DataSpec("x", (9, 1), ("a",), sample_rate=16000),
+        "sounds of 8000 samples per",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_differs_though_it_fits_is_named(name):
+    theirs, ours, words = DIFFERENT[name]
+    (found,) = transfer._differences(theirs, ours, head=True)
+    assert words in found
+    assert transfer._differences(ours, ours, head=True) == []
+    assert transfer._differences(theirs, ours, head=False) == ([] if name == "classes" else [found])
 
 
 @pytest.mark.parametrize("restart", [False, True])

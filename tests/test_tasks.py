@@ -432,7 +432,7 @@ WRONG = {
     ),
     "integers": ("sounds", (np.ones(900, np.int16),), {}, "a sound of shape (900,) and dtype int16 must be floats"),
     "loud": ("sounds", (np.full(900, 3.0),), {}, "a sound has samples up to 3; scale them to -1..1."),
-    "not a number": ("sounds", (np.full(900, np.nan),), {}, "a sound has samples up to nan; scale them to -1..1."),
+    "not a number": ("sounds", (np.full(900, np.nan),), {}, "a sound has a sample that is not a finite number at 0.000 s; repair it."),
     "a long sound": ("sounds", (np.zeros(80000),), {}, "the input has 997 steps, and the run takes"),
     "bytes": ("texts", (b"words",), {}, "predict: a bytes is not a text; give a string"),
     "no text": ("text", ("",), {}, "the text is empty; give at least one character."),

@@ -20,6 +20,8 @@ from train.config import check, keys_of, model_config, task_class, unread
 from train.step import Steps
 from train.tasks import Task
 
+MOST_STEPS = 2**31 - 1  # which int32 counts
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -69,6 +71,11 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     task = task or task_class(config.task)(config, spec)
     steps_per_epoch = max(1, spec.examples) / config.batch_size
     total_steps = max(1, round(config.total_epochs * steps_per_epoch))
+    if total_steps > MOST_STEPS:
+        raise UserError(
+            f"config.total_epochs={config.total_epochs:g} of {spec.examples} training records are {total_steps:.3g} steps of "
+            f"config.batch_size={config.batch_size}, and a run counts up to {MOST_STEPS}; choose fewer epochs."
+        )
     model = make_model(config, spec)
     example = example_of(config, spec)
 
@@ -187,6 +194,7 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
         for key in unread(config):  # by earlier versions accepted in silence
             config.update_from_flattened_dict({key: keys_of(config.task)[key].default})
         config.data.update(changes or {})
+    check(config)
     variables = loading.read_variables(workdir)
     _fit_to_devices(config)
     setup = build(config, DataSpec.from_json(status["data"]))

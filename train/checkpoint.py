@@ -227,6 +227,8 @@ def check_folder(workdir: pathlib.Path) -> None:
         cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error
         patterns = sorted(set(str(workdir)) & set("*?[]\\"))
         hint = f", since its path holds {' '.join(patterns)}" if patterns else f" ({_cause(cause)})"
+        if any("\udc80" <= sign <= "\udcff" for sign in str(workdir)):
+            hint = ", since its path is not UTF-8"
         raise UserError(f"checkpoints cannot be written to {workdir} and read back{hint}; give another --workdir.") from error
     finally:
         if hosts.first():

@@ -229,7 +229,10 @@ def load_config(file: str | None, overrides: Sequence[str] = (), *, data: str | 
     """
     if file is None:
         raise UserError("give --config=configs/NAME.py, such as --config=configs/digits.py.")
+    file = str(user_path(file))
     given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
+    if data is not None and given.get("data.dir", data) != data:
+        raise UserError(f"--data={data} and --config.data.dir={given['data.dir']} both say where the data is; give one of them.")
     data = data if data is not None else given.get("data.dir")
     path = file.partition(":")[0]
     fitted = bool(data) and file == path and takes_data(path)  # the config then says which file of a folder it reads
@@ -262,6 +265,7 @@ def takes_data(path: str) -> bool:
 def _load_file(file: str) -> ConfigDict:
     from ml_collections import config_flags
 
+    path = file.partition(":")[0]
     values = flags.FlagValues()
     argv = ["train", f"--config={file}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -271,24 +275,42 @@ def _load_file(file: str) -> ConfigDict:
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # by which ml_collections loads the file
             values(argv)
         config: Any = holder.value
+        if config is None or isinstance(config, dict):
+            raise UserError(
+                f"get_config of {file} returns {config!r:.40}, not a ConfigDict; begin it with train.config.default_config(...)."
+            )
         config.unlock()  # a file that could not be read raises at its first use
     except flags.Error as error:
         raise UserError(_message_of(error)) from error
     except (SyntaxError, ImportError) as error:
         raise UserError(f"the config file {file} cannot be loaded: {type(error).__name__}: {error}.") from error
-    except (AttributeError, KeyError) as error:
-        if "get_config" in str(error):
-            raise UserError(f"the config file {file} has no function get_config; see those in configs/.") from error
-        raise
     except OSError as error:
         raise UserError(_unreadable(error)) from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code of a user may raise
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == os.path.abspath(path)
+        ]
+        if not lines and "get_config" in str(error):
+            raise UserError(f"the config file {file} has no function get_config; see those in configs/.") from error
+        if not lines:
+            raise
+        raise UserError(f"the config file {path} fails at line {lines[-1]}: {type(error).__name__}: {_first_line(error)}.") from error
     return config
+
+
+def _first_line(error: Exception) -> str:
+    """Return an error of a user's code in one line; a KeyError, and the errors of ml_collections, quote theirs."""
+    inner = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
+    words = inner.args[0] if isinstance(inner, KeyError) and inner.args else inner
+    return " ".join(str(words).split()).rstrip(".?")
 
 
 def _read_json(file: str) -> ConfigDict:
     """Read the config.json of a run."""
     try:
-        return from_json(user_path(file).read_text(encoding="utf-8"))
+        return from_json(pathlib.Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the config file {file} cannot be read: {error.strerror}; give the config.json of a run.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -330,7 +352,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
     _check_keys(overrides, config)
     values = flags.FlagValues()
-    argv = ["train", *overrides]
+    last = {re.split(r"=", re.sub(r"^--(no)?", "", word))[0]: word for word in overrides}  # else tuples would be joined
+    argv = ["train", *last.values()]
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)

@@ -51,8 +51,12 @@ KEYS: Keys = {
     "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),
     "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model', needs=_INIT),
     "head_reset": Key(False, "initialise the last layer instead of loading it", needs=_INIT),
-    "init_except": Key((), "regular expressions of parameters that are initialised instead of loaded, and need not fit", needs=_INIT),
-    "frozen": Key((), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics"),
+    "init_except": Key(
+        (), "regular expressions of parameters that are initialised instead of loaded, and need not fit", items=str, needs=_INIT
+    ),
+    "frozen": Key(
+        (), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics", items=str
+    ),
     "data.name": Key("digits", "name of the dataset, see the page of the task"),
     "data.dir": Key("", "file or folder of the data; for TFDS, its data_dir (default: TFDS_DATA_DIR)", may_change=True),
     "data.validation": Key(0.1, "share of the training split that decides between checkpoints; 0 keeps the last checkpoint", (0, 0.999)),
@@ -115,6 +119,8 @@ def task_class(task: str) -> type[Task]:
 
 def model_config(name: str, **fields: Any) -> dict[str, Any]:
     """Return a model's name and all of its fields that a config may set, with `fields` in place of their defaults."""
+    if not isinstance(name, str):
+        raise UserError(f"config.model.name={name!r} must be a text; dilax.models.names() and docs/models.md list all models.")
     if name not in dilax.models.MODELS:
         near = difflib.get_close_matches(name, dilax.models.MODELS, n=3)
         hint = f" Did you mean {' or '.join(f'{chr(34)}{one}{chr(34)}' for one in near)}?" if near else ""
@@ -135,6 +141,8 @@ def check(config: ConfigDict) -> None:
     """Refuse values that no run can use, before anything is made."""
     given: Any = config  # the values of a ConfigDict have no static types
     task = task_class(given.task)
+    if not isinstance(given.name, str) or given.name != os.path.basename(given.name) or given.name in ("", ".", ".."):
+        raise UserError(f"config.name={given.name!r} must be the name of a folder, such as 'digits'; its place is given by --workdir.")
     keys, values = keys_of(given.task), flatten({key: value for key, value in given.to_dict().items() if key != "model"})
     for key in values:
         if key not in (*keys, "name", "task"):

@@ -41,7 +41,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     scratch = path.with_name(path.name + PART)
     with writing(path):
-        with scratch.open("w", encoding="utf-8") as file:
+        with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:  # for names of files that are not UTF-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -146,6 +146,8 @@ def read_run(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
             f"{workdir} holds a {CONFIG} without {STATUS}; restore that, pass --restart to begin anew (the old files are moved aside), "
             "or give another folder."
         )
+    if "run" not in status:
+        raise UserError(f"{workdir / STATUS} is damaged (it lacks run); restore it, or train the run again with --restart.")
     return read_config(workdir / CONFIG), status
 
 

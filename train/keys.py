@@ -18,6 +18,7 @@ class Key:
         limits: The smallest and the largest number it takes.
         choices: The values it takes, if they are few.
         may_change: Whether a run may be resumed with another value.
+        items: Type of the items of a tuple; None leaves them unchecked.
         needs: Another key, and the values of it without which nothing reads this one; () for the values is any but an empty one.
     """
 
@@ -26,17 +27,34 @@ class Key:
     limits: tuple[float, float] = (-math.inf, math.inf)
     choices: tuple[str, ...] = ()
     may_change: bool = False
+    items: type | None = None
     needs: tuple[str, tuple[Any, ...]] | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise UserError unless `value` is one that the key called `name` takes."""
+        kinds, what = _KINDS[type(self.default)]
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(self.default, bool):
+            raise UserError(f"config.{name}={value!r} must be {what}; its default is {self.default!r}.")
         if self.choices and value not in self.choices:
             raise UserError(f"config.{name}={value!r} is unknown; use one of {self.choices}.{did_you_mean(str(value), self.choices)}")
+        if self.items and not all(isinstance(item, self.items) and not isinstance(item, bool) for item in value):
+            what, such = ("whole numbers", "(0, 2)") if self.items is int else ("texts", "('a', 'b')")
+            raise UserError(f"config.{name}={tuple(value)} must hold {what}, such as {such}, or be ().")
         lowest, highest = self.limits
-        if isinstance(value, int | float) and not lowest <= value <= highest:  # false for NaN, too
-            raise UserError(f"config.{name}={value} is out of range; give a number {_range(lowest, highest)}.")
+        if isinstance(value, int | float) and not (lowest <= value <= highest and math.isfinite(value)):
+            raise UserError(
+                f"config.{name}={value} is out of range; give a{' finite' * math.isinf(value)} number {_range(lowest, highest)}."
+            )
 
 
+# The type of a default -> the types of the values, in words.
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    tuple: ((tuple, list), "a tuple"),
+}
 Keys = dict[str, Key]
 Reads = Mapping[str, Collection[str]]  # kind of data -> keys
 OTHER = "a set of TFDS"  # as a kind of data: what config.data.name names if it names no other kind

@@ -47,7 +47,7 @@ def scale_to(
 
 def scale_to_labelled(config: ConfigDict, folder: pathlib.Path, suffixes: Sequence[str], **options: int) -> None:
     """Apply `scale_to` to a folder with a sub-folder for each class, or with such folders for each split."""
-    parts, _ = labelled_splits(folder, suffixes)
+    parts, _ = labelled_splits(folder, suffixes, quiet=True)  # which is said when the data is opened
     scale_to(config, len(parts["train"]), own_validation="validation" in parts, **options)
 
 

@@ -26,7 +26,8 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
     """
     folder = user_path(config.init_from).absolute()
     source = read_variables(folder)
-    _warn_of_colours(config, spec, read_status(folder))
+    status = read_status(folder)
+    _warn_of_colours(config, spec, status)
     into = config.init_into
     allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))
     if into:
@@ -37,7 +38,30 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
             )
         source = {part: {into: tree} for part, tree in source.items()}
         allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
-    return merge(variables, source, allowed, config.init_from)
+    merged, report = merge(variables, source, allowed, config.init_from)
+    if status:
+        head = re.search(rf"^  loaded \S*{HEAD}/", report, re.MULTILINE) is not None
+        for difference in _differences(DataSpec.from_json(status["data"]), spec, head=head):
+            print(f"warning: {config.init_from} {difference}", file=sys.stderr)
+    return merged, report
+
+
+def _differences(theirs: DataSpec, ours: DataSpec, *, head: bool) -> list[str]:
+    """Return in what the data of another run differs although its parameters fit; `head` says whether the last layer is among them."""
+    found = []
+    if theirs.sample_rate != ours.sample_rate:
+        found.append(f"was trained on sounds of {theirs.sample_rate} samples per second, and those here have {ours.sample_rate}.")
+    if len(theirs.symbols) == len(ours.symbols) and theirs.symbols != ours.symbols:
+        found.append("was trained on other symbols, whose parameters stand for those here; name the embedding in config.init_except.")
+    elif (
+        head
+        and len(theirs.outputs) == len(ours.outputs)
+        and theirs.outputs != ours.outputs
+        and theirs.outputs != tuple(map(str, range(len(ours.outputs))))
+    ):
+        pairs = ", ".join(f"that of {old} is for {new}" for old, new in list(zip(theirs.outputs, ours.outputs))[:3])
+        found.append(f"has other outputs, whose parameters stand for those here ({pairs}); set config.head_reset=True to begin them anew.")
+    return found
 
 
 def _warn_of_colours(config: ConfigDict, ours: DataSpec, status: dict[str, Any]) -> None:

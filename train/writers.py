@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dilax.errors import UserError
 from train.files import write_text, writing
 
 METRICS, BOARD = "metrics.jsonl", "tensorboard"
@@ -123,7 +124,10 @@ def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 def _parse(path: pathlib.Path) -> tuple[list[dict[str, float]], int]:
     """Return the lines of a file of metrics, and the number of those that cannot be read."""
-    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; fix that, or move it away.") from error
     lines = [_line(text) for text in texts if text.strip()]
     good = [line for line in lines if line is not None]
     return good, len(lines) - len(good)

@@ -115,7 +115,8 @@ def _run(batch_at: Callable[[int], Batch], start: int, stop: int, workers: int) 
         return
     steps = iter(range(start, stop))
     # Results come through pipes. Shared memory would be faster, but containers have little of it (Docker: 64 MB).
-    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (batch_at,))
+    with _without_signals():  # the process that cleans up after the others starts here
+        pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (batch_at,))
     ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
 
     def read_ahead() -> None:

@@ -45,6 +45,8 @@ def _of_values(values: np.ndarray) -> str | list[float]:
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List what differs between two fingerprints, such as "training records: 120 -> 60"."""
+    if not all(isinstance(one, dict) and {"records", "fields"} <= one.keys() for one in old.values()):
+        return ["what is known of the earlier records is damaged"]
     found = []
     for split in ("training", "validation", "test"):
         before, after = (one.get(split, {"records": 0, "fields": {}}) for one in (old, new))

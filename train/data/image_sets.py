@@ -15,6 +15,7 @@ from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, h
 from train.keys import OTHER, UNLIMITED, Key, Keys, Reads
 
 # The config keys that `open_labelled` reads, in addition to data.name, dir, validation, memory_mb and workers.
+LARGEST = 2**14  # side of images that are scaled, in pixels
 _SHARED_KEYS: Keys = {
     "data.download": Key(True, "download and prepare a set of TFDS that is missing", may_change=True),
     "data.mean": Key((), "mean of the colours, from 0 to 1, that is subtracted: one number, or one per channel; () is 0.5"),
@@ -24,18 +25,18 @@ _SHARED_KEYS: Keys = {
 }
 IMAGE_KEYS: Keys = {
     **_SHARED_KEYS,
-    "data.classes": Key((), "labels of the classes to keep, which are renumbered in this order; () keeps all"),
+    "data.classes": Key((), "labels of the classes to keep, which are renumbered in this order; () keeps all", items=int),
     "data.per_class": Key(0, "training examples of each class to keep; 0 keeps all", (0, UNLIMITED)),
-    "data.image_size": Key(0, "side that images are scaled and cropped to; 0 leaves them as they are", (0, UNLIMITED)),
+    "data.image_size": Key(0, "side that images are scaled and cropped to; 0 leaves them as they are", (0, LARGEST)),
 }
 # The same for `open_masked`.
 MASK_KEYS: Keys = {
     **_SHARED_KEYS,
-    "data.image_size": Key(0, "longer side that images and masks are scaled to, then padded to a square; 0 leaves them", (0, UNLIMITED)),
+    "data.image_size": Key(0, "longer side that images and masks are scaled to, then padded to a square; 0 leaves them", (0, LARGEST)),
     "data.image_field": Key("", 'image feature of a set of TFDS ("" is "image"), or folder of the images ("" is "images")'),
     "data.mask_field": Key("", 'mask feature of a set of TFDS ("" is "segmentation_mask"), or folder of the masks ("" is "masks")'),
     "data.mask_values": Key((), "value of each class in the masks, in order; all others are ignored; () is 0, 1, 2 and so on"),
-    "data.class_names": Key((), "names of the classes; () takes those of the dataset, or numbers them as far as its masks go"),
+    "data.class_names": Key((), "names of the classes; () takes those of the dataset, or numbers them as far as its masks go", items=str),
     "data.lists": Key("", 'with data.name="folder", folder below data.dir of train.txt, validation.txt and test.txt: a file stem per line'),
 }
 # The keys that one kind of labelled images, or of images with masks, reads and another may not.
@@ -185,7 +186,9 @@ def _keep_per_class(train: Source, per_class: int, class_names: tuple[str, ...],
 
 
 def _check_mask_keys(data: Any) -> None:
-    values = tuple(data.mask_values)
+    values, names = tuple(data.mask_values), tuple(data.class_names)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"config.data.class_names names {twice[0]!r} twice; give each class a name of its own.")
     if not all(isinstance(value, int) for value in values):
         raise UserError(f"config.data.mask_values={values} must be whole numbers.")
     if len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):

@@ -273,16 +273,22 @@ def _cell(text: str) -> str:
 def csv_row(cells: Iterable[str]) -> str:
     """Return a row of CSV, without a line end."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # without which line ends in a cell are not quoted
+    return line.getvalue().removesuffix("\r\n")
+
+
+_BREAKS = {ord(sign): word for sign, word in (("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))}
 
 
 def table_lines(args: argparse.Namespace, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines: cells with tabs between them or, with --csv, as CSV below the names of the columns."""
+    r"""Yield rows as lines: cells with tabs between them or, with --csv, as CSV below the names of the columns.
+
+    Tabs and line ends within one of several cells are written as \t, \n and \r, but in CSV they are kept.
+    """
     if args.csv:
         yield csv_row(columns)
     for row in rows:
-        yield csv_row(row) if args.csv else "\t".join(row)
+        yield csv_row(row) if args.csv else "\t".join(cell.translate(_BREAKS) if len(row) > 1 else cell for cell in row)
 
 
 def add_top_flag(parser: argparse.ArgumentParser) -> None:

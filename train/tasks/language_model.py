@@ -20,6 +20,7 @@ from train.tasks.base import Bytes, Report, Scores, table_lines
 from train.tasks.steps import (
     CODE_MODELS,
     SAMPLE_KEYS,
+    SPLIT_NAMES,
     TEST_KEYS,
     WINDOW_KEYS,
     StepTask,
@@ -58,7 +59,9 @@ class LanguageModel(StepTask):
         name = check_name(config, tuple(cls.reads))
         (parts, origin), units = _parts(config, name), config.sequence.units
         symbols = like.symbols if like else text.symbols_of(parts["train"], units)
-        codes = {name: [text.encode(part, symbols, units)] for name, part in parts.items()}
+        codes = {
+            name: [text.encode(part, symbols, units, name=f"the {SPLIT_NAMES[name]} split of {origin}")] for name, part in parts.items()
+        }
         return window_splits(config, codes, symbols, origin, units, symbols=symbols, units=units)
 
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:

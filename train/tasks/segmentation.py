@@ -94,6 +94,8 @@ class Segmentation(Task):
             )
         if any(not (isinstance(weight, int | float) and 0 <= weight < math.inf) for weight in options.class_weights):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} must be numbers of 0 or more.")
+        if options.class_weights and not any(options.class_weights):
+            raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} leaves nothing to learn; give one above 0.")
         if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
             raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
 

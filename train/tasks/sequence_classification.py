@@ -183,12 +183,12 @@ class SequenceClassification(Task):
             sounds, _ = sound.read_sounds(paths, rate=self.spec.sample_rate)
             named = list(zip(args.inputs, inputs.mel_frames(sounds, self.spec.sample_rate, self.spec.input_shape[-1])))
         else:
-            named = [(str(path), self._codes(inference, text.read_text(path))) for path in paths]
+            named = [(str(path), self._codes(inference, text.read_text(path), str(path))) for path in paths]
         return class_lines(args, self._ranked(inference, named, args.top))
 
-    def _codes(self, inference: Inference, words: str) -> np.ndarray:
+    def _codes(self, inference: Inference, words: str, name: str) -> np.ndarray:
         """Return the codes of a text, cut to the length of training."""
-        return inference.codes(words)[: self.spec.input_shape[0]]
+        return inference.codes(words, name=name)[: self.spec.input_shape[0]]
 
     def _ranked(self, inference: Inference, named: list[tuple[str, np.ndarray]], top: int) -> Iterator[tuple[str, list[tuple[str, float]]]]:
         """Return the most probable classes of each sequence; all are checked before the first runs."""
@@ -208,7 +208,9 @@ class SequenceClassification(Task):
         for number, line in enumerate(streams.lines(file), 1):
             if not line.strip():
                 continue
-            ((name, ((label, probability),)),) = self._ranked(inference, [(str(number), self._codes(inference, line.rstrip("\n")))], 1)
+            ((name, ((label, probability),)),) = self._ranked(
+                inference, [(str(number), self._codes(inference, line.rstrip("\n"), f"line {number}"))], 1
+            )
             yield f"{name}\t{label}\t{probability:.4f}\n".encode()
 
     def _stream_sound(self, inference: Inference, file: Bytes) -> Iterator[bytes]:
@@ -259,9 +261,10 @@ def _texts(config: ConfigDict, like: DataSpec | None) -> Splits:
     units, most = config.sequence.units, config.sequence.length or None
     folder, wanted = data_path(config, "a folder that holds a folder of .txt files for each class"), bool(config.data.validation)
     parts, origin = labelled_splits(folder, (".txt",), validation=wanted)
-    texts = {split: ([text.read_text(path) for path, _ in part], [label for _, label in part]) for split, part in parts.items()}
-    symbols = like.symbols if like else text.symbols_of("".join(texts["train"][0]), units)
-    coded = {split: ([text.encode(one, symbols, units)[:most] for one in part], labels) for split, (part, labels) in texts.items()}
+    texts = {split: [(path, text.read_text(path)) for path, _ in part] for split, part in parts.items()}
+    symbols = like.symbols if like else text.symbols_of("".join(one for _, one in texts["train"]), units)
+    codes = {split: [text.encode(one, symbols, units, name=str(path))[:most] for path, one in part] for split, part in texts.items()}
+    coded = {split: (codes[split], [label for _, label in part]) for split, part in parts.items()}
     return _class_splits(config, coded, ("texts", origin), symbols=symbols, units=units)
 
 

@@ -63,7 +63,7 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or remove it.") from error
 
 
-def labelled_files(folder: pathlib.Path, suffixes: Collection[str]) -> Labelled:
+def labelled_files(folder: pathlib.Path, suffixes: Collection[str], *, quiet: bool = False) -> Labelled:
     """Return the files of each class, as [(file, class name), ...] in sorted order.
 
     Every sub-folder is a class, with all files at any depth below it. Sub-folders whose names begin with "." are not classes, nor are those
@@ -72,6 +72,7 @@ def labelled_files(folder: pathlib.Path, suffixes: Collection[str]) -> Labelled:
     Args:
         folder: Folder that holds the sub-folders.
         suffixes: Suffixes of the files, in lower case, such as {".wav"}.
+        quiet: Whether that line is not printed.
 
     Raises:
         UserError: if there is no such folder, it holds fewer than two classes, or a class has no files.
@@ -95,7 +96,7 @@ def labelled_files(folder: pathlib.Path, suffixes: Collection[str]) -> Labelled:
     out = [f"{path.name}/" for path in visible if path.is_dir() and path.name.startswith("_")]
     if beside := sum(path.is_file() and path.suffix.lower() in suffixes for path in visible):
         out.append(f"{beside} files that are in no folder of a class")
-    if out:
+    if out and not quiet:
         print(f"note: {folder}: left out: {', '.join(out)}.", file=sys.stderr)
     return labelled
 
@@ -108,11 +109,13 @@ def _check_encoding(path: pathlib.Path) -> None:
         raise UserError(f"the name of the folder {str(path)!a} is not UTF-8; rename it.") from error
 
 
-def labelled_splits(folder: pathlib.Path, suffixes: Collection[str], *, validation: bool = True) -> tuple[dict[str, Labelled], str]:
+def labelled_splits(
+    folder: pathlib.Path, suffixes: Collection[str], *, validation: bool = True, quiet: bool = False
+) -> tuple[dict[str, Labelled], str]:
     """Return the files of each split with their classes, as `labelled_files`, and what `Splits.origin` says of them.
 
     The folder is divided into train/, test/ and perhaps validation/, as `train.data.splits.divided` says; or else it holds the classes
-    themselves, of which a fixed fifth is the test split. `validation` is as for `divided`.
+    themselves, of which a fixed fifth is the test split. `validation` is as for `divided`, `quiet` as for `labelled_files`.
 
     Returns:
         {"train", "test" and perhaps "validation": files}, and the origin.
@@ -122,7 +125,7 @@ def labelled_splits(folder: pathlib.Path, suffixes: Collection[str], *, validati
     """
     paths = divided(folder, validation=validation)
     if not paths:
-        files = labelled_files(folder, suffixes)
+        files = labelled_files(folder, suffixes, quiet=quiet)
         _, labels = np.unique([label for _, label in files], return_inverse=True)
         test = fixed_test(labels, folder, "files")
         parts = {split: [file for file, held in zip(files, test) if held == (split == "test")] for split in ("train", "test")}
@@ -132,7 +135,7 @@ def labelled_splits(folder: pathlib.Path, suffixes: Collection[str], *, validati
                 "yourself into folders train/ and test/."
             )
         return parts, origin_of(folder, {})
-    parts = {split: labelled_files(path, suffixes) for split, path in paths.items()}
+    parts = {split: labelled_files(path, suffixes, quiet=quiet) for split, path in paths.items()}
     for split, part in parts.items():
         odd = sorted({label for _, label in parts["train"]} ^ {label for _, label in part})
         if odd:

@@ -65,8 +65,8 @@ def symbols_of(text: str, units: str) -> tuple[str, ...]:
     return tuple(map(str, range(256))) if units == "bytes" else tuple(sorted(set(text)))
 
 
-def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
-    """Return the code of each character, or of each byte of the UTF-8 text, int32 (n,).
+def encode(text: str, symbols: tuple[str, ...], units: str, *, name: str = "") -> np.ndarray:
+    """Return the code of each character, or of each byte of the UTF-8 text, int32 (n,); arguments as `dilax.inputs.encode`.
 
     Raises:
         UserError: if a character is not in `symbols` or cannot be encoded as UTF-8, or the units are unknown.
@@ -76,7 +76,7 @@ def encode(text: str, symbols: tuple[str, ...], units: str) -> np.ndarray:
         [2, 0, 1]
     """
     _check_units(units)
-    return inputs.encode(text, symbols, units)
+    return inputs.encode(text, symbols, units, name=name)
 
 
 def decode(codes: np.ndarray, symbols: tuple[str, ...], units: str) -> str:
