@@ -20,6 +20,7 @@ from jax import export
 from jax.core import Tracer
 
 from dilax.errors import UserError, did_you_mean, shown
+from dilax.files import user_path
 
 # What an array may hold: the dtypes, and what to convert it to.
 KINDS = {
@@ -239,7 +240,7 @@ def path(caller: str, argument: str, value: Any) -> pathlib.Path:
     """Return a path, in which "~" is expanded."""
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{caller}: {argument}={shown(value)} is not a path; give a str or a pathlib.Path.")
-    return pathlib.Path(value).expanduser()
+    return user_path(value)
 
 
 def labels(caller: str, value: np.ndarray, classes: int) -> None:
