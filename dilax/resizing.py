@@ -51,6 +51,7 @@ def resize(x: jax.Array, size: IntOrTuple, *, method: str = "bilinear", align_co
     """
     x = arguments.array("resize", "x", x)
     _check(x, method, align_corners)
+    align_corners = bool(align_corners)
     sizes = per_axis(size, x.ndim - 2, "size", "resize", symbolic=True)
     if 0 in x.shape[1:-1]:
         raise UserError(f"resize: x of shape {x.shape} has an empty axis; there is nothing to interpolate.")

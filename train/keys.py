@@ -59,6 +59,12 @@ Keys = dict[str, Key]
 Reads = Mapping[str, Collection[str]]  # kind of data -> keys
 OTHER = "a set of TFDS"  # as a kind of data: what config.data.name names if it names no other kind
 UNLIMITED = math.inf
+ON_BAD = Key(
+    "refuse",
+    'what happens to files that cannot be read: "refuse" ends the run, "skip" reads all files at the start, and names and leaves out those',
+    choices=("refuse", "skip"),
+    may_change=True,
+)
 POSITIVE = 1e-9  # as the smallest number of a key: any number above 0
 
 

@@ -12,12 +12,13 @@ from train.data import source as sources
 from train.data.readers import cells, images, mask_folders, masks, packaged, tfds
 from train.data.source import Source
 from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
-from train.keys import OTHER, UNLIMITED, Key, Keys, Reads
+from train.keys import ON_BAD, OTHER, UNLIMITED, Key, Keys, Reads
 
 # The config keys that `open_labelled` reads, in addition to data.name, dir, validation, memory_mb and workers.
 LARGEST = 2**14  # side of images that are scaled, in pixels
 _SHARED_KEYS: Keys = {
     "data.download": Key(True, "download and prepare a set of TFDS that is missing", may_change=True),
+    "data.on_bad": ON_BAD,
     "data.mean": Key((), "mean of the colours, from 0 to 1, that is subtracted: one number, or one per channel; () is 0.5"),
     "data.std": Key(
         (), "standard deviation of the colours, by which they are then divided; () is 0.5: colours are from -1 to 1 with both ()"
@@ -40,9 +41,9 @@ MASK_KEYS: Keys = {
     "data.lists": Key("", 'with data.name="folder", folder below data.dir of train.txt, validation.txt and test.txt: a file stem per line'),
 }
 # The keys that one kind of labelled images, or of images with masks, reads and another may not.
-IMAGE_READS: Reads = {"digits": (), "digits8x8": (), "folder": ("data.dir",), OTHER: ("data.dir", "data.download")}
+IMAGE_READS: Reads = {"digits": (), "digits8x8": (), "folder": ("data.dir", "data.on_bad"), OTHER: ("data.dir", "data.download")}
 _FOUND = ("data.dir", "data.image_field", "data.mask_field", "data.mask_values", "data.class_names")
-MASK_READS: Reads = {"cells": (), "folder": (*_FOUND, "data.lists"), OTHER: (*_FOUND, "data.download")}
+MASK_READS: Reads = {"cells": (), "folder": (*_FOUND, "data.lists", "data.on_bad"), OTHER: (*_FOUND, "data.download")}
 _STRATIFIED = 100_000  # records up to which the validation split is stratified: TFDS has to read all images to know the labels
 
 
@@ -126,7 +127,7 @@ def _labelled_sources(data: Any) -> tuple[Mapping[str, Source], tuple[str, ...],
         read = packaged.digits if data.name == "digits" else packaged.digits8x8
         return dict(zip(("train", "test"), read(data.image_size))), packaged.CLASS_NAMES, ""
     if data.name == "folder":
-        return images.open_folder(data.dir, data.image_size, validation=bool(data.validation))
+        return images.open_folder(data.dir, data.image_size, validation=bool(data.validation), on_bad=data.on_bad)
     if data.name == "cells":
         raise UserError('data.name="cells" has masks, not labels of whole images; set config.task="segmentation".')
     return tfds.open_tfds(data.name, data.dir, data.download, data.image_size, validation=bool(data.validation))

@@ -20,7 +20,7 @@ from train.data.readers.mixtures import pieces, read_mixtures
 from train.data.source import Table, gather
 from train.data.splits import TEST_SPLIT, Splits, divided, held_out, origin_of
 from train.data.windows import padded
-from train.keys import UNLIMITED, Key, Keys, Reads
+from train.keys import ON_BAD, UNLIMITED, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, table_lines
 from train.tasks.steps import TEST_KEYS, check_name
@@ -32,6 +32,7 @@ class Separation(Task):
     name = "separation"
     keys: ClassVar[Keys] = {
         **TEST_KEYS,
+        "data.on_bad": ON_BAD,
         "sequence.length": Key(0, "samples of the pieces that mixtures are cut into; 0 is the longest mixture", (0, UNLIMITED)),
     }
     reads: ClassVar[Reads] = {"mixtures": ()}
@@ -45,9 +46,10 @@ class Separation(Task):
         check_name(config, tuple(cls.reads))
         folder = data_path(config, "a folder with mix/, s1/, s2/ and so on")
         folders = divided(folder, validation=bool(config.data.validation))
-        train = read_mixtures(folders.get("train", folder), rate=like.sample_rate if like else None)
+        on_bad = config.data.on_bad
+        train = read_mixtures(folders.get("train", folder), rate=like.sample_rate if like else None, on_bad=on_bad)
         others = {name: path for name, path in folders.items() if name != "train"}
-        read = {"train": train, **{name: read_mixtures(path, rate=train.rate) for name, path in others.items()}}
+        read = {"train": train, **{name: read_mixtures(path, rate=train.rate, on_bad=on_bad) for name, path in others.items()}}
         names, rate = train.names, train.rate
         for name, part in read.items():
             if part.names != names:

@@ -14,9 +14,9 @@ from dilax import DataSpec, Inference, UserError, plots
 from dilax.audio import mu_law_encode
 from dilax.generate import continue_sequence
 from train.data.readers import sound
-from train.data.readers.files import data_path, list_files
+from train.data.readers.files import data_path, intact, list_files
 from train.data.splits import Splits, divided, origin_of
-from train.keys import Key, Keys, Reads
+from train.keys import ON_BAD, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Bytes, Report, Scores, Shape, make_folder, output_files, table_lines
 from train.tasks.steps import CODE_MODELS, SAMPLE_KEYS, TEST_KEYS, WINDOW_KEYS, StepTask, check_causal, check_name, prompts, window_splits
@@ -32,6 +32,7 @@ class Waveform(StepTask):
         **WINDOW_KEYS,
         **TEST_KEYS,
         **SAMPLE_KEYS,
+        "data.on_bad": ON_BAD,
         "sequence.levels": Key(256, "mu-law levels of a sample", (2, 65536)),
     }
     reads: ClassVar[Reads] = {"wav": ()}
@@ -61,6 +62,7 @@ class Waveform(StepTask):
             if not paths:
                 where = folders.get(split, folder)
                 raise UserError(f'"{where}" is not a folder that holds sound files ({", ".join(sound.SUFFIXES)}); give one that does.')
+        files = {split: intact(paths, sound.decode_sound, config.data.on_bad, f"sounds for {split}") for split, paths in files.items()}
         sounds, rate = sound.read_sounds([path for paths in files.values() for path in paths], rate=like.sample_rate if like else None)
         mixture, levels = _is_mixture(config), config.sequence.levels
         values = iter([one[:, None] if mixture else np.asarray(mu_law_encode(jnp.asarray(one), levels=levels)) for one in sounds])

@@ -3,7 +3,8 @@
 import os
 import pathlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from dilax.errors import UserError
 from dilax.files import user_path
 from train.data.splits import check_classes, divided, fixed_test, origin_of
 
+T = TypeVar("T")
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
 
 
@@ -61,6 +63,37 @@ def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.
 
 def _refuse_folder(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or remove it.") from error
+
+
+def intact(items: Sequence[T], read: Callable[[T], object], on_bad: str, what: str) -> list[T]:
+    """Return the items that can be read; on stderr, a line counts the others and says why the first of them cannot.
+
+    Args:
+        items: Files, or what names them.
+        read: Reads one, and raises UserError if it is damaged.
+        on_bad: config.data.on_bad: "refuse" returns all items, of which the first that is damaged will end the run when it is read; "skip"
+            reads each of them once.
+        what: What they are, such as "images".
+
+    Raises:
+        UserError: if none can be read.
+    """
+    if on_bad == "refuse":
+        return list(items)
+    good, bad = [], []
+    for item in items:
+        try:
+            read(item)
+            good.append(item)
+        except UserError as error:
+            bad.append(str(error))
+    if bad:
+        if not good:
+            raise UserError(f"none of {len(bad)} {what} can be read; the first: {bad[0]}")
+        print(f"note: {len(bad)} of {len(items)} {what} are left out, since they cannot be read: {bad[0]}", file=sys.stderr)
+        for line in bad[1:10]:
+            print(f"note: left out: {line}", file=sys.stderr)
+    return good
 
 
 def labelled_files(folder: pathlib.Path, suffixes: Collection[str], *, quiet: bool = False) -> Labelled:

@@ -12,7 +12,7 @@ from dilax import inputs
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.inputs import check_depth, open_image, orientation
-from train.data.readers.files import Labelled, labelled_splits
+from train.data.readers.files import Labelled, intact, labelled_splits
 from train.data.source import Lazy, Record, check_shapes
 from train.data.splits import class_order
 
@@ -21,7 +21,9 @@ _GREY = {"1", "L", "LA"}
 _ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # the further pictures of an MPO, as cameras write it, are previews
 
 
-def open_folder(data_dir: str, image_size: int, *, validation: bool = True) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
+def open_folder(
+    data_dir: str, image_size: int, *, validation: bool = True, on_bad: str = "refuse"
+) -> tuple[dict[str, Lazy], tuple[str, ...], str]:
     """Return {split: records}, the class names and the origin of a folder of images.
 
     `train.data.readers.files.labelled_splits` describes the folder. The name of a class is that of its sub-folder; `class_order` sorts
@@ -33,6 +35,7 @@ def open_folder(data_dir: str, image_size: int, *, validation: bool = True) -> t
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
     parts, origin = labelled_splits(directory, SUFFIXES, validation=validation)
+    parts = {split: intact(part, lambda item: decode(item[0], 3, 0), on_bad, f"images for {split}") for split, part in parts.items()}
     class_names = class_order(label for _, label in parts["train"])
     channels = image_channels([path for part in parts.values() for path, _ in part], image_size)
     return {split: _source(part, directory, class_names, channels, image_size) for split, part in parts.items()}, class_names, origin

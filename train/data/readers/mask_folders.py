@@ -8,7 +8,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from train.data.readers.files import list_files
+from train.data.readers.files import intact, list_files
 from train.data.readers.images import SUFFIXES, decode, image_channels
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.readers.text import read_text
@@ -40,11 +40,17 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images and masks; "{data.dir}" is not a folder.')
     names = (data.image_field or "images", data.mask_field or "masks")
     pairs, origin = _split_pairs(directory, names, data.lists, bool(data.validation))
+    pairs = {split: tuple(intact(part, _decode_both, data.on_bad, f"images for {split}")) for split, part in pairs.items()}
     class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
     channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
     sources: dict[str, Source] = {split: _source(files, directory, channels, reader) for split, files in pairs.items()}
     return sources, class_names, origin
+
+
+def _decode_both(pair: tuple[pathlib.Path, pathlib.Path]) -> None:
+    decode(pair[0], 3, 0)
+    decode_mask(pair[1])
 
 
 def _source(files: Pairs, directory: pathlib.Path, channels: int, reader: MaskReader) -> Lazy:

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 from dilax.errors import UserError
-from train.data.readers.files import list_files
-from train.data.readers.sound import SUFFIXES, read_sounds
+from train.data.readers.files import intact, list_files
+from train.data.readers.sound import SUFFIXES, decode_sound, read_sounds
 
 _LAYOUT = "mix/, s1/, s2/ and so on"
 
@@ -27,7 +27,7 @@ class Mixtures:
     sounds: list[np.ndarray]
 
 
-def read_mixtures(folder: pathlib.Path, *, rate: int | None = None) -> Mixtures:
+def read_mixtures(folder: pathlib.Path, *, rate: int | None = None, on_bad: str = "refuse") -> Mixtures:
     """Read a folder with the sub-folders mix/, s1/, s2/, ..., where files of the same name are a mixture and its sources.
 
     If it is the only one, another folder whose name begins with "mix" may replace mix/, such as mix_clean/ of LibriMix. All other folders
@@ -36,6 +36,7 @@ def read_mixtures(folder: pathlib.Path, *, rate: int | None = None) -> Mixtures:
     Args:
         folder: The folder.
         rate: The sample rate to return, as for `read_sounds`.
+        on_bad: As for `train.data.readers.files.intact`.
 
     Raises:
         UserError: if a folder or a file is missing or cannot be read, or files of the same name differ in length.
@@ -52,6 +53,7 @@ def read_mixtures(folder: pathlib.Path, *, rate: int | None = None) -> Mixtures:
     if not files[mixture]:
         raise UserError(f"{folder / mixture} has no sound files; add some, with names that end in {', '.join(SUFFIXES)}.")
     paths = [[files[name][file] for name in files] for file in sorted(files[mixture])]
+    paths = intact(paths, lambda row: [*map(decode_sound, row)], on_bad, f"mixtures in {folder}")
     samples, rate = read_sounds([path for row in paths for path in row], rate=rate)
     sounds = []
     for i, row in enumerate(paths):
