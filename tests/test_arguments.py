@@ -458,6 +458,7 @@ def test_masks_of_numbers_are_refused(name):
 
 # Functions that other functions call with checked arguments, and a module without options to get wrong.
 INTERNAL = {
+    "scope",
     "is_integer",
     "per_axis",
     "transposed_size",
