@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,22 +21,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dilax
+from benchmarks.communication import equations, halo, sent
 from dilax import models
 from dilax.models.resnet import ResNet
 from dilax.models.unet import UNetEncoder
 
 DEVICES = 8
-BYTES = {"f32": 4, "s32": 4, "pred": 1}
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\(")
-
-
-def sent(compiled: Any) -> dict[str, list[int]]:
-    """The bytes that each exchange between devices has as its result, by the kind of exchange."""
-    found = defaultdict(list)
-    for shape, kind in COLLECTIVE.findall(compiled.as_text()):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        found[kind].append(sum(BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays))
-    return dict(found)
 
 
 def mesh_of(**axes: int) -> jax.sharding.Mesh:
@@ -120,10 +109,18 @@ def compiled(name: str) -> tuple[Any, tuple[jax.Array, ...]]:
 @pytest.mark.parametrize("name", CASES)
 def test_only_the_halo_is_sent(name):
     case = CASES[name]
-    found = sent(compiled(name)[0])
+    found = sent(compiled(name)[0].as_text())
     # The output and both gradients send the halo once each, and the kernel gradient is summed.
     assert sum(found.pop("collective-permute", [])) == 3 * case.halo * row_bytes(case)
     assert found == {"all-reduce": [4 * math.prod(case.kernel)]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_least_that_has_to_be_sent(name):
+    """As the benchmark of communication reads it from shapes."""
+    case = CASES[name]
+    jaxpr = jax.make_jaxpr(functools.partial(with_gradients, case.op))(*draw(case.x, case.kernel))
+    assert sum(halo(eqn, DEVICES) for eqn in equations(jaxpr.jaxpr)) == 4 * case.halo * row_bytes(case)  # the output is traced twice
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,7 +158,7 @@ def test_other_ways_to_spread(way, groups):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
     if (way, groups) != ("input channels", 2):  # of which the groups cannot be spread
         # A kernel may be gathered, a map may not.
-        assert max(sent(program).get("all-gather", [0])) <= 4 * kernel.size
+        assert max(sent(program.as_text()).get("all-gather", [0])) <= 4 * kernel.size
 
 
 OPERATIONS = {
@@ -207,7 +204,7 @@ POOLED = {
 
 @pytest.mark.parametrize("name", POOLED)
 def test_pooling_and_resizing_send_the_halo(name):
-    op, halo = POOLED[name]
+    op, halo_rows = POOLED[name]
     space = NamedSharding(mesh_of(space=DEVICES), P(None, "space"))
     (x,) = draw(MAP)
 
@@ -216,8 +213,11 @@ def test_pooling_and_resizing_send_the_halo(name):
         return y, pull_back(jnp.cos(y))[0]
 
     program = jax.jit(function, in_shardings=space, out_shardings=space).lower(x).compile()
-    found = sent(program)
-    assert sum(found.pop("collective-permute", [])) == 2 * halo * 4 * math.prod((MAP[0], *MAP[2:]))
+    assert sum(halo(eqn, DEVICES) for eqn in equations(jax.make_jaxpr(function)(x).jaxpr)) == 2 * halo_rows * 4 * math.prod(
+        (MAP[0], *MAP[2:])
+    )
+    found = sent(program.as_text())
+    assert sum(found.pop("collective-permute", [])) == 2 * halo_rows * 4 * math.prod((MAP[0], *MAP[2:]))
     assert found == {}
     for actual, wanted in zip(program(jax.device_put(x, space)), jax.jit(function)(x), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
@@ -257,7 +257,7 @@ def test_a_training_step_gathers_no_map(name):
     params = variables.pop("params")
     step = jax.jit(jax.grad(loss), in_shardings=(everywhere, everywhere, NamedSharding(mesh, P(None, "space"))), out_shardings=everywhere)
     program = step.lower(params, variables, x).compile()
-    assert {"all-gather", "all-to-all"}.isdisjoint(sent(program))
+    assert {"all-gather", "all-to-all"}.isdisjoint(sent(program.as_text()))
 
 
 @pytest.mark.parametrize("op", [conv(dilation=2), dilax.depthwise_conv], ids=["dense", "depthwise"])
