@@ -9,6 +9,6 @@ import sys
 from train import cli, hosts, parallel
 
 if __name__ == "__main__":
-    hosts.HEARTBEAT, parallel.SMALL = 5, 16
+    hosts.HEARTBEAT, parallel.SMALL = 12, 16
     job = importlib.import_module(f"train.{sys.argv.pop(1)}")
     cli.run(job.main)
