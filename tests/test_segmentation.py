@@ -320,7 +320,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"model.dilations": (1, 2, 3)},
         "DilatedFCN: features=(6, 8), strides=(2, 1) and dilations=(1, 2, 3) must have equal lengths.",
     ),
-    "head": ({"model.head": "pixel"}, "DilatedFCN: head='pixel' is unknown; use one of ('pixels', 'global')."),
+    "head": ({"model.head": "pixel"}, "DilatedFCN: head='pixel' is unknown; use one of ('pixels', 'global'). Did you mean \"pixels\"?"),
 }
 
 

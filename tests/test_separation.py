@@ -278,7 +278,7 @@ ERRORS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "channels": ({}, jnp.ones((2, 48, 2)), "ConvTasNet: x must be floats (batch, time, 1), got float32 (2, 48, 2)."),
     "dtype": ({}, jnp.ones((2, 48, 1), jnp.int32), "ConvTasNet: x must be floats (batch, time, 1), got int32 (2, 48, 1)."),
     "stride": ({"stride": 5}, MIXTURE, "ConvTasNet: kernel_size=16 must be a multiple of stride=5; use 16 and 8, for instance."),
-    "blocks": ({"blocks": 0}, MIXTURE, "ConvTasNet: blocks=0 and repeats=3 must both be at least 1."),
+    "blocks": ({"blocks": 0}, MIXTURE, "ConvTasNet: blocks=0 is below 1; use 1 or more."),
     "masks": (
         {"mask_activation": "sigmod"},
         MIXTURE,
