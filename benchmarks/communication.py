@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import dilax
 from benchmarks import common
 from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.geometry import effective_kernel_size
-from dilax.resizing import interpolation_matrix
 from train import cli, parallel
 from train.build import Setup, build
 from train.config import default_config, model_config
@@ -136,7 +136,8 @@ def _outside_of_resize(old: int, new: int, align_corners: bool | None, devices: 
     if align_corners is None:
         reached = [[row, row] for row in (2 * np.arange(new) + 1) * old // (2 * new)]
     else:
-        reached = [np.flatnonzero(row)[[0, -1]] for row in interpolation_matrix(old, new, align_corners=align_corners)]
+        matrix = dilax.resize(jax.numpy.eye(old)[None], new, align_corners=align_corners)[0]
+        reached = [np.flatnonzero(row)[[0, -1]] for row in np.asarray(matrix)]
     parts = np.array_split(np.array(reached), devices)
     held = old // devices
     before = max(i * held - part.min() for i, part in enumerate(parts))

@@ -23,6 +23,8 @@ def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     Raises:
         UserError: if it is an address, missing, a folder, a pipe or a device.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r} is not a path; give {what}.")
     scheme, separator, _ = str(path).partition("://")
     if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")

@@ -16,7 +16,7 @@ from flax.typing import VariableDict
 from dilax import arguments, generate, inputs
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
-from dilax.files import check_file
+from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -337,11 +337,11 @@ def _is_row(one: Any) -> bool:
 def _text(one: Any) -> str:
     """Return a text, or that of a file given as a `pathlib.Path`."""
     if isinstance(one, os.PathLike):
-        file = check_file(one, "a text file")
+        data = read_bytes(one, "a text file")
         try:
-            return file.read_bytes().decode("utf-8").removeprefix("\ufeff")  # with its line ends as they are, as in training
+            return data.decode("utf-8").removeprefix("\ufeff")  # with its line ends as they are, as in training
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 at byte {error.start}; convert it.") from error
+            raise UserError(f"{one} is not UTF-8 at byte {error.start}; convert it.") from error
     if not isinstance(one, str):
         raise UserError(f"predict: a {type(one).__name__} is not a text; give a string, or the pathlib.Path of a text file.")
     return one

@@ -406,7 +406,7 @@ def test_what_is_computed_again_is_not_kept_and_changes_nothing(patterns):
 def test_a_step_that_computes_again_is_the_same_step():
     plain, again = (train(config_of(remat=remat), 2) for remat in ((), (".",)))
     assert_same(again, plain, 1e-6)
-    with pytest.raises(UserError, match=r"config.remat: 'stage' does not match any parameter; their paths look like "):
+    with pytest.raises(UserError, match=r"config.remat: 'stage' does not match any module; their paths look like "):
         build(config_of(remat=("stage",)), SPEC)
 
 

@@ -17,6 +17,7 @@ from dilax.errors import UserError
 from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
 from train.config import check, keys_of, model_config, task_class, unread
+from train.interception import check_recomputed, recorded
 from train.step import Steps
 from train.tasks import Task
 
@@ -87,9 +88,11 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
 
     key = jax.random.key(config.seed)
     # Shapes first: a mistake in the config is found before anything is compiled.
-    outputs, shapes = jax.eval_shape(init_with_output, key)
+    paths: list[str] = []
+    with recorded(paths):
+        outputs, shapes = jax.eval_shape(init_with_output, key)
     _check_outputs(config, outputs, task)
-    optim.matches(config.remat, shapes["params"], "remat")
+    check_recomputed(config.remat, paths)
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, task, tx, config)
     compiled = parallel.make(steps, shapes)
@@ -203,14 +206,20 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     return Trained(setup, setup.inference(variables))
 
 
+def fit_mesh(config: ConfigDict) -> dict[str, int]:
+    """Replace the mesh of a run by the default one where it does not fit the devices here; return its sizes."""
+    given: Any = config
+    try:
+        return parallel.mesh_sizes(given.mesh, jax.device_count())
+    except UserError:
+        given.mesh.update(parallel.DEFAULT_MESH)
+        return parallel.mesh_sizes(given.mesh, jax.device_count())
+
+
 def _fit_to_devices(config: ConfigDict) -> None:
     """Change what a run can do without where there are other devices than those it was trained on: its mesh, and the size of its batch."""
     given: Any = config
-    try:
-        sizes = parallel.mesh_sizes(given.mesh, jax.device_count())
-    except UserError:
-        given.mesh.update(parallel.DEFAULT_MESH)
-        sizes = parallel.mesh_sizes(given.mesh, jax.device_count())
+    sizes = fit_mesh(config)
     # Evaluation pads its batches.
     unit = sizes[parallel.DATA] * sizes[parallel.FSDP] * given.optim.accumulate
     given.batch_size = -(-given.batch_size // unit) * unit

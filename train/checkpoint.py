@@ -164,7 +164,7 @@ class Store:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self.restore_step(step, like, shardings)
-            except (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            except hosts.NOT_DAMAGE:
                 raise
             except Exception as error:  # orbax has no error class of its own for damaged files
                 if hosts.is_of_another(error):

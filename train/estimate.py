@@ -12,7 +12,7 @@ from train.config import check, task_class
 
 
 def estimate(config: ConfigDict) -> str:
-    """Return memory and work of a training step as a table. The step is compiled; nothing is trained, and of the data one record is read.
+    """Return memory and work of a training step as a table. The data is opened and the step compiled; nothing is trained.
 
     Args:
         config: The whole config.

@@ -23,6 +23,8 @@ HEARTBEAT = 20  # seconds without a sign of life after which a process counts as
 JOIN = 300  # seconds that the processes may need to start
 SHARED = 10.0  # seconds after which a file of process 0 must be seen by all, as caches of network file systems allow
 FLAGS = ("coordinator", "num_processes", "process_id")
+# Errors in reading a file that say nothing about it.
+NOT_DAMAGE = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 T = TypeVar("T")
 _CODE = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|UNAVAILABLE|UNKNOWN): ")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -129,7 +131,7 @@ def by_first(decide: Callable[[], Any]) -> Any:
     """Return what `decide` returns in process 0, which alone calls it; JSON must be able to hold it.
 
     Raises:
-        UserError: in every process, if it is raised there.
+        UserError: in the others, if any error is raised there.
     """
     if not several():
         return decide()
@@ -137,7 +139,7 @@ def by_first(decide: Callable[[], Any]) -> Any:
     if first():
         try:
             outcome = {"value": decide()}
-        except UserError as raised:
+        except Exception as raised:  # raised below, when the others know of it
             outcome, error = {"error": str(raised)}, raised
     outcome = _from_first(outcome)
     if error is not None:
@@ -180,7 +182,8 @@ def together(act: Callable[[], T]) -> T:
     """Return what `act` returns, which every process calls; if it fails in one of them, it fails in all.
 
     Raises:
-        OSError: if it has failed in another process alone.
+        UserError: if it has failed in another process by an error of `NOT_DAMAGE`.
+        OSError: if it has failed in another process alone, by any other error.
     """
     if not several():
         return act()
@@ -190,11 +193,14 @@ def together(act: Callable[[], T]) -> T:
         result = act()
     except Exception as error:  # raised below, when the others know of it
         failed = error
-    bad = _bad(failed is None)
-    if failed is not None:
+    codes = _of_all(0 if failed is None else 2 if isinstance(failed, NOT_DAMAGE) else 1)
+    lacking, damaged = (_listed([number for number, other in enumerate(codes) if other == code]) for code in (2, 1))
+    if failed is not None and (isinstance(failed, NOT_DAMAGE) or not lacking):
         raise failed
-    if bad:
-        raise OSError(f"{bad} could not read it")
+    if lacking:
+        raise (UserError if first() else SaidByFirstError)(f"{lacking} ended in an error of another kind, which it reports.") from failed
+    if damaged:
+        raise OSError(f"{damaged} could not read it")
     return result
 
 
@@ -208,8 +214,11 @@ def check_all(good: bool, wrong: Callable[[str], str]) -> None:
 
 def _bad(good: bool) -> str:
     """Return which processes do not say `good`, such as "processes 1, 3", or ""."""
-    bad = [str(number) for number, other in enumerate(_of_all(int(good))) if not other]
-    return f"process{'es' * (len(bad) > 1)} {', '.join(bad)}" if bad else ""
+    return _listed([number for number, other in enumerate(_of_all(int(good))) if not other])
+
+
+def _listed(numbers: list[int]) -> str:
+    return f"process{'es' * (len(numbers) > 1)} {', '.join(map(str, numbers))}" if numbers else ""
 
 
 def check_shared(workdir: pathlib.Path, name: str) -> None:

@@ -61,7 +61,7 @@ OTHER = "a set of TFDS"  # as a kind of data: what config.data.name names if it 
 UNLIMITED = math.inf
 ON_BAD = Key(
     "refuse",
-    'what happens to files that cannot be read: "refuse" ends the run, "skip" reads all files at the start, and names and leaves out those',
+    'what happens to files that cannot be read: "refuse" ends the run, "skip" reads all files at the start and leaves those out, by name',
     choices=("refuse", "skip"),
     may_change=True,
 )

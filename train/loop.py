@@ -201,7 +201,7 @@ def _train(
                     before = time.monotonic()
                     kept, named = evaluate(splits.validation)
                     if not all(map(math.isfinite, named.values())):
-                        return _diverged(workdir, setup, splits, step, settle)
+                        return _not_finite("the metrics on the validation split", step, settle, "")
                     writer.scalars(step, named)
                     progress.metric = f"{setup.task.best_by} {named[f'validation/{setup.task.best_by}']:.4g}"
                     progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
@@ -288,11 +288,17 @@ def _means(window: list[Any]) -> dict[str, float]:
 
 
 def _diverged(workdir: pathlib.Path, setup: Setup, splits: Splits, step: int, settle: Callable[[], str]) -> int:
-    good = settle()
+    hint = f"; `python -m train.replay --workdir {workdir}` says where it began"
+    code = _not_finite("the loss, its gradient or the parameters", step, settle, hint)
     leave_step(workdir, splits, setup.config, step)
+    return code
+
+
+def _not_finite(what: str, step: int, settle: Callable[[], str], hint: str) -> int:
+    good = settle()
     print(
-        f"error: the loss, its gradient or the parameters are not finite at step {step}; {good}. Resume with a lower --config.optim.lr or "
-        f"with --config.optim.clip_norm=1; `python -m train.replay --workdir {workdir}` says where it began.",
+        f"error: {what} are not finite at step {step}; {good}. Resume with a lower --config.optim.lr or with "
+        f"--config.optim.clip_norm=1{hint}.",
         file=sys.stderr,
     )
     return 1

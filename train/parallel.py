@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dilax.blocks import batch_axis
@@ -169,7 +170,7 @@ def _copied(structure: Any, leaves: tuple[NamedSharding, ...]) -> Callable[[Any]
 
 def _of_every_process(leaf: Any) -> Any:
     """Return an array that each process has made for itself in a form that stands for one array of all."""
-    own = jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    own = jax.process_count() > 1 and isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_fully_addressable
     return np.asarray(leaf) if own else leaf
 
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax.errors import UserError
-from dilax.loading import leaves_with_paths, read_status
-from train import checkpoint, cli
-from train.build import Setup, build
+from dilax.loading import leaves_with_paths, read_status, reason
+from train import checkpoint, cli, hosts
+from train.build import Setup, build, fit_mesh
 from train.config import task_class
 from train.data import train_batches
 from train.data.batches import indices_of
@@ -44,7 +44,10 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[str]:
     config, _ = read_run(workdir)
     with config.unlocked():
         config.remat = ()  # what is computed again is computed once here, layer by layer
-    step = _step_of(workdir) if step is None else step
+        fit_mesh(config)
+    stopped_at = _step_of(workdir) if step is None or (workdir / REPLAY / BAD_STEP).exists() else None
+    step = stopped_at if step is None else step
+    assert step is not None
     with locked(workdir):
         splits = task_class(config.task).open(config)
         setup = build(config, splits.spec)
@@ -62,10 +65,11 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[str]:
         batch = next(batches)
         found = examine(setup, jax.device_get(setup.parallel.get(state)), batch, key)
     indices = indices_of(len(splits.train), config.batch_size, config.seed, step - 1)
-    shown = ", ".join(map(str, indices[:8])) + ", ..." * (len(indices) > 8)
     lines = [f"step {step}, taken again from step {began}; the state before it is in {workdir / REPLAY / STATE}."]
-    lines.append(f"batch: the training records {shown}; all of them are in {workdir / REPLAY / BAD_STEP}.")
-    return [*lines, *found]
+    lines.append(f"batch: the training records {', '.join(map(str, indices))}.")
+    if not found and step == stopped_at:
+        found = ["all values of this step are finite here: devices, versions or the data are not those of the run."]
+    return [*lines, *(found or ["all values of this step are finite."])]
 
 
 def _step_of(workdir: pathlib.Path) -> int:
@@ -83,11 +87,16 @@ def _step_of(workdir: pathlib.Path) -> int:
 def _state_before(workdir: pathlib.Path, setup: Setup, step: int) -> tuple[int, Any]:
     """Return the newest saved step before another, and its state; 0 and the initial state if there is none."""
     like = jax.eval_shape(setup.steps.init, setup.shapes)
-    if saved := [one for one in checkpoint.saved_steps(workdir) if one < step]:
+    for one in sorted((one for one in checkpoint.saved_steps(workdir) if one < step), reverse=True):
         with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=read_status(workdir)["run"]) as store:
-            return saved[-1], store.restore_step(saved[-1], like, setup.parallel.shardings(like))
+            try:
+                return one, store.restore_step(one, like, setup.parallel.shardings(like))
+            except hosts.NOT_DAMAGE:
+                raise
+            except Exception as error:  # orbax has no error class of its own for damaged files
+                print(f"warning: checkpoint {one} cannot be read ({reason(error)}); trying the one before.", file=sys.stderr)
     if setup.config.init_from:
-        raise UserError(f"{workdir} has no checkpoint before step {step}, and begins from another run; begin it anew with --restart.")
+        raise UserError(f"{workdir} has no intact checkpoint before step {step}, and began from another run; begin anew with --restart.")
     return 0, setup.steps.init(setup.init())
 
 
@@ -114,56 +123,62 @@ def examine(setup: Setup, state: TrainState, batch: dict[str, Any], key: jax.Arr
     augmented = setup.task.augment(augment_key, batch, 0)
     found = [f"the field {path!r} of the batch is not finite." for path in _not_finite(batch)]
     found += [f"the field {path!r} of the augmented batch is not finite." for path in _not_finite(augmented)]
-    found += [f"the parameter {path!r} is not finite before the step." for path in _not_finite(state.params)]
-    parts = config.optim.accumulate
+    found += [f"{path!r} of the state is not finite before the step." for path in _not_finite(_fields(state))]
+    parts, collections = config.optim.accumulate, state.collections
     for number, part_key in enumerate(jax.random.split(loss_key, parts)):
         part = jax.tree.map(lambda a, number=number: a.reshape(-1, parts, *a.shape[1:])[:, number], augmented)
-        lines = _examine_part(setup, state, part, part_key)
+        collections, lines = _examine_part(setup, state, collections, part, part_key)
         found += [f"part {number + 1} of {parts}: {line}" if parts > 1 else line for line in lines]
     if not found:
         after, sums = jax.jit(setup.steps.train)(state, batch, key)
-        found = [f"the parameter {path!r} is not finite after the step." for path in _not_finite(after.params)]
+        found = [f"{path!r} of the state is not finite after the step." for path in _not_finite(_fields(after))]
         found += [f"{path} is not finite." for path in _not_finite(sums)]
-    return found or ["all values of this step are finite here: devices, versions or the data are not those of the run."]
+    return found
 
 
-def _examine_part(setup: Setup, state: TrainState, part: Any, key: jax.Array) -> list[str]:
-    """Say which layer is the first whose output, and from the loss back whose gradient, is not finite in one part of a batch."""
-    average = None if state.average is None else state.averaged(state.collections)
+def _fields(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in vars(state).items() if name != "step" and value is not None}
 
-    def run(params: Any, added: Sequence[Any] | None) -> tuple[jax.Array, _Calls]:
+
+def _examine_part(setup: Setup, state: TrainState, collections: Any, part: Any, key: jax.Array) -> tuple[Any, list[str]]:
+    """Say which layer is the first whose output, and from the loss back whose gradient, is not finite in one part of a batch.
+
+    Returns:
+        The collections after the part, and the lines.
+    """
+    scale = len(jax.tree.leaves(part)[0])
+
+    def run(params: Any, added: Sequence[Any] | None) -> tuple[jax.Array, Any, _Calls]:
         calls = _Calls()
         with nn.intercept_methods(_recording(calls, added)):
-            loss = setup.task.loss(setup.steps.model, {"params": params, **state.collections}, part, key, average=average)
-        return loss.sums["loss"], calls
+            objective, loss = setup.steps.objective(params, state, collections, part, key, scale)
+        return objective, loss.collections, calls
 
     names: list[str] = []
 
     def shapes(params: Any) -> list[Any]:
-        _, calls = run(params, None)
+        *_, calls = run(params, None)
         names.extend(calls.names)
         return calls.outputs
 
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(shapes, state.params))
 
-    def objective(params: Any, added: Sequence[Any]) -> tuple[jax.Array, list[jax.Array]]:
-        loss, calls = run(params, added)
-        return loss, calls.finite
+    def objective(params: Any, added: Sequence[Any]) -> tuple[jax.Array, Any]:
+        value, after, calls = run(params, added)
+        return value, (after, calls.finite)
 
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-    (loss, finite), (for_params, for_outputs) = gradient(state.params, zeros)
+    (loss, (after, finite)), (for_params, for_outputs) = gradient(state.params, zeros)
     forward = [name for name, whole in zip(names, finite) if not whole]
-    if forward:
-        return [f"forward, the first output that is not finite is that of {forward[0]}; {len(forward)} of {len(names)} are not."]
-    if not np.isfinite(loss):
-        return ["forward, the outputs of all layers are finite, and the loss is not."]
     backward = [name for name, given in zip(names, for_outputs) if _not_finite(given)]
+    if forward:
+        return after, [f"forward, the first output that is not finite is that of {forward[0]}; {len(forward)} of {len(names)} are not."]
+    if not np.isfinite(loss):
+        return after, ["forward, the outputs of all layers are finite, and the loss is not."]
     if backward:
-        return [
-            f"backward, from the loss, the first gradient that is not finite is that with respect to the output of {backward[-1]}; "
-            f"{len(backward)} of {len(names)} are not."
-        ]
-    return [f"the gradient of the parameter {path!r} is not finite." for path in _not_finite(for_params)]
+        first = f"backward, from the loss, the first gradient that is not finite is that with respect to the output of {backward[-1]}"
+        return after, [f"{first}; {len(backward)} of {len(names)} are not."]
+    return after, [f"the gradient of the parameter {path!r} is not finite." for path in _not_finite(for_params)]
 
 
 def _recording(calls: _Calls, added: Sequence[Any] | None) -> Callable[..., Any]:

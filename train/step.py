@@ -142,17 +142,17 @@ class Steps:
 
     def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
         """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
+        return jax.grad(self.objective, has_aux=True)(state.params, state, collections, batch, key, scale)
+
+    def objective(self, params: Any, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
+        """Return what a step differentiates with respect to `params`, the summed loss of a part of a batch over `scale`; and the loss."""
         average = None if state.average is None else self.devices.gather(state.averaged(collections))
         frozen = matches(self.config.frozen, state.params, "frozen")
-
-        def objective(params: Any) -> tuple[jax.Array, Loss]:
-            # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
-            params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
-            with dilax.use_lowering(self.config.lowering), frozen_statistics(self.config.frozen), recomputed(self.config.remat):
-                loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
-            return loss.sums["loss"] / scale, loss
-
-        return jax.grad(objective, has_aux=True)(state.params)
+        # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
+        params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
+        with dilax.use_lowering(self.config.lowering), frozen_statistics(self.config.frozen), recomputed(self.config.remat):
+            loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
+        return loss.sums["loss"] / scale, loss
 
     def _updated(self, state: TrainState, grads: Any, collections: Any, seen: list[Any]) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its int32 count

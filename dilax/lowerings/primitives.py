@@ -113,10 +113,14 @@ def _unfold(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(*x.shape[:axis], size, rest, *x.shape[axis + 1 :]), axis, 0)
 
 
+def _run(primitive: Primitive, compiled: Any, *operands: jax.Array, **params: Any) -> jax.Array:
+    """Run a primitive outside of jit, as a program for the platform that it runs on, unless jit is disabled."""
+    return (partitioning.MEANINGS[primitive] if jax.config.jax_disable_jit else compiled)(*operands, **params)
+
+
 def _register(operation: str, primitive: Any) -> None:
     first, second, _ = OPERANDS[operation]
-    # Outside of jit, a program is compiled for the platform that it runs on.
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("plan", "lowering")))
+    primitive.def_impl(functools.partial(_run, primitive, jax.jit(primitive.bind, static_argnames=("plan", "lowering"))))
     primitive.def_abstract_eval(functools.partial(_abstract, operation))
     ad.defbilinear(primitive, functools.partial(_transpose, operation, first), functools.partial(_transpose, operation, second))
     batching.primitive_batchers[primitive] = functools.partial(_batch, operation)

@@ -21,7 +21,7 @@ from train.data.augment import CLASS_KEYS, GEOMETRY_KEYS, one_hot
 from train.data.image_sets import IMAGE_KEYS, IMAGE_READS, open_labelled
 from train.data.mel import stream_log_mel
 from train.data.readers import series, sound, text
-from train.data.readers.files import data_path, intact, labelled_splits
+from train.data.readers.files import data_path, intact_labelled, labelled_splits
 from train.data.readers.images import SUFFIXES
 from train.data.scaling import scale_of
 from train.data.source import Source, Table, gather
@@ -250,8 +250,7 @@ def _sounds(config: ConfigDict, like: DataSpec | None) -> Splits:
     """Sounds in folders named after their classes, as log-mel frames."""
     folder, wanted = data_path(config, "a folder that holds a folder of sound files for each class"), bool(config.data.validation)
     parts, origin = labelled_splits(folder, sound.SUFFIXES, validation=wanted)
-    on_bad = config.data.on_bad
-    parts = {split: intact(part, lambda item: sound.decode_sound(item[0]), on_bad, f"sounds for {split}") for split, part in parts.items()}
+    parts = intact_labelled(parts, sound.decode_sound, config.data.on_bad, "sounds")
     sounds, rate = sound.read_sounds([path for part in parts.values() for path, _ in part], rate=like.sample_rate if like else None)
     frames = iter(inputs.mel_frames(sounds, rate, config.sequence.bands))
     framed = {split: ([next(frames) for _ in part], [label for _, label in part]) for split, part in parts.items()}

@@ -14,6 +14,7 @@ from dilax.files import user_path
 from train.data.splits import check_classes, divided, fixed_test, origin_of
 
 T = TypeVar("T")
+NAMED = 10  # files that cannot be read
 Labelled = list[tuple[pathlib.Path, str]]  # files with the names of their classes
 
 
@@ -66,7 +67,7 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def intact(items: Sequence[T], read: Callable[[T], object], on_bad: str, what: str) -> list[T]:
-    """Return the items that can be read; on stderr, a line counts the others and says why the first of them cannot.
+    """Return the items that can be read; lines on stderr count the others, and name the first ten with what is wrong.
 
     Args:
         items: Files, or what names them.
@@ -91,9 +92,23 @@ def intact(items: Sequence[T], read: Callable[[T], object], on_bad: str, what: s
         if not good:
             raise UserError(f"none of {len(bad)} {what} can be read; the first: {bad[0]}")
         print(f"note: {len(bad)} of {len(items)} {what} are left out, since they cannot be read: {bad[0]}", file=sys.stderr)
-        for line in bad[1:10]:
+        for line in bad[1:NAMED]:
             print(f"note: left out: {line}", file=sys.stderr)
+        if len(bad) > NAMED:
+            print(f"note: left out: {len(bad) - NAMED} more.", file=sys.stderr)
     return good
+
+
+def intact_labelled(parts: dict[str, Labelled], read: Callable[[pathlib.Path], object], on_bad: str, what: str) -> dict[str, Labelled]:
+    """Return the labelled files of each split that can be read; arguments as those of `intact`.
+
+    Raises:
+        UserError: if none can be read, or no file for training of a class.
+    """
+    found = {split: intact(part, lambda item: read(item[0]), on_bad, f"{what} for {split}") for split, part in parts.items()}
+    if lost := sorted({label for _, label in parts["train"]} - {label for _, label in found["train"]}):
+        raise UserError(f"none of the {what} for training of {', '.join(lost[:5])} can be read; repair them, or remove the class.")
+    return found
 
 
 def labelled_files(folder: pathlib.Path, suffixes: Collection[str], *, quiet: bool = False) -> Labelled:

@@ -12,7 +12,7 @@ from dilax import inputs
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.inputs import check_depth, open_image, orientation
-from train.data.readers.files import Labelled, intact, labelled_splits
+from train.data.readers.files import Labelled, intact_labelled, labelled_splits
 from train.data.source import Lazy, Record, check_shapes
 from train.data.splits import class_order
 
@@ -35,7 +35,7 @@ def open_folder(
     if not data_dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images; "{data_dir}" is not a folder.')
     parts, origin = labelled_splits(directory, SUFFIXES, validation=validation)
-    parts = {split: intact(part, lambda item: decode(item[0], 3, 0), on_bad, f"images for {split}") for split, part in parts.items()}
+    parts = intact_labelled(parts, lambda file: decode(file, 3, 0), on_bad, "images")
     class_names = class_order(label for _, label in parts["train"])
     channels = image_channels([path for part in parts.values() for path, _ in part], image_size)
     return {split: _source(part, directory, class_names, channels, image_size) for split, part in parts.items()}, class_names, origin
