@@ -125,10 +125,8 @@ def spec_of(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     is complete on every device.
 
     Example:
-        >>> spec_of((3, 3, 64, 128), 4)
-        PartitionSpec(None, None, None, 'fsdp')
-        >>> spec_of((128,), 4)
-        PartitionSpec()
+        >>> tuple(spec_of((3, 3, 64, 128), 4)), tuple(spec_of((128,), 4))
+        ((None, None, None, 'fsdp'), ())
     """
     if parts == 1 or math.prod(shape) < SMALL:
         return PartitionSpec()
