@@ -238,6 +238,12 @@ def test_a_size_that_space_does_not_divide_is_refused(monkeypatch):
     )
 
 
+def test_nothing_is_written_for_sizes_that_space_does_not_divide(tmp_path):
+    config = tiny(**{"mesh.space": 8, "mesh.data": 1, "augment.crop_padding": 0, "data.image_size": 9})
+    assert refused(lambda: loop.run(config, tmp_path / "run")).startswith("config.mesh.space=8 cannot split the 9 positions of 'image' ")
+    assert not (tmp_path / "run" / "config.json").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_the_rows_of_a_share_are_read():
     """Every process reads the rows of its devices; here one has all."""
     setup = setup_of("digits", **MODES["all three"])

@@ -25,6 +25,7 @@ from train.files import LOCK, write_text
 from train.finish import finish
 from train.folder import INIT_REPORT, check_data, leave_step, open_folder, write_config, write_status
 from train.optim import schedule
+from train.parallel import check_sizes
 from train.progress import Progress
 from train.score import score
 from train.stopper import Stopper
@@ -57,6 +58,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         setup = build(config, splits.spec)
         print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
+        for split in (splits.train, splits.validation, splits.test):
+            if split is not None:
+                check_sizes(setup.task, split[0], train=split is splits.train)
         # Nothing is written, and no earlier run moved aside, before everything else is known to be right.
         records = _same_records(splits)
         first = None if not restart and checkpoint.saved_steps(workdir) else _first_variables(setup)

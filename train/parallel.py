@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dilax.blocks import batch_axis
 from dilax.errors import UserError
 from train.step import Devices, Steps
+from train.tasks.base import Task
 
 AXES = DATA, FSDP, SPACE = "data", "fsdp", "space"
 BATCH = (DATA, FSDP)  # the axes that examples are spread over
@@ -224,6 +225,27 @@ _gathered.defvjp(
     lambda whole, part, leaf: (_gathered(whole, part, leaf), None),
     lambda whole, part, _, gradient: (lax.with_sharding_constraint(gradient, part),),
 )
+
+
+def check_sizes(task: Task, record: Mapping[str, Any], *, train: bool) -> None:
+    """Refuse records that config.mesh.space cannot split, before anything is written.
+
+    Args:
+        task: The task.
+        record: A record of a split.
+        train: Whether it is augmented.
+
+    Raises:
+        UserError: naming the key.
+    """
+    config: Any = task.config
+    space = mesh_sizes(config.mesh, jax.device_count())[SPACE]
+    if space == 1:
+        return
+    shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *np.shape(value)), np.asarray(value).dtype) for name, value in record.items()}
+    if train:
+        shapes = jax.eval_shape(lambda batch: task.augment(jax.random.key(0), batch, 0), shapes)
+    _check_space({name: shapes[name] for name in task.spatial if name in shapes}, space)
 
 
 def _check_space(fields: Mapping[str, Any], space: int) -> None:
