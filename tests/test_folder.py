@@ -617,6 +617,13 @@ def test_after_data_has_changed_the_best_is_chosen_anew(tmp_path, capsys):
     assert "were chosen on other data; the best is chosen anew" in capsys.readouterr().err
 
 
+def test_an_older_best_that_a_kill_has_left_is_deleted(copied):
+    (best,) = (path for path in (copied / "best").iterdir() if path.name.isdecimal())
+    shutil.copytree(best, copied / "best" / "3")
+    assert loop.run(tiny(), copied) == 0
+    assert [path.name for path in (copied / "best").iterdir() if path.name.isdecimal()] == [best.name]
+
+
 def test_the_best_of_a_step_is_replaced_by_that_of_the_same_step(tmp_path):
     """A run that was killed after an evaluation may come to that step again with other parameters."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -284,6 +284,7 @@ def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: 
     before = best.latest()
     saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is not None:
+        best.keep_only(saved[0])  # a kill may have left the one before
         return setup.task.rank(best.meta(saved[0]))
     evaluated = hosts.by_first(
         lambda: before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
