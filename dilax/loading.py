@@ -78,6 +78,8 @@ def read_status(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
         )
+    if status.get("seal", seal(status)) != seal(status):
+        raise _damaged(path, "it does not match its checksum")
     data, model = status.get("data"), status.get("model")
     if not isinstance(data, dict) or not isinstance(model, dict) or "name" not in model:
         raise _damaged(path, "it does not describe the data and the model")
@@ -129,25 +131,37 @@ def read_variables(folder: pathlib.Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError('checkpoints are read through orbax-checkpoint, which is missing; run: pip install "dilax-conv[train]"') from error
 
-    with _quiet():
-        options = ocp.CheckpointManagerOptions(read_only=True)  # the run may be in progress
-    with _quiet(), ocp.CheckpointManager(folder / BEST, options=options, item_names=("tree", "meta")) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(_not_yet(folder))
+    step = _newest_step(folder / BEST)
+    while step is not None:
         try:
-            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            check_description(meta, step, run)
-            like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-            tree = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
-            check_tree(meta, tree)
+            with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler("tree", "meta")) as reader:
+                return _read_save(reader, folder / BEST / str(step), run)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # orbax has no error class of its own for damaged files
-            raise UserError(
-                f"the checkpoint {folder / BEST / str(step)} is damaged or misplaced ({reason(error)}); resume its run if it is "
-                "unfinished, else train it again."
-            ) from error
+            before, step = step, _newest_step(folder / BEST)
+            if step == before:  # else the run has replaced it while it was read
+                raise UserError(
+                    f"the checkpoint {folder / BEST / str(step)} is damaged or misplaced ({reason(error)}); resume its run if it is "
+                    "unfinished, else train it again."
+                ) from error
+    raise UserError(_not_yet(folder))
+
+
+def _newest_step(saves: pathlib.Path) -> int | None:
+    """Return the newest step in a folder of saves. The managers of orbax fail where a run in progress deletes one at the same time."""
+    return max((int(path.name) for path in saves.iterdir() if path.name.isdecimal()), default=None)
+
+
+def _read_save(reader: Any, save: pathlib.Path, run: str | None) -> dict[str, Any]:
+    """Return the variables in one save of a run as numpy arrays; raise an error of any class if it is damaged."""
+    import orbax.checkpoint as ocp
+
+    meta = reader.restore(save, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    check_description(meta, int(save.name), run)
+    like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    tree = reader.restore(save, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
+    check_tree(meta, tree)
     return jax.tree.map(np.asarray, tree)
 
 
@@ -199,12 +213,12 @@ def describe_save(tree: Any, step: int, run: str | None, more: Mapping[str, Any]
     orbax keeps no checksums, and reads a flipped bit back silently.
     """
     meta = {**more, "step": step, "run": run, "leaves": describe_leaves(tree), "checksum": checksum(tree)}
-    return {**meta, "seal": _seal(meta)}
+    return {**meta, "seal": seal(meta)}
 
 
 def check_description(meta: Any, step: int, run: str | None) -> None:
     """Raise OSError unless `meta` is intact, and describes the save of a step of the run with an id."""
-    if not isinstance(meta, dict) or "leaves" not in meta or "checksum" not in meta or meta.get("seal") != _seal(meta):
+    if not isinstance(meta, dict) or "leaves" not in meta or "checksum" not in meta or meta.get("seal") != seal(meta):
         raise OSError("its description does not match its checksum")
     if meta["step"] != step:
         raise OSError(f"it was saved at step {meta['step']}")
@@ -223,7 +237,8 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _seal(meta: dict[str, Any]) -> int:
+def seal(meta: Mapping[str, Any]) -> int:
+    """Return the checksum of values in JSON, but for one of their own."""
     return zlib.crc32(json.dumps({key: value for key, value in meta.items() if key != "seal"}, sort_keys=True).encode())
 
 

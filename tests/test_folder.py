@@ -197,6 +197,41 @@ def test_rubbish_between_metrics_leaves_the_others(copied, capsys):
     assert (copied / CORRUPT).read_bytes() == b"\n".join(mixed)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: lines[:3], "has 3 lines now"),
+        (lambda lines: [], "has 0 lines now"),
+        (lambda lines: [lines[0].replace(b"1", b"2"), *lines[1:]], "has other values now"),
+        (lambda lines: lines, ""),
+    ],
+)
+def test_metrics_that_are_lost_or_altered_are_said(change, words, copied, capsys):
+    lines = (copied / METRICS).read_bytes().splitlines(keepends=True)
+    expected = sum(b"test/" not in line for line in lines)
+    (copied / METRICS).write_bytes(b"".join(change(lines)))
+    assert loop.run(tiny(), copied) == 0
+    text = f"warning: {copied / METRICS} had {expected} lines when step 44 was saved, and {words}.\n"
+    assert capsys.readouterr().err == (text if words else "")
+
+
+def test_a_flipped_bit_anywhere_in_run_json_is_noticed_or_harmless(copied):
+    expected = read_status(copied)
+    data = (copied / "run.json").read_bytes()
+    refusals = 0
+    for place in range(0, len(data), 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 7
+        (copied / "run.json").write_bytes(flipped)
+        try:
+            found = {**read_status(copied), "seal": expected["seal"]}
+        except dilax.errors.UserError:
+            refusals += 1
+        else:  # the name of the checksum, which is not in what it is of
+            assert {name: found[name] for name in expected} == expected
+    assert refusals > len(data) / 8
+
+
 def lose_all(workdir: pathlib.Path) -> None:
     shutil.rmtree(workdir / "checkpoints")
 
@@ -580,6 +615,13 @@ def test_after_data_has_changed_the_best_is_chosen_anew(tmp_path, capsys):
     capsys.readouterr()
     assert loop.run(tiny(total_epochs=3.0, **{"data.changed": "accept"}), workdir) == 0
     assert "were chosen on other data; the best is chosen anew" in capsys.readouterr().err
+
+
+def test_an_older_best_that_a_kill_has_left_is_deleted(copied):
+    (best,) = (path for path in (copied / "best").iterdir() if path.name.isdecimal())
+    shutil.copytree(best, copied / "best" / "3")
+    assert loop.run(tiny(), copied) == 0
+    assert [path.name for path in (copied / "best").iterdir() if path.name.isdecimal()] == [best.name]
 
 
 def test_the_best_of_a_step_is_replaced_by_that_of_the_same_step(tmp_path):

@@ -16,7 +16,7 @@ import tiny_runs
 from tiny_runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
 import dilax
-from dilax import DataSpec
+from dilax import DataSpec, loading
 from dilax.errors import UserError
 from dilax.loading import read_status, read_variables
 from train import evaluate, folder, loop, predict, transfer
@@ -45,10 +45,9 @@ def copied(unbroken, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(unbroken, tmp_path / "copy"))
 
 
-def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The evaluations, which do not depend on where a window of training steps began."""
-    lines = [{k: v for k, v in line.items() if not k.endswith(("_seconds", "_per_second"))} for line in read_history(workdir)]
-    return [line for line in lines if not any(k.startswith("train/") for k in line)]
+def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """All lines of metrics but for times."""
+    return [{k: v for k, v in line.items() if not k.endswith(("_seconds", "_per_second"))} for line in read_history(workdir)]
 
 
 def assert_same_run(workdir: pathlib.Path, unbroken: pathlib.Path) -> None:
@@ -56,7 +55,7 @@ def assert_same_run(workdir: pathlib.Path, unbroken: pathlib.Path) -> None:
     assert step == last == 44
     for a, b in zip(state, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert evaluations(workdir) == evaluations(unbroken)
+    assert metrics(workdir) == metrics(unbroken)
 
 
 KILLS = {
@@ -109,6 +108,25 @@ def test_terminated_saves_and_resumes(number, unbroken, tmp_path, monkeypatch, c
         assert loop.run(tiny(), workdir) == 128 + number
     assert re.search(STOPPED, capsys.readouterr().out)
     assert newest_state(workdir)[0] == 6  # the step after the first line of metrics
+    assert loop.run(tiny(), workdir) == 0
+    assert_same_run(workdir, unbroken)
+
+
+@pytest.mark.parametrize("name", ["validation/accuracy", "test/accuracy"])
+def test_terminated_in_the_last_step_or_the_report(name, unbroken, tmp_path, monkeypatch, capsys):
+    """All is saved by then: the test and the report are left to the same command, which need not train."""
+    scalars, workdir = loop.Writer.scalars, tmp_path / "terminated"
+
+    def terminate(self: loop.Writer, step: int, values: dict[str, float]) -> None:
+        scalars(self, step, values)
+        if step == 44 and name in values:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Writer, "scalars", terminate)
+        assert loop.run(tiny(), workdir) == 128 + signal.SIGTERM
+    assert capsys.readouterr().out.count(f"stopped at step 44 of 44, saved in {workdir}; run the same command again to resume.") == 1
+    assert read_status(workdir)["step"] == 44 and not read_status(workdir)["finished"]
     assert loop.run(tiny(), workdir) == 0
     assert_same_run(workdir, unbroken)
 
@@ -223,6 +241,21 @@ def test_reading_a_run_leaves_its_unfinished_saves_alone(copied):
     truncate(best)
     assert "is damaged" in refused(lambda: read_variables(copied))
     assert best.is_dir()
+
+
+def test_a_model_can_be_read_while_its_run_replaces_it(copied, monkeypatch):
+    """A newer save comes while the older one is read, which is deleted then."""
+    (best,) = (path for path in (copied / "best").iterdir() if path.name.isdecimal())
+    expected, newer, read = read_variables(copied), best.with_name("99"), loading._read_save
+
+    def replace(reader, save: pathlib.Path, run: str):
+        if save == best:
+            best.rename(newer)
+        return read(reader, save, run)
+
+    monkeypatch.setattr(loading, "_read_save", replace)
+    monkeypatch.setattr(loading, "check_description", lambda meta, step, run: None)  # it is still called that of the older step
+    jax.tree.map(np.testing.assert_array_equal, read_variables(copied), expected)
 
 
 def test_all_checkpoints_damaged_is_an_error(copied):

@@ -91,6 +91,10 @@ class Store:
         self.wait()
         self._delete(lambda other: other < step)
 
+    def keep_only(self, step: int) -> None:
+        """Delete all saves but one."""
+        self._delete(lambda other: other != step)
+
     def clear(self) -> None:
         """Delete all saves."""
         self._delete(lambda step: True)

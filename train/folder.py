@@ -18,7 +18,7 @@ import dilax
 from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.files import user_path
-from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status
+from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status, seal
 from train import checkpoint, hosts, report
 from train.config import differences, from_json, may_change, to_json, unread
 from train.data import Splits
@@ -202,6 +202,8 @@ def write_status(workdir: pathlib.Path, **values: Any) -> dict[str, Any]:
     if not hosts.first():
         return {}
     status = {"format": FORMAT, "run": uuid.uuid4().hex, **read_status(workdir), **values}
+    status = json.loads(json.dumps(status))  # as it will be read, which its checksum is of
+    status["seal"] = seal(status)
     write_text(workdir / STATUS, json.dumps(status, indent=2))
     return status
 

@@ -28,9 +28,9 @@ from train.optim import schedule
 from train.parallel import check_sizes
 from train.progress import Progress
 from train.score import score
-from train.stopper import Stopper
+from train.stopper import Stopped, Stopper
 from train.transfer import init_from
-from train.writers import NoWriter, Writer, read_history
+from train.writers import NoWriter, Writer, add_step, means, read_history
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
@@ -126,10 +126,11 @@ def _train(
         changed = hosts.by_first(lambda: store.latest() is not None and check_data(config, workdir, setup.spec, records))
         if changed:
             best.clear()  # metrics of other data cannot be compared
-        saved = _restore(workdir, status, store, setup)
+        saved, log = _restore(workdir, status, store, setup), {}
         if saved is not None:
             print(f"resuming {workdir} at step {saved[0]} of {total}", flush=True)
             start, state = saved
+            log = store.meta(start).get("log", log)
         else:
             variables, report = first or _first_variables(setup)
             if report:
@@ -148,7 +149,7 @@ def _train(
         write_config(workdir, config, start)
 
         progress = Progress(total, start, setup.steps_per_epoch)
-        with Writer(workdir, start) if hosts.first() else NoWriter() as writer, progress:
+        with Writer(workdir, start, log.get("lines")) if hosts.first() else NoWriter() as writer, progress:
 
             def evaluate(split: Source) -> tuple[Any, dict[str, float]]:
                 kept = parallel.get(state).variables()
@@ -167,8 +168,9 @@ def _train(
             )
             key = jax.random.key(config.seed + 1)
             pending: list[tuple[int, Any]] = []
-            window: list[Any] = []
-            tick = time.monotonic()
+            sums_since: dict[str, float] = log.get("sums", {})  # of the steps since the last line of metrics, for the next one
+            next_sums: dict[str, float] = {}
+            tick, logged = time.monotonic(), start
             written: dict[str, Any] = {}  # what run.json is to say when the checkpoint that is being written is on the disk
 
             def settle() -> str:
@@ -176,6 +178,11 @@ def _train(
                 write_status(workdir, **written)
                 last = store.latest()
                 return "there is no checkpoint before it" if last is None else f"the last good checkpoint is step {last} in {store.folder}"
+
+            def stop(step: int, number: int) -> int:
+                settle()
+                progress.line(f"stopped at step {step} of {total}, saved in {workdir}; run the same command again to resume.")
+                return 128 + number
 
             for step, batch in zip(range(start + 1, total + 1), batches):
                 state, sums = parallel.train(state, parallel.put_batch(batch), key)
@@ -192,15 +199,20 @@ def _train(
                     for ready_step, values in jax.device_get([(s, parallel.get(v)) for s, v in pending[:ready]]):
                         if not all(np.isfinite(value) for value in values.values()):
                             return _diverged(workdir, setup, splits, ready_step, settle)
-                        window.append(values)
+                        if logging and ready_step == step < total:  # of the next line, as where it stays in flight
+                            next_sums = add_step({}, values)
+                        else:
+                            sums_since = add_step(sums_since, values)
                     pending = pending[ready:]
-                if logging and window:
+                if logging and sums_since:
                     now = time.monotonic()
-                    values = {**_means(window), "train/learning_rate": float(np.asarray(rate(step - 1)))}
-                    values["train/examples_per_second"] = config.batch_size * len(window) / (now - tick)
+                    values = {**means(sums_since), "train/learning_rate": float(np.asarray(rate(step - 1)))}
+                    values["train/examples_per_second"] = config.batch_size * (step - logged) / (now - tick)
                     writer.scalars(step, values)
                     progress.update(step, values["train/loss"], values["train/examples_per_second"])
-                    window, tick = [], now
+                    tick, logged = now, step
+                if logging:
+                    sums_since, next_sums = next_sums, {}
                 if evaluating and splits.validation is not None:
                     before = time.monotonic()
                     kept, named = evaluate(splits.validation)
@@ -217,18 +229,20 @@ def _train(
                     write_status(workdir, **written)
                     written = {}
                 if saving:
-                    store.save(step, parallel.get(state))
+                    store.save(step, parallel.get(state), {"log": {"lines": writer.lines, "sums": sums_since}})
                     written = {"step": step, "train_seconds": seconds_before + time.monotonic() - began}
-                if stopping is not None and step < total:
-                    settle()
-                    progress.line(f"stopped at step {step} of {total}, saved in {workdir}; run the same command again to resume.")
-                    return 128 + stopping
+                if stopping is not None:
+                    return stop(step, stopping)
 
             if splits.validation is None:
                 best.replace(total, parallel.get(state).variables())
-            store.wait()
+            settle()
             progress.close()
-            finish(workdir, setup, splits, best, writer, seconds_before + time.monotonic() - began)
+            try:
+                stopper.hurry()  # all is saved: a signal need not wait for the test and the report
+                finish(workdir, setup, splits, best, writer, seconds_before + time.monotonic() - began)
+            except Stopped as asked:
+                return stop(total, asked.number)
     return 0
 
 
@@ -274,6 +288,7 @@ def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: 
     before = best.latest()
     saved = best.restore(setup.shapes, setup.parallel.shardings(setup.shapes))
     if saved is not None:
+        best.keep_only(saved[0])  # a kill may have left the one before
         return setup.task.rank(best.meta(saved[0]))
     evaluated = hosts.by_first(
         lambda: before is not None or any(name.startswith("validation/") for line in writer.history for name in line)
@@ -282,13 +297,6 @@ def _rank_of_best(best: checkpoint.Store, setup: Setup, splits: Splits, writer: 
         return -math.inf, -math.inf
     print(f"warning: the best parameters so far, in {best.folder}, {why}; the best is chosen anew, from here on.", file=sys.stderr)
     return None
-
-
-def _means(window: list[Any]) -> dict[str, float]:
-    count = sum(float(values["count"]) for values in window)
-    names = [name for name in window[0] if name not in ("count", "gradient_norm", "parameter_norm")]
-    means = {f"train/{name}": sum(float(values[name]) for values in window) / count for name in names}
-    return {**means, "train/gradient_norm": sum(float(values["gradient_norm"]) for values in window) / len(window)}
 
 
 def _diverged(workdir: pathlib.Path, setup: Setup, splits: Splits, step: int, settle: Callable[[], str]) -> int:

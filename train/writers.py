@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,33 @@ CORRUPT = f"corrupt-{METRICS}"
 
 
 class Writer:
-    """Writes scalars to metrics.jsonl (one object per line, with "step") and to TensorBoard."""
+    """Writes scalars to metrics.jsonl (one object per line, with "step") and to TensorBoard.
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    Attributes:
+        history: What the lines of metrics.jsonl hold.
+        lines: Their number, and the CRC-32 of their text.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int, lines: list[int] | None = None):
         """Open both; lines of the test split and of steps after `step` are dropped, since they will be written again.
 
-        Lines that cannot be read are left out with a warning; the file as it was is kept as corrupt-metrics.jsonl.
+        Lines that cannot be read are left out with a warning; the file as it was is kept as corrupt-metrics.jsonl. If other lines are left
+        than `lines` says, which is `Writer.lines` when that step was saved, there is a warning, too.
         """
         self.path = workdir / METRICS
-        lines, bad = _parse(self.path)
+        found, bad = _parse(self.path)
         if bad:
             with writing(workdir / CORRUPT):
                 (workdir / CORRUPT).write_bytes(self.path.read_bytes())
             print(f"warning: {bad} line(s) of {self.path} cannot be read and are left out; {CORRUPT} keeps them.", file=sys.stderr)
-        kept = (line for line in lines if line["step"] <= step)
+        kept = (line for line in found if line["step"] <= step)
         self.history = [line for line in kept if not any(name.startswith("test/") for name in line)]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+        texts = [json.dumps(line) + "\n" for line in self.history]
+        self.lines = [len(texts), zlib.crc32("".join(texts).encode())]
+        if lines and not bad and self.lines != lines:
+            changed = f"has {len(texts)} lines" if lines[0] != len(texts) else "has other values"
+            print(f"warning: {self.path} had {lines[0]} lines when step {step} was saved, and {changed} now.", file=sys.stderr)
+        write_text(self.path, "".join(texts))
         with writing(workdir):
             self._file = self.path.open("a")
             self._board = _Board(workdir / BOARD, step + 1)
@@ -52,8 +64,10 @@ class Writer:
         """
         line = {"step": step, **values}
         self.history.append(line)
+        text = json.dumps(line) + "\n"
+        self.lines = [self.lines[0] + 1, zlib.crc32(text.encode(), self.lines[1])]
         with writing(self.path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(text)
             self._file.flush()
             self._board.scalars(step, values)
 
@@ -68,7 +82,7 @@ class NoWriter(Writer):
 
     def __init__(self):
         """Start without a history."""
-        self.history = []
+        self.history, self.lines = [], [0, 0]
 
     def __exit__(self, *_: Any) -> None:
         pass
@@ -115,6 +129,18 @@ class _Board:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+
+
+def add_step(sums: dict[str, float], values: dict[str, Any]) -> dict[str, float]:
+    """Return the sums over steps with the values of one more."""
+    return {name: sums.get(name, 0.0) + float(value) for name, value in {**values, "steps": 1}.items()}
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Return what a line of metrics says of the steps that were added up: means over their examples."""
+    names = [name for name in sums if name not in ("count", "steps", "gradient_norm", "parameter_norm")]
+    over_examples = {f"train/{name}": sums[name] / sums["count"] for name in names}
+    return {**over_examples, "train/gradient_norm": sums["gradient_norm"] / sums["steps"]}
 
 
 def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
