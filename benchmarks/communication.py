@@ -41,10 +41,10 @@ MODES = {
 }
 
 
-def sent(program: str) -> dict[str, list[int]]:
-    """Return the sizes in bytes of the results of all exchanges between devices in the text of a compiled program, by kind."""
+def sent(compiled: Any) -> dict[str, list[int]]:
+    """Return the sizes in bytes of the results of all exchanges between devices in a compiled program, by kind."""
     found = collections.defaultdict(list)
-    for shape, kind in _COLLECTIVE.findall(program):
+    for shape, kind in _COLLECTIVE.findall(compiled.as_text()):
         arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
         found[kind].append(sum(BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays))
     return dict(found)
@@ -166,7 +166,7 @@ def measure(network: Network, mode: dict[str, int]) -> tuple[dict[str, int], dic
     compiled = train.lower(state, setup.parallel.put_batch(network.batch()), key).compile()
     traced = jax.make_jaxpr(setup.steps.train)(state, jax.tree.map(jax.numpy.asarray, network.batch()), key)
     sizes = parallel.mesh_sizes(config.mesh, jax.device_count())
-    return {kind: sum(bytes) for kind, bytes in sent(compiled.as_text()).items()}, least(setup, traced, sizes)
+    return {kind: sum(bytes) for kind, bytes in sent(compiled).items()}, least(setup, traced, sizes)
 
 
 def main() -> None:
