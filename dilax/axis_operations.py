@@ -100,7 +100,7 @@ def define(name: str, direct: Operation, local: Operation, derivative: Callable[
 
 def _run(primitive: Primitive, *operands: jax.Array, **params: Any) -> list[jax.Array]:
     """Run a primitive outside of jit, as a program that is compiled once, unless jit is disabled."""
-    if jax.config.jax_disable_jit:
+    if partitioning.jit_is_disabled():
         return partitioning.MEANINGS[primitive](*operands, **params)
     return _compiled(primitive, tuple(params.items()))(*operands)
 

@@ -175,6 +175,12 @@ def _partitioned(name: str, direct: Callable[..., Any], rule: Rule, local: Calla
     return jax.jit(run)
 
 
+def jit_is_disabled() -> bool:
+    """Return whether `jax.disable_jit` holds, under which a primitive cannot run as a compiled program of itself."""
+    config: Any = jax.config  # whose flags have no static types
+    return config.jax_disable_jit
+
+
 def bind(primitive: Primitive, *operands: jax.Array, spec: PartitionSpec, **params: Any) -> Any:
     """Bind a primitive; on a mesh whose axes are explicit, leave them to the compiler inside, and spread the results by `spec`."""
     apply: Any = functools.partial(primitive.bind, **params)

@@ -334,3 +334,13 @@ def test_programs_that_differ_in_a_rule_have_different_texts():
     same, other = (re.sub(r'backend_config = "\d+"', "", text) for text in texts[1:])
     assert "CustomSPMDPartitioning" in same
     assert re.sub(r'backend_config = "\d+"', "", texts[0]) == same != other
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_run_without_jit(name):
+    x, kernel = draw((2, 9, 6, 4), (3, 3, 4, 4))
+    function = functools.partial(with_gradients, OPERATIONS[name])
+    with jax.disable_jit():
+        found = function(x, kernel)
+    for actual, wanted in zip(found, function(x, kernel), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)

@@ -115,7 +115,7 @@ def _unfold(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 def _run(primitive: Primitive, compiled: Any, *operands: jax.Array, **params: Any) -> jax.Array:
     """Run a primitive outside of jit, as a program for the platform that it runs on, unless jit is disabled."""
-    return (partitioning.MEANINGS[primitive] if jax.config.jax_disable_jit else compiled)(*operands, **params)
+    return (partitioning.MEANINGS[primitive] if partitioning.jit_is_disabled() else compiled)(*operands, **params)
 
 
 def _register(operation: str, primitive: Any) -> None:
