@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import re
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -32,6 +33,24 @@ OTHER_WORDS = {
 }
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    r"""Return a text in one line: without the line ends that it contains, and with escapes for characters that control a terminal.
+
+    Example:
+        >>> one_line("two\nlines\x1b")
+        'two lines\\x1b'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split()))
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error of another library, shortened, or its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
 class UserError(ValueError):
     """A mistake of the caller, reported in one line: what was given, why it is wrong, and what to do instead.
 
@@ -39,8 +58,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # What was given may be shown on several lines, as arrays are.
-        super().__init__(" ".join(message.split()) if "\n" in message else message)
+        # What was given may be shown on several lines, as arrays are, or hold control characters, as damaged files do.
+        super().__init__(message if _CONTROL.search(message) is None else one_line(message))
 
 
 class _Short(reprlib.Repr):

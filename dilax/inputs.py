@@ -14,13 +14,15 @@ import jax
 import numpy as np
 
 from dilax.audio import log_mel
-from dilax.errors import UserError
+from dilax.errors import UserError, reason
 from dilax.files import check_file
 from dilax.sounds import check_samples, decode_sound, mixed_down, resample
 
 IMAGE_KINDS = "a PNG, JPEG or other image file"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_PIXELS_PER_BYTE = 8 * 1032  # of 1 bit each, compressed as far as zlib can
+_ALLOCATED = 2**26  # pixels of an image that may be blank, which some formats compress further
 _ORIENTATION = 0x0112  # tag of EXIF, 1 to 8
 
 
@@ -47,6 +49,7 @@ def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # about metadata; damaged pixels are errors
             with Image.open(stream) as image:
+                _check_size(image, name_of(file), len(file) if isinstance(file, bytes) else file.stat().st_size)
                 yield image
     except UserError:
         raise
@@ -55,10 +58,17 @@ def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
     except MemoryError as error:
         raise UserError(f"{name_of(file)} has more pixels than fit into memory; scale it down, or cut it into pieces.") from error
     except Exception as error:  # PIL raises many kinds for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name_of(file)} cannot be read as an image ({reason}); repair or remove it.") from error
+        raise UserError(f"{name_of(file)} cannot be read as an image ({reason(error)}); repair or remove it.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(image: Any, name: str, size: int) -> None:
+    """Refuse an open image that claims more pixels than its `size` bytes can hold, before PIL allocates memory for them."""
+    if image.width * image.height > max(_ALLOCATED, _PIXELS_PER_BYTE * size):
+        raise UserError(
+            f"{name} claims {image.width} x {image.height} pixels, more than its {size} bytes can hold: it is damaged; copy it again."
+        )
 
 
 def orientation(image: Any) -> int:

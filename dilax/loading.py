@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from dilax import arguments, models
-from dilax.errors import UserError
+from dilax.errors import UserError, reason
 from dilax.files import user_path
 from dilax.inference import Inference
 from dilax.spec import DataSpec
@@ -230,11 +230,6 @@ def check_tree(meta: dict[str, Any], tree: Any) -> None:
     """Raise OSError unless the tree is the one that `meta` describes."""
     if checksum(tree) != meta["checksum"]:
         raise OSError("its checksum does not match")
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error, shortened."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def seal(meta: Mapping[str, Any]) -> int:

@@ -117,7 +117,8 @@ def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNO
     overlap, predicted, true = jnp.sum(p * one_hot, space), jnp.sum(p, space), jnp.sum(one_hot, space)
     present = true > 0
     dice = 2 * overlap / jnp.where(present, predicted + true, 1.0)
-    return jnp.sum(jnp.where(present, 1 - dice, 0.0), -1) / jnp.maximum(jnp.sum(present.astype(jnp.float32), -1), 1.0)
+    loss = jnp.sum(jnp.where(present, 1 - dice, 0.0), -1) / jnp.maximum(jnp.sum(present.astype(jnp.float32), -1), 1.0)
+    return jnp.where(jnp.isnan(weights).any(space), jnp.nan, loss)  # also where no class is present
 
 
 def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np.ndarray:
@@ -133,6 +134,9 @@ def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np
     Returns:
         (classes,), float32; 1 for a class without pixels.
 
+    Raises:
+        UserError: if the shapes do not match, or the images with a class have fewer pixels than the class.
+
     Example:
         >>> median_frequency_weights(np.array([10, 40, 0]), np.array([100, 100, 0])).tolist()
         [2.5, 0.625, 1.0]
@@ -146,6 +150,13 @@ def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np
     )
     if pixels.ndim != 1 or pixels.shape != image_pixels.shape:
         raise UserError(f"{caller}: pixels of shape {pixels.shape} and image_pixels of shape {image_pixels.shape} must both be (classes,).")
+    wrong = np.flatnonzero(~((pixels >= 0) & (pixels <= image_pixels) & np.isfinite(image_pixels)))
+    if len(wrong):
+        c = wrong[0]
+        raise UserError(
+            f"{caller}: class {c} has pixels={pixels[c]} and image_pixels={image_pixels[c]}; give counts, the second of which includes "
+            "the first."
+        )
     present = pixels > 0
     weights = np.ones(len(pixels), np.float32)
     if present.any():
@@ -160,7 +171,7 @@ def _prepare_pixels(
     """Return log-probabilities and one-hot labels (batch, *space, classes), and the pixel weights (batch, *space), 0 where ignored."""
     logits, labels = (arguments.array(caller, "logits", logits, "floating-point"), arguments.array(caller, "labels", labels, "integer"))
     ignored_label = arguments.integer(caller, "ignored_label", ignored_label)
-    if logits.shape[:-1] != labels.shape or labels.ndim < 2:
+    if logits.shape[:-1] != labels.shape or labels.ndim < 2 or not logits.shape[-1]:
         raise UserError(
             f"{caller}: logits of shape {logits.shape} do not match labels of shape {labels.shape}; "
             "give (batch, *space, classes) and (batch, *space)."
@@ -288,7 +299,7 @@ def separation_loss(estimates: jax.Array, targets: jax.Array, mask: jax.Array | 
     estimates, targets, _ = _waveforms("separation_loss", ("estimates", estimates), ("targets", targets), mask)
     batch, time, sources = targets.shape
     pairs = (batch, time, sources, sources)
-    e, t = (jnp.broadcast_to(x, pairs).reshape(batch, time, -1) for x in (estimates[..., None], targets[:, :, None]))
+    e, t = (jnp.broadcast_to(x, pairs).reshape(batch, time, sources**2) for x in (estimates[..., None], targets[:, :, None]))
     ratios = si_sdr(e, t, mask).reshape(batch, sources, sources)
     permutations = np.array(list(itertools.permutations(range(sources))))
     return -ratios[:, np.arange(sources)[None], permutations].mean(-1).max(-1)
@@ -299,7 +310,7 @@ def _waveforms(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Check two waveforms, given with their names, and return them and which samples count, bool (batch, time, 1)."""
     (e_name, e), (t_name, t) = ((name, arguments.array(caller, name, value, "floating-point")) for name, value in (estimate, target))
-    if e.ndim != 3 or e.shape != t.shape:
+    if e.ndim != 3 or e.shape != t.shape or not e.shape[2]:
         raise UserError(f"{caller}: {e_name} of shape {e.shape} and {t_name} of shape {t.shape} must both be (batch, time, sources).")
     if mask is None:
         return e, t, jnp.ones((*t.shape[:2], 1), bool)

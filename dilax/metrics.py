@@ -101,7 +101,7 @@ def _checked(caller: str, logits: jax.Array, labels: jax.Array, mask: jax.Array)
     """Return logits in float32, labels and mask, checked against each other."""
     logits = arguments.array(caller, "logits", logits, "floating-point").astype(jnp.float32)
     labels, mask = arguments.array(caller, "labels", labels, "integer"), arguments.array(caller, "mask", mask, "bool")
-    if labels.ndim == 0 or logits.shape[:-1] != labels.shape or mask.shape != labels.shape[:1]:
+    if labels.ndim == 0 or logits.shape[:-1] != labels.shape or mask.shape != labels.shape[:1] or not logits.shape[-1]:
         raise UserError(
             f"{caller}: logits of shape {logits.shape}, labels of shape {labels.shape} and mask of shape {mask.shape} do not fit; "
             "give (batch, *space, classes), (batch, *space) and (batch,)."
@@ -125,6 +125,8 @@ def class_iou(confusion: Confusion) -> NDArray[np.float64]:
     counts = arguments.host_array("class_iou", "confusion", confusion).astype(np.float64)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise UserError(f"class_iou: confusion of shape {counts.shape} must be (classes, classes).")
+    if wrong := counts[~((counts >= 0) & np.isfinite(counts))].tolist():
+        raise UserError(f"class_iou: confusion holds {wrong[0]:g}, which is not a count; give finite numbers of 0 or more.")
     intersection = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - intersection
     return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)

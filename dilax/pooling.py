@@ -146,6 +146,8 @@ def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> 
     if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
         given = "" if mask is None else f" and mask of shape {mask.shape}"
         raise UserError(f"pool_sequence: x of shape {x.shape}{given} must be (batch, time, channels) and (batch, time).")
+    if x.shape[1] == 0:
+        return jnp.zeros((x.shape[0], x.shape[2]), x.dtype)
     valid = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
     where = jnp.broadcast_to(valid, x.shape)
     if kind == "mean":

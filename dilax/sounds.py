@@ -14,6 +14,8 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 # The formats of a pipe: format code -> bits per value -> the word of libsndfile.
 SUBTYPES = {PCM: {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}, _FLOAT: {32: "FLOAT", 64: "DOUBLE"}}
+_MOST_CHANNELS = 1024  # of libsndfile
+_UPSAMPLING = 1000
 UNKNOWN = 2**32 - 1
 # What ffmpeg, arecord and sox write as the size of the samples when they cannot know it.
 UNKNOWN_SIZES = {UNKNOWN, 2**31, 2**31 - 1, 0x7FFFF000}
@@ -82,12 +84,19 @@ def resample(name: str, samples: np.ndarray, rate: int, wanted: int) -> np.ndarr
     """
     if rate == wanted:
         return samples
+    check_rates(name, rate, wanted)
     import soxr
 
     converted = soxr.resample(samples, rate, wanted).clip(-1, 1)
     if not len(converted):
         raise UserError(f"{name} is too short to be resampled to {wanted} Hz: it has {len(samples)} samples; remove it.")
     return converted
+
+
+def check_rates(name: str, rate: int, wanted: int) -> None:
+    """Refuse a sample rate, as in a damaged header, from which a file would become too long for the memory."""
+    if wanted > _UPSAMPLING * rate:
+        raise UserError(f"{name} has a sample rate of {rate} Hz, too low to be resampled to {wanted} Hz; correct its header.")
 
 
 def _is_wav(content: bytes) -> bool:
@@ -178,10 +187,10 @@ def _form(name: str, header: bytes) -> Form:
     code, channels, rate, _, align, bits = struct.unpack("<HHIIHH", header[:16])
     if code == _EXTENSIBLE and len(header) >= 26:
         code = struct.unpack("<H", header[24:26])[0]
-    if rate == 0:
-        raise UserError(f"{name} gives a sample rate of 0; repair its header.")
-    if channels == 0:
-        raise UserError(f"{name} gives 0 channels; repair its header.")
+    if not 0 < rate < 2**31:
+        raise UserError(f"{name} gives a sample rate of {rate}; repair its header.")
+    if not 0 < channels <= _MOST_CHANNELS:
+        raise UserError(f"{name} gives {channels} channels; repair its header.")
     return Form(code, channels, rate, align, bits)
 
 

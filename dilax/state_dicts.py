@@ -15,14 +15,13 @@ parameters (or `IGNORED`). The individual parameters are then mapped by name and
 import pathlib
 import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
-from dilax.errors import UserError
+from dilax.errors import UserError, reason
 from dilax.files import user_path
 
 Rules = tuple[tuple[str, str], ...]
@@ -81,7 +80,9 @@ def convert(
         value = _transpose(array, path, leaves[path])
         if value.shape != leaves[path].shape:
             mismatches.append(f"{name} {tuple(array.shape)} for {path} {tuple(leaves[path].shape)}")
-        filled[path] = value.astype(leaves[path].dtype, copy=False)
+        else:
+            value = value.astype(leaves[path].dtype, copy=False)
+        filled[path] = value
     missing = [path for path in leaves if path not in filled]
     if unused or missing or mismatches:
         parts = [
@@ -215,8 +216,7 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return UserError(f"{path} is damaged or is not a {path.suffix} file ({reason}); download it again.")
+    return UserError(f"{path} is damaged or is not a {path.suffix} file ({reason(error)}); download it again.")
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -232,19 +232,18 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} holds more than tensors; it is not loaded, because that could run arbitrary code. Save model.state_dict()."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many kinds for a damaged file
         raise _damaged(path, error) from error
     state: Any = find_state_dict(loaded, path)
     return {name: (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in state.items()}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import safetensors
     import safetensors.numpy
 
     try:
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # its own, and others for dtypes that NumPy does not have
         raise _damaged(path, error) from error
 
 
@@ -254,6 +253,10 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("a single unnamed array")
-            return dict(file)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+            state = dict(file)
+    except Exception as error:  # of many kinds for a damaged archive
         raise _damaged(path, error) from error
+    for name, array in state.items():
+        if array.dtype.kind not in "biuf":
+            raise UserError(f"{path} holds {name!r} of dtype {array.dtype}; save arrays of numbers, by the names of the state dict.")
+    return state

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import tempfile
 
+import hypothesis
 import jax
 import pytest
 
@@ -37,6 +38,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Tracing makes many objects, of which few are garbage: to look for it less often saves a twentieth of the time.
 gc.freeze()
 gc.set_threshold(100_000, 50, 50)
+
+# Random tests draw the same examples in each run; HYPOTHESIS_PROFILE=thorough draws many others.
+hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None, max_examples=25)
+every_check = list(hypothesis.HealthCheck)
+hypothesis.settings.register_profile("thorough", deadline=None, database=None, max_examples=1000, suppress_health_check=every_check)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from dilax.errors import UserError
-from dilax.loading import check_description, check_tree, describe_leaves, describe_save, reason
+from dilax.errors import UserError, reason
+from dilax.loading import check_description, check_tree, describe_leaves, describe_save
 from train import hosts
 
 CHECKPOINTS = "checkpoints"

@@ -23,13 +23,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 import dilax
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, one_line
 from dilax.files import user_path
 from train import hosts
 from train.config import flatten, from_json, model_config, task_class
 from train.folder import read_run
 from train.tasks import TASKS, Task
 
+_SHOWN = 200  # characters of a value, or of what another library says of it, in a message
 GRACE = 10.0  # seconds that threads have to end after the main one
 # What keys are called elsewhere -> here.
 OTHER_KEYS = {
@@ -180,7 +181,7 @@ def _end(code: int) -> NoReturn:
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
     who = f"process {jax.process_index()}: " if hosts.several() else ""
-    print(f"error: {who}{' '.join(message.split())}", file=hosts.errors())
+    print(f"error: {who}{one_line(message)}", file=hosts.errors())
     _end(2)
 
 
@@ -207,12 +208,13 @@ def parse_with_config(made: Parser) -> tuple[argparse.Namespace, list[str]]:
             others.append(word)
     if not others:
         return args, overrides
-    key = re.fullmatch(r"(?:--)?(\w+(?:\.\w+)*\.\w+)=(.*)", others[0])
-    if key and not others[0].startswith("--config"):
-        fail(f"{others[0]!r} is not a flag; a key of the config is written --config.{key[1].removeprefix('config.')}={key[2]}.")
-    if others[0].startswith("-"):
-        made.error(f"unrecognized arguments: {others[0]}")
-    fail(f"{others[0]!r} is not a flag; write --config={others[0]} or --workdir={others[0]}.")
+    other = others[0][:_SHOWN]
+    key = re.fullmatch(r"(?:--)?(\w+(?:\.\w+)*\.\w+)=(.*)", other, re.DOTALL)
+    if key and not other.startswith("--config"):
+        fail(f"{other!r} is not a flag; a key of the config is written --config.{key[1].removeprefix('config.')}={key[2]}.")
+    if other.startswith("-"):
+        made.error(f"unrecognized arguments: {other}")
+    fail(f"{other!r} is not a flag; write --config={other} or --workdir={other}.")
 
 
 def load_config(file: str | None, overrides: Sequence[str] = (), *, data: str | None = None) -> ConfigDict:
@@ -371,10 +373,11 @@ def _wrong_value(message: str) -> str:
         r"flag --(config\.[^=]+)=(.*?): (\('Non-boolean argument|invalid literal for int|could not convert)", message, re.DOTALL
     )
     if match is None:
-        return f"{message}; see --help."
+        return f"{message[:_SHOWN]}; see --help."
+    given = f"--{match[1]}={match[2][:_SHOWN]}"
     if "boolean" in match[3]:
-        return f"--{match[1]}={match[2]} is neither true nor false; write --{match[1]}=true or --{match[1]}=false."
-    return f"--{match[1]}={match[2]} is not {'an integer' if 'int' in match[3] else 'a number'}; give one."
+        return f"{given} is neither true nor false; write --{match[1]}=true or --{match[1]}=false."
+    return f"{given} is not {'an integer' if 'int' in match[3] else 'a number'}; give one."
 
 
 def _unreadable(error: OSError) -> str:
@@ -406,7 +409,10 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
     """Refuse keys that the config does not have, saying which task has them, or which key may be meant."""
     known = flatten(config.to_dict())
     for word in overrides:
-        key = re.split(r"[=\[]", re.sub(r"^--(no)?config\.", "", word))[0]
+        key = re.sub(r"^--(no)?config\.", "", word).split("=", 1)[0]
+        if "[" in key:
+            whole = key.partition("[")[0]
+            raise UserError(f"config.{key} is a part of a value, which cannot be set alone; give the whole value, --config.{whole}=VALUE.")
         if key in known or key in config:
             continue
         if owners := [name for name, task in TASKS.items() if key in task.keys]:
@@ -414,7 +420,7 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
         section, _, field = key.rpartition(".")
         near = OTHER_KEYS.get(field, "") or _nearest(section, field, known)
         raise UserError(
-            f"unknown config key config.{key}.{f' Did you mean {chr(34)}{near}{chr(34)}?' if near else ' See docs/configuration.md.'}"
+            f"unknown config key config.{key[:80]}.{f' Did you mean {chr(34)}{near}{chr(34)}?' if near else ' See docs/configuration.md.'}"
         )
 
 

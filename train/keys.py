@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Key:
         """Raise UserError unless `value` is one that the key called `name` takes."""
         kinds, what = _KINDS[type(self.default)]
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(self.default, bool):
-            raise UserError(f"config.{name}={value!r} must be {what}; its default is {self.default!r}.")
+            raise UserError(f"config.{name}={shown(value)} must be {what}; its default is {self.default!r}.")
         if self.choices and value not in self.choices:
-            raise UserError(f"config.{name}={value!r} is unknown; use one of {self.choices}.{did_you_mean(str(value), self.choices)}")
+            raise UserError(f"config.{name}={shown(value)} is unknown; use one of {self.choices}.{did_you_mean(str(value), self.choices)}")
         if self.items and not all(isinstance(item, self.items) and not isinstance(item, bool) for item in value):
             what, such = ("whole numbers", "(0, 2)") if self.items is int else ("texts", "('a', 'b')")
-            raise UserError(f"config.{name}={tuple(value)} must hold {what}, such as {such}, or be ().")
+            raise UserError(f"config.{name}={shown(tuple(value))} must hold {what}, such as {such}, or be ().")
         lowest, highest = self.limits
         if isinstance(value, int | float) and not (lowest <= value <= highest and math.isfinite(value)):
             raise UserError(

@@ -1,5 +1,6 @@
 """From a config to an optax chain: schedule, weight-decay mask, frozen parameters, learning rates by layer."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +75,7 @@ def scale_by(factors: Any) -> optax.GradientTransformation:
 
 def multipliers(pairs: Any, params: Any) -> Any:
     """Return one factor per parameter: that of the first (regular expression, factor) that matches its path, else 1."""
-    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
+    if not all(map(_is_multiplier, pairs)):
         raise UserError(
             f"config.optim.lr_multipliers={pairs!r} must be pairs of a regular expression and a factor, such as (('head', 10.0),)."
         )
@@ -83,6 +84,12 @@ def multipliers(pairs: Any, params: Any) -> Any:
     for mask, factor in reversed(masks):
         factors = jax.tree.map(lambda old, hit, factor=factor: factor if hit else old, factors, mask)
     return factors
+
+
+def _is_multiplier(pair: Any) -> bool:
+    """Whether it is (regular expression, finite factor of 0 or more)."""
+    factor = pair[1] if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) else None
+    return isinstance(factor, int | float) and not isinstance(factor, bool) and 0 <= factor < math.inf
 
 
 def matches(patterns: Any, tree: Any, key: str) -> Any:

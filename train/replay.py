@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dilax.errors import UserError
-from dilax.loading import leaves_with_paths, read_status, reason
+from dilax.errors import UserError, reason
+from dilax.loading import leaves_with_paths, read_status
 from train import checkpoint, cli, hosts
 from train.build import Setup, build, fit_mesh
 from train.config import task_class

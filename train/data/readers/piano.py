@@ -1,6 +1,7 @@
 """Piano rolls: which keys sound at each step, in sequences of unequal length and three splits."""
 
 import io
+import os
 import pathlib
 import pickle
 import subprocess
@@ -10,21 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from dilax.errors import UserError
+from dilax.errors import UserError, reason
 from dilax.files import read_bytes
 
 SPLITS = ("train", "validation", "test")
 _CELLS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
-# scipy reads .mat files in a process of its own, because a damaged one can make it access invalid memory, which ends the process.
+_INFLATION = 2 * 1032  # zlib compresses up to 1032 times, and the arrays are pickled
+_PATIENCE = 120  # seconds, and another per megabyte
+# scipy reads .mat files in a process of its own, because a damaged one can make it access invalid memory, which ends the process, or
+# allocate what its header claims.
 _LOAD_MAT = """
 import io, pickle, sys
+memory, *names = sys.argv[1:]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+except (ImportError, ValueError):  # on Windows, or below a lower limit
+    pass
 try:
     from scipy.io import loadmat
-    result = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=sys.argv[1:])
+    result = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=names)
 except NotImplementedError:
     result = "7.3"
 except BaseException as error:
-    result = f"{error}" or type(error).__name__
+    result = f"{error}"[:120] or type(error).__name__
 sys.stdout.buffer.write(pickle.dumps(result))
 """
 
@@ -58,24 +68,35 @@ def read_piano_rolls(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
 
 def _as_bool(where: str, roll: np.ndarray) -> np.ndarray:
     """Return a roll as bool (time, keys)."""
-    if roll.ndim != 2 or not (np.issubdtype(roll.dtype, np.number) or roll.dtype == bool):
-        raise UserError(f"{where} is {roll.dtype} of shape {roll.shape}; give numbers (time, keys).")
-    if 0 in roll.shape:
-        raise UserError(f"{where} has shape {roll.shape}, so no {('steps', 'keys')[roll.shape.index(0)]}; remove or repair it.")
+    _check_form(where, roll.shape, roll.dtype)
     wrong = roll[(roll != 0) & (roll != 1)]
     if len(wrong):
         raise UserError(f"{where} has the value {wrong[0]:.4g}; give 1 for the keys that sound and 0 for the others.")
     return roll.astype(bool)
 
 
+def _check_form(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse what is not numbers (time, keys)."""
+    if len(shape) != 2 or not (np.issubdtype(dtype, np.number) or np.issubdtype(dtype, np.bool_)):
+        raise UserError(f"{where} is {dtype} of shape {shape}; give numbers (time, keys).")
+    if 0 in shape:
+        raise UserError(f"{where} has shape {shape}, so no {('steps', 'keys')[shape.index(0)]}; remove or repair it.")
+
+
 def _read_mat(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]:
-    command = [sys.executable, "-P", "-c", _LOAD_MAT, *_CELLS.values()]
-    done = subprocess.run(command, input=content, capture_output=True, check=False)
-    variables: Any = "scipy crashed" if done.returncode else pickle.loads(done.stdout)
+    memory = 2**32 + _INFLATION * len(content)
+    command = [sys.executable, "-P", "-c", _LOAD_MAT, str(memory), *_CELLS.values()]
+    one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each would take of the memory
+    try:
+        patience = _PATIENCE + len(content) / 1e6
+        done = subprocess.run(command, input=content, capture_output=True, check=False, timeout=patience, env=one_thread)
+        variables: Any = "scipy crashed" if done.returncode else pickle.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        variables = "scipy did not finish"
     if variables == "7.3":
         raise UserError(f"{path} is a .mat file of version 7.3; save it with -v7.")
     if isinstance(variables, str):
-        raise UserError(f"{path} cannot be read as a .mat file ({_one_line(variables)}); it is truncated, damaged or in another format.")
+        raise UserError(f"{path} cannot be read as a .mat file ({variables}); it is truncated, damaged or in another format.")
     splits = {}
     for split, name in _CELLS.items():
         cells = variables.get(name)
@@ -94,7 +115,7 @@ def _read_npz(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]
         file: Any = np.load(io.BytesIO(content), allow_pickle=False)
         names = set(file.files)
     except Exception as error:  # of many kinds for a damaged archive
-        raise UserError(f"{path} cannot be read as a .npz file ({_reason(error)}); it is truncated, or in another format.") from error
+        raise UserError(f"{path} cannot be read as a .npz file ({reason(error)}); it is truncated, or in another format.") from error
     splits = {}
     for split in SPLITS:
         name = "valid" if split == "validation" and "validation" not in names else split
@@ -104,6 +125,8 @@ def _read_npz(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]
         rolls = _array(path, file, name)
         if rolls.ndim != 3:
             raise UserError(f"{path}: {name} has shape {rolls.shape}; give (sequences, time, keys), and shorter ones with {name}_lengths.")
+        if len(rolls):  # an array without content may claim more sequences than fit into memory
+            _check_form(f"{path}: {split} 0", rolls.shape[1:], rolls.dtype)
         lengths = _array(path, file, f"{name}_lengths") if f"{name}_lengths" in names else np.full(len(rolls), rolls.shape[1])
         if lengths.shape != rolls.shape[:1] or not np.issubdtype(lengths.dtype, np.integer):
             raise UserError(f"{path}: {name}_lengths is {lengths.dtype} of shape {lengths.shape}; give integers ({len(rolls)},).")
@@ -123,12 +146,4 @@ def _array(path: pathlib.Path, file: Any, name: str) -> np.ndarray:
                 f"{path}: {name} is an array of objects, which is a pickle and could run any code; pad the sequences into one array of "
                 f"numbers (sequences, time, keys), and put their lengths into {name}_lengths."
             ) from error
-        raise UserError(f"{path}: {name} cannot be read ({_reason(error)}); the file is damaged.") from error
-
-
-def _reason(error: BaseException) -> str:
-    return _one_line(str(error)) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    return (text.splitlines() or [""])[0]
+        raise UserError(f"{path}: {name} cannot be read ({reason(error)}); the file is damaged.") from error

@@ -17,6 +17,7 @@ from dilax.sounds import (
     UNKNOWN,
     UNKNOWN_SIZES,
     check_alignment,
+    check_rates,
     check_samples,
     decode_raw,
     decode_sound,
@@ -135,6 +136,7 @@ def _check_end(file: io.BufferedReader | io.BytesIO, name: str, size: int) -> No
 
 def resample_pieces(pieces: Iterator[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
     """Yield pieces of sound, float32 (n,), at another sample rate as they arrive, as `read_sounds` converts whole files."""
+    check_rates("the stream", rate, wanted)
     import soxr
 
     stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dilax.errors import UserError
+from dilax.errors import UserError, one_line
 from dilax.files import read_bytes
-from train.data.readers.values import ambiguity, cell_problem, decimal_sign, is_label, is_missing, is_number, one_line, to_number
+from train.data.readers.values import SHOWN, ambiguity, cell_problem, decimal_sign, is_label, is_missing, is_number, to_number
 
 FILLS = ("error", "forward", "interpolate")
 _SEPARATORS = (",", ";", "\t")
@@ -53,14 +53,14 @@ def read_table(path: pathlib.Path, *, missing: str = "error") -> tuple[tuple[str
     if not rows:
         raise UserError(f"{path} has names but no values; add a row for each step.")
     if len(names) > 1 and (content := _label_content([row[0] for row in rows])):
-        print(f'note: {path}: the first column, "{names[0]}", is left out; it contains {content}.', file=sys.stderr)
+        print(f'note: {path}: the first column, "{names[0][:SHOWN]}", is left out; it contains {content}.', file=sys.stderr)
         names, rows = names[1:], [row[1:] for row in rows]
     repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if repeated is not None:
-        raise UserError(f'{path} has two columns named "{repeated}"; rename one.')
+        raise UserError(f'{path} has two columns named "{repeated[:SHOWN]}"; rename one.')
 
     def place(row: int, column: int) -> str:
-        return f'{path}, line {lines[row]}: the cell in column "{names[column]}"'
+        return f'{path}, line {lines[row]}: the cell in column "{names[column][:SHOWN]}"'
 
     values = _to_values(rows, separator, place, missing)
     return names, _fill(path, values, place, missing)
@@ -175,7 +175,9 @@ def _has_numeric_names(path: pathlib.Path, rows: Sequence[Sequence[str]]) -> boo
 
 def _counts(cells: Sequence[str]) -> bool:
     """Whether cells are whole numbers, each one more than the one before."""
-    return all(map(str.isdecimal, cells)) and [int(cell) for cell in cells] == [int(cells[0]) + i for i in range(len(cells))]
+    if not all(cell.isdecimal() and len(cell) <= SHOWN for cell in cells):  # Python reads no integer of thousands of digits
+        return False
+    return [int(cell) for cell in cells] == [int(cells[0]) + i for i in range(len(cells))]
 
 
 def _label_content(cells: list[str]) -> str:
@@ -185,7 +187,7 @@ def _label_content(cells: list[str]) -> str:
     present = [cell for cell in cells if not is_missing(cell)]
     if not present:
         return "no values"
-    return "dates" if _are_dates(present) else f'text, such as "{one_line(present[0])[:40]}"'
+    return "dates" if _are_dates(present) else f'text, such as "{one_line(present[0])[:SHOWN]}"'
 
 
 def _are_dates(cells: list[str]) -> bool:
@@ -248,7 +250,7 @@ def check_columns(source: str, names: Sequence[str], expected: Sequence[str]) ->
     """
     unnamed = any(some and some[0].startswith("column ") for some in (names, expected))
     if len(names) != len(expected) or (not unnamed and tuple(names) != tuple(expected)):
-        raise UserError(f"{source} has the columns {', '.join(names)}, and the run was trained on {', '.join(expected)}.")
+        raise UserError(f"{source} has the columns {', '.join(names)[: 5 * SHOWN]}, and the run was trained on {', '.join(expected)}.")
 
 
 class RowReader:
@@ -297,5 +299,5 @@ class RowReader:
         with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32)).all()
         if len(values) != width or not finite:
-            raise UserError(f"{where}: {line.strip()!r} is not a row of {width} numbers: {', '.join(self._columns)}.")
+            raise UserError(f"{where}: {line.strip()[:SHOWN]!r} is not a row of {width} numbers: {', '.join(self._columns)}.")
         return values

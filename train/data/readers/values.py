@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dilax.errors import one_line
+
 _MISSING = {"", "?", "-", "na", "n/a", "nan", "null", "none"}
-_SHOWN = 40  # characters of a cell in a message
+SHOWN = 40  # characters of a cell in a message
 # Numbers with thousands separators, by their decimal sign: 1,234.5 and 1.234,5.
 _GROUPED = {
     sign: re.compile(rf"[-+]?[1-9]\d{{0,2}}([{other}'’\u00a0\u202f])\d{{3}}(?:\1\d{{3}})*(?:[{sign}]\d*)?") for sign, other in (".,", ",.")
@@ -95,17 +97,12 @@ def cell_problem(cell: str, holder: str, decimal: str = ".") -> str:
     value = to_number(cell, decimal)
     if value is None:
         sign = f" with a decimal {'point' if decimal == '.' else 'comma'}" if is_number(cell) else ""
-        return f'is "{cell[:_SHOWN]}", which is not a number{sign}; correct it, or remove {holder}'
+        return f'is "{cell[:SHOWN]}", which is not a number{sign}; correct it, or remove {holder}'
     with np.errstate(over="ignore"):
-        return "" if np.isfinite(np.float32(value)) else f'is "{cell[:_SHOWN]}", which is not a finite float32 number; correct it'
+        return "" if np.isfinite(np.float32(value)) else f'is "{cell[:SHOWN]}", which is not a finite float32 number; correct it'
 
 
 def ambiguity(cell: str) -> str:
     """Return why a cell with a comma cannot be read where `decimal_sign` is None, and what to do."""
-    cell = one_line(cell)
+    cell = one_line(cell)[:SHOWN]
     return f'is "{cell}", which may be {cell.replace(",", "")} or {cell.replace(",", ".")}; write one of these'
-
-
-def one_line(cell: str) -> str:
-    """Return a cell without the line ends that it may contain if it is quoted."""
-    return " ".join(cell.split())
