@@ -31,6 +31,15 @@ def name_of(file: bytes | pathlib.Path) -> str:
     return "an image of the dataset" if isinstance(file, bytes) else str(file)
 
 
+@functools.cache
+def _formats() -> list[str]:
+    """Return the formats that PIL decodes itself. EPS is a program, which Ghostscript would run, whatever the name of the file."""
+    from PIL import Image
+
+    Image.init()
+    return sorted(Image.OPEN.keys() - {"EPS"})
+
+
 @contextlib.contextmanager
 def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
     """Open an image file, or its bytes, with PIL; its pixels are decoded when they are used.
@@ -48,7 +57,7 @@ def open_image(file: bytes | pathlib.Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # about metadata; damaged pixels are errors
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=_formats()) as image:
                 _check_size(image, name_of(file), len(file) if isinstance(file, bytes) else file.stat().st_size)
                 yield image
     except UserError:

@@ -195,6 +195,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "missing": (None, "{path} does not exist; give a PNG, JPEG or other image file."),
     "a folder": ("/", "{path} is a folder; give a PNG, JPEG or other image file."),
     "empty": (b"", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
+    "a program for Ghostscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file.",
+    ),
     "foreign": (b"hello", "{path} cannot be read as an image: it is of another type, or damaged; give a PNG, JPEG or other image file."),
     **{f"cut at {n}": (WHOLE[:n], "{path} cannot be read as an image") for n in (9, 20, 40, 70, len(WHOLE) - 30)},
     **{f"changed at {n}": (WHOLE[:n] + b"\xff\xff" + WHOLE[n + 2 :], "{path} cannot be read as an image") for n in (12, 17, 24, 60)},
