@@ -174,9 +174,12 @@ def resume(config: ConfigDict, workdir: pathlib.Path) -> tuple[int | None, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            return loop.run(config, workdir), said.getvalue()
+            code = loop.run(config, workdir)
         except UserError as error:
             return None, str(error)
+    if code > 128:  # the signal that the run took was meant for this process
+        raise KeyboardInterrupt
+    return code, said.getvalue()
 
 
 def killed(reference: Reference, moments: Sequence[Moment], workdir: pathlib.Path) -> tuple[list[Moment], str]:
