@@ -72,6 +72,7 @@ def test_wrong_types_in_the_status_of_a_run(key, tmp_path):
     value, reason = DAMAGED[key]
     folder.write_status(tmp_path, finished=False, model={"name": "dilated_cnn"}, data=DataSpec("toy", (8, 8, 1), ("0", "1")).to_json())
     status = json.loads((tmp_path / "run.json").read_text())
+    del status["seal"]  # as if it had been written so
     (tmp_path / "run.json").write_text(json.dumps({**status, key: value}))
     path = tmp_path / "run.json"
     check_call(lambda: read_status(tmp_path), f"{path} is damaged ({reason}); restore it, or train the run again with --restart.")
@@ -81,6 +82,7 @@ def test_a_status_without_the_id_of_its_run(tmp_path):
     folder.write_status(tmp_path, finished=False, model={"name": "dilated_cnn"}, data=DataSpec("toy", (8, 8, 1), ("0", "1")).to_json())
     folder.write_config(tmp_path, tiny(), 0)
     status = json.loads((tmp_path / "run.json").read_text())
+    del status["seal"]  # as if it had been written so
     del status["run"]
     (tmp_path / "run.json").write_text(json.dumps(status))
     assert "it lacks run" in refused(lambda: folder.read_run(tmp_path))
