@@ -153,14 +153,17 @@ def _crashed(error: Exception) -> int:
 
 
 def _quieten_threads() -> None:
-    """Print no errors of other threads, such as those that save a checkpoint: what fails there is raised in the main thread, too."""
+    """Print no errors that are raised in the main thread, too: those of threads that save a checkpoint, and of files left open.
+
+    From Python 3.13 on, a file that is closed as it is deleted reports that its last bytes could not be written, as on a full disk.
+    """
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     print_error = sys.unraisablehook
 
     def print_own(error: Any) -> None:  # "Any", since its class is not public
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not isinstance(error.object, io.IOBase):
             print_error(error)
 
     sys.unraisablehook = print_own
