@@ -1,8 +1,8 @@
 """Checks of arguments, in one place: each returns the value in the type that the code computes with, or raises a one-line `UserError`.
 
 All take the name of the function that the user called, which messages start with, and the name and the value of the argument. Scalars of
-NumPy, and arrays without axes whose value is known, are taken like those of Python; a bool is no number. Modules are checked when they run:
-see `checked`.
+NumPy, and arrays without axes whose value is known, are taken like those of Python; a bool is not a number. Modules are checked when they
+run: see `checked`.
 """
 
 import inspect

@@ -55,3 +55,23 @@ def root() -> pathlib.Path:
 
 # It imports torch and torchvision, which need not be there, to look for doctests.
 collect_ignore = ["golden/make_networks.py"]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> pathlib.Path:
+    """A config file of a tiny run, whose variant is a dict of changes."""
+    from tiny_runs import write_config_file  # not for tests without a run
+
+    return write_config_file(tmp_path_factory.mktemp("configs"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> pathlib.Path:
+    """The folder of a tiny run of one process with eight devices."""
+    from tiny_runs import tiny
+
+    from train import loop
+
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert loop.run(tiny(), workdir) == 0
+    return workdir

@@ -37,13 +37,6 @@ VALUES = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
 HOST = socket.gethostname()
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert loop.run(tiny(), workdir) == 0
-    return workdir
-
-
 @pytest.fixture
 def copied(unbroken, tmp_path) -> pathlib.Path:
     """A run of which all steps are taken, and the last line is not written."""

@@ -184,27 +184,15 @@ def test_what_once_failed_is_refused_in_one_line(given, folder, capsys, monkeypa
     assert outcome(arguments, built)[0] == 2
 
 
+@pytest.mark.parametrize(("drawn", "run", "share"), [(words, checked, 4), (fitting, built, 1)], ids=["checked", "built"])
 @pytest.mark.parametrize("task", TASKS)
-def test_overrides_are_accepted_or_refused_in_one_line(task, folder, capsys, monkeypatch):
+def test_overrides_are_accepted_or_refused_in_one_line(task, drawn, run, share, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     file = f"--config={config_file(task, folder)}"
 
-    @hypothesis.settings(max_examples=examples(4))
-    @hypothesis.given(words(task))
+    @hypothesis.settings(max_examples=examples(share))
+    @hypothesis.given(drawn(task))
     def check_words(given):
-        law([file, *given], checked)
-
-    check_words()
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_what_is_accepted_is_built_or_refused_in_one_line(task, folder, capsys, monkeypatch):
-    monkeypatch.chdir(folder)
-    file = f"--config={config_file(task, folder)}"
-
-    @hypothesis.settings(max_examples=examples(1))
-    @hypothesis.given(fitting(task))
-    def check_words(given):
-        law([file, *given], built)
+        law([file, *given], run)
 
     check_words()

@@ -24,19 +24,6 @@ Processes = list[subprocess.Popen]
 AGAIN = "this one stops, too. Give the same commands again: a run resumes from its last checkpoint.\n"
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory) -> pathlib.Path:
-    return tiny_runs.write_config_file(tmp_path_factory.mktemp("configs"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> pathlib.Path:
-    """The run of one process with eight devices."""
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert loop.run(tiny(), workdir) == 0
-    return workdir
-
-
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -28,18 +28,6 @@ from train.writers import read_history
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory) -> pathlib.Path:
-    return tiny_runs.write_config_file(tmp_path_factory.mktemp("configs"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert loop.run(tiny(), workdir) == 0
-    return workdir
-
-
 @pytest.fixture
 def copied(unbroken, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(unbroken, tmp_path / "copy"))

@@ -1,4 +1,4 @@
-"""Passes on what C++ writes in a process of a run, with the end of another process told in one line.
+"""Pass on what C++ code writes in a process of a run, and report the end of another process in one line.
 
 Run as a program, it copies standard input to standard output. When a process of a run ends, JAX's runtime aborts the others from C++, with
 pages of a stack; JAX 0.10 to 0.12 have no option that changes it. It is imported by nothing that JAX is needed for, and starts at once.

@@ -17,7 +17,7 @@ from dilax.errors import UserError
 from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
 from train.config import check, keys_of, model_config, task_class, unread
-from train.interception import check_recomputed, recorded
+from train.interception import recorded
 from train.step import Steps
 from train.tasks import Task
 
@@ -92,7 +92,7 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     with recorded(paths):
         outputs, shapes = jax.eval_shape(init_with_output, key)
     _check_outputs(config, outputs, task)
-    check_recomputed(config.remat, paths)
+    optim.check_patterns(config.remat, paths, "remat", "module")
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     steps = Steps(model, task, tx, config)
     compiled = parallel.make(steps, shapes)

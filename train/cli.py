@@ -72,7 +72,7 @@ def parser(module: Any) -> Parser:
 
 def folder(text: str) -> pathlib.Path:
     """Return the absolute path of a folder, or a file, that a flag names; after `=`, most shells leave a ~ as it is."""
-    return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+    return pathlib.Path(os.path.abspath(user_path(text)))
 
 
 def run_parser(module: Any, add_flags: Callable[[type[Task], argparse.ArgumentParser], None]) -> Parser:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax.errors import UserError, did_you_mean
+from dilax.files import user_path
 from train.keys import OTHER, POSITIVE, UNLIMITED, Key, Keys
 from train.optim import OPTIMISERS, SCHEDULES
 from train.tasks import TASKS, Task
@@ -250,4 +251,4 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def workdir_of(config: ConfigDict, workdir: str | None) -> str:
     """Return the folder of the run: as given, else runs/<name of the config>."""
-    return os.path.abspath(os.path.expanduser(workdir or os.path.join("runs", config.name)))
+    return os.path.abspath(user_path(workdir or os.path.join("runs", config.name)))

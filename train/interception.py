@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 
 from dilax.blocks import Norm
-from dilax.errors import UserError
 from dilax.loading import leaves_with_paths
 
 
@@ -40,21 +39,6 @@ def recorded(paths: list[str]) -> Iterator[None]:
 
     with nn.intercept_methods(intercept):
         yield
-
-
-def check_recomputed(patterns: Sequence[str], paths: Sequence[str]) -> None:
-    """Refuse patterns of config.remat that match none of the modules with these paths.
-
-    Raises:
-        UserError: naming the pattern.
-    """
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        try:
-            found = any(re.search(pattern, path) for path in paths)
-        except (re.error, TypeError) as error:
-            raise UserError(f"config.remat: {pattern!r} is not a regular expression: {error}.") from error
-        if not found:
-            raise UserError(f"config.remat: {pattern!r} does not match any module; their paths look like {', '.join(paths[:3])}.")
 
 
 @contextlib.contextmanager

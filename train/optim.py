@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,27 @@ def _is_multiplier(pair: Any) -> bool:
     return isinstance(factor, int | float) and not isinstance(factor, bool) and 0 <= factor < math.inf
 
 
+def check_patterns(patterns: Any, paths: Sequence[str], key: str, what: str) -> None:
+    """Refuse regular expressions that are invalid or found in none of the paths.
+
+    Args:
+        patterns: Regular expressions, or one.
+        paths: Paths of parameters or modules, such as "head/kernel".
+        key: Key of the config that holds the patterns, for the error.
+        what: What has these paths, such as "parameter".
+
+    Raises:
+        UserError: naming the pattern.
+    """
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        try:
+            found = any(re.search(pattern, path) for path in paths)
+        except (re.error, TypeError) as error:
+            raise UserError(f"config.{key}: {pattern!r} is not a regular expression: {error}.") from error
+        if not found:
+            raise UserError(f"config.{key}: {pattern!r} does not match any {what}; their paths look like {', '.join(paths[:3])}.")
+
+
 def matches(patterns: Any, tree: Any, key: str) -> Any:
     """Return a tree of bools: whether one of the regular expressions is found in a leaf's path, such as "head/kernel".
 
@@ -105,13 +126,7 @@ def matches(patterns: Any, tree: Any, key: str) -> Any:
     """
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     paths = [path for path, _ in leaves_with_paths(tree)]
-    for pattern in patterns:
-        try:
-            found = any(re.search(pattern, path) for path in paths)
-        except (re.error, TypeError) as error:
-            raise UserError(f"config.{key}: {pattern!r} is not a regular expression: {error}.") from error
-        if not found:
-            raise UserError(f"config.{key}: {pattern!r} does not match any parameter; their paths look like {', '.join(paths[:3])}.")
+    check_patterns(patterns, paths, key, "parameter")
     hits = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
     return jax.tree.unflatten(jax.tree.structure(tree), hits)
 

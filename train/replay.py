@@ -39,7 +39,7 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[str]:
         step: The step; None is the one in replay/step.json.
 
     Raises:
-        UserError: if there is no such step, or no checkpoint before it.
+        UserError: if there is no such step, or its initial state cannot be restored.
     """
     config, _ = read_run(workdir)
     with config.unlocked():
@@ -87,8 +87,8 @@ def _step_of(workdir: pathlib.Path) -> int:
 def _state_before(workdir: pathlib.Path, setup: Setup, step: int) -> tuple[int, Any]:
     """Return the newest saved step before another, and its state; 0 and the initial state if there is none."""
     like = jax.eval_shape(setup.steps.init, setup.shapes)
-    for one in sorted((one for one in checkpoint.saved_steps(workdir) if one < step), reverse=True):
-        with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=read_status(workdir)["run"]) as store:
+    with checkpoint.Store(workdir / checkpoint.CHECKPOINTS, run=read_status(workdir)["run"]) as store:
+        for one in sorted((one for one in checkpoint.saved_steps(workdir) if one < step), reverse=True):
             try:
                 return one, store.restore_step(one, like, setup.parallel.shardings(like))
             except hosts.NOT_DAMAGE:
@@ -102,7 +102,7 @@ def _state_before(workdir: pathlib.Path, setup: Setup, step: int) -> tuple[int, 
 
 @dataclasses.dataclass
 class _Calls:
-    """The calls of modules while a step is traced: their names, whether all they return is finite, and the size of the largest value."""
+    """The calls of modules while a step is traced: their names, what they return, and whether all of that is finite."""
 
     names: list[str] = dataclasses.field(default_factory=list)
     outputs: list[Any] = dataclasses.field(default_factory=list)

@@ -17,6 +17,7 @@ from dilax.lowerings import registry
 from dilax.partitioning import Rule, Shards
 from dilax.plan import ConvPlan
 
+Windows = dict[int, tuple[int, list[int], int]]
 Compute = Callable[[str, jax.Array, jax.Array, ConvPlan, str], jax.Array]
 
 
@@ -33,7 +34,8 @@ def rule(operands: tuple[str, str, str], *_: Any, plan: ConvPlan, lowering: str)
         channels = dict.fromkeys(("x", "kernel", "y"), "o")
         whole |= {"i"}
     else:
-        # XLA spreads an axis of groups and their channels over both, which cannot be told from a mesh axis in parts.
+        # Offered an axis that stands for groups and their channels, XLA may shard each by a part of one mesh axis, which no
+        # PartitionSpec can express.
         channels = {"x": "x", "kernel": "o", "y": "o"}
         whole |= set("ixo")
     axes = {name: (*taps, "i", last) if name == "kernel" else ("b", *space, last) for name, last in channels.items()}
@@ -46,7 +48,7 @@ def compute(
 ) -> jax.Array:
     """Compute this device's part of the result of an operation."""
     windows = _windows(plan, shards)
-    part = _part(plan, shards)
+    part = _part(plan, windows, shards)
 
     def extended(x: jax.Array) -> jax.Array:
         for axis, (size, starts, length) in windows.items():
@@ -75,8 +77,8 @@ def compute(
     return partitioning.total(kernel, [shards["b"], *(shards[f"s{axis - 1}"] for axis in windows)])
 
 
-def _windows(plan: ConvPlan, shards: dict[str, Shards]) -> dict[int, tuple[int, list[int], int]]:
-    """For each spatial axis of x that is spread: its size, and where the window of each shard starts and how long it is."""
+def _windows(plan: ConvPlan, shards: dict[str, Shards]) -> Windows:
+    """Return for each spatial axis of x that is spread: its size, and where the window of each shard starts and how long it is."""
     spans = effective_kernel_size(plan.kernel_size, plan.dilation)
     windows = {}
     for axis, (size, out, stride, (lo, _), span) in enumerate(zip(plan.input_size, plan.output_size, plan.stride, plan.padding, spans)):
@@ -88,9 +90,8 @@ def _windows(plan: ConvPlan, shards: dict[str, Shards]) -> dict[int, tuple[int, 
     return windows
 
 
-def _part(plan: ConvPlan, shards: dict[str, Shards]) -> ConvPlan:
+def _part(plan: ConvPlan, windows: Windows, shards: dict[str, Shards]) -> ConvPlan:
     """Return the plan of one device, whose input holds the windows."""
-    windows = _windows(plan, shards)
     sizes, padding = list(plan.input_size), list(plan.padding)
     for axis, (_, _, length) in windows.items():
         sizes[axis - 1], padding[axis - 1] = length, (0, 0)
