@@ -3,6 +3,8 @@
 import contextlib
 import io
 import pathlib
+import pickle
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,13 @@ def test_a_damaged_file_does_not_end_the_process(tmp_path, at, byte):
     content = bytearray(mat())
     content[at] = byte
     check_damaged(tmp_path / "a.mat", bytes(content))
+
+
+def test_what_cannot_be_sent_back_gets_one_line(tmp_path, monkeypatch):
+    """What scipy makes of invalid memory need not be what pickle can restore."""
+    done = subprocess.CompletedProcess([], 0, stdout=pickle.dumps({"traindata": 1})[:-1])
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: done)
+    check_damaged(tmp_path / "a.mat", mat())
 
 
 @pytest.mark.parametrize("seed", range(3))

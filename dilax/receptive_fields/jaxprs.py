@@ -5,6 +5,7 @@
 | scan | `num_consts` and `num_carry` | `ft_in` and `ft_out` instead; `scan_parts` reads neither, but the shapes |
 | top_k | `axis`, `k` | `is_stable` in addition |
 | elementwise operations | | `log2`, `one_minus_square` and `mulhi` in addition |
+| `digitize`, `searchsorted` | composed of others | `call_hi_primitive`, whose `_prim.expand` composes them |
 | casts of sharded types | `reduced_vary_cast_p`, `vary_unreduced_cast_p` | the same names without `_p` |
 """
 
@@ -61,10 +62,8 @@ def trace(fn: Callable[..., Any], x: Any) -> Any:
 
 def called_jaxpr(eqn: Any) -> Any:
     """Return the jaxpr that an equation applies to its last operands, or None if there is none of their shapes."""
-    if meaning := MEANINGS.get(eqn.primitive):
-        return jax.make_jaxpr(functools.partial(meaning, **eqn.params))(
-            *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars)
-        )
+    if meaning := _meaning(eqn):
+        return jax.make_jaxpr(meaning)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars))
     inner = next((eqn.params[key] for key in _JAXPR_PARAMETERS if key in eqn.params), None)
     jaxpr = getattr(inner, "jaxpr", inner)
     if jaxpr is None or len(jaxpr.invars) > len(eqn.invars):
@@ -73,6 +72,16 @@ def called_jaxpr(eqn: Any) -> Any:
     # A part per device or per block (shard_map, pallas_call) has other shapes.
     matches = [*map(_shape, last)] == [*map(_shape, jaxpr.invars)] and [*map(_shape, eqn.outvars)] == [*map(_shape, jaxpr.outvars)]
     return inner if matches else None
+
+
+def _meaning(eqn: Any) -> Callable[..., Any] | None:
+    """Return the function that an operation composed of others stands for."""
+    if eqn.primitive in MEANINGS:
+        return functools.partial(MEANINGS[eqn.primitive], **eqn.params)
+    composed = eqn.params.get("_prim")
+    if composed is None:
+        return None
+    return lambda *operands: composed.expand(*jax.tree.unflatten(composed.in_tree, operands))
 
 
 def scan_parts(eqn: Any) -> ScanParts:

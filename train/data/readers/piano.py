@@ -93,6 +93,8 @@ def _read_mat(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]
         variables: Any = "scipy crashed" if done.returncode else pickle.loads(done.stdout)
     except subprocess.TimeoutExpired:
         variables = "scipy did not finish"
+    except Exception:  # of many kinds: what scipy reads from invalid memory need not be an array that can be sent
+        variables = "scipy misread it"
     if variables == "7.3":
         raise UserError(f"{path} is a .mat file of version 7.3; save it with -v7.")
     if isinstance(variables, str):
