@@ -12,6 +12,7 @@ from dilax.errors import UserError, in_our_words
 from dilax.geometry import PADDING_MODES, IntOrTuple, Padding, explicit_padding, transposed_size
 from dilax.geometry import output_size as conv_output_size
 from dilax.lowerings import LOWERINGS, convolve, convolve_transpose, supports
+from dilax.lowerings.registry import check_name
 from dilax.plan import ConvPlan
 
 
@@ -283,7 +284,7 @@ def _plan(
     lowering: str,
 ) -> ConvPlan:
     """Plan the convolution of an input of a given shape, and check that it fits and that the lowering supports it."""
-    arguments.word(caller, "lowering", lowering, ("auto", *LOWERINGS))
+    check_name(caller, "lowering", lowering)
     arguments.precision(caller, precision)
     size, kernel_size = x_shape[1:-1], kernel.shape[:-2]
     # Called for its checks: the kernel may be wider than the input, or the input empty.

@@ -104,6 +104,7 @@ def register(
     *,
     platform: str | None = None,
     unpartitioned: Callable[..., Any] | None = None,
+    exported: Callable[..., Any] | None = None,
 ) -> None:
     """Register the lowering of a primitive on a platform.
 
@@ -115,6 +116,7 @@ def register(
             that of `Rule.shards`. All devices run it at once, and may exchange data.
         platform: The platform; None for all that have no lowering of their own.
         unpartitioned: The same as `direct`, for several devices where the rule cannot be used.
+        exported: The same as `direct`, for programs for one device that `jax.export` writes.
     """
 
     def lower(context: Any, *operands: Any, **params: Any) -> Any:
@@ -130,6 +132,8 @@ def register(
                 function = _partitioned(name, function, found, functools.partial(local, **params))
             elif unpartitioned is not None:
                 function = functools.partial(unpartitioned, **params)
+        elif module.lowering_parameters.for_export and exported is not None:
+            function = functools.partial(exported, **params)
         return mlir.lower_fun(function, multiple_results=primitive.multiple_results)(context, *operands)
 
     # Otherwise the devices are not known either.

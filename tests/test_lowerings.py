@@ -19,6 +19,7 @@ from dilax import lowerings
 from dilax.lowerings import products, registry
 from dilax.plan import ConvPlan
 
+NATIVE = ("onednn",) if lowerings.onednn.is_installed() else ()
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
 K = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4)), jnp.float32)
 
@@ -43,7 +44,7 @@ def marked(x, kernel, plan):
 @pytest.fixture
 def cpu_is_marked(monkeypatch):
     monkeypatch.setitem(lowerings.LOWERINGS, "marked", dilax.Lowering(marked))
-    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, operation, several: "marked" if platform == "cpu" else "lax")
+    monkeypatch.setattr(registry, "select_lowering", lambda plan, platform, **_: "marked" if platform == "cpu" else "lax")
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -68,7 +69,7 @@ PLANS = {
 
 @pytest.mark.parametrize(("plan", "expected"), PLANS.values(), ids=PLANS)
 def test_the_rule(plan, expected):
-    assert tuple(dilax.select_lowering(plan, operation=operation) for operation in lowerings.OPERATIONS) == expected
+    assert tuple(dilax.select_lowering(plan, operation=operation, native=False) for operation in lowerings.OPERATIONS) == expected
     others = itertools.product(("cuda", "rocm", "tpu", "other"), lowerings.OPERATIONS)
     assert {dilax.select_lowering(plan, platform=platform, operation=operation) for platform, operation in others} == {"lax"}
     assert all(lowerings.supports(name, plan) for name in expected)
@@ -255,7 +256,7 @@ def test_an_unsupported_lowering_is_refused():
         dilax.dilated_conv(X, K, lowering="taps")
     assert str(error.value) == (
         "dilated_conv: lowering='taps' does not support 3 taps, 3 input channels and groups=1; "
-        "use one of ('auto', 'lax', 'products', 'patches')."
+        f"use one of {('auto', 'lax', 'products', 'patches', *NATIVE)}."
     )
     with pytest.raises(dilax.UserError, match=r"^select_lowering: operation='forward' is unknown; use one of \('output', "):
         dilax.select_lowering(plan_of((2, 9, 3), 4, (3,)), operation="forward")
@@ -265,17 +266,19 @@ def test_an_unsupported_lowering_is_refused():
 
 def test_autotune_of_a_plan(capsys):
     plan = plan_of((1, 16, 4), 4, (3,), groups=4)
-    assert dilax.autotune(plan, repeats=1) in ("auto", "lax", "taps", "split")
+    names = {"auto", "lax", "taps", "split", *NATIVE}
+    assert dilax.autotune(plan, repeats=1) in names
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("cpu (")
-    assert {line.split()[0] for line in lines[1:]} == {"auto", "lax", "taps", "split"}
-    assert dilax.autotune(plan, measure="forward", repeats=1, table=False) in ("auto", "lax", "taps", "split")
+    assert {line.split()[0] for line in lines[1:]} == names
+    assert dilax.autotune(plan, measure="forward", repeats=1, table=False) in names
     assert capsys.readouterr().out == ""
 
 
 def test_autotune_of_a_function_omits_unsupported_lowerings(capsys):
     dilax.autotune(lambda x, kernel, lowering: dilax.dilated_conv(x, kernel, lowering=lowering), X, K, repeats=1)
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == {"auto", "lax", "products", "patches"}
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert names == {"auto", "lax", "products", "patches", *NATIVE}
 
 
 AUTOTUNE_ERRORS = {

@@ -7,11 +7,13 @@ taps.py         "taps": depthwise convolutions and small groups, elementwise
 split.py        "split": wide groups, one dense convolution per group
 products.py     "products": one matrix product per tap
 patches.py      "patches": patches and a single matrix product, block by block
+onednn.py       "onednn": the convolutions of oneDNN, if `dilax-onednn` is installed
 """
 
 import jax
 
 from dilax.lowerings import primitives, registry, xla
+from dilax.lowerings.onednn import status as onednn_status
 from dilax.lowerings.registry import LOWERINGS, OPERATIONS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
 from dilax.plan import ConvPlan
 
@@ -22,6 +24,7 @@ __all__ = [
     "Lowering",
     "convolve",
     "convolve_transpose",
+    "onednn_status",
     "select_lowering",
     "supports",
     "use_lowering",

@@ -49,11 +49,12 @@ def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: s
     return partitioning.bind(PRIMITIVES[operation], a, b, spec=spec, plan=plan, lowering=lowering)
 
 
-def compute(operation: str, platform: str, several: bool, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
-    """Compute an operation by ordinary JAX functions, on one device of a platform or on several."""
+def compute(operation: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str, **where: Any) -> jax.Array:
+    """Compute an operation by other JAX functions, which `where`, the options of `select_lowering`, lets it select."""
     if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
         return lax.full_like(a, 0, shape=_result_shape(operation, plan))
-    name = registry.select_lowering(plan, platform=platform, operation=operation, several=several) if lowering == "auto" else lowering
+    selects = lowering == "auto" or (lowering == "onednn" and not where["native"])
+    name = registry.select_lowering(plan, operation=operation, **where) if selects else lowering
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
 
 
@@ -127,12 +128,15 @@ def _register(operation: str, primitive: Any) -> None:
     rule = functools.partial(sharded.rule, OPERANDS[operation])
     for platform in (None, *registry.PLATFORMS):
         # Under jit, so that layers of the same shape share a function.
-        direct, unpartitioned = (
-            jax.jit(functools.partial(compute, operation, platform or "other", several), static_argnames=("plan", "lowering"))
-            for several in (False, True)
+        direct, unpartitioned, exported = (
+            jax.jit(
+                functools.partial(compute, operation, platform=platform or "other", several=several, native=native),
+                static_argnames=("plan", "lowering"),
+            )
+            for several, native in ((False, platform == "cpu"), (True, False), (False, False))
         )
         local = functools.partial(sharded.compute, operation, bind)
-        partitioning.register(primitive, direct, rule, local, platform=platform, unpartitioned=unpartitioned)
+        partitioning.register(primitive, direct, rule, local, platform=platform, unpartitioned=unpartitioned, exported=exported)
 
 
 for _operation, _primitive in PRIMITIVES.items():

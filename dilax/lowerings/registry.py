@@ -11,7 +11,7 @@ import jax
 
 from dilax import arguments
 from dilax.errors import UserError, shown
-from dilax.lowerings import patches, products, split, taps, xla
+from dilax.lowerings import onednn, patches, products, split, taps, xla
 from dilax.plan import ConvPlan
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -50,7 +50,15 @@ LOWERINGS: dict[str, Lowering] = {
     "split": _lowering(split),
     "products": _lowering(products),
     "patches": _lowering(patches),
+    "onednn": _lowering(onednn),
 }
+
+
+def check_name(caller: str, argument: str, name: str) -> None:
+    """Check that a name is "auto" or a key of `LOWERINGS`, and installed."""
+    arguments.word(caller, argument, name, ("auto", *LOWERINGS))
+    if name == "onednn" and not onednn.is_installed():
+        raise UserError(f"{caller}: {argument}='onednn' cannot be used: {onednn.status()}")
 
 
 def supports(name: str, plan: ConvPlan) -> bool:
@@ -58,11 +66,22 @@ def supports(name: str, plan: ConvPlan) -> bool:
     return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
 
 
-def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output", several: bool = False) -> str:
+def select_lowering(
+    plan: ConvPlan, *, platform: str = "cpu", operation: str = "output", several: bool = False, native: bool | None = None
+) -> str:
     """Return the lowering that `lowering="auto"` selects outside of `use_lowering`.
 
     On GPU and TPU, and for symbolic sizes, this is "lax". Over several TPUs, it is "split" or else "taps" for grouped convolutions other
-    than depthwise ones with one output per channel, since XLA would gather their input. On a CPU, the first rule that applies selects
+    than depthwise ones with one output per channel, since XLA would gather their input.
+
+    On a CPU, it is "onednn" if `dilax-onednn` is installed and supports the plan, with these exceptions:
+
+    - kernels of one tap without padding;
+    - grouped 1-D convolutions; depthwise convolutions with a dilation, if they have a stride, and for their kernel gradient;
+    - kernel gradients of 1-D convolutions with at least 8 input channels;
+    - in bfloat16 and float16, outputs and input gradients if at least 15 % of the multiply-adds would be on padding.
+
+    For these, and where oneDNN cannot be used, the first rule that applies selects
 
     - for grouped convolutions: "taps" with at most 64 multiply-adds per output (above all depthwise convolutions), "split" for wider groups
       if there are at most 32;
@@ -83,6 +102,8 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
         operation: "output", "input_gradient" or "kernel_gradient".
         several: Whether XLA partitions the operation over several devices. This only matters on TPUs; elsewhere, a lowering is selected
             for the part of each device.
+        native: Whether oneDNN can be used; by default, where it is installed. It is not used in programs that `jax.export` writes, or that
+            XLA partitions by itself.
 
     Returns:
         A key of `LOWERINGS`.
@@ -100,12 +121,16 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     arguments.word("select_lowering", "platform", platform, (*PLATFORMS, "other"))
     arguments.word("select_lowering", "operation", operation, OPERATIONS)
     arguments.flag("select_lowering", "several", several)
+    if native is not None:
+        arguments.flag("select_lowering", "native", native)
     if plan.symbolic:
         return "lax"
     if platform == "tpu" and several and plan.groups > 1 and not plan.groups == plan.c_in == plan.c_out:
         candidates: tuple[str, ...] = ("split", "taps")
     else:
         candidates = _candidates(plan, operation) if platform == "cpu" else ()
+        if platform == "cpu" and not several and native is not False and _suits_onednn(plan, operation):
+            candidates = ("onednn", *candidates)
     return next((name for name in candidates if supports(name, plan)), "lax")
 
 
@@ -119,8 +144,8 @@ def use_lowering(name: str) -> Iterator[None]:
     This applies to functions, modules and models, including transposed convolutions, and to the output and both gradients: the gradients
     of a convolution use the lowering with which it was traced, wherever they are computed. With "lax", a model consists of plain
     `lax.conv_general_dilated` calls, and its pooling and resizing of plain slices and products, which exporters and other compilers
-    understand. A convolution that the lowering does not support falls
-    back to "auto", and an explicit `lowering=` argument takes precedence over the scope. Scopes nest, and the innermost one applies.
+    understand. A convolution that the lowering does not support falls back to "auto", and an explicit `lowering=` argument takes precedence
+    over the scope. Scopes nest, and the innermost one applies.
 
     The scope is read while a function is traced. A function compiled by `jax.jit` keeps the lowering of its first trace as long as that is
     cached: enter the scope inside the function, or jit a new function (or call `jax.clear_caches()`) for each scope.
@@ -129,7 +154,7 @@ def use_lowering(name: str) -> Iterator[None]:
         name: A key of `LOWERINGS`, or "auto" to restore the rule of `select_lowering`.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if the name is unknown, or is "onednn" and that is not installed.
 
     Example:
         >>> import jax.numpy as jnp, dilax
@@ -138,7 +163,7 @@ def use_lowering(name: str) -> Iterator[None]:
         >>> y.shape
         (1, 7, 1)
     """
-    arguments.word("use_lowering", "name", name, ("auto", *LOWERINGS))
+    check_name("use_lowering", "name", name)
     token = _SCOPE.set(name)
     try:
         yield
@@ -172,6 +197,17 @@ def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:
     if wide >= 64 and (few or _much_padding(plan)):
         return ("products",)
     return ("patches",) if plan.rank > 1 or plan.c_in < 8 else ()
+
+
+def _suits_onednn(plan: ConvPlan, operation: str) -> bool:
+    """Whether oneDNN is faster than all others, if it is there."""
+    if _one_tap(plan) or (plan.dtype != "float32" and operation != "kernel_gradient" and _much_padding(plan)):
+        return False
+    if plan.groups > 1:
+        depthwise = plan.groups == plan.c_in == plan.c_out
+        dilated = max(plan.dilation) > 1
+        return plan.rank > 1 and not (depthwise and dilated and (operation == "kernel_gradient" or max(plan.stride) > 1))
+    return plan.rank > 1 or operation != "kernel_gradient" or plan.c_in < 8
 
 
 def _one_tap(plan: ConvPlan) -> bool:

@@ -1,0 +1,74 @@
+// A convolution, or one of its gradients, as a primitive of oneDNN.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+
+namespace dilax {
+
+using Numbers = std::vector<int64_t>;
+
+// The operation of which a result is computed from two operands.
+enum class Operation : int64_t {
+  kOutput = 0,          // (x, kernel) -> y
+  kInputGradient = 1,   // (y, kernel) -> x
+  kKernelGradient = 2,  // (x, y) -> kernel
+};
+
+// What is computed. Arrays are channels-last: x (batch, *space, c_in), kernel (*taps, c_in / groups, c_out), y (batch, *space, c_out).
+struct Problem {
+  Operation operation;
+  dnnl::memory::data_type dtype;
+  int64_t batch, c_in, c_out, groups;
+  // One number per spatial axis.
+  Numbers input_size, kernel_size, output_size, stride, dilation, padding_lo, padding_hi;
+
+  // Reads what Python wrote: operation, batch, c_in, c_out, groups, and then the sizes per axis, in the order above.
+  Problem(const Numbers& numbers, dnnl::memory::data_type dtype);
+  size_t rank() const { return kernel_size.size(); }
+  // The number of elements of the two operands and of the result.
+  std::vector<int64_t> elements() const;
+};
+
+// Memory that grows to what the largest operation needs; unlike malloc, it is not mapped anew for each call.
+class Scratch {
+ public:
+  char* reserve(size_t bytes);
+  // Returns what is too much to be kept.
+  void release();
+
+ private:
+  struct Free {
+    void operator()(char* memory) const;
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t bytes_ = 0;
+};
+
+class Convolution {
+ public:
+  // Throws dnnl::error if oneDNN does not support the problem.
+  explicit Convolution(const Problem& problem);
+  // The name that oneDNN gives its implementation, such as "jit:avx512_core".
+  const std::string& implementation() const { return implementation_; }
+  void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const;
+
+ private:
+  template <typename Descriptor>
+  void take(const Descriptor& descriptor, const dnnl::memory::desc& kernel);
+
+  Operation operation_;
+  std::string implementation_;
+  dnnl::memory::desc x_, y_;
+  dnnl::memory::desc kernel_, blocked_kernel_;  // as JAX has it, and as the implementation wants it
+  dnnl::memory::desc scratchpad_;
+  dnnl::primitive primitive_, reorder_;
+};
+
+dnnl::engine& engine();
+
+}  // namespace dilax

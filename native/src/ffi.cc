@@ -1,0 +1,117 @@
+// What Python and XLA call.
+#include <omp.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "convolution.h"
+#include "worker.h"
+#include "xla/ffi/api/ffi.h"
+
+#define DILAX_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace dilax {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// As many problems are kept as a program with many layers has; after that, all are made anew.
+constexpr size_t kKept = 4096;
+
+int available_cores() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+dnnl::memory::data_type dtype_of(ffi::DataType dtype) {
+  switch (dtype) {
+    case ffi::DataType::F32: return dnnl::memory::data_type::f32;
+    case ffi::DataType::BF16: return dnnl::memory::data_type::bf16;
+    case ffi::DataType::F16: return dnnl::memory::data_type::f16;
+    default: throw std::invalid_argument("unsupported dtype");
+  }
+}
+
+// To be called by the worker alone.
+const Convolution& prepared(const Numbers& numbers, dnnl::memory::data_type dtype) {
+  static auto* cache = new std::map<std::pair<int, Numbers>, std::unique_ptr<Convolution>>();
+  if (cache->size() >= kKept) cache->clear();
+  auto& entry = (*cache)[{static_cast<int>(dtype), numbers}];
+  if (!entry) entry = std::make_unique<Convolution>(Problem(numbers, dtype));
+  return *entry;
+}
+
+ffi::Error convolve(
+    ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result, ffi::Span<const int64_t> sizes) {
+  try {
+    const Numbers numbers(sizes.begin(), sizes.end());
+    const auto dtype = dtype_of(first.element_type());
+    const auto expected = Problem(numbers, dtype).elements();
+    const int64_t given[] = {int64_t(first.element_count()), int64_t(second.element_count()), int64_t(result->element_count())};
+    if (!std::equal(expected.begin(), expected.end(), given)) return ffi::Error::InvalidArgument("the arrays do not have the stated sizes");
+    // XLA has a thread per core, or per virtual device if there are more of these.
+    const int threads = std::max<int>(1, std::min<int64_t>(pool.num_threads(), available_cores()));
+    Worker::get().run([&] {
+      static auto* scratch = new Scratch();
+      static auto* stream = new dnnl::stream(engine());
+      omp_set_num_threads(threads);
+      prepared(numbers, dtype).run(first.untyped_data(), second.untyped_data(), result->untyped_data(), *scratch, *stream);
+    });
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
+  }
+}
+
+}  // namespace
+}  // namespace dilax
+
+DILAX_EXPORT XLA_FFI_Error* dilax_onednn_convolve(XLA_FFI_CallFrame* frame);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    dilax_onednn_convolve, dilax::convolve,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Ret<xla::ffi::AnyBuffer>()
+        .Attr<xla::ffi::Span<const int64_t>>("sizes"));
+
+// Writes the name of the implementation that oneDNN has for a problem, or why it has none; returns whether it has one.
+DILAX_EXPORT int dilax_onednn_supports(const char* dtype, const int64_t* sizes, int64_t count, char* text, int64_t length) {
+  const auto write = [&](const std::string& words) { std::snprintf(text, length, "%s", words.c_str()); };
+  try {
+    const std::map<std::string, dnnl::memory::data_type> dtypes = {
+        {"float32", dnnl::memory::data_type::f32}, {"bfloat16", dnnl::memory::data_type::bf16}, {"float16", dnnl::memory::data_type::f16}};
+    const dilax::Convolution convolution(dilax::Problem(dilax::Numbers(sizes, sizes + count), dtypes.at(dtype)));
+    write(convolution.implementation());
+    return 1;
+  } catch (const std::exception& error) {
+    write(error.what());
+    return 0;
+  }
+}
+
+// The newest instruction set that oneDNN uses.
+DILAX_EXPORT const char* dilax_onednn_instruction_set() {
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::sse41: return "SSE4.1";
+    case dnnl::cpu_isa::avx: return "AVX";
+    case dnnl::cpu_isa::avx2: return "AVX2";
+    case dnnl::cpu_isa::avx2_vnni: return "AVX2 with VNNI";
+    case dnnl::cpu_isa::avx2_vnni_2: return "AVX2 with VNNI 2";
+    case dnnl::cpu_isa::avx512_core: return "AVX-512";
+    case dnnl::cpu_isa::avx512_core_vnni: return "AVX-512 with VNNI";
+    case dnnl::cpu_isa::avx512_core_bf16: return "AVX-512 with bfloat16";
+    case dnnl::cpu_isa::avx512_core_fp16: return "AVX-512 with bfloat16 and float16";
+    case dnnl::cpu_isa::avx512_core_amx: return "AVX-512 with AMX";
+    case dnnl::cpu_isa::avx512_core_amx_fp16: return "AVX-512 with AMX and float16";
+    default: return "an instruction set of its choice";
+  }
+}

@@ -1,0 +1,31 @@
+// The one thread from which oneDNN is called.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <mutex>
+
+namespace dilax {
+
+// OpenMP gives each thread that calls it threads of its own. XLA calls from any of its threads, and from several at once if there are
+// several virtual devices: they take turns here, so that oneDNN has one set of threads, of which there are as many as XLA has.
+class Worker {
+ public:
+  // The worker of this process, also after a fork.
+  static Worker& get();
+  // Runs a task and waits for it; throws what it throws.
+  void run(const std::function<void()>& task);
+
+ private:
+  Worker();
+  void loop();
+
+  std::mutex turn_;  // of the callers
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::function<void()>* task_ = nullptr;
+  std::exception_ptr error_;
+};
+
+}  // namespace dilax

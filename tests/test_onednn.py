@@ -1,0 +1,265 @@
+"""The native lowering: where it is taken and where not, its dtypes, its threads, and what is said if it is missing.
+
+Its values are tested with those of the other lowerings, in test_functional.py and test_lowerings.py.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import dilax
+from dilax import lowerings
+from dilax.lowerings import onednn
+from dilax.plan import ConvPlan
+
+CALL = "dilax_onednn_convolve"
+installed = pytest.mark.skipif(not onednn.is_installed(), reason=onednn.status())
+PLAN = ConvPlan(2, (12, 10), 8, 8, (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "float32")
+
+
+def draw(*shapes: tuple[int, ...], dtype: str = "float32") -> list[jax.Array]:
+    rng = np.random.default_rng(11)
+    return [jnp.asarray(rng.normal(0.2, 1.0, shape), dtype) for shape in shapes]
+
+
+def three(plan: ConvPlan, lowering: str):
+    """A function to the output and both gradients."""
+
+    def run(x, kernel, y):
+        output, pull_back = jax.vjp(lambda x, kernel: lowerings.convolve(x, kernel, plan, lowering), x, kernel)
+        return output, *pull_back(y)
+
+    return run
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """Sets what importing `dilax_onednn` gives: a module, or an error."""
+
+    def set_it(found: object) -> None:
+        def load(name: str) -> object:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(importlib, "import_module", load)
+        onednn._package.cache_clear()
+
+    yield set_it
+    monkeypatch.undo()
+    onednn._package.cache_clear()
+
+
+OTHER = types.SimpleNamespace(INTERFACE=0, __version__="0.0.1")
+MISSING = {
+    "absent": (
+        ModuleNotFoundError("No module named 'dilax_onednn'", name="dilax_onednn"),
+        "dilax-onednn is not installed; install it with pip install ./native from a checkout (Linux on x86-64).",
+    ),
+    "broken": (
+        OSError("libgomp.so.1: cannot open shared object file"),
+        "dilax-onednn cannot be used (libgomp.so.1: cannot open shared object file); install it with pip install ./native from a checkout "
+        "(Linux on x86-64).",
+    ),
+    "another version": (
+        OTHER,
+        "dilax-onednn cannot be used (it is version 0.0.1, which belongs to another version of dilax); install it with "
+        "pip install ./native from a checkout (Linux on x86-64).",
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "line"), MISSING.values(), ids=MISSING)
+def test_without_it_all_is_as_before_and_one_line_says_why(package, found, line):
+    package(found)
+    assert lowerings.onednn_status() == line
+    assert not lowerings.supports("onednn", PLAN)
+    assert all(dilax.select_lowering(PLAN, operation=operation) != "onednn" for operation in lowerings.OPERATIONS)
+    x, kernel = draw(PLAN.x_shape, PLAN.kernel_shape)
+    for call, start in (
+        (lambda: dilax.dilated_conv(x, kernel, lowering="onednn"), "dilated_conv: lowering"),
+        (lambda: dilax.use_lowering("onednn").__enter__(), "use_lowering: name"),
+    ):
+        with pytest.raises(dilax.UserError) as error:
+            call()
+        assert str(error.value) == f"{start}='onednn' cannot be used: {line}"
+
+
+RULE = {
+    "dense": (PLAN, (True, True, True)),
+    "1x1": (dataclasses.replace(PLAN, kernel_size=(1, 1), padding=((0, 0), (0, 0))), (False, False, False)),
+    "depthwise": (dataclasses.replace(PLAN, groups=8, dilation=(1, 1), padding=((1, 1), (1, 1))), (True, True, True)),
+    "depthwise, dilated": (dataclasses.replace(PLAN, groups=8), (True, True, False)),
+    "depthwise, dilated, strided": (dataclasses.replace(PLAN, groups=8, stride=(2, 2)), (False, False, False)),
+    "groups": (dataclasses.replace(PLAN, groups=2), (True, True, True)),
+    "1-D": (ConvPlan(2, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 1, "float32"), (True, True, False)),
+    "1-D, depthwise": (ConvPlan(2, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 8, "float32"), (False, False, False)),
+    "much padding": (dataclasses.replace(PLAN, dilation=(6, 6), padding=((6, 6), (6, 6))), (True, True, True)),
+    "much padding, bfloat16": (
+        dataclasses.replace(PLAN, dilation=(6, 6), padding=((6, 6), (6, 6)), dtype="bfloat16"),
+        (False, False, True),
+    ),
+    "float64": (dataclasses.replace(PLAN, dtype="float64"), (False, False, False)),
+    "cropped": (dataclasses.replace(PLAN, padding=((-1, 2), (2, 2))), (False, False, False)),
+    "empty": (dataclasses.replace(PLAN, batch=0), (False, False, False)),
+    "more than 2 GB": (dataclasses.replace(PLAN, batch=2**20), (False, False, False)),
+}
+
+
+@installed
+@pytest.mark.parametrize(("plan", "expected"), RULE.values(), ids=RULE)
+def test_the_rule(plan, expected):
+    chosen = [dilax.select_lowering(plan, operation=operation) for operation in lowerings.OPERATIONS]
+    assert tuple(name == "onednn" for name in chosen) == expected
+    for options in ({"native": False}, {"several": True}, {"platform": "tpu"}, {"platform": "cuda"}):
+        assert "onednn" not in [dilax.select_lowering(plan, operation=operation, **options) for operation in lowerings.OPERATIONS]
+
+
+@installed
+@pytest.mark.parametrize("plan", [plan for plan, expected in RULE.values() if any(expected)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 8e-3), ("float16", 1e-3)])
+def test_every_dtype_is_as_close_as_its_rounding(plan, dtype, tolerance):
+    """Against sums in float64."""
+    plan = dataclasses.replace(plan, dtype=dtype)
+    operands = draw(plan.x_shape, plan.kernel_shape, plan.y_shape, dtype=dtype)
+    got = jax.jit(three(plan, "onednn"))(*operands)
+    with jax.enable_x64(True):
+        wide = dataclasses.replace(plan, dtype="float64")
+        expected = three(wide, "lax")(*(jnp.asarray(np.asarray(operand, np.float64)) for operand in operands))
+    for actual, exact in zip(got, expected):
+        assert actual.dtype == dtype
+        exact = np.asarray(exact)
+        np.testing.assert_allclose(np.asarray(actual, np.float64), exact, rtol=0, atol=tolerance * np.abs(exact).max())
+
+
+def calls(text: str) -> int:
+    return text.count(f"@{CALL}") + text.count(f'"{CALL}"')
+
+
+@installed
+def test_a_program_for_one_device_calls_it_and_an_exported_one_does_not():
+    operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)
+    for lowering in ("auto", "onednn"):
+        run = jax.jit(three(PLAN, lowering))
+        assert calls(run.lower(*operands).as_text()) == 3
+        for platforms in (("cpu",), ("cpu", "cuda", "tpu")):
+            exported = export.export(run, platforms=platforms)(*map(jax.typeof, operands))
+            assert calls(exported.mlir_module()) == 0
+            for actual, expected in zip(exported.call(*operands), run(*operands)):
+                np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+WITHOUT = """
+import sys
+sys.modules["dilax_onednn"] = None  # as if it were not installed
+import jax, numpy as np
+from jax import export
+exported = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+np.save(sys.argv[2], exported.call(*np.load(sys.argv[3]).values()))
+"""
+
+
+@installed
+def test_an_exported_model_runs_where_it_is_not_installed(tmp_path):
+    model = dilax.models.create("dilated_cnn", num_classes=3, features=(8,), dilations=(2,), pools=(1,))
+    (x,) = draw((2, 12, 12, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    run = jax.jit(lambda x: model.apply(variables, x, train=False))
+    assert calls(run.lower(x).as_text())
+    (tmp_path / "model").write_bytes(export.export(run)(jax.typeof(x)).serialize())
+    np.savez(tmp_path / "x.npz", x)
+    paths = [str(tmp_path / name) for name in ("model", "y.npy", "x.npz")]
+    subprocess.run([sys.executable, "-c", WITHOUT, *paths], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), run(x), rtol=1e-4, atol=1e-5)
+
+
+@installed
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_device_calls_it_for_its_part(axis):
+    mesh = jax.make_mesh((4,), ("d",))
+    operands = draw((4, 16, 16, 8), (3, 3, 8, 8), (4, 16, 16, 8))
+    plan = dataclasses.replace(PLAN, batch=4, input_size=(16, 16))
+    spread = NamedSharding(mesh, P(*(["d"] if axis == 0 else [None, "d"])))
+    x, y = (jax.device_put(operands[i], spread) for i in (0, 2))
+    program = jax.jit(three(plan, "auto")).lower(x, operands[1], y).compile()
+    text = program.as_text()
+    assert CALL in text
+    assert "all-gather" not in text
+    for actual, expected in zip(program(x, operands[1], y), three(plan, "lax")(*operands)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@installed
+def test_callers_take_turns():
+    """Threads that call at once get the values of one that calls alone."""
+    plans = [dataclasses.replace(PLAN, batch=batch) for batch in range(1, 9)]
+    operands = [draw(plan.x_shape, plan.kernel_shape, plan.y_shape) for plan in plans]
+    programs = [jax.jit(three(plan, "onednn")) for plan in plans]
+    alone = [jax.device_get(program(*arrays)) for program, arrays in zip(programs, operands)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            together = pool.map(lambda program, arrays: jax.device_get(program(*arrays)), programs, operands)
+            for actual, expected in zip(together, alone):
+                jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@installed
+def test_devices_share_its_threads():
+    operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)
+    tasks = pathlib.Path("/proc/self/task")
+    run = jax.jit(three(PLAN, "onednn"))
+    jax.block_until_ready(run(*operands))
+    before = len([*tasks.iterdir()])
+    for device in jax.devices():
+        jax.block_until_ready(run(*jax.device_put(operands, device)))
+    assert len([*tasks.iterdir()]) - before < len(os.sched_getaffinity(0))
+
+
+@installed
+def test_strided_and_donated_arrays():
+    x, kernel = (np.asarray(array) for array in draw(PLAN.x_shape, PLAN.kernel_shape))
+    expected = dilax.dilated_conv(jnp.asarray(x), jnp.asarray(kernel), dilation=2, lowering="lax")
+    transposed = np.asfortranarray(x)
+    run = jax.jit(lambda x, kernel: dilax.dilated_conv(x, kernel, dilation=2, lowering="onednn"), donate_argnums=0)
+    for array in (transposed, x[::-1][::-1]):
+        np.testing.assert_allclose(run(jnp.array(array), kernel), expected, rtol=1e-4, atol=1e-4)
+    y = run(jnp.array(x), kernel)
+    for _ in range(3):
+        y = run(y, kernel)
+    again = expected
+    for _ in range(3):
+        again = dilax.dilated_conv(again, jnp.asarray(kernel), dilation=2, lowering="lax")
+    np.testing.assert_allclose(y, again, rtol=1e-3, atol=1e-4 * float(jnp.abs(again).max()))
+
+
+CACHED = """
+import sys, jax, jax.numpy as jnp, dilax
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+run = jax.jit(lambda x, k: dilax.dilated_conv(x, k, dilation=2, lowering="onednn"))
+print(float(run(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4))).sum()))
+"""
+
+
+@installed
+def test_programs_that_call_it_are_cached(tmp_path):
+    printed, entries = [], []
+    for _ in range(2):
+        printed.append(subprocess.run([sys.executable, "-c", CACHED, str(tmp_path)], check=True, capture_output=True, text=True).stdout)
+        entries.append(sorted(path.name for path in tmp_path.iterdir() if path.name.endswith("-cache")))
+    assert printed[0] == printed[1]
+    assert entries[0] == entries[1] != []
