@@ -5,7 +5,6 @@ Its values are tested with those of the other lowerings, in test_functional.py a
 
 import concurrent.futures
 import dataclasses
-import importlib
 import os
 import pathlib
 import subprocess
@@ -55,7 +54,7 @@ def package(monkeypatch):
                 raise found
             return found
 
-        monkeypatch.setattr(importlib, "import_module", load)
+        monkeypatch.setattr(onednn, "importlib", types.SimpleNamespace(import_module=load))
         onednn._package.cache_clear()
 
     yield set_it
