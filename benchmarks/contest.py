@@ -205,5 +205,5 @@ def print_end(left_out: Iterable[Mapping[str, str]]) -> int:
     """Print, as the last line, how many contenders were left out of all cases, and return the exit code: 1 if there are any."""
     number = sum(map(len, left_out))
     start = {0: "no contender was", 1: "1 contender was"}.get(number, f"{number} contenders were")
-    print(f"\n{start} left out as wrong or failing" + "; the lines below the cases say why" * bool(number))
+    print(f"\n{start} left out as wrong or failing" + "; the lines above say why" * bool(number))
     return min(number, 1)

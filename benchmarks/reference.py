@@ -24,7 +24,7 @@ def in_float64(function: Callable[..., Any], *inputs: Any) -> Any:
         leaf = np.asarray(leaf)
         return jnp.asarray(leaf, np.float64 if jnp.issubdtype(leaf.dtype, np.floating) else leaf.dtype)
 
-    with jax.enable_x64(True), dilax.use_lowering("lax"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), dilax.use_lowering("lax"):
         results = jax.jit(lambda *inputs: function(*inputs))(*jax.tree.map(wide, inputs))  # a new function: see `use_lowering`
         return jax.tree.map(np.asarray, results)
 

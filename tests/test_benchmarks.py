@@ -17,10 +17,11 @@ import pytest
 import reference as oracle
 
 import dilax
-from benchmarks import chart, common, contest, native, ops, programs, reference
+from benchmarks import chart, common, contest, native, networks, ops, programs, reference, torch_networks, train
 from benchmarks.cases import KINDS, Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
+from dilax.models import DilatedCNN, SeparableCNN
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = (
@@ -172,7 +173,7 @@ def test_a_wrong_contender_is_named_and_left_out_and_the_run_goes_on(name, fault
     assert all(values["ms"] > 0 for values in row["contenders"].values())
     assert list(row["left_out"]) == [name] and re.match(text, row["left_out"][name])
     assert f"    left out: {name}, {row['left_out'][name]}\n" in printed
-    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines below the cases say why\n")
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
     word = text.partition(":")[0]
     if name != "taps":  # which has a column only where it is the next best
         assert sum(word in line.split() for line in printed.splitlines() if "tiny 2x7x6x4" in line and not line.startswith(" ")) == 2
@@ -185,7 +186,7 @@ def test_all_contenders_may_be_left_out(monkeypatch, capsys):
     assert ops.main([]) == 1
     printed = capsys.readouterr().out
     assert printed.count("    left out: torch contiguous, failed: KeyError: 'none'\n") == 2
-    assert printed.endswith("\n8 contenders were left out as wrong or failing; the lines below the cases say why\n")
+    assert printed.endswith("\n8 contenders were left out as wrong or failing; the lines above say why\n")
 
 
 def test_rounding_is_not_an_error():
@@ -253,6 +254,78 @@ def test_without_the_native_part(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "\ndilax_onednn is not installed: the native part of dilax is not measured\n" in printed and "auto+native" not in printed
     assert printed.endswith("\nno contender was left out as wrong or failing\n")
+
+
+STRIDED = networks.Network(
+    "strided",
+    SeparableCNN(networks.CLASSES, 3, features=(4, 5), blocks=(1, 2), dilations=(2, 1)),
+    (
+        networks.Stage(3),
+        networks.Stage(4, dilation=2, residual=True),
+        networks.Stage(5, dilation=2, stride=2, residual=True),
+        networks.Stage(5, dilation=1, residual=True),
+    ),
+    4,
+    (8, 6, 3),
+)
+CAUSAL = networks.Network(
+    "causal",
+    networks.TCN(4, (1, 2)),
+    (networks.Stage(4, kernel=(1,)), *(networks.Stage(4, dilation=d, kernel=(3,), residual=True) for d in (1, 2))),
+    3,
+    (9, 2),
+)
+PLAIN = networks.Network("plain", DilatedCNN(networks.CLASSES, (3,), (2,), (2,)), (networks.Stage(3, dilation=2, pool=2),), 2, (6, 5, 2))
+
+
+@pytest.mark.parametrize("network", [STRIDED, CAUSAL], ids=lambda network: network.name)
+def test_torch_trains_the_same_network(network):
+    pytest.importorskip("torch", reason="torch is not installed")
+    values, stats = networks.initial_values(network.model, network)
+    expected = networks.reference_losses(network, values, stats)
+    for as_image in (False, True)[: 1 + (len(network.shape) == 2)]:
+        step = torch_networks.torch_step(network, values, as_image=as_image, compiled=False)
+        np.testing.assert_allclose([step(), step()], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (lambda loss, step: loss + 0.001, r"wrong: the losses of two steps are \d\.\d{6}, \d\.\d{6} instead of \d\.\d{6}, \d\.\d{6}"),
+        (lambda loss, step: loss + 0.001 * (step == 2), r"wrong: the losses of two steps are"),
+        (lambda loss, step: np.nan, r"wrong: the losses of two steps are nan, nan instead of"),
+        (lambda loss, step: 1 / 0, r"failed: ZeroDivisionError: division by zero"),
+        (lambda loss, step: loss if step < 4 else 1 / 0, r"failed: ZeroDivisionError: division by zero"),
+    ],
+    ids=["value", "gradient", "not a number", "raises", "raises while it is timed"],
+)
+def test_a_wrong_implementation_of_training_is_named_and_left_out(fault, text, monkeypatch, tmp_path, capsys):
+    """Torch, which need not be installed, is played by the losses of the reference; its compiled variant is right."""
+    expected = networks.reference_losses(PLAIN, *networks.initial_values(PLAIN.model, PLAIN))
+
+    def torch_step(network, values, *, as_image, compiled):
+        count = itertools.count(1)
+
+        def step():
+            number = next(count)
+            loss = expected[min(number, 2) - 1]
+            return loss if compiled else fault(loss, number)
+
+        return step
+
+    monkeypatch.setattr(train, "torch_step", torch_step)
+    monkeypatch.setattr(common, "without_torch", lambda: "")
+    monkeypatch.setattr(train, "networks", lambda batch: [PLAIN])
+    json_file = tmp_path / "train.json"
+    monkeypatch.setattr(sys, "argv", ["train", "--repeats=2", f"--json={json_file}", "--markdown"])
+    assert train.main() == 1
+    printed = capsys.readouterr().out
+    (result,) = json.loads(json_file.read_text())["networks"]
+    assert list(result["left_out"]) == ["torch eager"] and re.match(text, result["left_out"]["torch eager"])
+    timed = [row["implementation"] for row in result["rows"] if row.get("examples_per_s", 0) > 0]
+    assert timed == ["dilax", "dilax, lax", "flax.linen", "torch compile"]
+    assert re.search(rf"\ntorch eager +left out, {text}", printed) and "dilax/torch, geometric mean of the times" in printed
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
 
 
 def test_instruction_sets():
