@@ -15,35 +15,69 @@ from typing import Any
 import jax
 
 import dilax
+from benchmarks import native
 from dilax.errors import UserError
 
 PAUSE_S = 0.01
 TURN_S = 0.005
 MIN_TURNS = 3
 HOPELESS = 30
+# What /proc/cpuinfo calls the instruction sets that matter to convolutions.
+INSTRUCTION_SETS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX512-BF16": "avx512_bf16", "AMX": "amx_tile"}
 
 
 def environment() -> dict[str, Any]:
-    """Return the device, its number of cores, the versions of the software, and the date."""
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if (cpuinfo := pathlib.Path("/proc/cpuinfo")).exists() else None
-    cpu = model[1].strip() if model else platform.processor() or platform.machine()
+    """Return the device, its number of cores and its instruction sets, the versions of the software, and the date."""
+    description = _cpuinfo()
+    model = re.search(r"^model name\s*: *(.*\S)", description, re.MULTILINE)
+    cpu = model[1] if model else platform.processor() or platform.machine()
     versions = {
         name: importlib.metadata.version(name) if importlib.util.find_spec(name) else "not installed" for name in ("jax", "jaxlib", "torch")
     }
     return {
         "device": cpu if jax.default_backend() == "cpu" else f"{jax.devices()[0].device_kind} ({cpu})",
-        "cores": os.cpu_count() or 1,
+        "cores": cores(),
+        "instruction_sets": instruction_sets(description),
         "python": platform.python_version(),
         "dilax": dilax.__version__,
         **versions,
+        native.PACKAGE: native.version(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use, which is the number of threads of XLA and, in the benchmarks, of torch."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instruction_sets(cpuinfo: str) -> str:
+    """Return those of `INSTRUCTION_SETS` that a processor has, or "unknown".
+
+    Args:
+        cpuinfo: The text of /proc/cpuinfo.
+    """
+    flags = re.search(r"^flags\s*:(.*)", cpuinfo, re.MULTILINE)
+    if not flags:
+        return "unknown"
+    found = [name for name, flag in INSTRUCTION_SETS.items() if flag in flags[1].split()]
+    return ", ".join(found) if found else f"none of {', '.join(INSTRUCTION_SETS)}"
+
+
+def _cpuinfo() -> str:
+    """Return the text of /proc/cpuinfo; "" where that cannot be read, as on other systems than Linux."""
+    try:
+        return pathlib.Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def heading(env: Mapping[str, Any]) -> str:
     """Return an environment in one line."""
-    versions = [f"{name} {env[name]}" for name in ("dilax", "jax", "jaxlib", "torch")]
-    return f"{env['device']}, {env['cores']} cores; Python {env['python']}, {', '.join(versions)}; {env['date']}"
+    names = ("dilax", "jax", "jaxlib", "torch", native.PACKAGE)
+    versions = [f"{name} {env[name]}" for name in names if name in env]  # older files lack some
+    sets = f", instruction sets: {env['instruction_sets']}" if "instruction_sets" in env else ""
+    return f"{env['device']}, {env['cores']} cores{sets}; Python {env['python']}, {', '.join(versions)}; {env['date']}"
 
 
 def without_torch() -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from benchmarks.reference import in_float64
 from dilax.blocks import ConvNormAct
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 
@@ -199,8 +200,8 @@ def _random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...
     return ((name == "scale") + deviation * rng.standard_normal(shape)).astype(np.float32)
 
 
-def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, *, compiled: bool = False) -> tuple[Step, str]:
-    """Return the training step of a Flax module; if `compiled`, compile it now and also return the text of its program."""
+def training_update(model: nn.Module) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any, Any], tuple[Any, jax.Array]]]:
+    """Return two pure functions: (params, stats) to the initial state of training, and (state, x, labels) to the next one and the loss."""
     tx = optax.sgd(RATE, MOMENTUM)
 
     def update(state: Any, x: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
@@ -214,15 +215,30 @@ def jax_step(model: nn.Module, network: Network, values: Values, stats: Any, *, 
         updates, moments = tx.update(grads, moments)
         return (optax.apply_updates(params, updates), stats, moments), loss
 
+    return lambda params, stats: (params, stats, tx.init(params)), update
+
+
+def jax_step(model: nn.Module, network: Network, values: Values, stats: Any) -> tuple[Step, Any]:
+    """Return the training step of a Flax module, and its compiled program."""
+    init, update = training_update(model)
     params, stats = jax.tree.map(jnp.array, (unflatten_dict(values), stats))
-    state, (x, labels) = (params, stats, tx.init(params)), map(jnp.asarray, network.data())
-    run: Any = jax.jit(update, donate_argnums=0)
-    if compiled:
-        run = run.lower(state, x, labels).compile()
+    state, (x, labels) = init(params, stats), map(jnp.asarray, network.data())
+    run: Any = jax.jit(update, donate_argnums=0).lower(state, x, labels).compile()
 
     def step() -> float:
         nonlocal state
         state, loss = jax.block_until_ready(run(state, x, labels))
         return float(loss)
 
-    return step, run.as_text() if compiled else ""
+    return step, run
+
+
+def reference_losses(network: Network, values: Values, stats: Any) -> list[float]:
+    """Return the losses of two steps in float64; the second one depends on the gradients of the first."""
+    init, update = training_update(network.model)
+
+    def losses(params: Any, stats: Any, x: jax.Array, labels: jax.Array) -> list[jax.Array]:
+        state, first = update(init(params, stats), x, labels)
+        return [first, update(state, x, labels)[1]]
+
+    return [float(loss) for loss in in_float64(losses, unflatten_dict(values), stats, *network.data())]

@@ -1,9 +1,7 @@
-"""The contenders of `benchmarks.ops`: every lowering of dilax, and torch in two layouts, as programs that are ready to be timed."""
+"""The contenders of `benchmarks.ops`: every lowering of dilax, "auto", and torch in two layouts, as programs that are ready to be timed."""
 
-import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,34 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
-from benchmarks import common
-from benchmarks.cases import Case
+from benchmarks import common, memory, native
+from benchmarks.cases import CASES, Case
+from benchmarks.contest import Program
 from dilax import lowerings
 
 TORCH_LAYOUTS = ("torch contiguous", "torch channels_last")
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A contender that is ready to run.
-
-    Attributes:
-        run: Runs it, blocks until it is done, and returns all results.
-        to_numpy: Converts the results to float32 arrays in JAX's layout.
-        compile_s: Seconds that it took to compile; 0 for torch.
-        memory_bytes: Memory for temporaries and outputs according to XLA; None if unknown.
-    """
-
-    run: Callable[[], tuple[Any, ...]]
-    to_numpy: Callable[[tuple[Any, ...]], list[np.ndarray]]
-    compile_s: float = 0.0
-    memory_bytes: int | None = None
+# "auto" as it is without the native part, and with it.
+AUTO, NATIVE = "auto", "auto+native"
 
 
 def contenders(case: Case) -> list[str]:
     """Return the names of what is measured: "lax", the other lowerings that support the case, "auto", and torch in its layouts."""
     names = [name for name in lowerings.LOWERINGS if lowerings.supports(name, case.plan())]
-    return [*names, "auto", *(() if common.without_torch() else TORCH_LAYOUTS)]
+    return [*names, AUTO, *((NATIVE,) if native.installed() else ()), *(() if common.without_torch() else TORCH_LAYOUTS)]
 
 
 def program(case: Case, measure: str, contender: str) -> Program:
@@ -47,8 +31,19 @@ def program(case: Case, measure: str, contender: str) -> Program:
     return make(case, measure, contender)
 
 
-def jax_program(case: Case, measure: str, lowering: str) -> Program:
-    """Return one lowering, or "auto", as a compiled program."""
+def named_program(name: str, measure: str, contender: str) -> Program:
+    """Return a contender of the case of that name."""
+    return program(next(case for case in CASES if case.name == name), measure, contender)
+
+
+def peak_bytes(case: Case, measure: str, contender: str) -> int | None:
+    """Return the memory that one run of a contender uses beyond its inputs; see `memory.peak_bytes`."""
+    return memory.peak_bytes("benchmarks.programs:named_program", case.name, measure, contender)
+
+
+def jax_program(case: Case, measure: str, contender: str) -> Program:
+    """Return one lowering, or "auto" with or without the native part, as a compiled program."""
+    lowering = AUTO if contender == NATIVE else contender
     options: Any = dict(stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups, lowering=lowering)
     forward = functools.partial(dilax.dilated_conv, **options)
 
@@ -57,16 +52,23 @@ def jax_program(case: Case, measure: str, lowering: str) -> Program:
         return y, *pullback(cotangent)
 
     inputs = [jnp.asarray(array, case.dtype) for array in case.arrays()]
-    function, inputs = (gradients, inputs) if measure == "gradients" else (lambda x, kernel: (forward(x, kernel),), inputs[:2])
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*inputs).compile()
-    compile_s = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    if measure == "gradients":
+        return compiled_program(contender, gradients, *inputs)
+    return compiled_program(contender, lambda x, kernel: (forward(x, kernel),), *inputs[:2])
+
+
+def compiled_program(contender: str, function: Any, *inputs: Any) -> Program:
+    """Return a function of JAX, whose result is a tuple of arrays, compiled for its inputs in the scope of the contender's name."""
+    with native.scope(contender):
+        start = time.perf_counter()
+        compiled = jax.jit(lambda *inputs: function(*inputs)).lower(*inputs).compile()
+        compile_s = time.perf_counter() - start
+    sizes = compiled.memory_analysis()
     return Program(
         lambda: jax.block_until_ready(compiled(*inputs)),
         lambda results: [np.asarray(result, np.float32) for result in results],
         compile_s,
-        memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else None,
+        sizes.temp_size_in_bytes + sizes.output_size_in_bytes if sizes else None,
     )
 
 
@@ -75,7 +77,7 @@ def torch_program(case: Case, measure: str, layout: str) -> Program:
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(int(common.environment()["cores"]))
+    torch.set_num_threads(common.cores())
     plan, channels_last = case.plan(), layout == "torch channels_last"
     as_image = channels_last and case.rank == 1  # channels_last exists for images and volumes only
     one = (1,) if as_image else ()

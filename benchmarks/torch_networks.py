@@ -1,22 +1,30 @@
 """The networks of `benchmarks.train`, built with torch, and their training steps."""
 
 import dataclasses
-import os
 from typing import Any
 
+import numpy as np
+
+from benchmarks import common
 from benchmarks.networks import CLASSES, MOMENTUM, RATE, Network, Stage, Step, Values
 
 
 def torch_step(network: Network, values: Values, *, as_image: bool, compiled: bool) -> Step:
-    """Return the training step of the network in torch; `as_image` treats a sequence as an image of height 1, for channels_last."""
+    """Return the training step of the network in torch; `as_image` treats a sequence as an image of height 1, for channels_last.
+
+    A network with strides is trained on mirrored inputs with mirrored kernels: see `mirrored`.
+    """
     import torch  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(common.cores())
+    flip = mirrored(network)
     x, labels = (torch.from_numpy(array) for array in network.data())
     x = torch.movedim(x[:, None] if as_image else x, -1, 1)
+    x = x.flip(*range(2, x.ndim)) if flip else x
     model = torch_network(network, as_image=as_image)
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), values.values(), strict=True):
+            value = np.flip(value, range(value.ndim - 2)) if flip and value.ndim > 2 else value
             order = (-1, -2, *range(value.ndim - 2)) if value.ndim > 1 else (0,)
             parameter.copy_(torch.from_numpy(value.transpose(order).copy()).reshape(parameter.shape))
     if x.ndim == 4:
@@ -39,6 +47,15 @@ def torch_step(network: Network, values: Values, *, as_image: bool, compiled: bo
         return loss.item()
 
     return step
+
+
+def mirrored(network: Network) -> bool:
+    """Return whether torch runs the network as its mirror image, which gives the same losses.
+
+    torch pads a layer equally on both sides; with a stride, JAX's "SAME" pads less before the first sample than after the last one. In the
+    mirror image, the windows of torch are those of JAX, and no padding in an operation of its own costs torch time.
+    """
+    return any(stage.stride > 1 for stage in network.stages)
 
 
 def torch_network(network: Network, *, as_image: bool) -> Any:
@@ -76,13 +93,15 @@ def torch_network(network: Network, *, as_image: bool) -> Any:
             super().__init__()
             second = dataclasses.replace(stage, stride=1)
             branch = layer(c_in, stage, separable=True) + layer(stage.features, second, separable=True, relu=False)
-            self.branch, self.shortcut = tnn.Sequential(*branch), tnn.Sequential()
+            self.branch, self.shortcut, self.stride = tnn.Sequential(*branch), tnn.Sequential(), stage.stride
             if c_in != stage.features or stage.stride > 1:
-                projection = Stage(stage.features, stride=stage.stride, kernel=(1,) * len(stage.kernel))
+                projection = Stage(stage.features, kernel=(1,) * len(stage.kernel))
                 self.shortcut = tnn.Sequential(*layer(c_in, projection, relu=False))
 
         def forward(self, x: Any) -> Any:
-            return torch.relu(self.branch(x) + self.shortcut(x))
+            # The samples that a stride takes are counted from the other end of the mirror image.
+            strided = [slice((size - 1) % self.stride, None, self.stride) for size in x.shape[2:]]
+            return torch.relu(self.branch(x) + self.shortcut(x[(slice(None), slice(None), *strided)]))
 
     layers, c_in = [], network.shape[-1]
     for stage in network.stages:

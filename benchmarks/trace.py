@@ -24,7 +24,7 @@ def trace(network: Network, folder: pathlib.Path) -> None:
     XLA does not record where in the network an operation that it rewrote came from, such as the kernel gradients whose window is the whole
     feature map. These are listed under "other".
     """
-    step, program = jax_step(network.model, network, *initial_values(network.model, network), compiled=True)
+    step, program = jax_step(network.model, network, *initial_values(network.model, network))
     step()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -35,7 +35,7 @@ def trace(network: Network, folder: pathlib.Path) -> None:
     path = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime, default=None)
     if path is None or path.stat().st_mtime < start - 1:
         sys.exit(f"{network.name}: the profiler did not write a *.xplane.pb file to {folder}.")
-    kernels = instructions(program)
+    kernels = instructions(program.as_text())
     containers = {name for name, kernel in kernels.items() if kernel.opcode in ("while", "call", "conditional")}
     spent, calls = time_by_kernel(path, containers)
     total = sum(spent.values())

@@ -1,8 +1,11 @@
 """Test the benchmark of single convolutions: its cases, the agreement of its contenders, its output. No speed is asserted."""
 
+import dataclasses
 import itertools
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -11,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference as oracle
 
 import dilax
-from benchmarks import chart, common, ops, programs
-from benchmarks.cases import Case
+from benchmarks import chart, common, contest, native, networks, ops, programs, reference, torch_networks, train
+from benchmarks.cases import KINDS, Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
+from dilax.models import DilatedCNN, SeparableCNN
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = (
@@ -57,7 +62,7 @@ def values(kind: str, field: str) -> set:
 def test_the_cases_cover_the_range_of_convolutions():
     assert len(ops.CASES) >= 24
     assert len({case.name for case in ops.CASES}) == len(ops.CASES)
-    assert {case.kind for case in ops.CASES} == set(ops.KINDS)
+    assert {case.kind for case in ops.CASES} == set(KINDS)
     assert values("depthwise", "rank") == values("dense", "rank") == {1, 2, 3}
     assert {2, 3, 4, 5, 7} <= values("depthwise", "window") and {1, 128} <= values("depthwise", "dilation")
     assert values("depthwise", "stride") == {1, 2} and {case.features // case.groups for case in of("depthwise")} == {1, 2}
@@ -102,8 +107,8 @@ def test_torch_computes_the_same(case, measure):
         results = torch.to_numpy(torch.run())
         assert [result.shape for result in results] == [array.shape for array in expected]
         bound = 1e-5 if case.dtype == "float32" else 2e-2
-        for actual, reference in zip(results, expected):
-            np.testing.assert_allclose(actual, reference, rtol=0, atol=bound * np.abs(reference).max())
+        for actual, array in zip(results, expected):
+            np.testing.assert_allclose(actual, array, rtol=0, atol=bound * np.abs(array).max())
 
 
 def test_gradients_belong_to_the_cotangent():
@@ -117,14 +122,240 @@ def test_gradients_belong_to_the_cotangent():
     assert auto.compile_s > 0
 
 
-def test_a_wrong_result_stops_the_run():
-    y, dx = expected = [np.asarray([1.0, -4.0]), np.asarray([2.0])]
-    ops.check(TINY[0], "gradients", "other", [y + 0.01, dx], expected)
-    for wrong in (y + 0.03, y[:1], y * np.nan):
-        with pytest.raises(SystemExit, match=r"y of other differs from that of lax"):
-            ops.check(TINY[0], "gradients", "other", [wrong, dx], expected)
-    with pytest.raises(SystemExit, match=r"dx of other"):
-        ops.check(TINY[0], "gradients", "other", [y, -dx], expected)
+# What a contender does -> how the line that leaves it out starts. The call is counted from 1, which is the one that is compared.
+FAULTS = {
+    "another value": (
+        lambda y, call: [y[0], *(part * 1.01 for part in y[1:])],
+        r"wrong: dx differs from the float64 reference by 1\.0e-02 of",
+    ),
+    "the last result": (
+        lambda y, call: [*y[:-1], -y[-1]],
+        r"wrong: dkernel differs from the float64 reference by 2\.0e\+00 of its largest",
+    ),
+    "too large": (lambda y, call: [part * 1e35 for part in y], r"wrong: y differs"),
+    "not a number": (lambda y, call: [y[0] * np.nan, *y[1:]], r"wrong: y is not finite"),
+    "shape": (lambda y, call: [y[0], y[1][:, 1:], *y[2:]], r"wrong: dx has shape \(2, 6, 6, 4\) instead of \(2, 7, 6, 4\)"),
+    "missing": (lambda y, call: y[:2], r"wrong: 2 results instead of 3"),
+    "raises": (lambda y, call: 1 / 0, r"failed: ZeroDivisionError: division by zero$"),
+    "raises while it is timed": (lambda y, call: y if call < 3 else 1 / 0, r"failed: ZeroDivisionError: division by zero$"),
+    "wrong after a while": (lambda y, call: y if call < 3 else [2 * part for part in y], r"wrong: y differs"),
+}
+CONTENDERS = ("lax", "taps", "auto", "torch contiguous")
+
+
+def faulty(monkeypatch, name, fault) -> None:
+    """Have a contender of `benchmarks.ops` misbehave in every case; torch, which need not be installed, is played by "lax"."""
+    original = ops.program
+
+    def program(case, measure, contender):
+        made = original(case, measure, "lax" if contender.startswith("torch") else contender)
+        calls = itertools.count(1)
+        if contender != name:
+            return made
+        return dataclasses.replace(made, run=lambda: fault(made.to_numpy(made.run()), next(calls)), to_numpy=lambda results: results)
+
+    monkeypatch.setattr(ops, "contenders", lambda case: list(CONTENDERS))
+    monkeypatch.setattr(ops, "program", program)
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])
+    monkeypatch.setattr(ops, "MEASURES", ("gradients",))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_wrong_contender_is_named_and_left_out_and_the_run_goes_on(name, fault, monkeypatch, tmp_path, capsys):
+    function, text = FAULTS[fault]
+    faulty(monkeypatch, name, function)
+    json_file = tmp_path / "ops.json"
+    assert ops.main([f"--json={json_file}", f"--plot={tmp_path / 'ops.png'}", "--markdown", "--repeats=3"]) == 1
+    printed = capsys.readouterr().out
+    (row,) = json.loads(json_file.read_text())["rows"]
+    assert list(row["contenders"]) == [other for other in CONTENDERS if other != name]
+    assert all(values["ms"] > 0 for values in row["contenders"].values())
+    assert list(row["left_out"]) == [name] and re.match(text, row["left_out"][name])
+    assert f"    left out: {name}, {row['left_out'][name]}\n" in printed
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
+    word = text.partition(":")[0]
+    if name != "taps":  # which has a column only where it is the next best
+        assert sum(word in line.split() for line in printed.splitlines() if "tiny 2x7x6x4" in line and not line.startswith(" ")) == 2
+
+
+def test_all_contenders_may_be_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "program", lambda case, measure, contender: dilax.lowerings.LOWERINGS["none"])
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])
+    monkeypatch.setattr(ops, "contenders", lambda case: list(CONTENDERS))
+    assert ops.main([]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("    left out: torch contiguous, failed: KeyError: 'none'\n") == 2
+    assert printed.endswith("\n8 contenders were left out as wrong or failing; the lines above say why\n")
+
+
+def test_rounding_is_not_an_error():
+    rng = np.random.default_rng(0)
+    expected = [rng.standard_normal((3, 4)), np.zeros(2)]
+    near = [expected[0] + 0.9e-3 * np.abs(expected[0]).max(), np.full(2, 0.9e-3)]
+    contest.compare(near, expected, names=("y", "dx"), tolerance=1e-3)
+    for wrong in ([near[0] + 0.2e-3 * np.abs(expected[0]).max(), near[1]], [near[0], near[1] + 0.2e-3]):
+        with pytest.raises(contest.WrongResultError):
+            contest.compare(wrong, expected, names=("y", "dx"), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_the_reference(case):
+    x, kernel, cotangent = (np.asarray(jnp.asarray(array, case.dtype), np.float64) for array in case.arrays())
+    options = dict(stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups)
+    expected = [
+        oracle.conv(x, kernel, **options),
+        oracle.conv_transpose(cotangent, kernel, x.shape[1:-1], **options),
+        oracle.kernel_gradient(x, cotangent, kernel.shape[:-2], **options),
+    ]
+    for measure in ops.MEASURES:
+        actual = reference.convolution(case, measure)
+        assert len(actual) == (1 if measure == "forward" else 3)
+        for result, array in zip(actual, expected):
+            assert result.dtype == np.float64
+            np.testing.assert_allclose(result, array, rtol=0, atol=1e-12)
+
+
+def test_the_native_part_has_columns_of_its_own(monkeypatch, tmp_path, capsys):
+    """The native part is played by "taps": chosen by "auto" where it is installed, unless it is hidden."""
+    monkeypatch.setattr(native, "installed", lambda: True)
+    monkeypatch.setitem(lowerings.LOWERINGS, "onednn", lowerings.LOWERINGS["taps"])
+    select = lowerings.select_lowering
+    monkeypatch.setattr(
+        lowerings, "select_lowering", lambda *a, **k: select(*a, **k) if os.environ.get("DILAX_NATIVE") == "0" else "onednn"
+    )
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])
+    json_file = tmp_path / "ops.json"
+    assert ops.main([f"--json={json_file}", "--repeats=2", "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(json_file.read_text())["rows"]
+    assert [row["chosen"] for row in rows] == ["onednn"] * 2
+    for row in rows:
+        assert [name for name in row["contenders"] if not name.startswith("torch")] == [
+            "lax",
+            "taps",
+            "split",
+            "onednn",
+            "auto",
+            "auto+native",
+        ]
+    assert "auto: as if dilax_onednn were not installed; auto+native: with it" in printed and "dilax_onednn of unknown version" in printed
+    assert {"auto+native", "auto+native/torch"} <= set(printed.split()) and "| dilax, native |" in printed
+    assert "DILAX_NATIVE" not in os.environ
+    monkeypatch.setattr(lowerings, "select_lowering", lambda *a, **k: "onednn")
+    with pytest.raises(RuntimeError, match="did not hide dilax_onednn"):
+        ops.choice(TINY[2].plan(), "forward", "auto")
+
+
+def test_without_the_native_part(monkeypatch, capsys):
+    monkeypatch.setattr(native, "installed", lambda: False)
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])
+    assert ops.main(["--repeats=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "\ndilax_onednn is not installed: the native part of dilax is not measured\n" in printed and "auto+native" not in printed
+    assert printed.endswith("\nno contender was left out as wrong or failing\n")
+
+
+STRIDED = networks.Network(
+    "strided",
+    SeparableCNN(networks.CLASSES, 3, features=(4, 5), blocks=(1, 2), dilations=(2, 1)),
+    (
+        networks.Stage(3),
+        networks.Stage(4, dilation=2, residual=True),
+        networks.Stage(5, dilation=2, stride=2, residual=True),
+        networks.Stage(5, dilation=1, residual=True),
+    ),
+    4,
+    (8, 6, 3),
+)
+CAUSAL = networks.Network(
+    "causal",
+    networks.TCN(4, (1, 2)),
+    (networks.Stage(4, kernel=(1,)), *(networks.Stage(4, dilation=d, kernel=(3,), residual=True) for d in (1, 2))),
+    3,
+    (9, 2),
+)
+PLAIN = networks.Network("plain", DilatedCNN(networks.CLASSES, (3,), (2,), (2,)), (networks.Stage(3, dilation=2, pool=2),), 2, (6, 5, 2))
+
+
+@pytest.mark.parametrize("network", [STRIDED, CAUSAL], ids=lambda network: network.name)
+def test_torch_trains_the_same_network(network):
+    pytest.importorskip("torch", reason="torch is not installed")
+    values, stats = networks.initial_values(network.model, network)
+    expected = networks.reference_losses(network, values, stats)
+    for as_image in (False, True)[: 1 + (len(network.shape) == 2)]:
+        step = torch_networks.torch_step(network, values, as_image=as_image, compiled=False)
+        np.testing.assert_allclose([step(), step()], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (lambda loss, step: loss + 0.001, r"wrong: the losses of two steps are \d\.\d{6}, \d\.\d{6} instead of \d\.\d{6}, \d\.\d{6}"),
+        (lambda loss, step: loss + 0.001 * (step == 2), r"wrong: the losses of two steps are"),
+        (lambda loss, step: np.nan, r"wrong: the losses of two steps are nan, nan instead of"),
+        (lambda loss, step: 1 / 0, r"failed: ZeroDivisionError: division by zero"),
+        (lambda loss, step: loss if step < 4 else 1 / 0, r"failed: ZeroDivisionError: division by zero"),
+    ],
+    ids=["value", "gradient", "not a number", "raises", "raises while it is timed"],
+)
+def test_a_wrong_implementation_of_training_is_named_and_left_out(fault, text, monkeypatch, tmp_path, capsys):
+    """Torch, which need not be installed, is played by the losses of the reference; its compiled variant is right."""
+    expected = networks.reference_losses(PLAIN, *networks.initial_values(PLAIN.model, PLAIN))
+
+    def torch_step(network, values, *, as_image, compiled):
+        count = itertools.count(1)
+
+        def step():
+            number = next(count)
+            loss = expected[min(number, 2) - 1]
+            return loss if compiled else fault(loss, number)
+
+        return step
+
+    monkeypatch.setattr(train, "torch_step", torch_step)
+    monkeypatch.setattr(common, "without_torch", lambda: "")
+    monkeypatch.setattr(train, "networks", lambda batch: [PLAIN])
+    json_file = tmp_path / "train.json"
+    monkeypatch.setattr(sys, "argv", ["train", "--repeats=2", f"--json={json_file}", "--markdown"])
+    assert train.main() == 1
+    printed = capsys.readouterr().out
+    (result,) = json.loads(json_file.read_text())["networks"]
+    assert list(result["left_out"]) == ["torch eager"] and re.match(text, result["left_out"]["torch eager"])
+    timed = [row["implementation"] for row in result["rows"] if row.get("examples_per_s", 0) > 0]
+    assert timed == ["dilax", "dilax, lax", "flax.linen", "torch compile"]
+    assert re.search(rf"\ntorch eager +left out, {text}", printed) and "dilax/torch, geometric mean of the times" in printed
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
+
+
+def test_instruction_sets():
+    known = {
+        "flags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\nflags : sse2\n": "AVX2, AVX-512, AVX512-BF16, AMX",
+        "model name : avx512f\nflags : avx avx2 avx512_vnni\n": "AVX2",
+        "flags : sse2\n": "none of AVX2, AVX-512, AVX512-BF16, AMX",
+        "Features : asimd bf16\n": "unknown",
+        "": "unknown",
+    }
+    assert {text: common.instruction_sets(text) for text in known} == known
+
+
+def test_the_heading_names_the_machine(monkeypatch):
+    read = pathlib.Path.read_text
+
+    def read_text(path, **options):
+        if str(path) != "/proc/cpuinfo":
+            return read(path, **options)
+        if not readable:
+            raise PermissionError(13, "Permission denied", str(path))
+        return "model name\t: A Processor \nflags : avx2\n"
+
+    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
+    monkeypatch.setattr(common, "cores", lambda: 3)
+    readable = True
+    line = common.heading(common.environment())
+    assert line.startswith("A Processor, 3 cores, instruction sets: AVX2; Python ") and "dilax_onednn " in line
+    readable = False
+    assert "instruction sets: unknown" in common.heading(common.environment())
 
 
 def test_contenders(monkeypatch):
@@ -147,7 +378,10 @@ def test_main_from_end_to_end(monkeypatch, tmp_path, capsys):
         for name, contender in row["contenders"].items():
             assert contender["ms"] > 0 and contender["spread_ms"] >= 0 and contender["turns"] == 2
             assert (contender["compile_s"] > 0) == (contender["program_bytes"] is not None) == (not name.startswith("torch"))
-    assert {"device", "cores", "python", "jax", "jaxlib", "torch", "date"} <= set(written["environment"])
+        assert row["left_out"] == {}
+    assert {"device", "cores", "instruction_sets", "python", "jax", "jaxlib", "torch", "dilax_onednn", "date"} <= set(
+        written["environment"]
+    )
     assert [line["cases"] for line in written["summary"]] == [1, 1]
     assert printed.count("depthwise tiny 2x7x6x4 k3 d2 ") == 3 and "| depthwise tiny" in printed and "auto 3.00!" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -187,7 +421,7 @@ def test_the_documented_means_are_those_of_the_chart(tmp_path):
     recorded = json.loads((ROOT / "notebooks" / "speed.json").read_text())
     assert [row["case"] for row in recorded["rows"]] == [case.name for case in ops.CASES for _ in ops.MEASURES]
     expected = set()
-    for kind, dtype, measure in itertools.product(ops.KINDS, ("float32", "bfloat16"), ops.MEASURES):
+    for kind, dtype, measure in itertools.product(KINDS, ("float32", "bfloat16"), ops.MEASURES):
         key = (kind, dtype, measure)
         rows = [row for row in recorded["rows"] if (row["kind"], row["plan"]["dtype"], row["measure"]) == key]
         means = [np.exp(np.mean(np.log(values))) for values in zip(*((row["lax_over_auto"], 1 / row["auto_over_torch"]) for row in rows))]
