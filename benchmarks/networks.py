@@ -150,14 +150,15 @@ def networks(batch: int | None) -> list[Network]:
     tcn = TCN(64, dilations)
     causal = (Stage(64, kernel=(1,)), *(Stage(64, dilation=d, kernel=(3,), residual=True) for d in dilations))
     return [
-        _separable("separable_cnn_small", SeparableCNN(CLASSES, 16, features=(32, 64, 128), blocks=(1, 1, 1), dilations=(2,)), batch),
-        _separable("separable_cnn", SeparableCNN(CLASSES, 32, features=(64, 128, 192), blocks=(2, 2, 2), dilations=(1, 2)), batch),
+        separable("separable_cnn_small", SeparableCNN(CLASSES, 16, features=(32, 64, 128), blocks=(1, 1, 1), dilations=(2,)), batch),
+        separable("separable_cnn", SeparableCNN(CLASSES, 32, features=(64, 128, 192), blocks=(2, 2, 2), dilations=(1, 2)), batch),
         Network("dilated_cnn", cnn, plain, batch or 128, image),
         Network("separable_tcn", tcn, causal, batch or 16, (1024, 16)),
     ]
 
 
-def _separable(name: str, model: SeparableCNN, batch: int | None) -> Network:
+def separable(name: str, model: SeparableCNN, batch: int | None) -> Network:
+    """Return a separable network for images of 32x32x3 with its stages."""
     blocks = [(stage, block) for stage, count in enumerate(model.blocks) for block in range(count)]
     residuals = [
         Stage(
@@ -189,12 +190,12 @@ def initial_values(model: nn.Module, network: Network) -> tuple[Values, Any]:
     flat: dict[Any, Any] = flatten_dict(shapes["params"])
     running: dict[Any, Any] = flatten_dict(shapes["batch_stats"])
     rng = np.random.default_rng(1)
-    values = {path: _random_parameter(rng, path[-1], flat[path].shape) for path in paths}
+    values = {path: random_parameter(rng, path[-1], flat[path].shape) for path in paths}
     stats = {path: np.full(leaf.shape, path[-1] == "var", np.float32) for path, leaf in running.items()}
     return values, unflatten_dict(stats)
 
 
-def _random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def random_parameter(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return a kernel that preserves the variance, a scale near 1 or a bias near 0."""
     deviation = 0.1 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5
     return ((name == "scale") + deviation * rng.standard_normal(shape)).astype(np.float32)

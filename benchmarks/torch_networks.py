@@ -1,6 +1,7 @@
 """The networks of `benchmarks.train`, built with torch, and their training steps."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,7 @@ def torch_step(network: Network, values: Values, *, as_image: bool, compiled: bo
     x = torch.movedim(x[:, None] if as_image else x, -1, 1)
     x = x.flip(*range(2, x.ndim)) if flip else x
     model = torch_network(network, as_image=as_image)
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), values.values(), strict=True):
-            value = np.flip(value, range(value.ndim - 2)) if flip and value.ndim > 2 else value
-            order = (-1, -2, *range(value.ndim - 2)) if value.ndim > 1 else (0,)
-            parameter.copy_(torch.from_numpy(value.transpose(order).copy()).reshape(parameter.shape))
+    load(model.parameters(), values.values(), flip=flip)
     if x.ndim == 4:
         x, model = x.contiguous(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
     else:
@@ -47,6 +44,17 @@ def torch_step(network: Network, values: Values, *, as_image: bool, compiled: bo
         return loss.item()
 
     return step
+
+
+def load(tensors: Iterable[Any], values: Iterable[np.ndarray], *, flip: bool) -> None:
+    """Copy values of Flax into tensors of torch in the same order, as the mirror image if `flip`."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            value = np.flip(value, tuple(range(value.ndim - 2))) if flip and value.ndim > 2 else value
+            order = (-1, -2, *range(value.ndim - 2)) if value.ndim > 1 else (0,)
+            tensor.copy_(torch.from_numpy(value.transpose(order).copy()).reshape(tensor.shape))
 
 
 def mirrored(network: Network) -> bool:

@@ -1,6 +1,7 @@
 """Test the benchmark of single convolutions: its cases, the agreement of its contenders, its output. No speed is asserted."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,20 @@ import pytest
 import reference as oracle
 
 import dilax
-from benchmarks import chart, common, contest, native, networks, ops, programs, reference, torch_networks, train
+from benchmarks import (
+    chart,
+    common,
+    contest,
+    inference,
+    inference_networks,
+    native,
+    networks,
+    ops,
+    programs,
+    reference,
+    torch_networks,
+    train,
+)
 from benchmarks.cases import KINDS, Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
@@ -39,6 +53,12 @@ ERRORS = {
         ["--cases=densse"],
         "--cases='densse' does not occur in the name of any case, such as 'depthwise MobileNet 8x28x28x256 k3'. Did you mean \"dense\"?",
     ),
+    "no networks": (
+        ["--networks=tnc"],
+        "--networks='tnc' does not occur in the name of any network; they are separable_cnn, tcn, deeplabv3_resnet50, meshnet_128, "
+        "meshnet_256.",
+    ),
+    "repeats of networks": (["--repeats=0"], "--repeats=0 is below 1; use 1 or more."),
     "repeats": (["--repeats=0"], "--repeats=0 is below 1; use 1 or more."),
     "folder": (
         ["--json=nowhere/ops.json"],
@@ -328,6 +348,70 @@ def test_a_wrong_implementation_of_training_is_named_and_left_out(fault, text, m
     assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
 
 
+SMALL = {
+    "separable_cnn": inference_networks.separable_cnn(1),
+    "tcn": dataclasses.replace(inference_networks.tcn(1, 1, 3), shape=(2, 11, 3)),
+    "meshnet": dataclasses.replace(inference_networks.meshnet(1), shape=(1, 4, 5, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torch_infers_the_same(name):
+    pytest.importorskip("torch", reason="torch is not installed")
+    network = SMALL[name]
+    expected = reference.in_float64(
+        functools.partial(network.model.apply, train=False), inference_networks.nested(network.variables()), network.data()
+    )
+    for variant in inference.TORCH[:2]:
+        made = inference.program(network, variant)
+        contest.compare(made.to_numpy(made.run()), [expected], names=("y",), tolerance=1e-5)
+
+
+def test_the_parameters_of_a_network_in_inference_are_those_of_the_model_in_the_order_of_its_layers():
+    network = SMALL["meshnet"]
+    variables = network.variables()
+    assert [path[1:] for path in variables if path[-1] == "mean"] == [
+        (f"ConvNormAct_{i}", "Norm_0", "BatchNorm_0", "mean") for i in range(len(network.model.dilations))
+    ]
+    created = network.model.init(jax.random.key(0), network.data(), train=False)
+    assert jax.tree.map(jnp.shape, inference_networks.nested(variables)) == jax.tree.map(jnp.shape, created)
+    assert all(np.unique(value).size == value.size for value in variables.values())
+
+
+@pytest.mark.parametrize("name", ["lax", "auto", "folded, auto", "torch channels_last"])
+def test_a_wrong_network_is_named_and_left_out_and_the_run_goes_on(name, monkeypatch, tmp_path, capsys):
+    """Torch, which need not be installed, is played by "lax"."""
+    network = inference_networks.Inference("tiny", SeparableCNN(3, 4, features=(4,), blocks=(1,)), (2, 5, 4, 3), lambda: None)
+    original = inference.program
+
+    def program(network, contender):
+        made = original(network, "lax" if contender.startswith("torch") else contender)
+        return dataclasses.replace(made, run=lambda: [1.01 * part for part in made.run()]) if contender == name else made
+
+    monkeypatch.setattr(inference, "program", program)
+    monkeypatch.setattr(inference, "NETWORKS", (network, dataclasses.replace(network, name="other", not_run=("lax",))))
+    monkeypatch.setattr(common, "without_torch", lambda: "")
+    json_file = tmp_path / "inference.json"
+    assert inference.main(["--repeats=2", f"--json={json_file}", "--networks=tiny", "--markdown"]) == 1
+    printed = capsys.readouterr().out
+    (row,) = json.loads(json_file.read_text())["networks"]
+    contenders = ["lax", "auto", "folded, auto", "torch contiguous", "torch channels_last", "torch compiled"]
+    assert list(row["contenders"]) == [other for other in contenders if other != name]
+    assert row["left_out"][name].startswith("wrong: the output differs from the float64 reference by 1.0e-02 of its largest value")
+    assert f"    left out: {name}, wrong: the output differs" in printed
+    assert ("wrong" in next(line for line in printed.splitlines() if line.startswith("tiny")).split()) == (not name.startswith("torch"))
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
+
+
+def test_a_network_that_has_nothing_to_fold_or_takes_too_long(monkeypatch, capsys):
+    network = dataclasses.replace(SMALL["tcn"], not_run=("lax",))
+    monkeypatch.setattr(inference, "NETWORKS", (network,))
+    monkeypatch.setattr(common, "without_torch", lambda: "not installed")
+    assert inference.main(["--repeats=1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tcn"))
+    assert re.fullmatch(r"tcn +not run +[\d.]+ +- +not installed +- +- +-", line)
+
+
 def test_instruction_sets():
     known = {
         "flags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\nflags : sse2\n": "AVX2, AVX-512, AVX512-BF16, AMX",
@@ -477,7 +561,7 @@ def test_errors(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments, text = ERRORS[name]
     with pytest.raises(UserError) as error:
-        ops.main(arguments)
+        (inference if "networks" in name else ops).main(arguments)
     assert str(error.value) == text
     assert list(tmp_path.iterdir()) == []
 
