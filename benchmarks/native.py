@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 import jax
 
+from dilax.lowerings import onednn
+
 # Its distribution and package, and the lowering that it provides.
 PACKAGE, LOWERING = "dilax_onednn", "onednn"
-SWITCH = "DILAX_NATIVE"
 
 
 def installed() -> bool:
-    """Return whether the native part is installed."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    """Return whether the native part is installed and can be used."""
+    return onednn.is_installed()
 
 
 def note() -> str:
@@ -31,15 +32,15 @@ def hidden() -> Iterator[None]:
 
     Programs that JAX has cached know nothing of the scope, so that its caches are emptied on both sides: compile ahead of time in here.
     """
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "0"
+    before = os.environ.get(onednn.SWITCH)
+    os.environ[onednn.SWITCH] = "0"
     jax.clear_caches()
     try:
         yield
     finally:
-        os.environ.pop(SWITCH)
+        os.environ.pop(onednn.SWITCH)
         if before is not None:
-            os.environ[SWITCH] = before
+            os.environ[onednn.SWITCH] = before
         jax.clear_caches()
 
 

@@ -27,6 +27,7 @@ DILAX = [
     "dilax.lowerings.patches",
     "dilax.lowerings.split",
     "dilax.lowerings.products",
+    "dilax.lowerings.onednn",
     "dilax.lowerings.registry",
     "dilax.lowerings.sharded",
     "dilax.lowerings.primitives",

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 import dilax
 from dilax import lowerings
-from dilax.lowerings import products, registry
+from dilax.lowerings import onednn, products, registry
 from dilax.plan import ConvPlan
 
-NATIVE = ("onednn",) if lowerings.onednn.is_installed() else ()
+NATIVE = ("onednn",) if onednn.is_installed() else ()
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 3)), jnp.float32)
 K = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4)), jnp.float32)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import dilax
 import dilax.summary
-from dilax import DataSpec, Inference, loading
+from dilax import DataSpec, Inference, loading, lowerings
 from dilax.errors import UserError
 from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
@@ -155,7 +155,8 @@ def describe(setup: Setup) -> str:
     frozen = jax.tree.map(lambda leaf, hit: leaf.size * hit, params, optim.matches(config.frozen, params, "frozen"))
     total, fixed = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), frozen))
     some = f", {fixed:,} of them frozen" if fixed else ""
-    return f"device: {_devices(config)}, {config.dtype}\nmodel: {config.model.name}, {total:,} parameters{some}"
+    native = f", oneDNN {version}" if (version := lowerings.onednn_version()) else ""
+    return f"device: {_devices(config)}, {config.dtype}{native}\nmodel: {config.model.name}, {total:,} parameters{some}"
 
 
 def _devices(config: ConfigDict) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import dilax
-from dilax import DataSpec
+from dilax import DataSpec, lowerings
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status, seal
@@ -243,6 +243,7 @@ def versions() -> dict[str, str]:
         "flax": flax.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "oneDNN": lowerings.onednn_version() or "not used",
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
 

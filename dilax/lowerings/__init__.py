@@ -14,6 +14,7 @@ import jax
 
 from dilax.lowerings import primitives, registry, xla
 from dilax.lowerings.onednn import status as onednn_status
+from dilax.lowerings.onednn import version as onednn_version
 from dilax.lowerings.registry import LOWERINGS, OPERATIONS, PLATFORMS, Lowering, select_lowering, supports, use_lowering
 from dilax.plan import ConvPlan
 
@@ -25,6 +26,7 @@ __all__ = [
     "convolve",
     "convolve_transpose",
     "onednn_status",
+    "onednn_version",
     "select_lowering",
     "supports",
     "use_lowering",

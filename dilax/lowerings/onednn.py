@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import os
 from typing import Any
 
 import jax
@@ -23,12 +24,20 @@ OPERATIONS = {"output": 0, "input_gradient": 1, "kernel_gradient": 2}
 DTYPES = ("float32", "bfloat16", "float16")
 # oneDNN computes some offsets in 32 bits; no array may have more bytes in float32.
 MAX_SIZE = (2**31 - 1) // 4
+# The environment variable that switches it off with the value 0.
+SWITCH = "DILAX_NATIVE"
 INSTALL = "install it with pip install ./native from a checkout (Linux on x86-64)."
 
 
-@functools.cache
 def _package() -> tuple[Any, str]:
     """Return the package, or None, and a line that says whether it is used, and if not, why."""
+    if os.environ.get(SWITCH) == "0":
+        return None, f"dilax-onednn is switched off by {SWITCH}=0; unset that."
+    return _imported()
+
+
+@functools.cache
+def _imported() -> tuple[Any, str]:
     try:
         package = importlib.import_module("dilax_onednn")
         if package.INTERFACE != INTERFACE:
@@ -43,6 +52,12 @@ def _package() -> tuple[Any, str]:
 def status() -> str:
     """Return a line that says whether oneDNN is used, and if not, why."""
     return _package()[1]
+
+
+def version() -> str:
+    """Return the version of oneDNN that is used for convolutions on this process's devices, or an empty string."""
+    package = _package()[0] if jax.default_backend() == "cpu" else None
+    return package.ONEDNN if package else ""
 
 
 def is_installed() -> bool:
