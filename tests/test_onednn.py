@@ -28,6 +28,12 @@ from dilax.plan import ConvPlan
 CALL = "dilax_onednn_convolve"
 installed = pytest.mark.skipif(not onednn.is_installed(), reason=onednn.status())
 PLAN = ConvPlan(2, (12, 10), 8, 8, (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "float32")
+LINE = ConvPlan(2, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 1, "float32")
+SOLID = ConvPlan(1, (8, 7, 9), 8, 8, (3, 3, 3), (1, 1, 1), ((1, 1), (1, 1), (1, 1)), (1, 1, 1), 1, "float32")
+
+
+def changed(**fields: Any) -> ConvPlan:
+    return dataclasses.replace(PLAN, **fields)
 
 
 def draw(*shapes: tuple[int, ...], dtype: str = "float32") -> list[jax.Array]:
@@ -103,22 +109,25 @@ def test_without_it_all_is_as_before_and_one_line_says_why(package, found, line)
 
 RULE = {
     "dense": (PLAN, (True, True, True)),
-    "1x1": (dataclasses.replace(PLAN, kernel_size=(1, 1), padding=((0, 0), (0, 0))), (False, False, False)),
-    "depthwise": (dataclasses.replace(PLAN, groups=8, dilation=(1, 1), padding=((1, 1), (1, 1))), (True, True, True)),
-    "depthwise, dilated": (dataclasses.replace(PLAN, groups=8), (True, True, False)),
-    "depthwise, dilated, strided": (dataclasses.replace(PLAN, groups=8, stride=(2, 2)), (False, False, False)),
-    "groups": (dataclasses.replace(PLAN, groups=2), (True, True, True)),
-    "1-D": (ConvPlan(2, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 1, "float32"), (True, True, False)),
-    "1-D, depthwise": (ConvPlan(2, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 8, "float32"), (False, False, False)),
-    "much padding": (dataclasses.replace(PLAN, dilation=(6, 6), padding=((6, 6), (6, 6))), (True, True, True)),
-    "much padding, bfloat16": (
-        dataclasses.replace(PLAN, dilation=(6, 6), padding=((6, 6), (6, 6)), dtype="bfloat16"),
-        (False, False, True),
-    ),
-    "float64": (dataclasses.replace(PLAN, dtype="float64"), (False, False, False)),
-    "cropped": (dataclasses.replace(PLAN, padding=((-1, 2), (2, 2))), (False, False, False)),
-    "empty": (dataclasses.replace(PLAN, batch=0), (False, False, False)),
-    "more than 2 GB": (dataclasses.replace(PLAN, batch=2**20), (False, False, False)),
+    "1x1": (changed(kernel_size=(1, 1), padding=((0, 0), (0, 0))), (False, False, False)),
+    "depthwise": (changed(groups=8, dilation=(1, 1), padding=((1, 1), (1, 1))), (True, True, True)),
+    "depthwise, dilated": (changed(groups=8, input_size=(40, 30)), (True, True, False)),
+    "depthwise, dilated, strided": (changed(groups=8, input_size=(40, 30), stride=(2, 2)), (False, False, False)),
+    "depthwise, much padding": (changed(groups=8), (False, False, False)),
+    "two outputs per channel": (changed(groups=4, c_in=4, input_size=(40, 30)), (False, False, False)),
+    "groups": (changed(groups=2), (True, True, True)),
+    "1-D": (LINE, (True, True, False)),
+    "1-D, groups": (dataclasses.replace(LINE, groups=2), (True, True, True)),
+    "1-D, depthwise": (dataclasses.replace(LINE, groups=8), (False, False, False)),
+    "3-D": (SOLID, (True, True, True)),
+    "3-D, depthwise": (dataclasses.replace(SOLID, groups=8), (False, False, False)),
+    "much padding": (changed(dilation=(9, 9), padding=((9, 9), (9, 9))), (False, False, True)),
+    "some padding, bfloat16": (changed(dtype="bfloat16"), (False, False, True)),
+    "little padding, bfloat16": (changed(dtype="bfloat16", input_size=(40, 30)), (True, True, True)),
+    "float64": (changed(dtype="float64"), (False, False, False)),
+    "cropped": (changed(padding=((-1, 2), (2, 2))), (False, False, False)),
+    "empty": (changed(batch=0), (False, False, False)),
+    "more than 2 GB": (changed(batch=2**20), (False, False, False)),
 }
 
 

@@ -77,9 +77,11 @@ def select_lowering(
     On a CPU, it is "onednn" if `dilax-onednn` is installed and supports the plan, with these exceptions:
 
     - kernels of one tap without padding;
-    - grouped 1-D convolutions; depthwise convolutions with a dilation, if they have a stride, and for their kernel gradient;
-    - kernel gradients of 1-D convolutions with at least 8 input channels;
-    - in bfloat16 and float16, outputs and input gradients if at least 15 % of the multiply-adds would be on padding.
+    - depthwise convolutions that are not 2-D, have several outputs per channel, or have at least 15 % of their multiply-adds on padding;
+      with a dilation, also those with a stride, and kernel gradients;
+    - kernel gradients of dense 1-D convolutions with at least 8 input channels;
+    - outputs and input gradients of dense convolutions of which at least half of the multiply-adds are on padding (in bfloat16 and float16:
+      15 %).
 
     For these, and where oneDNN cannot be used, the first rule that applies selects
 
@@ -200,14 +202,18 @@ def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:
 
 
 def _suits_onednn(plan: ConvPlan, operation: str) -> bool:
-    """Whether oneDNN is faster than all others, if it is there."""
-    if _one_tap(plan) or (plan.dtype != "float32" and operation != "kernel_gradient" and _much_padding(plan)):
+    """Whether oneDNN is the fastest, if it is there."""
+    if _one_tap(plan):
         return False
+    gradient = operation == "kernel_gradient"
+    if supports("taps", plan) and plan.c_in == plan.groups:
+        dilated = max(plan.dilation) > 1 and (gradient or max(plan.stride) > 1)
+        return plan.rank == 2 and plan.c_in == plan.c_out and not dilated and not _much_padding(plan)
     if plan.groups > 1:
-        depthwise = plan.groups == plan.c_in == plan.c_out
-        dilated = max(plan.dilation) > 1
-        return plan.rank > 1 and not (depthwise and dilated and (operation == "kernel_gradient" or max(plan.stride) > 1))
-    return plan.rank > 1 or operation != "kernel_gradient" or plan.c_in < 8
+        return True
+    if gradient:
+        return plan.rank > 1 or plan.c_in < 8
+    return products.useful_fraction(plan) > (0.5 if plan.dtype == "float32" else 0.85)
 
 
 def _one_tap(plan: ConvPlan) -> bool:
