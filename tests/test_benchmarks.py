@@ -548,6 +548,19 @@ def test_peak_memory_of_a_run():
     assert peak is None or 3.5 * 2**20 <= peak <= 32 * 2**20  # the output takes 4 MiB
 
 
+def test_memory_that_cannot_be_measured_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])  # the other process does not know the case
+    monkeypatch.setattr(ops, "MEASURES", ("forward",))
+    monkeypatch.setattr(ops, "contenders", lambda case: ["lax", "auto"])
+    peak_bytes = ops.peak_bytes
+    monkeypatch.setattr(ops, "peak_bytes", lambda case, measure, name: peak_bytes(case, measure, name) if name == "auto" else 2**20)
+    assert ops.main(["--memory", "--repeats=1"]) == 1
+    printed = capsys.readouterr().out
+    assert "    left out: auto (memory), failed: RuntimeError: the process that measures memory failed: " in printed
+    assert "    peak of the process: lax 1.0 MiB; relative to it: lax 1.00\n" in printed
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
+
+
 def test_timing_in_turn():
     order = []
     calls = {name: lambda name=name: (order.append(name), time.sleep(common.TURN_S)) for name in "abc"}
