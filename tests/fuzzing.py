@@ -38,11 +38,12 @@ def close(actual: Any, expected: np.ndarray, dtype: str = "float32") -> None:
     np.testing.assert_allclose(exact(actual), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max(initial=1e-30))
 
 
-def refusal(error: UserError, name: str, right: bool = True) -> None:
+def refusal(error: UserError, name: str | tuple[str, ...], right: bool = True) -> None:
     """Check the text of a refusal, and that the oracle finds it right."""
     text = str(error)
     assert right, text
-    assert text.startswith(f"{name}: ") and "\n" not in text and len(text) < 500, text
+    names = (name,) if isinstance(name, str) else name
+    assert text.startswith(tuple(f"{one}: " for one in names)) and "\n" not in text and len(text) < 500, text
 
 
 def refused(name: str, function: Callable[..., Any], *arrays: Any) -> None:
