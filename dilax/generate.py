@@ -42,14 +42,17 @@ def sample_codes(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0,
     logits = _logits("sample_codes", "logits", logits)
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
-    logits = logits / temperature
+    # Half precision holds neither small quotients nor sums over a vocabulary, and quotients of the largest logit must not overflow.
+    logits = _wide(logits)
+    largest = logits.max(-1, keepdims=True)
+    logits = jnp.where(logits == largest, 0.0, (logits - largest) / _nonzero(temperature, logits.dtype))
     if top_k and top_k < logits.shape[-1]:
         logits = _keep(logits, lax.top_k(logits, top_k)[1], True)
     if top_p < 1:
         order = jnp.argsort(-logits, axis=-1, stable=True)
         probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         # A code is kept if the more likely ones do not yet add up to top_p, so the most likely code always is.
-        logits = _keep(logits, order, jnp.cumsum(probabilities, axis=-1) - probabilities < top_p)
+        logits = _keep(logits, order, jnp.cumsum(probabilities, axis=-1) - probabilities < _nonzero(top_p, logits.dtype))
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
 
 
@@ -81,12 +84,17 @@ def sample_waveform(key: jax.Array, outputs: jax.Array, *, temperature: float = 
     outputs = _logits(caller, "outputs", outputs)
     if outputs.shape[-1] % 3:
         raise UserError(f"{caller}: outputs of shape {outputs.shape} must be (batch, 3 * mixtures).")
-    logits, means, log_scales = jnp.split(outputs, 3, axis=-1)
+    logits, means, log_scales = jnp.split(_wide(outputs), 3, axis=-1)
     component_key, value_key = jax.random.split(key)
     component = (jax.random.categorical(component_key, logits) if temperature else logits.argmax(-1))[:, None]
     mean, log_scale = (jnp.take_along_axis(values, component, axis=-1) for values in (means, log_scales))
-    u = jax.random.uniform(value_key, mean.shape, jnp.float32, minval=1e-5, maxval=1 - 1e-5)
-    return jnp.clip(mean + temperature * jnp.exp(log_scale) * (jnp.log(u) - jnp.log1p(-u)), -1, 1)
+    if temperature == 0:
+        return jnp.clip(mean, -1, 1).astype(jnp.float32)
+    u = jax.random.uniform(value_key, mean.shape, mean.dtype, minval=1e-5, maxval=1 - 1e-5)
+    # In the exponent, a temperature near 0 and a scale that is infinite are not NaN.
+    scale = jnp.exp(log_scale + jnp.log(_nonzero(temperature, mean.dtype)))
+    noise = jnp.log(u) - jnp.log1p(-u)
+    return jnp.clip(mean + jnp.where(noise == 0, 0.0, scale * noise), -1, 1).astype(jnp.float32)
 
 
 def sample(
@@ -270,6 +278,17 @@ def forecast(model: nn.Module, variables: VariableDict, x: ArrayLike, steps: int
 
     _, new = lax.scan(step, (outputs[:, -1], state), None, length=steps)
     return jnp.moveaxis(new, 0, 1)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """Return an array in at least single precision."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def _nonzero(value: float, dtype: Any) -> jax.Array:
+    """Return a number above 0 in a dtype of less range than Python's floats, where it is neither 0 nor infinite."""
+    limits = jnp.finfo(dtype)
+    return jnp.asarray(min(max(value, float(limits.tiny)), float(limits.max)), dtype)
 
 
 def _generates_waveforms(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ class make the loss NaN.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dilax import arguments
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 
 IGNORED = 255
 _FLOOR = 1e-8  # the share of the energy below which part of a waveform counts as zero: 80 dB
@@ -212,6 +213,9 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     Returns:
         (*batch,), float32, in nats.
 
+    Raises:
+        UserError: if the shapes do not match, or levels is out of range.
+
     Example:
         >>> round(float(logistic_mixture_loss(jnp.array([0.0, 0.5, -7.0]), jnp.array(0.5))), 2)  # one logistic, centred on the sample
         4.78
@@ -222,6 +226,8 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     caller = "logistic_mixture_loss"
     outputs, x = (arguments.array(caller, name, value, "floating-point") for name, value in (("outputs", outputs), ("x", x)))
     levels = arguments.integer(caller, "levels", levels, minimum=2)
+    if levels > 2**32:
+        raise UserError(f"{caller}: levels={shown(levels)} is above those of 32 bits; use 2**32 or less.")
     if outputs.ndim == 0 or not outputs.shape[-1] or outputs.shape[-1] % 3 or outputs.shape[:-1] != x.shape:
         raise UserError(
             f"{caller}: outputs of shape {outputs.shape} do not fit x of shape {x.shape}; give (*batch, 3 * mixtures) and (*batch,)."
@@ -232,9 +238,16 @@ def logistic_mixture_loss(outputs: jax.Array, x: jax.Array, *, levels: int = 655
     half, inverse = 1 / (levels - 1), jnp.exp(-log_scales)
     above, below = (x + half - means) * inverse, (x - half - means) * inverse
     # log(sigmoid(above) - sigmoid(below)), rearranged to avoid cancellation.
-    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
+    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + _log_width(half, log_scales)
     log_p = jnp.where(x <= -1 + half, jax.nn.log_sigmoid(above), jnp.where(x >= 1 - half, jax.nn.log_sigmoid(-below), middle))
     return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + log_p, axis=-1)
+
+
+def _log_width(half: float, log_scales: jax.Array) -> jax.Array:
+    """Return log(1 - exp(-2 half / scale)); of levels far narrower than the scale, by the logarithms, as the quotient would be 0."""
+    narrow = 1e-6
+    quotient = half * jnp.exp(-log_scales)
+    return jnp.where(quotient < narrow, math.log(2 * half) - log_scales, jnp.log(-jnp.expm1(-2 * jnp.maximum(quotient, narrow))))
 
 
 def si_sdr(estimate: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:

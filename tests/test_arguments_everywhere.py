@@ -158,7 +158,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "confusion_matrix": {"counts": np.eye(2), "class_names": ("a", "b")},
     "dilation_stacks": {"kernel_size": 3, "stacks": ((1, 1), (1, 2))},
     "dilation_taps": {"kernel_size": 3, "dilations": (1, 2), "input_size": 11},
-    "effective_receptive_fields": {"maps": {"a": IMAGE[..., 0]}},
+    "effective_receptive_fields": {"maps": {"a": np.abs(IMAGE[..., 0])}},
     "feature_maps": {"maps": {"a": IMAGE}, "image": IMAGE, "channels": 2},
     "kernels": {"kernel": RNG.normal(size=(3, 3, 2, 4)), "max_kernels": 3},
     "learning_curves": {"history": ({"step": 1, "loss": 0.5, "accuracy": 0.1},), "metrics": ("loss", "accuracy")},

@@ -182,7 +182,10 @@ def test_feature_maps_show_the_channels_that_vary_most():
             "receptive_field_overlay: output=(4, 0) is not one of the 4 × 5 outputs; give (row, column), from 0.",
         ),
         (lambda: plots.effective_receptive_fields({}), "maps is empty; give name -> (height, width) or (samples,)."),
-        (lambda: plots.effective_receptive_fields({"a": np.zeros((3, 3))}), "'a' has shape (3, 3) or no value above 0"),
+        (
+            lambda: plots.effective_receptive_fields({"a": np.zeros((3, 3))}),
+            "'a' has values from 0 to 0; give finite values of 0 or more, not all of them 0.",
+        ),
         (lambda: plots.confusion_matrix(np.ones((2, 3)), ["a", "b"]), "counts has shape (2, 3) for 2 class names"),
         (lambda: plots.prediction_grid(np.ones((0, 4, 4, 1)), np.ones(0), np.ones((0, 2)), ["a", "b"]), "do not match"),
         (lambda: plots.kernels(np.ones(3)), "a kernel of shape (3,)"),

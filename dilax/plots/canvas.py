@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dilax.annotated import checked_call
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, RED, INK, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#8A8A8A"
+# Matplotlib draws no picture of 2^16 pixels or more on a side; the area keeps the memory of one, at 100 pixels per inch, below 1 GB.
+MAX_SIDE, MAX_AREA = 600, 20_000
 
 
 @checked_call()
@@ -29,14 +31,34 @@ def save(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = 100) -> N
         figure: The figure.
         path: The file; its suffix (.png, .svg, .pdf) determines the format.
         dpi: Resolution in pixels per inch, for pixel formats.
+
+    Raises:
+        UserError: if the suffix is not that of a format of matplotlib, or the folder does not exist.
     """
-    figure.savefig(os.fspath(path), dpi=dpi, facecolor="white")
+    if not hasattr(figure, "savefig"):
+        raise UserError(f"save: figure={shown(figure)} is not a matplotlib figure; give one that a plot returned.")
+    name, formats = os.fspath(path), figure.canvas.get_supported_filetypes()
+    # Without a suffix, matplotlib would write another file than it was given.
+    if os.path.splitext(name)[1].removeprefix(".").lower() not in formats:
+        raise UserError(f"save: path={shown(name)} does not end in the suffix of a format; use one such as .png, .svg or .pdf.")
+    if not os.path.isdir(folder := os.path.dirname(name) or "."):
+        raise UserError(f"save: there is no folder {shown(folder)} to write a figure to; create it first.")
+    figure.savefig(name, dpi=dpi, facecolor="white")
 
 
-def new_figure(width: float, height: float, layout: Any = None) -> "Figure":
-    """Return an empty white figure of that size in inches, which can be drawn without a display."""
+def new_figure(caller: str, width: float, height: float, layout: Any = None) -> "Figure":
+    """Return an empty white figure of that size in inches, which can be drawn without a display.
+
+    Raises:
+        UserError: in the name of `caller`, if the figure would be too large for a picture.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
+        raise UserError(
+            f"{caller}: a figure of {width:.0f} x {height:.0f} inches would be too large, with more than {MAX_SIDE} inches on a side or "
+            f"{MAX_AREA} square inches; draw less at once."
+        )
     figure = _figure_class()((width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -128,10 +150,11 @@ def _without(text: str, lost: frozenset[str]) -> str:
     return "".join("?" if character in lost else character for character in text)
 
 
-def image_grid(rows: int, columns: int, cell: float, aspect: float, title: float) -> tuple["Figure", Any]:
+def image_grid(caller: str, rows: int, columns: int, cell: float, aspect: float, title: float) -> tuple["Figure", Any]:
     """Return a figure and its blank axes, an object array (rows, columns).
 
     Args:
+        caller: Name that error messages start with.
         rows: Number of rows.
         columns: Number of columns.
         cell: Width of the axes, in inches.
@@ -141,7 +164,7 @@ def image_grid(rows: int, columns: int, cell: float, aspect: float, title: float
     cell_height = cell * min(max(aspect, 0.2), 5)
     gap, margin = 0.12, 0.12
     width, height = columns * (cell + gap) - gap + 2 * margin, rows * (cell_height + gap + title) - gap + 2 * margin
-    figure = new_figure(width, height)
+    figure = new_figure(caller, width, height)
     cells = np.empty((rows, columns), object)
     for row, column in np.ndindex(rows, columns):
         x, y = margin + column * (cell + gap), height - margin - (row + 1) * (cell_height + title) - row * gap
@@ -166,13 +189,13 @@ def to_display(images: np.ndarray, caller: str) -> np.ndarray:
     """Return images (n, height, width, channels) as floats in 0..1: (n, height, width, 3) if RGB, else (n, height, width).
 
     Raises:
-        UserError: in the name of `caller`, if the images have another rank, or are neither uint8 nor float.
+        UserError: in the name of `caller`, if the images have another rank or no pixels, or are neither uint8 nor float.
     """
-    if images.ndim != 4 or not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
+    if images.ndim != 4 or 0 in images.shape[1:] or not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
         raise UserError(
             f"{caller}: an image has shape {images.shape[1:]} and dtype {images.dtype}; give (height, width, channels), uint8 or float."
         )
-    scaled = np.clip(as_float(images) / (255 if images.dtype == np.uint8 else 1), 0, 1)
+    scaled = np.clip(as_float(caller, images) / (255 if images.dtype == np.uint8 else 1), 0, 1)
     return scaled if images.shape[-1] == 3 else scaled.mean(-1)
 
 
@@ -187,6 +210,13 @@ def format_size(sizes: Sequence[int]) -> str:
     return " \N{MULTIPLICATION SIGN} ".join(map(str, sizes))
 
 
-def as_float(array: ArrayLike) -> np.ndarray:
-    """Return an array of any dtype known to NumPy or JAX as float64."""
-    return np.asarray(array).astype(np.float64)
+def as_float(caller: str, array: ArrayLike) -> np.ndarray:
+    """Return an array of any dtype known to NumPy or JAX as float64.
+
+    Raises:
+        UserError: in the name of `caller`, if the numbers are complex.
+    """
+    values = np.asarray(array)
+    if np.iscomplexobj(values):
+        raise UserError(f"{caller}: an array of complex numbers, {shown(values)}, cannot be drawn; give its real part or its magnitude.")
+    return values.astype(np.float64)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Most cells of `dilation_taps`, and most samples and lines of `dilation_stacks`: far more than can be told apart.
+_MAX_CELLS, _MAX_SPAN, _MAX_LINES = 50_000, 5_000, 200_000
 _CELLS = {
     "zero padding": {"facecolor": "#F4F4F4", "edgecolor": "#BBBBBB", "hatch": "/////", "linewidth": 0.5},
     "input": {"facecolor": "#CFE3F1", "edgecolor": "none"},
@@ -36,13 +38,16 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
         One row of panels, each 3 inches wide, all at the same scale.
 
     Raises:
-        UserError: if there is no dilation, or a number is below 1.
+        UserError: if there is no dilation, a number is below 1, or there are too many samples to be drawn.
     """
     if not dilations:
         raise UserError("dilation_taps: dilations is empty; give one or more, such as (1, 2, 4).")
     size = per_axis(input_size, 2, "input_size", "dilation_taps")
     window = per_axis(kernel_size, 2, "kernel_size", "dilation_taps")
     panels = [per_axis(dilation, 2, "dilations", "dilation_taps") for dilation in dilations]
+    cells = sum(math.prod(n + (k - 1) * d for n, k, d in zip(size, window, dilation)) for dilation in panels)
+    if cells > _MAX_CELLS:
+        raise UserError(f"dilation_taps: {cells} samples are too many to be told apart; give sizes of up to {_MAX_CELLS} in all.")
     paddings = [explicit_padding(size, window, padding="SAME", dilation=dilation) for dilation in panels]
     (top, bottom), (left, right) = np.max(paddings, axis=0).tolist()
     width = left + size[1] + right + 2.4
@@ -52,7 +57,7 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
     columns = {1: 1, 2: 2}.get(len(panels), 5)
     head, body, legend = 0.75 + 0.19 * ("\n" in "".join(spans)), 3 * height / width, 0.15 + 0.25 * math.ceil(5 / columns)
     total = head + body + legend
-    figure = new_figure(3 * len(panels), total)
+    figure = new_figure("dilation_taps", 3 * len(panels), total)
     for i, (dilation, padding, span) in enumerate(zip(panels, paddings, spans)):
         axes = figure.add_axes((i / len(panels), legend / total, 1 / len(panels), body / total))
         axes.set(xlim=(-left - 1.2, size[1] + right + 1.2), ylim=(size[0] + bottom + margin, -top - margin))
@@ -78,16 +83,22 @@ def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1,
         number of paths from each sample to the output; samples without a path are red.
 
     Raises:
-        UserError: if there is no stack, a stack has no layer, or a number is below 1.
+        UserError: if there is no stack, a stack has no layer, a number is below 1, or there are too many samples to be drawn.
     """
     if not stacks or not all(stacks):
         raise UserError(f"dilation_stacks: stacks={stacks!r} has nothing to draw; give dilations for each stack, such as ((1, 1), (1, 2)).")
     (taps,) = per_axis(kernel_size, 1, "kernel_size", "dilation_stacks")
     panels = [per_axis(tuple(stack), len(stack), "stacks", "dilation_stacks") for stack in stacks]
     span = max(1 + (taps - 1) * sum(stack) for stack in panels)
+    lines = sum(_most_lines(taps, stack) for stack in panels)
+    if span > _MAX_SPAN or lines > _MAX_LINES:
+        raise UserError(
+            f"dilation_stacks: stacks that span up to {span} samples, with up to {lines} lines, cannot be told apart; draw those "
+            f"of up to {_MAX_SPAN} samples and {_MAX_LINES} lines."
+        )
     heights = [0.55 + 0.36 * len(stack) + 0.3 for stack in panels]
     left, width, legend = 2.4, 9.6, 0.45
-    figure = new_figure(width, sum(heights) + legend + 0.1)
+    figure = new_figure("dilation_stacks", width, sum(heights) + legend + 0.1)
     top = figure.get_figheight() - 0.1
     for stack, height in zip(panels, heights):
         top -= height
@@ -105,6 +116,16 @@ def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1,
             figure.text(0.15 / width, y, line, size=11, weight=weight, color=color, va="center")
     _stacks_legend(figure)
     return figure
+
+
+def _most_lines(taps: int, dilations: tuple[int, ...]) -> int:
+    """Return an upper bound of the number of lines from the samples of each layer to those that they are computed from."""
+    lines, places, span = 0, 1, 1
+    for dilation in reversed(dilations):
+        lines += places * taps
+        span += (taps - 1) * dilation
+        places = min(places * taps, span)
+    return lines
 
 
 def _draw_stack(axes: "Axes", taps: int, dilations: tuple[int, ...]) -> np.ndarray:

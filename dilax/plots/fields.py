@@ -56,7 +56,7 @@ def receptive_field_overlay(
     margin = 0.02 * max(highs[0] - lows[0], highs[1] - lows[1])
     height, width = (high - low + 2 * margin for low, high in zip(lows, highs))
     scale = 4.6 / max(height, width)
-    figure = new_figure(max(scale * width, 3.4) + 0.1, scale * height + 1.15)
+    figure = new_figure("receptive_field_overlay", max(scale * width, 3.4) + 0.1, scale * height + 1.15)
     corner = (0.5 - 0.5 * scale * width / figure.get_figwidth(), 0.45 / figure.get_figheight())
     axes = figure.add_axes((*corner, scale * width / figure.get_figwidth(), scale * height / figure.get_figheight()))
     axes.set(xlim=(lows[1] - margin, highs[1] + margin), ylim=(highs[0] + margin, lows[0] - margin))
@@ -83,19 +83,23 @@ def effective_receptive_fields(maps: Mapping[str, ArrayLike]) -> "Figure":
         4.55 % of the largest value.
 
     Raises:
-        UserError: if there is no map, or one is neither (height, width) nor (samples,), or has no value above 0.
+        UserError: if there is no map, or one is neither (height, width) nor (samples,), or has values that are
+            negative, not finite or all 0.
 
     Reference:
         Luo et al. 2016, arXiv:1701.04128.
     """
-    arrays = {name: as_float(value) for name, value in maps.items()}
-    invalid = next(
-        (f"{name!r} has shape {a.shape}" for name, a in arrays.items() if a.ndim not in (1, 2) or not a.size or a.max() <= 0), None
-    )
+    arrays = {name: as_float("effective_receptive_fields", value) for name, value in maps.items()}
+    invalid = next((f"{name!r} has shape {a.shape}" for name, a in arrays.items() if a.ndim not in (1, 2) or not a.size), None)
     if invalid or not arrays:
-        reason = f"{invalid} or no value above 0" if invalid else "maps is empty"
-        raise UserError(f"effective_receptive_fields: {reason}; give name -> (height, width) or (samples,).")
-    figure = new_figure(2.9 * len(arrays) + 0.9, 3.5, layout="constrained")
+        raise UserError(f"effective_receptive_fields: {invalid or 'maps is empty'}; give name -> (height, width) or (samples,).")
+    for name, a in arrays.items():
+        if not (a.min() >= 0 and 0 < a.max() < math.inf):
+            raise UserError(
+                f"effective_receptive_fields: {name!r} has values from {a.min():.3g} to {a.max():.3g}; give finite values of 0 or "
+                "more, not all of them 0."
+            )
+    figure = new_figure("effective_receptive_fields", 2.9 * len(arrays) + 0.9, 3.5, layout="constrained")
     panels: Any = figure.subplots(1, len(arrays), squeeze=False)[0]
     images = [
         (_draw_curve if a.ndim == 1 else _draw_heat_map)(axes, a / a.max(), truncate(name, 32))

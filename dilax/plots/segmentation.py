@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from dilax.annotated import checked_call
 from dilax.errors import UserError
-from dilax.plots.canvas import BLUE, GREY, INK, image_grid, new_figure, show_image, to_display, truncate
+from dilax.plots.canvas import BLUE, GREY, INK, as_float, image_grid, new_figure, show_image, to_display, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,15 @@ def mask_colours(num_classes: int) -> np.ndarray:
     return np.round([255 * np.array(colorsys.hsv_to_rgb(*colour)) for colour in hsv]).astype(np.uint8).reshape(num_classes, 3)
 
 
-def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 0.6, background: int | None = 0) -> np.ndarray:
+def blend_mask(
+    image: Array,
+    mask: Array,
+    num_classes: int,
+    *,
+    opacity: float = 0.6,
+    background: int | None = 0,
+    caller: str = "segmentation_overlay",
+) -> np.ndarray:
     """Blend the colours of a mask with an image.
 
     Args:
@@ -47,20 +55,25 @@ def blend_mask(image: Array, mask: Array, num_classes: int, *, opacity: float = 
         num_classes: Number of classes.
         opacity: Opacity of the mask, in 0..1.
         background: Class that leaves the image unchanged, too; None colours all.
+        caller: Name that error messages start with.
 
     Returns:
         (height, width, 3), floats in 0..1.
 
     Raises:
-        UserError: if the image and the mask differ in size.
+        UserError: if the image and the mask differ in size, the mask does not hold integers, or the opacity is out of range.
     """
     image, mask = np.asarray(image), np.asarray(mask)
+    if not 0 <= opacity <= 1:
+        raise UserError(f"{caller}: opacity={opacity} is not in the range 0 <= opacity <= 1.")
+    if mask.dtype.kind not in "iub":
+        raise UserError(f"{caller}: a mask has dtype {mask.dtype}; give the number of the class of each pixel, such as uint8.")
     if image.ndim != 3 or mask.shape != image.shape[:2]:
         raise UserError(
-            f"segmentation_overlay: a mask of shape {mask.shape} does not fit an image of shape {image.shape}; "
+            f"{caller}: a mask of shape {mask.shape} does not fit an image of shape {image.shape}; "
             "give (height, width) and (height, width, channels)."
         )
-    picture = to_display(image[None], "segmentation_overlay")[0]
+    picture = to_display(image[None], caller)[0]
     picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
     colours = np.concatenate([mask_colours(num_classes) / 255, np.zeros((1, 3))])
     known = _coloured(mask, num_classes, background)
@@ -99,7 +112,7 @@ def segmentation_overlay(
     wide = 6.0 if width >= height else 6.0 * max(width / height, 0.4)
     legend = 0.6 + 0.09 * max(map(len, labels)) if labels else 0.2
     tall = max(wide * height / width, 0.24 * len(labels) + 0.3)
-    figure = new_figure(wide + legend + 0.2, tall + 0.2)
+    figure = new_figure("segmentation_overlay", wide + legend + 0.2, tall + 0.2)
     total = figure.get_figwidth(), figure.get_figheight()
     drawn = wide * height / width
     axes = figure.add_axes((0.1 / total[0], (total[1] - 0.1 - drawn) / total[1], wide / total[0], drawn / total[1]))
@@ -134,19 +147,20 @@ def segmentation_grid(
     """
     images, truths, predictions = np.asarray(images), np.asarray(truths), np.asarray(predictions)
     count, classes = len(np.atleast_1d(images)), len(class_names)
-    if not count or not truths.shape == predictions.shape == images.shape[:3] or len(titles) != count:
+    if not count or images.ndim != 4 or not truths.shape == predictions.shape == images.shape[:3] or len(titles) != count:
         raise UserError(
             f"segmentation_grid: images {images.shape}, truths {truths.shape}, predictions {predictions.shape} and {len(titles)} titles do "
             "not match; give n > 0 images, masks (n, height, width) and n titles."
         )
+    pictures = to_display(images, "segmentation_grid")
     aspect = images.shape[1] / images.shape[2]
     cell = max(2.6 / max(aspect, 1), 1.6)
-    figure, cells = image_grid(count, 3, cell, aspect, 0.22)
+    figure, cells = image_grid("segmentation_grid", count, 3, cell, aspect, 0.22)
     shown = []
-    for row, image, truth, prediction, title in zip(cells, images, truths, predictions, titles):
-        show_image(row[0], to_display(image[None], "segmentation_grid")[0], cmap="gray", vmin=0, vmax=1)
+    for row, picture, image, truth, prediction, title in zip(cells, pictures, images, truths, predictions, titles):
+        show_image(row[0], picture, cmap="gray", vmin=0, vmax=1)
         for axes, mask in zip(row[1:], (truth, prediction)):
-            shown.append((blend_mask(image, mask, classes, background=background), mask))
+            shown.append((blend_mask(image, mask, classes, background=background, caller="segmentation_grid"), mask))
             show_image(axes, shown[-1][0])
             _draw_outlines(axes, mask, classes, background)
         for axes, text in zip(row, (title, "truth", "prediction")):
@@ -176,13 +190,17 @@ def segmentation_comparison(
     if not masks:
         raise UserError("segmentation_comparison: masks is empty; give title -> (height, width).")
     classes, arrays = len(class_names), {title: np.asarray(mask) for title, mask in masks.items()}
-    height, width = next(iter(arrays.values())).shape
+    shape = next(iter(arrays.values())).shape
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"segmentation_comparison: a mask has shape {shape}; give (height, width) with at least one pixel.")
+    height, width = shape
     canvas, opacity = (np.ones((height, width, 1)), 1.0) if image is None else (image, 0.6)
     background = None if image is None else background
-    shown = [(blend_mask(canvas, mask, classes, opacity=opacity, background=background), mask) for mask in arrays.values()]
-    pictures = [] if image is None else [("image", to_display(np.asarray(image)[None], "segmentation_comparison")[0])]
+    caller = "segmentation_comparison"
+    shown = [(blend_mask(canvas, mask, classes, opacity=opacity, background=background, caller=caller), mask) for mask in arrays.values()]
+    pictures = [] if image is None else [("image", to_display(np.asarray(image)[None], caller)[0])]
     pictures += zip(arrays, (picture for picture, _ in shown))
-    figure, cells = image_grid(math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
+    figure, cells = image_grid("segmentation_comparison", math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
     for axes, (title, picture) in zip(cells.ravel(), pictures):
         show_image(axes, picture, cmap="gray", vmin=0, vmax=1)
         axes.set_title(truncate(title, 40), size=9, pad=3, color=INK, parse_math=False, loc="left")
@@ -206,23 +224,27 @@ def class_bars(values: ArrayLike, class_names: Sequence[str], *, label: str = "i
         One panel of horizontal bars, each with its value; of more than 60 classes, the 30 highest and the 30 lowest.
 
     Raises:
-        UserError: if there is not exactly one value per class.
+        UserError: if there is not exactly one value per class, or one is not in 0..1.
     """
-    values = np.asarray(values, np.float64)
+    values = as_float("class_bars", values)
     if values.shape != (len(class_names),) or not len(class_names):
         raise UserError(f"class_bars: values has shape {values.shape} for {len(class_names)} class names; give one value per class.")
+    outside = values[(values < 0) | (values > 1)]
+    if len(outside):
+        raise UserError(f"class_bars: values hold {outside[0]:.4g}, which is not in 0..1; scale them first, or give NaN for no value.")
     order = np.argsort(np.where(np.isnan(values), -1, values), kind="stable")
     every = len(order) <= _BARS
     if not every:
         order = np.concatenate([order[: _BARS // 2], order[-_BARS // 2 :]])
-    figure = new_figure(7, 0.27 * len(order) + 0.9, layout="constrained")
+    figure = new_figure("class_bars", 7, 0.27 * len(order) + 0.9, layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(order)), np.nan_to_num(values[order]), color=BLUE, height=0.72)
     for place, value in enumerate(values[order]):
         text = "does not occur" if math.isnan(value) else f"{value:.3f}"
         axes.text(np.nan_to_num(value) + 0.008, place, text, color=GREY if math.isnan(value) else INK, size=9, va="center")
     axes.set_yticks(range(len(order)), [truncate(class_names[int(i)], 24) for i in order], parse_math=False)
-    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(order) - 0.4), xlabel=label)
+    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(order) - 0.4))
+    axes.set_xlabel(truncate(label, 80), parse_math=False)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
     left_out = [] if every else [f"the {_BARS // 2} highest and the {_BARS // 2} lowest of {len(values)} classes"]

@@ -36,9 +36,9 @@ def series_grid(
         A grid with one panel per series, the step to the right.
 
     Raises:
-        UserError: if there is no series, or the lengths differ.
+        UserError: if there is no series, one is not (time, channels), or the lengths differ.
     """
-    labels, probabilities = np.asarray(labels), as_float(probabilities)
+    labels, probabilities = np.asarray(labels), as_float("series_grid", probabilities)
     count = len(series)
     if not count or labels.shape != (count,) or probabilities.shape != (count, len(class_names)):
         raise UserError(
@@ -46,14 +46,16 @@ def series_grid(
             "do not match; give n > 0 series, (n,) labels and (n, classes) probabilities."
         )
     arguments.labels("series_grid", labels, len(class_names))
+    if wrong := [shape for shape in map(np.shape, series) if len(shape) != 2 or 0 in shape]:
+        raise UserError(f"series_grid: a series has shape {wrong[0]}; give (time, channels) with at least one step and channel.")
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(2.6 * columns + 0.2, 1.7 * rows + 0.2, layout="constrained")
+    figure = new_figure("series_grid", 2.6 * columns + 0.2, 1.7 * rows + 0.2, layout="constrained")
     cells: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in cells.flat[count:]:
         axes.set_axis_off()
     for axes, values, label, row in zip(cells.flat, series, labels, probabilities):
-        _draw_series(axes, as_float(values))
+        _draw_series(axes, as_float("series_grid", values))
         wrong = row.argmax() != label
         text = f"{truncate(class_names[int(label)], 12)} → {truncate(class_names[int(row.argmax())], 12)} ({row.max():.0%})"
         axes.set_title(text, size=8, color=RED if wrong else INK, parse_math=False)
@@ -99,48 +101,51 @@ def step_outputs(
     Raises:
         UserError: if the shapes differ, or do not match the names.
     """
-    truth, predicted = as_float(truth), as_float(predicted)
+    truth, predicted = as_float("step_outputs", truth), as_float("step_outputs", predicted)
     if truth.ndim != 2 or truth.shape != predicted.shape or truth.shape[1] != len(names) or not truth.size:
         raise UserError(
             f"step_outputs: truth {truth.shape}, predicted {predicted.shape} and {len(names)} names do not match; give (time, n)."
         )
-    places = np.arange(len(truth)) if steps is None else np.asarray(steps)
-    other = None if baseline is None else as_float(baseline)
+    places = np.arange(len(truth)) if steps is None else as_float("step_outputs", steps)
+    other = None if baseline is None else as_float("step_outputs", baseline)
     if places.shape != truth.shape[:1] or (other is not None and other.shape != truth.shape):
         given = "no baseline" if other is None else f"a baseline {other.shape}"
         raise UserError(
             f"step_outputs: steps {places.shape}, {given} and truth {truth.shape} do not match; give (time,) steps and a baseline of the "
             "shape of truth."
         )
+    if not np.isfinite(places).all():
+        raise UserError("step_outputs: steps hold NaN or infinite values; give the position of each step on the axis.")
     if len(names) > panels:
         figure = _output_images(truth, predicted, names, places, step_name)
     else:
         lines = {"true": truth, "predicted": predicted} | ({} if other is None else {baseline_name: other})
         figure = _output_panels(lines, names, places, step_name, joined)
     if title:
-        figure.suptitle(title, color=INK, size=10, parse_math=False)
+        figure.suptitle(truncate(title, 100), color=INK, size=10, parse_math=False)
     return figure
 
 
 def _output_images(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], places: np.ndarray, step_name: str) -> "Figure":
     """Draw outputs (time, n) as two images on one colour scale."""
-    figure = new_figure(9, 5, layout="constrained")
+    figure = new_figure("step_outputs", 9, 5, layout="constrained")
     cells: Any = figure.subplots(2, 1, sharex=True)
     both = np.concatenate([truth, predicted])
-    low, high = np.nanmin(both), np.nanmax(both)
+    finite = both[np.isfinite(both)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     # Half a step on either side, so that a step is in the middle of its pixels.
     extent = (places[0] - 0.5, places[-1] + 0.5, -0.5, len(names) - 0.5)
     for axes, values, word in zip(cells, (truth, predicted), ("true", "predicted")):
         options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "Blues"}
         axes.imshow(values.T, extent=extent, vmin=low, vmax=high, **options)
         axes.set_ylabel(f"{word}: {truncate(names[0], 10)} to {truncate(names[-1], 10)}", size=8, parse_math=False)
-    cells[-1].set_xlabel(f"{step_name}; values from {low:.3g} (white) to {high:.3g} (blue)")
+    cells[-1].set_xlabel(f"{truncate(step_name, 40)}; values from {low:.3g} (white) to {high:.3g} (blue)", parse_math=False)
     return figure
 
 
 def _output_panels(lines: Mapping[str, np.ndarray], names: Sequence[str], places: np.ndarray, step_name: str, joined: bool) -> "Figure":
     """Draw outputs, {name of the line: (time, n)}, one below the other, with one legend."""
-    figure = new_figure(9, 1.6 * len(names) + 0.8, layout="constrained")
+    figure = new_figure("step_outputs", 9, 1.6 * len(names) + 0.8, layout="constrained")
     cells: Any = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     styles = ((GREY, 3, "o"), (BLUE, 1.2, "x"), (ORANGE, 1, "+"))
     for i, (axes, name) in enumerate(zip(cells, names)):
@@ -149,8 +154,11 @@ def _output_panels(lines: Mapping[str, np.ndarray], names: Sequence[str], places
             axes.plot(places, values[:, i], color=color, label=label, **style)
         axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    cells[-1].set_xlabel(step_name)
-    figure.legend(*cells[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    cells[-1].set_xlabel(truncate(step_name, 80), parse_math=False)
+    # The handles are those drawn: matplotlib leaves out labels that start with an underscore if it collects them itself.
+    legend = figure.legend(cells[0].lines, [truncate(label, 30) for label in lines], frameon=False, fontsize=8, loc="outside right upper")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -169,12 +177,12 @@ def waveforms(samples: ArrayLike, rate: float, names: Sequence[str]) -> "Figure"
     Raises:
         UserError: if there are no samples, or the shapes do not match.
     """
-    samples = as_float(samples)
+    samples = as_float("waveforms", samples)
     if samples.ndim != 2 or len(names) != len(samples) or not samples.size or rate <= 0:
         raise UserError(
             f"waveforms: samples {samples.shape}, rate={rate} and {len(names)} names do not match; give (n, time) and rate > 0."
         )
-    figure = new_figure(9, 1.3 * len(samples) + 0.5, layout="constrained")
+    figure = new_figure("waveforms", 9, 1.3 * len(samples) + 0.5, layout="constrained")
     panels: Any = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row, name in zip(panels, samples, names):
         axes.plot(np.arange(len(row)) / rate, row, color=BLUE, linewidth=0.6)

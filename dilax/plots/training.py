@@ -1,6 +1,7 @@
 """Plots of training runs and classifiers: learning curves, confusion matrices, predictions, kernels, feature maps."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from dilax import arguments
 from dilax.annotated import checked_call
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.plots.canvas import (
     BLUE,
     GREEN,
@@ -49,18 +50,21 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
 
     Returns:
         One panel per metric. Fewer than 5 values of a curve are drawn as points. The legend shows the last value of each curve.
+
+    Raises:
+        UserError: if there is no metric, or a line with one of the metrics has no step, or something other than numbers.
     """
     if not metrics:
         raise UserError("learning_curves: metrics is empty; give one or more, such as ('loss',).")
-    figure = new_figure(4.5 * len(metrics), 3.6, layout="constrained")
+    figure = new_figure("learning_curves", 4.5 * len(metrics), 3.6, layout="constrained")
     panels: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics):
         for split, style in _CURVES.items():
             key, place = f"{split}/{metric}", "best_step" if split == "test" else "step"
-            points = [(float(line.get(place, line["step"])), float(line[key])) for line in history if key in line]
+            points = [(_number(line, place if place in line else "step"), _number(line, key)) for line in history if key in line]
             if points:
                 _draw_curve(axes, points, f"{split}, last {points[-1][1]:.4g}", *style)
-        axes.set_title({"miou": "mean IoU"}.get(metric, metric), color=INK)
+        axes.set_title(truncate({"miou": "mean IoU"}.get(metric, metric), 40), color=INK, parse_math=False)
         axes.set_xlabel("step")
         steps = {step for line in axes.lines for step in np.asarray(line.get_xdata(), np.float64).tolist()}
         if len(steps) == 1:  # between whole steps there is nothing to label
@@ -77,6 +81,14 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
             says = "not finite" if drawn else "not measured"
             axes.text(0.5, 0.5, says, color=GREY, ha="center", va="center", transform=axes.transAxes)
     return figure
+
+
+def _number(line: Mapping[str, Any], key: str) -> float:
+    """Return a number of a line of metrics.jsonl, which may be NaN or infinite."""
+    value = arguments.plain(line.get(key))
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > sys.float_info.max):
+        raise UserError(f"learning_curves: {key}={shown(value)} in a line of history is not a number; give the lines of a metrics.jsonl.")
+    return float(value)
 
 
 def _draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], label: str, color: str, marker: str, size: int, filled: bool) -> None:
@@ -101,20 +113,25 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
         One panel with a colour bar.
 
     Raises:
-        UserError: if `counts` is not square or does not match the names.
+        UserError: if `counts` is not square, does not match the names, or holds what is not a count, or if there is no class.
     """
-    counts = as_float(counts)
+    counts = as_float("confusion_matrix", counts)
     classes = len(class_names)
     if counts.shape != (classes, classes):
         raise UserError(
             f"confusion_matrix: counts has shape {counts.shape} for {classes} class names; give a ({classes}, {classes}) array."
         )
+    if not classes:
+        raise UserError("confusion_matrix: class_names is empty; give one name per class.")
+    wrong = counts[~((counts >= 0) & (counts < math.inf))]
+    if len(wrong):
+        raise UserError(f"confusion_matrix: counts holds {wrong[0]}, which is not a count; give finite numbers of 0 or more.")
     # The square root keeps rare mistakes visible.
     from matplotlib.colors import PowerNorm
 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(0.42 * classes, 2.6), 7.5)
-    figure = new_figure(side + 2.6, side + 1.7, layout="compressed")
+    figure = new_figure("confusion_matrix", side + 2.6, side + 1.7, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     bar = figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], fraction=0.05, pad=0.03)
@@ -157,7 +174,7 @@ def prediction_grid(
     Raises:
         UserError: if there is no image, or the lengths differ.
     """
-    images, labels, probabilities = np.asarray(images), np.asarray(labels), as_float(probabilities)
+    images, labels, probabilities = np.asarray(images), np.asarray(labels), as_float("prediction_grid", probabilities)
     pictures = to_display(images, "prediction_grid")
     count, classes = len(images), len(class_names)
     if not count or labels.shape != (count,) or probabilities.shape != (count, classes):
@@ -169,7 +186,7 @@ def prediction_grid(
     columns, predictions = min(columns, count), probabilities.argmax(1)
     titles = [_prediction_title(class_names[int(t)], class_names[int(p)], row[p]) for t, p, row in zip(labels, predictions, probabilities)]
     room = 0.36 if "\n" in "".join(titles) else 0.2
-    figure, cells = image_grid(math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
+    figure, cells = image_grid("prediction_grid", math.ceil(count / columns), columns, 1.15, images.shape[1] / images.shape[2], room)
     for axes, image, title, wrong in zip(cells.flat, pictures, titles, predictions != labels):
         show_image(axes, image, cmap="gray", vmin=0, vmax=1)
         draw_frame(axes, RED if wrong else "#CCCCCC", 2 if wrong else 0.6)
@@ -193,7 +210,7 @@ def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
     Raises:
         UserError: if the kernel is empty or does not have 1 to 3 window axes, or max_kernels is below 1.
     """
-    kernel = as_float(kernel)
+    kernel = as_float("kernels", kernel)
     if kernel.ndim not in (3, 4, 5) or not kernel.size or max_kernels < 1:
         raise UserError(
             f"kernels: a kernel of shape {kernel.shape} with max_kernels={max_kernels} cannot be drawn; give (*window, c_in, c_out)."
@@ -211,7 +228,7 @@ def kernels(kernel: ArrayLike, *, max_kernels: int = 64) -> "Figure":
     cell = 0.8 if aspect > 0.4 else 2
     bar = 0.8 if len(window) > 1 and tiles.shape[-1] == 1 else 0
     height = cell * (aspect + 0.12) * rows + 0.4 + 0.18 * title.count("\n") + bar
-    figure = new_figure(max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
+    figure = new_figure("kernels", max(1.12 * cell * columns, 3.4) + 0.2, height, layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, size=10, color=INK)
@@ -236,13 +253,13 @@ def feature_maps(maps: Mapping[str, ArrayLike], image: np.ndarray | jax.Array, *
     Raises:
         UserError: if there is no map, or one is not (height, width, channels).
     """
-    arrays = {name: as_float(value) for name, value in maps.items()}
+    arrays = {name: as_float("feature_maps", value) for name, value in maps.items()}
     invalid = next((f"{name!r} has shape {value.shape}" for name, value in arrays.items() if value.ndim != 3 or not value.size), None)
     if invalid or not arrays:
         raise UserError(f"feature_maps: {invalid or 'maps is empty'}; give name -> (height, width, channels).")
     picture = to_display(np.asarray(image)[None], "feature_maps")[0]
     # At least four columns, so that a title has room above few channels.
-    figure, cells = image_grid(len(arrays), max(channels + 1, 4), 1.15, picture.shape[0] / picture.shape[1], 0.42)
+    figure, cells = image_grid("feature_maps", len(arrays), max(channels + 1, 4), 1.15, picture.shape[0] / picture.shape[1], 0.42)
     for row, (name, value) in zip(cells, arrays.items()):
         show_image(row[0], picture, cmap="gray", vmin=0, vmax=1)
         size = f"  ({format_size(value.shape)})"
@@ -250,7 +267,9 @@ def feature_maps(maps: Mapping[str, ArrayLike], image: np.ndarray | jax.Array, *
         corner = row[0].get_position()
         figure.text(corner.x0, corner.y1 + 0.2 / figure.get_figheight(), heading, size=10, weight="bold", color=INK, parse_math=False)
         row[0].set_title("image", size=8, pad=2, color=INK)
-        for axes, channel in zip(row[1:], np.argsort(-value.var((0, 1)), kind="stable")[:channels]):
+        # Of a channel with values that are not finite, the others are compared.
+        variance = np.where(np.isfinite(value), value, 0).var((0, 1))
+        for axes, channel in zip(row[1:], np.argsort(-variance, kind="stable")[:channels]):
             show_image(axes, value[..., channel], cmap="viridis")
             axes.set_title(f"channel {channel}", size=8, pad=2, color=INK)
     return figure

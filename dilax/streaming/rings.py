@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from dilax.errors import UserError
 from dilax.functional import dilated_conv, dilated_conv_transpose
 
 
@@ -50,13 +51,30 @@ def advance_ring(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[l
 
     Returns:
         An array (batch, n, *rest) for each shift, and the next ring.
+
+    Raises:
+        UserError: if a shift is larger than the lookback of the ring, or the chunk does not fit it.
     """
+    _check("advance_ring", chunk, ring, max(shifts, default=0))
     advanced = _append(ring, chunk)
     if chunk.shape[1] > 1:
         return [_shifted(ring, chunk, shift) for shift in shifts], advanced
     length, dtype = ring.samples.shape[1], chunk.dtype
     reads = [_wrap(advanced.position + (length - 1 - shift), length) if shift else None for shift in shifts]
     return [chunk if at is None else lax.dynamic_slice_in_dim(advanced.samples, at, 1, axis=1).astype(dtype) for at in reads], advanced
+
+
+def _check(caller: str, chunk: jax.Array, ring: Ring, lookback: int, stride: int = 1) -> None:
+    """Refuse what would be read from the wrong place: samples that the ring does not hold, or half a stride."""
+    held = max(ring.samples.shape[1] - 1, 0)
+    if lookback > held:
+        raise UserError(f"{caller}: the ring holds {held} past samples, but {lookback} are read; make it by new_ring with that lookback.")
+    if chunk.shape[1] % stride:
+        raise UserError(f"{caller}: a chunk of {chunk.shape[1]} samples is not a multiple of the stride {stride}; feed multiples of it.")
+    if (chunk.shape[0], *chunk.shape[2:]) != (ring.samples.shape[0], *ring.samples.shape[2:]):
+        raise UserError(
+            f"{caller}: a chunk of shape {chunk.shape} does not fit a ring of shape {ring.samples.shape}; both are (batch, n, *rest)."
+        )
 
 
 def _shifted(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
@@ -115,7 +133,11 @@ def conv_step(
 
     Returns:
         (batch, n // stride, c_out), with float16 and bfloat16 summed in float32, and the next ring.
+
+    Raises:
+        UserError: if the ring holds too few samples, or the chunk does not fit it or the stride.
     """
+    _check("conv_step", chunk, ring, (kernel.shape[0] - 1) * dilation, stride)
     wide = _wide(chunk.dtype)
     kernel = kernel.astype(wide)
     if _is_joined(ring, chunk, kernel.shape[0]):
@@ -214,6 +236,7 @@ def conv_step_nd(
         lowering: As in `dilated_conv`.
     """
     taps, count = kernel.shape[0], chunk.shape[1]
+    _check("conv_step_nd", chunk, ring, (taps - 1) * dilation[0], stride[0])
     options: Any = dict(padding=("VALID", *padding[1:]), groups=groups, precision=precision, lowering=lowering)
     if _is_joined(ring, chunk, taps):
         joined, ring = _join(ring, chunk, (taps - 1) * dilation[0])
@@ -244,6 +267,7 @@ def conv_transpose_step(
     """
     batch, count, _ = chunk.shape
     wide, taps = _wide(chunk.dtype), kernel.shape[0]
+    _check("conv_transpose_step", chunk, ring, (taps - 1) * dilation // stride)
     kernel = kernel.astype(wide)
     shifts, phases = np.divmod(np.arange(taps, dtype=np.int32) * dilation, stride)
     if _is_joined(ring, chunk, taps):
