@@ -1,4 +1,4 @@
-"""The native part: oneDNN's convolutions in the optional distribution dilax_onednn, and the scope in which "auto" does not use them."""
+"""The native part: the lowering "onednn" of the optional distribution dilax-onednn, and the scope in which "auto" does not use it."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,7 @@ import jax
 
 from dilax.lowerings import onednn
 
-# Its distribution and package, and the lowering that it provides.
+# Its package, and its lowering.
 PACKAGE, LOWERING = "dilax_onednn", "onednn"
 
 
@@ -19,18 +19,27 @@ def installed() -> bool:
     return onednn.is_installed()
 
 
-def note() -> str:
-    """Return what the results say of the native part."""
+def version() -> str:
+    """Return the version of the native part."""
     if not installed():
-        return f"{PACKAGE} is not installed: the native part of dilax is not measured"
-    return f"auto: as if {PACKAGE} were not installed; auto+native: with it"
+        return "not used" if importlib.util.find_spec(PACKAGE) else "not installed"
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:  # importable from a folder, without the metadata of an installation
+        return "of unknown version"
+
+
+def note() -> str:
+    """Return one line that says whether the native part is measured, and if not, why."""
+    status = onednn.status()
+    return f"{status} auto: without it; auto+native: with it" if installed() else f"auto+native is not measured: {status}"
 
 
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
     """Have "auto" choose as if the native part were not installed, for the programs that are traced and compiled inside the scope.
 
-    Programs that JAX has cached know nothing of the scope, so that its caches are emptied on both sides: compile ahead of time in here.
+    JAX's caches are emptied on both sides, since the programs in them know nothing of the scope. Compile ahead of time in here.
     """
     before = os.environ.get(onednn.SWITCH)
     os.environ[onednn.SWITCH] = "0"
@@ -47,11 +56,3 @@ def hidden() -> Iterator[None]:
 def scope(name: str) -> contextlib.AbstractContextManager[None]:
     """Return the scope in which a contender is compiled: `hidden`, unless it is named after the native part."""
     return hidden() if installed() and not name.endswith("native") and name != LOWERING else contextlib.nullcontext()
-
-
-def version() -> str:
-    """Return the version of the native part."""
-    try:
-        return importlib.metadata.version(PACKAGE) if installed() else "not installed"
-    except importlib.metadata.PackageNotFoundError:  # importable from a folder, without the metadata of an installation
-        return "of unknown version"

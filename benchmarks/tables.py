@@ -20,7 +20,7 @@ COLUMNS = {
     "lax": 7,
     AUTO: 7,
     NATIVE: 11,
-    "choice": -15,
+    "choice": -22,
     "next best": 9,
     "lowering": -12,
     "torch": 7,

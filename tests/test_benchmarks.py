@@ -1,5 +1,6 @@
 """Test the benchmark of single convolutions: its cases, the agreement of its contenders, its output. No speed is asserted."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ from benchmarks import (
 from benchmarks.cases import KINDS, Case
 from dilax import functional, lowerings
 from dilax.errors import UserError
+from dilax.lowerings import onednn
 from dilax.models import DilatedCNN, SeparableCNN
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -69,6 +72,12 @@ ERRORS = {
         "ops.jpq: a figure cannot be written as '.jpq'; use one of ('.png', '.svg', '.pdf').",
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def without_native_part(monkeypatch):
+    """These tests run as if the native part were not installed, whether or not it is."""
+    monkeypatch.setattr(onednn, "is_installed", lambda: False)
 
 
 def of(kind: str) -> list[Case]:
@@ -236,43 +245,61 @@ def test_the_reference(case):
             np.testing.assert_allclose(result, array, rtol=0, atol=1e-12)
 
 
-def test_the_native_part_has_columns_of_its_own(monkeypatch, tmp_path, capsys):
-    """The native part is played by "taps": chosen by "auto" where it is installed, unless it is hidden."""
-    monkeypatch.setattr(native, "installed", lambda: True)
-    monkeypatch.setitem(lowerings.LOWERINGS, "onednn", lowerings.LOWERINGS["taps"])
-    select = lowerings.select_lowering
-    monkeypatch.setattr(
-        lowerings, "select_lowering", lambda *a, **k: select(*a, **k) if os.environ.get("DILAX_NATIVE") == "0" else "onednn"
+@pytest.fixture
+def played(monkeypatch):
+    """The native part is played by "taps", and preferred to everything."""
+    monkeypatch.setattr(lowerings.registry, "_suits_onednn", lambda plan, operation: True)
+    taps = lowerings.LOWERINGS["taps"]
+    monkeypatch.setattr(onednn, "is_installed", lambda: os.environ.get(onednn.SWITCH) != "0")
+    monkeypatch.setitem(
+        lowerings.LOWERINGS, "onednn", dataclasses.replace(taps, supports=lambda plan: onednn.is_installed() and taps.supports(plan))
     )
+
+
+def test_the_native_part_has_columns_of_its_own(played, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(native, "version", lambda: "1.2.3")
     monkeypatch.setattr(ops, "CASES", TINY[2:3])
     json_file = tmp_path / "ops.json"
     assert ops.main([f"--json={json_file}", "--repeats=2", "--markdown"]) == 0
     printed = capsys.readouterr().out
     rows = json.loads(json_file.read_text())["rows"]
-    assert [row["chosen"] for row in rows] == ["onednn"] * 2
+    assert [row["chosen"] for row in rows] == ["onednn", "onednn"]
     for row in rows:
-        assert [name for name in row["contenders"] if not name.startswith("torch")] == [
-            "lax",
-            "taps",
-            "split",
-            "onednn",
-            "auto",
-            "auto+native",
-        ]
-    assert "auto: as if dilax_onednn were not installed; auto+native: with it" in printed and "dilax_onednn of unknown version" in printed
+        ours = ["lax", "taps", "split", "onednn", "auto", "auto+native"]
+        assert [name for name in row["contenders"] if not name.startswith("torch")] == ours
+    assert ". auto: without it; auto+native: with it\n" in printed and "dilax_onednn 1.2.3" in printed
     assert {"auto+native", "auto+native/torch"} <= set(printed.split()) and "| dilax, native |" in printed
-    assert "DILAX_NATIVE" not in os.environ
-    monkeypatch.setattr(lowerings, "select_lowering", lambda *a, **k: "onednn")
+
+
+@pytest.mark.parametrize("name", ["lax", "taps", "auto", "auto+native", "onednn", "dilax", "dilax+native", "folded, auto"])
+def test_auto_uses_the_native_part_only_in_its_own_contenders(name, played):
+    """The caches of JAX must not carry a choice from one contender to the next: all of them compile the same convolution."""
+    calls = []
+    lowering = lowerings.LOWERINGS["onednn"]
+    lowerings.LOWERINGS["onednn"] = dataclasses.replace(lowering, output=lambda *args: calls.append(args) or lowering.output(*args))
+    x, kernel = (jnp.asarray(array) for array in TINY[2].arrays()[:2])
+    options: Any = dict(dilation=TINY[2].dilation, groups=TINY[2].groups)
+    uses = name in ("auto+native", "onednn", "dilax+native")
+    for contender in ("auto" if uses else "auto+native", name):
+        calls.clear()
+        made = programs.compiled_program(contender, lambda x, kernel: (dilax.dilated_conv(x, kernel, **options),), x, kernel)
+        (y,) = made.to_numpy(made.run())
+    assert bool(calls) == uses
+    np.testing.assert_allclose(y, oracle.conv(x, kernel, **options), atol=1e-5)
+
+
+def test_a_native_part_that_is_not_hidden_is_an_error(played, monkeypatch):
+    assert ops.choice(TINY[2].plan(), "forward", "auto") == "taps"
+    monkeypatch.setattr(native, "scope", lambda name: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="did not hide dilax_onednn"):
         ops.choice(TINY[2].plan(), "forward", "auto")
 
 
 def test_without_the_native_part(monkeypatch, capsys):
-    monkeypatch.setattr(native, "installed", lambda: False)
     monkeypatch.setattr(ops, "CASES", TINY[2:3])
     assert ops.main(["--repeats=2"]) == 0
     printed = capsys.readouterr().out
-    assert "\ndilax_onednn is not installed: the native part of dilax is not measured\n" in printed and "auto+native" not in printed
+    assert "\nauto+native is not measured: dilax-onednn " in printed and " auto+native " not in printed
     assert printed.endswith("\nno contender was left out as wrong or failing\n")
 
 
@@ -524,6 +551,19 @@ def test_peak_memory_of_a_run():
     case = next(case for case in ops.CASES if case.title == "stem 8x128x128x3->32 k3 s2")
     peak = ops.peak_bytes(case, "forward", "lax")
     assert peak is None or 3.5 * 2**20 <= peak <= 32 * 2**20  # the output takes 4 MiB
+
+
+def test_memory_that_cannot_be_measured_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "CASES", TINY[2:3])  # the other process does not know the case
+    monkeypatch.setattr(ops, "MEASURES", ("forward",))
+    monkeypatch.setattr(ops, "contenders", lambda case: ["lax", "auto"])
+    peak_bytes = ops.peak_bytes
+    monkeypatch.setattr(ops, "peak_bytes", lambda case, measure, name: peak_bytes(case, measure, name) if name == "auto" else 2**20)
+    assert ops.main(["--memory", "--repeats=1"]) == 1
+    printed = capsys.readouterr().out
+    assert "    left out: auto (memory), failed: RuntimeError: the process that measures memory failed: " in printed
+    assert "    peak of the process: lax 1.0 MiB; relative to it: lax 1.00\n" in printed
+    assert printed.endswith("\n1 contender was left out as wrong or failing; the lines above say why\n")
 
 
 def test_timing_in_turn():
