@@ -1,14 +1,13 @@
 """The native part: the lowering "onednn" of the optional distribution dilax-onednn, and the scope in which "auto" does not use it."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import jax
 
-from dilax import lowerings
 from dilax.lowerings import onednn
 
 # Its package, and its lowering.
@@ -23,7 +22,7 @@ def installed() -> bool:
 def version() -> str:
     """Return the version of the native part."""
     if not installed():
-        return "not usable" if importlib.util.find_spec(PACKAGE) else "not installed"
+        return "not used" if importlib.util.find_spec(PACKAGE) else "not installed"
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:  # importable from a folder, without the metadata of an installation
@@ -42,13 +41,15 @@ def hidden() -> Iterator[None]:
 
     JAX's caches are emptied on both sides, since the programs in them know nothing of the scope. Compile ahead of time in here.
     """
-    lowering = lowerings.LOWERINGS[LOWERING]
-    lowerings.LOWERINGS[LOWERING] = dataclasses.replace(lowering, supports=lambda plan: False)
+    before = os.environ.get(onednn.SWITCH)
+    os.environ[onednn.SWITCH] = "0"
     jax.clear_caches()
     try:
         yield
     finally:
-        lowerings.LOWERINGS[LOWERING] = lowering
+        os.environ.pop(onednn.SWITCH)
+        if before is not None:
+            os.environ[onednn.SWITCH] = before
         jax.clear_caches()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -246,9 +247,13 @@ def test_the_reference(case):
 
 @pytest.fixture
 def played(monkeypatch):
-    """The native part is played by "taps"."""
-    monkeypatch.setattr(onednn, "is_installed", lambda: True)
-    monkeypatch.setitem(lowerings.LOWERINGS, "onednn", lowerings.LOWERINGS["taps"])
+    """The native part is played by "taps", and preferred to everything."""
+    monkeypatch.setattr(lowerings.registry, "_suits_onednn", lambda plan, operation: True)
+    taps = lowerings.LOWERINGS["taps"]
+    monkeypatch.setattr(onednn, "is_installed", lambda: os.environ.get(onednn.SWITCH) != "0")
+    monkeypatch.setitem(
+        lowerings.LOWERINGS, "onednn", dataclasses.replace(taps, supports=lambda plan: onednn.is_installed() and taps.supports(plan))
+    )
 
 
 def test_the_native_part_has_columns_of_its_own(played, monkeypatch, tmp_path, capsys):
@@ -258,7 +263,7 @@ def test_the_native_part_has_columns_of_its_own(played, monkeypatch, tmp_path, c
     assert ops.main([f"--json={json_file}", "--repeats=2", "--markdown"]) == 0
     printed = capsys.readouterr().out
     rows = json.loads(json_file.read_text())["rows"]
-    assert [row["chosen"] for row in rows] == ["onednn", "onednn/onednn/taps"]
+    assert [row["chosen"] for row in rows] == ["onednn", "onednn"]
     for row in rows:
         ours = ["lax", "taps", "split", "onednn", "auto", "auto+native"]
         assert [name for name in row["contenders"] if not name.startswith("torch")] == ours
@@ -270,7 +275,7 @@ def test_the_native_part_has_columns_of_its_own(played, monkeypatch, tmp_path, c
 def test_auto_uses_the_native_part_only_in_its_own_contenders(name, played):
     """The caches of JAX must not carry a choice from one contender to the next: all of them compile the same convolution."""
     calls = []
-    lowering = lowerings.LOWERINGS["taps"]
+    lowering = lowerings.LOWERINGS["onednn"]
     lowerings.LOWERINGS["onednn"] = dataclasses.replace(lowering, output=lambda *args: calls.append(args) or lowering.output(*args))
     x, kernel = (jnp.asarray(array) for array in TINY[2].arrays()[:2])
     options: Any = dict(dilation=TINY[2].dilation, groups=TINY[2].groups)
