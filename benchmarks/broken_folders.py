@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import dilax
-from benchmarks.broken_runs import Reference, completed, differences, finished, resume, start
+from benchmarks.broken_runs import Reference, completed, differences, finished, left, resume, start
 from benchmarks.faults import Moment
 from dilax.errors import UserError
 
@@ -197,26 +197,9 @@ def terminated(reference: Reference, moment: Moment, workdir: pathlib.Path) -> s
     code, out, err = finished(process)
     if code not in (-signal.SIGTERM, 128 + signal.SIGTERM):
         return f"exit code {code}: {out}{err}"
-    if left := _left(process.pid):
-        return f"processes {left} are left"
+    if remaining := left(workdir):
+        return f"processes {remaining} are left"
     return completed(reference, workdir)
-
-
-def _left(session: int, seconds: float = 5.0) -> list[int]:
-    """Return the processes of a session that do not end within some seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        left = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if _session(path) == session]
-        if not left or time.monotonic() > end:
-            return left
-        time.sleep(0.05)
-
-
-def _session(process: pathlib.Path) -> int:
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-        return int(fields[3]) if fields[0] != "Z" else -1
-    return -1
 
 
 def two_runs(reference: Reference, workdir: pathlib.Path) -> str:

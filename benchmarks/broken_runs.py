@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from train.writers import read_history
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONGEST_S = 300
+RUN = "DILAX_CHAOS_RUN"  # the environment variable by which the processes of a run are found, those that it starts included
 
 
 def _tiny(config: ConfigDict, epochs: float) -> ConfigDict:
@@ -116,7 +118,12 @@ def unbroken(config: ConfigDict, folder: pathlib.Path, times: int = 2) -> Refere
         code, out, err = finished(start(str(events), file, workdir))
         if code:
             raise RuntimeError(f"the unbroken run of {config.name} ended with exit code {code}: {out}{err}")
-    return Reference(config, file, workdir, json.loads(events.read_text()))
+    return Reference(config, file, workdir, recorded(events))
+
+
+def recorded(file: pathlib.Path) -> list[tuple[str, float, str]]:
+    """Return the events that a run has recorded in a file."""
+    return [tuple(event) for event in json.loads(file.read_text())]
 
 
 def write_config(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
@@ -126,12 +133,14 @@ def write_config(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def start(moment: Moment | str, file: pathlib.Path, workdir: pathlib.Path, **environment: str) -> subprocess.Popen:
+def start(
+    moment: Moment | str, file: pathlib.Path, workdir: pathlib.Path, flags: Sequence[str] = (), **environment: str
+) -> subprocess.Popen:
     """Start a run, in a session of its own, that ends at a moment, or whose events are recorded in a file."""
     given = moment if isinstance(moment, str) else json.dumps(dataclasses.asdict(moment))
     # On as many devices as here: only on the same devices do a killed process and an unbroken one agree to the bit.
-    own = {"JAX_NUM_CPU_DEVICES": str(jax.device_count()), "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "benchmarks.faults", given, f"--config={file}", f"--workdir={workdir}"]
+    own = {"JAX_NUM_CPU_DEVICES": str(jax.device_count()), "PYTHONPATH": str(ROOT), RUN: str(workdir), **environment}
+    command = [sys.executable, "-m", "benchmarks.faults", given, f"--config={file}", f"--workdir={workdir}", *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **own}, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
@@ -146,6 +155,22 @@ def finished(process: subprocess.Popen) -> tuple[int, str, str]:
         process.kill()
         out, err = process.communicate()
     return process.returncode, out, err
+
+
+def left(workdir: pathlib.Path, seconds: float = 5.0) -> list[int]:
+    """Return the processes that were started for a run, by `start` or by these in turn, and do not end within some seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        found = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if _belongs(path, workdir)]
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
+def _belongs(process: pathlib.Path, workdir: pathlib.Path) -> bool:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
+        return os.fsencode(f"{RUN}={workdir}") in (process / "environ").read_bytes().split(b"\0")
+    return False
 
 
 def draw(events: Sequence[tuple[str, float, str]], phase: str, rng: random.Random) -> Moment:

@@ -1,13 +1,15 @@
 """Kill, damage and obstruct tiny runs, resume them, and compare them with unbroken ones, bit for bit.
 
-python -m benchmarks.chaos                              50 kills of each of three configs, and all other faults: about half an hour
+python -m benchmarks.chaos                              50 kills of each of three configs, and all other faults: about an hour
 python -m benchmarks.chaos --kills 6 --configs image
 python -m benchmarks.chaos --markdown
 
 A killed run gets SIGKILL at a random moment of its start-up, of the files that begin a run, of a step, an evaluation, a save or the report;
 every third run is killed again when it is resumed. It survives if its final state, best parameters, metrics, run.json, report and the names
-of its files are those of the run that was never killed. Every file of the folder of a stopped run is truncated, bit-flipped, emptied and
-deleted in turn: the resumed run has to have the same state as the unbroken one, and to say what else it lost, or to be refused in one line.
+of its files are those of the run that was never killed. Of two processes of a run, one is killed so; the other has to stop within a minute
+with one line and to leave no process, before both are started again. Every file of the folder of a stopped run is truncated, bit-flipped,
+emptied and deleted in turn: the resumed run has to have the same state as the unbroken one, and to say what else it lost, or to be refused
+in one line.
 So has each file of a finished run, whose model is loaded. What goes on beside that is a disk that is full, cannot be written, or has a
 quota; SIGTERM; a second run in the folder; and a process that loads the model of a run in progress.
 """
@@ -23,18 +25,18 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
-from benchmarks import broken_folders, broken_runs, common
+from benchmarks import broken_folders, broken_pairs, broken_runs, common
 from benchmarks.broken_folders import DAMAGES, SKIPPED
 from benchmarks.broken_runs import CONFIGS, Reference
 from benchmarks.faults import FINISH, PHASES, SAVE, STEP, Moment
 from dilax.errors import UserError
 from train import cli, runtime
 
-PARTS = ("kills", "files", "disks", "signals", "processes")
+PARTS = ("kills", "pairs", "files", "disks", "signals", "processes")
 HEAD = ("fault", "when or where", *CONFIGS, "survived")
 
 
@@ -67,6 +69,19 @@ def kills(name: str, reference: Reference, count: int, seed: int, scratch: pathl
         done += len(reached)
         for moment in reached:
             yield Fault(name, "SIGKILL", moment.phase, wrong, str(moment))
+
+
+def pairs(name: str, count: int, seed: int, scratch: pathlib.Path) -> Iterator[Fault]:
+    """Kill one of the two processes of as many runs as it takes for `count` moments to come."""
+    pair, done = broken_pairs.unbroken_pair(CONFIGS[name](), scratch / "unbroken"), 0
+    for run, planned in enumerate(broken_pairs.schedule(pair, 2 * count, seed)):
+        if done >= count:
+            return
+        reached, wrong = broken_pairs.killed(pair, planned[: count - done], scratch / f"killed-{run}")
+        done += len(reached)
+        for (number, moment), seconds in reached:
+            detail = f"process {number}: {moment}; the other stopped after {seconds:.1f} s"
+            yield Fault(name, "SIGKILL of one of two", moment.phase, wrong, detail)
 
 
 def files(name: str, reference: Reference, sample: int, seed: int, scratch: pathlib.Path) -> Iterator[Fault]:
@@ -135,14 +150,16 @@ Part = Callable[[str, Reference, int, int, pathlib.Path], Iterator[Fault]]
 BESIDES: dict[str, Part] = {"files": files, "disks": disks, "signals": signals, "processes": processes}
 
 
-def faults(name: str, parts: Iterable[str], kill: int, sample: int, seed: int, folder: pathlib.Path) -> Iterator[Fault]:
+def faults(name: str, parts: Iterable[str], counts: Mapping[str, int], sample: int, seed: int, folder: pathlib.Path) -> Iterator[Fault]:
     """Inject the faults of all parts into runs of one config, below a folder."""
     reference = broken_runs.unbroken(CONFIGS[name](), folder, times=1 if sample else 2)
     for part in parts:
         scratch = folder / part
         scratch.mkdir()
         if part == "kills":
-            yield from kills(name, reference, kill, seed, scratch)
+            yield from kills(name, reference, counts[part], seed, scratch)
+        elif part == "pairs":
+            yield from pairs(name, counts[part], seed, scratch)
         else:
             yield from BESIDES[part](name, reference, sample, seed, scratch)
 
@@ -176,6 +193,7 @@ def main() -> int:
     parser = cli.parser(sys.modules[__name__])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kills", type=int, default=50, help="kills of each config")
+    parser.add_argument("--pairs", type=int, default=15, help="kills of one of two processes, of each config")
     parser.add_argument("--configs", default=",".join(CONFIGS), help="configs, separated by commas")
     parser.add_argument("--parts", default=",".join(PARTS), help="kinds of faults, separated by commas")
     parser.add_argument("--sample", type=int, default=0, help="short form: number of damaged files of each config; 0 damages all")
@@ -184,6 +202,7 @@ def main() -> int:
     parser.add_argument("--json", type=pathlib.Path, help="file for all faults, as JSON")
     args = parser.parse_args()
     configs, parts = _chosen(args.configs, CONFIGS, "configs"), _chosen(args.parts, PARTS, "parts")
+    counts = {"kills": args.kills, "pairs": args.pairs}
     common.check_writable(args.json)
     print(common.heading(common.environment()))
     found = []
@@ -191,7 +210,7 @@ def main() -> int:
         runtime.keep_compiled_programs(f"{folder}/programs")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = getattr(jax.config, runtime.CACHE)  # for the processes that are started
         for name in configs:
-            for fault in faults(name, parts, args.kills, args.sample, args.seed, pathlib.Path(folder, name)):
+            for fault in faults(name, parts, counts, args.sample, args.seed, pathlib.Path(folder, name)):
                 found.append(fault)
                 outcome = fault.wrong or "survived"
                 print(f"{fault.config}  {fault.kind}  {fault.where}  {fault.detail}  {outcome}", flush=True)

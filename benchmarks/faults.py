@@ -22,6 +22,7 @@ from typing import Any
 
 PHASES: tuple[str, ...] = ("start-up", "first files", "step", "evaluation", "save", "report")
 STEP, SCORE, SCORED, FINISH, SAVE = "dilax.step", "dilax.score", "dilax.scored", "dilax.finish", "dilax.save"
+JOIN = 40  # seconds that a process waits for another to join, which may have been killed before: not for minutes, as in real runs
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
@@ -128,12 +129,13 @@ def main() -> None:
     workdir = pathlib.Path(next(word for word in sys.argv if word.startswith("--workdir=")).removeprefix("--workdir="))
     watch = Watch(workdir, Moment(**json.loads(given)) if given.startswith("{") else None)
     sys.addaudithook(watch)
-    from train import checkpoint, cli, loop
+    from train import checkpoint, cli, hosts, loop
     from train import main as program
 
     loop.train_batches = _each_marked(loop.train_batches)  # pyright: ignore[reportAttributeAccessIssue]
     loop.score, loop.finish = _marked(loop.score, SCORE, SCORED), _marked(loop.finish, FINISH)
     checkpoint.Store.save = _marked(checkpoint.Store.save, SAVE)
+    hosts.JOIN = JOIN
     if not given.startswith("{"):
         atexit.register(lambda: pathlib.Path(given).write_text(json.dumps(watch.events)))
     cli.run(program.main)

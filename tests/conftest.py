@@ -1,10 +1,13 @@
 """Strict settings for all tests, and eight virtual devices for those that spread a batch."""
 
+import ctypes
 import gc
 import os
 import pathlib
 import signal
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import jax
@@ -26,8 +29,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="dilax-tests-", ignore_cleanup_errors=True)
     os.environ.update(JAX_COMPILATION_CACHE_DIR=CACHE.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
+    os.environ["JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY"] = "1"  # see train.runtime: each tracing has an address of its own
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 # Tests stop runs by signals, which are ignored, by the processes that they start as well, if the tests run under nohup or in the background.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -46,6 +51,41 @@ hypothesis.settings.register_profile("thorough", deadline=None, database=None, m
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ROOT = pathlib.Path(__file__).parents[1]
+GROWTH = 2**30  # bytes
+# The files that take longest come first: each runs in one worker, and the last to come would leave the other idle.
+LONGEST = ("test_parallel", "test_tasks", "test_configs", "test_hosts", "test_notebook", "test_loop", "test_folder", "test_functional")
+
+
+def resident() -> int:
+    """The memory that this process holds, in bytes; 0 where the system does not say."""
+    counts = pathlib.Path("/proc/self/statm")
+    return int(counts.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if counts.exists() else 0
+
+
+class Memory:
+    """Compiled programs, of which few are used again, are dropped whenever a process has grown by `GROWTH`."""
+
+    def __init__(self) -> None:
+        self.before = resident()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Iterator[None]:
+        done: Any = yield
+        if resident() - self.before > GROWTH:
+            jax.clear_caches()
+            gc.collect()
+            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed
+                libc.malloc_trim(0)
+            self.before = resident()
+        return done
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Memory())  # for doctests as well, to which the hooks of this file do not apply
 
 
 @pytest.fixture

@@ -81,10 +81,16 @@ def setup_of(case: str, **changes: Any) -> Setup:
 
 
 @functools.cache
+def initial(case: str) -> Any:
+    """Variables, which no way to use devices changes."""
+    return jax.device_get(setup_of(case).init())
+
+
+@functools.cache
 def on_one_device(case: str, parts: int, steps: int) -> tuple[Any, list[Any]]:
     """The state after steps of the pure function, without any placement, and the sums of each."""
     setup = setup_of(case, **{"optim.accumulate": parts})
-    state, step = setup.steps.init(setup.init()), jax.jit(setup.steps.train)
+    state, step = setup.steps.init(initial(case)), jax.jit(setup.steps.train)
     found = []
     for batch in batches(case, steps):
         state, sums = step(state, batch, KEY)
@@ -98,7 +104,7 @@ def batches(case: str, steps: int) -> list[dict[str, np.ndarray]]:
 
 def on_eight_devices(case: str, steps: int, **changes: Any) -> tuple[Any, list[Any]]:
     setup = setup_of(case, **changes)
-    state, found = setup.parallel.put(setup.steps.init(setup.init())), []
+    state, found = setup.parallel.put(setup.steps.init(initial(case))), []
     for batch in batches(case, steps):
         state, sums = setup.parallel.train(state, setup.parallel.put_batch(batch), KEY)
         found.append(jax.device_get(setup.parallel.get(sums)))
@@ -141,7 +147,7 @@ def test_a_state_is_spread_leaf_by_leaf():
 def test_only_parameters_are_gathered():
     """Activations stay where they are; a parameter is gathered once, for all parts of a batch."""
     setup = setup_of("digits", **MODES["all three"], **{"lowering": "lax", "optim.accumulate": 2})
-    state, batch = setup.parallel.put(setup.steps.init(setup.init())), setup.parallel.put_batch(batches("digits", 1)[0])
+    state, batch = setup.parallel.put(setup.steps.init(initial("digits"))), setup.parallel.put_batch(batches("digits", 1)[0])
     program = setup.parallel.train.lower(state, batch, KEY).compile().as_text()
     gathered = [tuple(map(int, sizes.split(","))) for sizes in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", program)]
     spread = [leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.sharding.spec != PartitionSpec()]
@@ -226,7 +232,7 @@ def test_a_mesh_that_cannot_be_is_refused(name):
 
 def test_a_size_that_space_does_not_divide_is_refused(monkeypatch):
     setup = setup_of("masks", **{"mesh.space": 8, "mesh.data": 1})
-    state = setup.parallel.put(setup.steps.init(setup.init()))
+    state = setup.parallel.put(setup.steps.init(initial("masks")))
     assert refused(lambda: setup.parallel.train(state, setup.parallel.put_batch(batches("masks", 1)[0]), KEY)) == (
         "config.mesh.space=8 cannot split the 12 positions of 'image' along its first axis of space or time; choose a divisor of 12, or data "
         "of another size."

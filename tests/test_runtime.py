@@ -53,3 +53,27 @@ def test_jax_own_setting_wins_and_nothing_is_nowhere(root, tmp_path):
     assert run(CACHE, tmp_path / "ours", root=root, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs")) == str(tmp_path / "theirs")
     assert not (tmp_path / "ours").exists()
     assert run(CACHE, "", root=root) == "None"
+
+
+PARTITIONED = """
+import jax, dilax
+from jax.sharding import NamedSharding, PartitionSpec
+from train import runtime
+runtime.keep_compiled_programs("")
+by_batch = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), PartitionSpec("data"))
+x = jax.ShapeDtypeStruct((2, 9, 6), "float32", sharding=by_batch)
+lowered = jax.jit(dilax.depthwise_conv).lower(x, jax.ShapeDtypeStruct((3, 1, 6), "float32"))
+assert "CustomSPMDPartitioning" in lowered.as_text()
+lowered.compile()
+print("done")
+"""
+
+
+def test_another_process_finds_partitioned_operations_in_the_cache_that_jax_has(root, tmp_path):
+    settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_NUM_CPU_DEVICES": "2"}
+    settings["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    kept = []
+    for _ in range(2):
+        run(PARTITIONED, root=root, **settings)
+        kept.append(sorted(path.name for path in tmp_path.iterdir() if path.name.endswith("-cache")))
+    assert kept[0] == kept[1] != []

@@ -1,7 +1,6 @@
 """The contract of a task, over all kinds of data of all tasks (see `train.tasks.base.Task`)."""
 
 import argparse
-import copy
 import csv
 import functools
 import io
@@ -62,8 +61,19 @@ def batch_of(splits: Splits, count: int = 8) -> dict[str, np.ndarray]:
     return gather(splits.train, np.arange(count))
 
 
-def sums_of(setup: Setup, variables: Any, batch: dict[str, Any], mask: np.ndarray) -> dict[str, np.ndarray]:
-    return jax.device_get(setup.steps.evaluate(variables, {**batch, "mask": mask})[0])
+@functools.cache
+def variables_of(name: str) -> Any:
+    return opened(name)[2].init()
+
+
+@functools.cache
+def evaluation_of(name: str) -> Any:
+    """The evaluation step, compiled for one device."""
+    return jax.jit(opened(name)[2].steps.evaluate)
+
+
+def sums_of(name: str, batch: dict[str, Any], mask: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(evaluation_of(name)(variables_of(name), {**batch, "mask": mask})[0])
 
 
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
@@ -102,7 +112,7 @@ def test_a_config_holds_the_keys_of_its_task_alone(name):
 @pytest.mark.parametrize("name", CASES)
 def test_loss_is_finite_and_trains_every_parameter(name):
     _, splits, setup = opened(name)
-    task, model, variables = setup.task, setup.steps.model, setup.init()
+    task, model, variables = setup.task, setup.steps.model, variables_of(name)
     batch = task.augment(KEY, jax.tree.map(jnp.asarray, batch_of(splits)), 0)
 
     def mean_loss(params: Any) -> Any:
@@ -119,11 +129,10 @@ def test_loss_is_finite_and_trains_every_parameter(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_padded_examples_never_count(name):
-    _, splits, setup = opened(name)
-    variables, batch = setup.init(), batch_of(splits)
+    batch = batch_of(opened(name)[1])
     damaged = {field: np.concatenate([values[:5], damage(values[5:])]) for field, values in batch.items()}
     mask = np.arange(8) < 5
-    assert_close(sums_of(setup, variables, damaged, mask), sums_of(setup, variables, batch, mask), 1e-6)
+    assert_close(sums_of(name, damaged, mask), sums_of(name, batch, mask), 1e-6)
 
 
 def damage(values: np.ndarray) -> np.ndarray:
@@ -135,7 +144,7 @@ def damage(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].data in ("ucr:toy", "wav", "text", "piano", "mixtures", "csv")])
 def test_padded_steps_never_count(name):
-    case, splits, setup = opened(name)
+    case, splits, _ = opened(name)
     batch = batch_of(splits)
     if "length" not in batch:
         pytest.skip("no padded steps")
@@ -146,8 +155,8 @@ def test_padded_steps_never_count(name):
     damaged = {**batch, "input": put(batch["input"], padding)}
     if "counted" in batch or case.task == "separation":
         damaged["label"] = put(batch["label"], padding)
-    variables, everything = setup.init(), np.ones(8, bool)
-    assert_close(sums_of(setup, variables, damaged, everything), sums_of(setup, variables, batch, everything), 1e-5)
+    everything = np.ones(8, bool)
+    assert_close(sums_of(name, damaged, everything), sums_of(name, batch, everything), 1e-5)
 
 
 def put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -159,13 +168,12 @@ def put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 def test_parts_of_a_batch_give_the_step_of_the_whole(name):
-    case, splits, _ = opened(name)
+    case, splits, setup = opened(name)
     results = []
     for parts in (1, 4):
         config = case.config(folder_of(name), **{"optim.accumulate": parts, "optim.name": "sgd", "optim.clip_norm": 1.0})
-        steps = copy.copy(opened(name)[2].steps)
-        config_steps = type(steps)(steps.model, task_class(case.task)(config, splits.spec), steps.tx, config)
-        state = config_steps.init(opened(name)[2].init())
+        config_steps = type(setup.steps)(setup.steps.model, task_class(case.task)(config, splits.spec), setup.steps.tx, config)
+        state = config_steps.init(variables_of(name))
         results.append(jax.jit(config_steps.train)(state, batch_of(splits), KEY))
     (whole, sums), (parted, sums_of_parts) = results
     assert_close(sums_of_parts, sums, 2e-4)
@@ -175,9 +183,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(name):
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_of_two_halves_are_those_of_the_whole(name):
     _, splits, setup = opened(name)
-    variables, batch = setup.init(), batch_of(splits)
-    first, second = (sums_of(setup, variables, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
-    whole = sums_of(setup, variables, batch, np.ones(8, bool))
+    batch = batch_of(splits)
+    first, second = (sums_of(name, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
+    whole = sums_of(name, batch, np.ones(8, bool))
     together = {field: np.asarray(first[field] + second[field]) for field in whole}
     metrics = setup.task.metrics(Scores({field: np.asarray(value) for field, value in whole.items()}, {}))
     assert setup.task.metrics(Scores(together, {})) == pytest.approx(metrics, rel=1e-4, abs=1e-5)

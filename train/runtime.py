@@ -31,5 +31,5 @@ def keep_compiled_programs(folder: str) -> None:
     if folder and not getattr(jax.config, CACHE):
         jax.config.update(CACHE, os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        # The names of our partitioned operations stand for all that the addresses would, which no two processes share.
-        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+    # The names of our partitioned operations stand for all that the addresses would, which no two processes share. This concerns any cache.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import broken_runs, chaos
+from benchmarks import broken_pairs, broken_runs, chaos
 from benchmarks.faults import FINISH, PHASES, STEP, Moment
 
 
@@ -49,6 +49,36 @@ def test_moments_are_of_all_phases_and_follow_from_the_seed():
     moments = [broken_runs.draw(EVENTS, "step", random.Random(seed)) for seed in range(50)]
     assert {moment.count for moment in moments} == {0, 1}
     assert {moment.delay == 0 for moment in moments} == {True, False} and max(moment.delay for moment in moments) <= 0.5
+
+
+def test_each_of_two_processes_is_killed_in_all_of_its_phases():
+    events = EVENTS, [event for event in EVENTS if event[0] != "first files"]  # which process 0 alone writes
+    pair = [broken_runs.Reference(broken_runs.image(), pathlib.Path(), pathlib.Path(), one) for one in events]
+    runs = broken_pairs.schedule(pair, 22, seed=3)
+    assert runs == broken_pairs.schedule(pair, 22, seed=3) != broken_pairs.schedule(pair, 22, seed=4)
+    struck = collections.Counter((number, moment.phase) for run in runs for number, moment in run)
+    assert struck == {(number, phase): 2 for number in (0, 1) for phase in PHASES if (number, phase) != (1, "first files")}
+    assert {len(run) for run in runs} == {1, 2}
+
+
+LINE = "error: process 0 ended or cannot be reached; this one stops, too.\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "good"),
+    [(1, LINE, True), (-6, LINE, True), (0, LINE, False), (0, "", False), (1, "", False), (1, LINE * 2, False), (2, "error: x\n", False)],
+)
+def test_the_process_that_was_not_killed_has_one_line_to_say(code, err, good, tmp_path):
+    assert (broken_pairs._wrong_end(code, err, tmp_path) == "") is good
+
+
+def test_processes_that_are_left_are_found(tmp_path):
+    """Those in a session of their own, too."""
+    environment = {**os.environ, broken_runs.RUN: str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
+        assert broken_runs.left(tmp_path, seconds=0) == [process.pid]
+        assert broken_runs.left(tmp_path / "other", seconds=0) == []
+    assert broken_runs.left(tmp_path) == []
 
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
