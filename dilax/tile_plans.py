@@ -108,6 +108,8 @@ def make_plan(fn: Fn, tile: Tile, shape: Shape, dtype: Any) -> TilePlan:
     """
     whole = jax.jit(fn).trace(jax.ShapeDtypeStruct(shape, dtype))
     leaves, tree = jax.tree.flatten(whole.out_info)
+    if not leaves:
+        raise UserError(f"{CALLER}: fn returns no array; give a function that returns one, or a pytree of arrays.")
     for leaf in leaves:
         if len(leaf.shape) != len(shape):
             raise UserError(

@@ -102,7 +102,7 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
 
     def apply(image: Any, *, out: Any = None) -> Any:
         # Slicing a jax array would compile a program per window.
-        image = np.asarray(image) if isinstance(image, jax.Array) else image
+        image = np.asarray(image) if isinstance(image, jax.Array) else arguments.shaped(CALLER, "image", image)
         plan = plan_for(_check_shape(image, tile), jax.dtypes.canonicalize_dtype(image.dtype))
         if reduce:
             if out is not None:

@@ -9,6 +9,7 @@ import jax
 
 from dilax import arguments
 from dilax.arguments import check_function
+from dilax.errors import UserError
 from dilax.receptive_fields import jaxprs, rules
 from dilax.receptive_fields.constants import from_equation, from_value
 from dilax.receptive_fields.reach import Reach, ReceptiveField
@@ -38,7 +39,8 @@ def receptive_field(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.Sha
         input, and holds for this input size: "SAME" padding of a strided layer, and with it the offset, may differ at another size.
 
     Raises:
-        UserError: if the function applies an operation to the spatial axes that the analysis does not support.
+        UserError: if the function applies an operation to the spatial axes that the analysis does not support, or does not return one array
+            that depends on x.
 
     Warns:
         UserWarning: if some taps of a convolution only ever read padding, because x is too small for their dilation.
@@ -51,10 +53,11 @@ def receptive_field(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.Sha
     Reference:
         Araujo et al. 2019, doi:10.23915/distill.00021, for size, stride and offset.
     """
-    fields, messages = _analyse(fn, x)
+    x = arguments.image("receptive_field", "x", x)
+    view, messages = _trace_one(fn, x)
     for message in messages:
         warnings.warn(message, UserWarning, stacklevel=2)
-    return fields[0]
+    return tuple(view.field(axis) for axis in range(len(x.shape) - 2))
 
 
 def receptive_fields(fn: Callable[[jax.Array], Any], x: jax.Array | jax.ShapeDtypeStruct) -> list[tuple[ReceptiveField, ...]]:
@@ -71,7 +74,9 @@ def receptive_fields(fn: Callable[[jax.Array], Any], x: jax.Array | jax.ShapeDty
     Raises:
         UserError: as `receptive_field`.
     """
-    return _analyse(fn, x)[0]
+    x = arguments.image("receptive_field", "x", x)
+    space = range(len(x.shape) - 2)
+    return [tuple(view.field(axis) for axis in space) if isinstance(view, View) else () for view in _trace(fn, x)[0]]
 
 
 def reaches(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.ShapeDtypeStruct) -> tuple[Reach | None, ...]:
@@ -84,17 +89,18 @@ def reaches(fn: Callable[[jax.Array], jax.Array], x: jax.Array | jax.ShapeDtypeS
     Returns:
         One `Reach` per spatial axis of x; None if the whole axis is seen.
     """
-    (view,), _ = _trace(fn, x)
-    assert isinstance(view, View)
+    view, _ = _trace_one(fn, x)
     return tuple(view.reach(axis) for axis in range(len(x.shape) - 2))
 
 
-def _analyse(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[tuple[ReceptiveField, ...]], list[str]]:
-    """Return the receptive fields of each leaf that the function returns, and the warnings."""
-    x = arguments.image("receptive_field", "x", x)
+def _trace_one(fn: Callable[[jax.Array], Any], x: Any) -> tuple[View, list[str]]:
+    """Return what the array that the function returns sees, and the warnings."""
     views, messages = _trace(fn, x)
-    space = range(len(x.shape) - 2)
-    return [tuple(view.field(axis) for axis in space) if isinstance(view, View) else () for view in views], messages
+    if len(views) != 1:
+        raise UserError(f"receptive_field: fn returns {len(views)} arrays, not one; give a function that returns the one of interest.")
+    if not isinstance(views[0], View):
+        raise UserError("receptive_field: what fn returns does not depend on x; give a function that computes it from x.")
+    return views[0], messages
 
 
 def _trace(fn: Callable[[jax.Array], Any], x: Any) -> tuple[list[Operand], list[str]]:

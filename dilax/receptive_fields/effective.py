@@ -31,7 +31,7 @@ def effective_receptive_field(
         (*space,), float32, scaled to a maximum of 1.
 
     Raises:
-        UserError: if x is not floating point or has no spatial axes, or if the output does not depend on it.
+        UserError: if x is not floating point or has no spatial axes, or if fn does not return one floating-point array that depends on it.
 
     Example:
         >>> from dilax.functional import dilated_conv
@@ -50,10 +50,16 @@ def effective_receptive_field(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"{caller}: x has dtype {x.dtype}, which has no gradient; use a floating-point dtype such as float32.")
     samples = arguments.integer(caller, "samples", samples, minimum=1)
+    leaves = jax.tree.leaves(jax.eval_shape(fn, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    if len(leaves) != 1 or not jnp.issubdtype(leaves[0].dtype, jnp.floating) or 0 in leaves[0].shape:
+        given = " and ".join(f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in leaves) or "no array"
+        raise UserError(f"{caller}: fn returns {given}; give a function that returns one floating-point array that is not empty.")
 
     def magnitude(key: jax.Array) -> jax.Array:
         input_key, sign_key = jax.random.split(key)
-        y, pullback = jax.vjp(lambda x: _central_output(fn(x), len(x.shape)), jax.random.normal(input_key, x.shape, x.dtype))
+        y, pullback = jax.vjp(
+            lambda x: _central_output(jax.tree.leaves(fn(x))[0], len(x.shape)), jax.random.normal(input_key, x.shape, x.dtype)
+        )
         (gradient,) = pullback(jax.random.rademacher(sign_key, y.shape, y.dtype))
         return jnp.abs(gradient.astype(jnp.float32)).mean((0, -1))
 
