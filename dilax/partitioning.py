@@ -105,6 +105,7 @@ def register(
     platform: str | None = None,
     unpartitioned: Callable[..., Any] | None = None,
     exported: Callable[..., Any] | None = None,
+    state: Callable[[], str] = str,
 ) -> None:
     """Register the lowering of a primitive on a platform.
 
@@ -117,6 +118,7 @@ def register(
         platform: The platform; None for all that have no lowering of their own.
         unpartitioned: The same as `direct`, for several devices where the rule cannot be used.
         exported: The same as `direct`, for programs for one device that `jax.export` writes.
+        state: Returns what `local` depends on beside its operands, parameters and code, in words.
     """
 
     def lower(context: Any, *operands: Any, **params: Any) -> Any:
@@ -128,7 +130,7 @@ def register(
             applies = mesh is not None and platform != "tpu" and not module.lowering_parameters.for_export
             found = rule(*context.avals_in, **params) if applies else None
             if found is not None:
-                name = f"{primitive.name}_{_digest(params)}"
+                name = f"{primitive.name}_{_digest(params, state())}"
                 function = _partitioned(name, function, found, functools.partial(local, **params))
             elif unpartitioned is not None:
                 function = functools.partial(unpartitioned, **params)
@@ -142,13 +144,13 @@ def register(
     MEANINGS.setdefault(primitive, direct)
 
 
-def _digest(params: Mapping[str, Any]) -> str:
+def _digest(params: Mapping[str, Any], state: str) -> str:
     """Return a digest of all that a partitioned operation depends on but its operands.
 
     XLA calls back to `local` while it compiles a program, whose text does not say what that does. By this name, JAX's compilation cache can
     tell one program from another.
     """
-    return hashlib.sha256(f"{_code()} {sorted(params.items())}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_code()} {sorted(params.items())} {state}".encode()).hexdigest()[:16]
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -213,6 +214,22 @@ def test_each_device_calls_it_for_its_part(axis):
     assert "all-gather" not in text
     for actual, expected in zip(program(x, operands[1], y), three(plan, "lax")(*operands)):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@installed
+def test_partitioned_programs_are_cached_apart(package):
+    """XLA asks for the part of a device only when it compiles, so that the name of an operation must say what that would hold."""
+    x = jax.device_put(draw(PLAN.x_shape)[0], NamedSharding(jax.make_mesh((2,), ("d",)), P("d")))
+    (kernel,) = draw(PLAN.kernel_shape)
+
+    def name() -> str:
+        text = jax.jit(lambda x: lowerings.convolve(x, kernel, PLAN, "auto")).lower(x).as_text()
+        return re.findall(r"dilated_conv_[0-9a-f]{16}", text)[0]
+
+    names = [name(), name()]
+    package(MISSING["absent"][0])
+    names += [name(), name()]
+    assert names[0] == names[1] != names[2] == names[3]
 
 
 @installed

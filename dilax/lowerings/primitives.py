@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from dilax import partitioning
 from dilax.arguments import is_integer
-from dilax.lowerings import registry, sharded
+from dilax.lowerings import onednn, registry, sharded
 from dilax.plan import ConvPlan
 
 # The two operands of each operation, and its result.
@@ -136,7 +136,8 @@ def _register(operation: str, primitive: Any) -> None:
             for several, native in ((False, platform == "cpu"), (True, False), (False, False))
         )
         local = functools.partial(sharded.compute, operation, bind)
-        partitioning.register(primitive, direct, rule, local, platform=platform, unpartitioned=unpartitioned, exported=exported)
+        options: Any = dict(unpartitioned=unpartitioned, exported=exported, state=onednn.status)
+        partitioning.register(primitive, direct, rule, local, platform=platform, **options)
 
 
 for _operation, _primitive in PRIMITIVES.items():
