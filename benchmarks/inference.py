@@ -1,6 +1,6 @@
 """Time whole networks in inference in milliseconds: XLA's own convolutions ("lax"), dilax, dilax with batch normalisation folded, torch.
 
-python -m benchmarks.inference                               all networks, about 20 minutes
+python -m benchmarks.inference                               all networks; lax alone takes minutes in 3-D
 python -m benchmarks.inference --networks meshnet_128
 python -m benchmarks.inference --memory --markdown           also measures memory, in a process per contender
 

@@ -184,5 +184,5 @@ NETWORKS = (
     tcn(8, 1024, 16),
     deeplab(256),
     meshnet(128),
-    meshnet(256, not_run=("lax",)),  # a quarter of an hour on two cores
+    meshnet(256, not_run=("lax",)),  # eight times the work of the smaller one, which takes minutes
 )

@@ -1,9 +1,9 @@
 """Time single convolutions in milliseconds: `lowering="auto"`, every lowering including XLA's own ("lax"), and torch.
 
-python -m benchmarks.ops                                   all cases, about 15 minutes
+python -m benchmarks.ops                                   all cases
 python -m benchmarks.ops --cases "depthwise mobilenet"     the cases whose name contains the text
 python -m benchmarks.ops --json ops.json --plot ops.png --markdown
-python -m benchmarks.ops --memory                          also measures memory, in a process per contender: half an hour more
+python -m benchmarks.ops --memory                          also measures memory, in a process per contender
 
 "auto" is what dilax chooses without the native part (dilax_onednn), whether or not that is installed; where it is, "auto+native" is what
 dilax chooses with it.
