@@ -13,6 +13,21 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(text))
 
 
+def refuse_address(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse an address such as https://host/file.
+
+    Args:
+        path: The path.
+        what: What it should be, such as "a sound file".
+
+    Raises:
+        UserError: if it is an address.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
+
+
 def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """Return the path of a regular file; from a pipe, reading might wait for ever.
 
@@ -25,9 +40,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is not a path; give {what}.")
-    scheme, separator, _ = str(path).partition("://")
-    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
-        raise UserError(f"{path} is an address, and only files on this machine are read; download it and give {what}.")
+    refuse_address(path, what)
     file = user_path(path)
     try:
         mode = file.stat().st_mode

@@ -179,11 +179,16 @@ def _readers(name: str, key: Any, reads: Any) -> list[str]:
     some, others = ([kind if kind == OTHER else f"`{kind!r}`" for kind in reads if (name in reads[kind]) is read] for read in (True, False))
     found = []
     if some and others:
-        found.append(f"Read with the data {' or '.join(some)}" if len(some) < 4 else f"Not read with the data {' or '.join(others)}")
+        found.append(f"Read with the data {_any_of(some)}" if len(some) < 4 else f"Not read with the data {_any_of(others)}")
     if key.needs:
         other, values = key.needs
-        found.append(f"Read if `{other}` is {' or '.join(f'`{value!r}`' for value in values) or 'set'}")
+        found.append(f"Read if `{other}` is {_any_of([f'`{value!r}`' for value in values]) or 'set'}")
     return found
+
+
+def _any_of(words: list[str]) -> str:
+    """Join words as in "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _limits(lowest: float, highest: float) -> list[str]:

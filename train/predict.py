@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 from dilax.errors import UserError
-from dilax.files import user_path
+from dilax.files import refuse_address, user_path
 from train import cli, hosts
 from train.build import load_trained
 from train.data.readers.files import list_files
@@ -58,8 +58,8 @@ def files_of(given: Sequence[str], suffixes: Collection[str]) -> list[str]:
     files: list[str] = []
     for word in given if suffixes else ():
         kinds, path = ", ".join(sorted(suffixes)), user_path(word)
-        if "://" in word and not path.exists():
-            raise UserError(f"{word} is an address, and only files on this machine are read; download it and give the file.")
+        if not path.exists():
+            refuse_address(word, "the file")
         found = list_files(path, suffixes) if path.is_dir() else [path]
         if not found:
             raise UserError(f"{word} is a folder without files that the run reads ({kinds}); give a folder that holds some, or files.")
