@@ -101,7 +101,10 @@ def test_receptive_field_contains_what_a_change_of_one_sample_reaches(case):
                 continue
             assert o * field.stride - field.left <= places[0] and places[-1] <= o * field.stride + field.right
             first, bits = reach.seen(o)
-            assert all(bits >> (i - first) & 1 for i in places.tolist() if i >= first) and places[0] >= first
+            assert first <= places[0] and places[-1] < first + bits.bit_length()
+            # Samples repeated at the border may lie in the holes of what an output sees there.
+            inside = reach.lies_inside(o, inputs.shape[1 + axis]) and reach.is_intact(o, inputs.shape[1 + axis])
+            assert not inside or o in reach.exceptions or all(bits >> (i - first) & 1 for i in places.tolist())
 
 
 WRONG: Any = st.sampled_from(
