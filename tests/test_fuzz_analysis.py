@@ -254,9 +254,22 @@ def test_functions_that_do_not_return_one_array_of_x_are_refused():
             x,
             "tiled: fn returns no array; give a function that returns one, or a pytree of arrays.",
         ),
+        (
+            lambda fn, x: dilax.tiled(fn, 2)(x),
+            jnp.tanh,
+            jax.ShapeDtypeStruct((1, 5, 2), jnp.float32),
+            "tiled: the image is a ShapeDtypeStruct, which holds no values; give an array, or an object that can be sliced like one.",
+        ),
         (lambda fn, x: dilax.tiled(fn, 2)(x), jnp.tanh, "x", "tiled: image='x' is not an array; give one of numbers."),
     )
     for call, fn, x, said in cases:
         with pytest.raises(UserError) as caught:
             call(fn, x)
         assert str(caught.value) == said
+
+
+def test_numpys_double_precision_is_that_of_jax_without_a_warning():
+    x: Any = np.zeros((1, 5, 2))
+    (field,) = dilax.receptive_field(jnp.tanh, x)
+    assert field.size == 1
+    assert dilax.effective_receptive_field(jnp.tanh, x, key=KEY).tolist() == [0, 0, 1, 0, 0]
