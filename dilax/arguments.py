@@ -140,7 +140,8 @@ def precision(caller: str, value: Any) -> Any:
 def array(caller: str, argument: str, value: Any, *kinds: str) -> jax.Array:
     """Return an array of one of the `kinds`, keys of `KINDS`; of any kind if there are none."""
     try:
-        x = jnp.asarray(value)
+        # Of a text, JAX asks whether it is the name of a dtype, some of which are deprecated.
+        x = jnp.asarray(None if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{caller}: {argument}={shown(value)} is not an array; give one of numbers.") from None
     if kinds and not any(jnp.issubdtype(x.dtype, KINDS[kind][0]) for kind in kinds):

@@ -1,5 +1,6 @@
 """Continue sequences by a causal model: sampling and forecasting, one step after the other in a compiled loop."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dilax import arguments
-from dilax.errors import UserError, shown
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.streaming import State
 
 
@@ -130,7 +131,8 @@ def sample(
         The new samples: int32 (batch, steps), or float32 (batch, steps, 1).
 
     Raises:
-        UserError: if the prompt is empty, has the wrong shape or dtype, or has codes outside the vocabulary, or an option is out of range.
+        UserError: if the prompt is empty, has the wrong shape or dtype, or has codes outside the vocabulary, an option is out of
+            range, or the model does not take a condition.
 
     Example:
         >>> from dilax.models import WaveNet
@@ -145,7 +147,7 @@ def sample(
     _check_prompt(model, prompt, waves)
     steps = arguments.integer("sample", "steps", steps, minimum=1)
     temperature, top_k, top_p = _check_draw("sample", temperature, top_k, top_p)
-    conditions = _check_conditions("sample", conditions)
+    conditions = _check_conditions("sample", model, conditions)
     count = prompt.shape[1]
     timed = {name: jnp.asarray(value) for name, value in conditions.items() if jnp.ndim(value) == 3}
     fixed: dict[str, Any] = {name: value for name, value in conditions.items() if name not in timed}
@@ -195,7 +197,8 @@ def continue_sequence(
         The new samples, as `sample` returns them, and the outputs and the state after them, from which a further call continues.
 
     Raises:
-        UserError: if an option is out of range, a condition has the wrong length, or there are more logits than codes.
+        UserError: if an option is out of range, a condition has the wrong length or is not one of the model, or there are more logits than
+            codes.
 
     Example:
         >>> from dilax.models import WaveNet
@@ -210,7 +213,7 @@ def continue_sequence(
     _check_model("continue_sequence", model)
     steps = arguments.integer("continue_sequence", "steps", steps, minimum=1)
     temperature, top_k, top_p = _check_draw("continue_sequence", temperature, top_k, top_p)
-    outputs, conditions = _logits("continue_sequence", "outputs", outputs), _check_conditions("continue_sequence", conditions)
+    outputs, conditions = _logits("continue_sequence", "outputs", outputs), _check_conditions("continue_sequence", model, conditions)
     waves, vocabulary = _generates_waveforms(model), getattr(model, "vocabulary", 0)
     if not waves and vocabulary and outputs.shape[-1] > vocabulary:
         raise UserError(
@@ -316,10 +319,21 @@ def _check_model(caller: str, model: nn.Module) -> None:
         raise UserError(f"{caller}: model={shown(model)} is not a model that can be fed in chunks; use a causal one, such as `WaveNet`.")
 
 
-def _check_conditions(caller: str, conditions: Mapping[str, ArrayLike] | None) -> Mapping[str, ArrayLike]:
-    if conditions is not None and not isinstance(conditions, Mapping):
+def _check_conditions(caller: str, model: nn.Module, conditions: Mapping[str, ArrayLike | None] | None) -> dict[str, Any]:
+    """Return the conditions as arrays; those that are None are omitted, and the model has to do without them."""
+    if conditions is None:
+        return {}
+    if not isinstance(conditions, Mapping):
         raise UserError(f"{caller}: conditions={shown(conditions)} is not a dict from names to arrays; give one, or None.")
-    return conditions or {}
+    _, _, *others = inspect.signature(type(model).__call__).parameters.values()
+    known = [one.name for one in others if one.name != "train" and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    for name in conditions:
+        if name not in known:
+            raise UserError(
+                f"{caller}: conditions hold {shown(name)}, which is not a condition of {type(model).__name__}; it takes "
+                f"{', '.join(known) or 'none'}.{did_you_mean(str(name), known)}"
+            )
+    return {name: arguments.array(caller, name, value) for name, value in conditions.items() if value is not None}
 
 
 def _check_draw(caller: str, temperature: float, top_k: int, top_p: float) -> tuple[float, int, float]:

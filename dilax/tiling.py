@@ -103,6 +103,11 @@ def tiled(fn: Fn, tile: Tile = (512, 512), *, batch_size: int = 1, reduce: str |
     def apply(image: Any, *, out: Any = None) -> Any:
         # Slicing a jax array would compile a program per window.
         image = np.asarray(image) if isinstance(image, jax.Array) else arguments.shaped(CALLER, "image", image)
+        if not hasattr(image, "__getitem__"):
+            raise UserError(
+                f"{CALLER}: the image is a {type(image).__name__}, which holds no values; give an array, or an object that can be "
+                "sliced like one."
+            )
         plan = plan_for(_check_shape(image, tile), jax.dtypes.canonicalize_dtype(image.dtype))
         if reduce:
             if out is not None:

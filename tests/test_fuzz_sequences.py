@@ -162,7 +162,7 @@ def continuations(draw: Any) -> tuple[Any, ...]:
     shape = (batch, count) if model is CODES else (batch, count, 1 if model is WAVES else 2)
     x: Any = rng.integers(0, 5, shape).astype(np.int32) if model is CODES else rng.uniform(-0.5, 0.5, shape).astype(np.float32)
     conditions = {"global_condition": rng.normal(size=(batch, 2)).astype(np.float32)} if model is WAVES else None
-    given = spoilt(draw, x, x[:, :0], x[0], x + 9, x.astype(np.float16), x.astype(np.int16), x[..., None], x[:0], "abc", None, x * np.nan)
+    given = spoilt(draw, x, x[:, :0], x[0], x + 9, x.astype(np.float64), x.astype(np.int16), x[..., None], x[:0], "abc", None, x * np.nan)
     others = (
         {},
         {"global_condition": None},
@@ -189,7 +189,7 @@ def test_continuations_equal_full_recomputation(case):
     x = np.asarray(x)
     whole = np.concatenate([x, np.zeros((len(x), steps, *x.shape[2:]), x.dtype)], 1)
     for at in range(x.shape[1], whole.shape[1]):
-        y = np.asarray(RUNS[id(model)](variables, jnp.asarray(whole), conditions or {}))[:, at - 1]
+        y = np.asarray(RUNS[id(model)](variables, jnp.asarray(whole), {} if numbers else conditions or {}))[:, at - 1]
         log_w, means, _ = split(y) if model is WAVES else [y] * 3
         waves = np.clip(np.take_along_axis(means, log_w.argmax(-1)[:, None], 1), -1, 1)
         whole[:, at] = y if numbers else waves if model is WAVES else y.argmax(-1)
@@ -233,3 +233,25 @@ def test_the_loss_of_a_scale_that_overflows_is_finite():
 def test_levels_beyond_32_bits_are_refused():
     with pytest.raises(UserError, match=r"^logistic_mixture_loss: levels=1000.* is above those of 32 bits; use 2\*\*32 or less\."):
         losses.logistic_mixture_loss(jnp.zeros(3), jnp.zeros(()), levels=10**60)
+
+
+def test_conditions_that_the_model_does_not_take_are_refused():
+    x, global_ = jnp.zeros((1, 2, 1)), jnp.zeros((1, 2))
+    unknown = "sample: conditions hold {}, which is not a condition of {}; it takes {}."
+    names = "local_condition, global_condition"
+    cases: Any = (
+        (CODES, jnp.zeros((1, 2), jnp.int32), {"nothing": x}, unknown.format("'nothing'", "TCN", "mask")),
+        (
+            WAVES,
+            x,
+            {"globl_condition": global_},
+            unknown.format("'globl_condition'", "WaveNet", names) + ' Did you mean "global_condition"?',
+        ),
+        *((WAVES, x, {name: 1.0}, unknown.format(repr(name), "WaveNet", names)) for name in ("x", "chunk", "state", "train", 3)),
+        (WAVES, x, {"global_condition": "a"}, "sample: global_condition='a' is not an array; give one of numbers."),
+        (WAVES, x, {"global_condition": [[1], [1, 2]]}, "sample: global_condition=[[1], [1, 2]] is not an array; give one of numbers."),
+    )
+    for model, prompt, conditions, said in cases:
+        with pytest.raises(UserError) as caught:
+            dilax.sample(model, VARIABLES[id(model)], KEY, prompt, 2, conditions=conditions)
+        assert str(caught.value) == said

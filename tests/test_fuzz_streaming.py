@@ -65,8 +65,11 @@ def layers(draw: Any) -> nn.Module:
 )
 def test_networks_in_chunks_equal_themselves_on_the_whole(drawn, chunks, batch):
     model, x = Drawn(tuple(drawn)), array(3, batch, 8, 4)
-    whole, variables = jax.jit(lambda: model.init_with_output(KEY, x))()
-    causal = all(getattr(layer, "padding", "CAUSAL") == "CAUSAL" or getattr(layer, "kernel_size", ()) == (1,) for layer, _ in drawn)
+    try:
+        whole, variables = jax.jit(lambda: model.init_with_output(KEY, x))()
+    except UserError:  # a kernel is longer than the sequence
+        return
+    causal = all(getattr(layer, "padding", "CAUSAL") == "CAUSAL" for layer, _ in drawn)
     strided = any(getattr(layer, "stride", 1) > 1 for layer, _ in drawn)
     try:
         state: Any = model.apply(variables, batch, method="init_stream")
@@ -82,7 +85,7 @@ def test_networks_in_chunks_equal_themselves_on_the_whole(drawn, chunks, batch):
     except UserError as error:
         return refusal(error, ("Drawn.init_stream", "Drawn.stream"), not causal or strided)
     assert not late or not causal
-    if late and len(drawn) > 1 and any(shortcut for _, shortcut in drawn):
+    if late and any(shortcut for _, shortcut in drawn):
         return  # a shortcut around a layer that looks ahead must be delayed; `check_streamable` finds it
     np.testing.assert_allclose(jnp.concatenate(parts, 1)[:, late:], whole, rtol=1e-3, atol=1e-4)
 

@@ -49,8 +49,9 @@ def effective_receptive_field(
         raise UserError(f"{caller}: x of shape {tuple(x.shape)} must be (batch, *space, channels) with at least one sample.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"{caller}: x has dtype {x.dtype}, which has no gradient; use a floating-point dtype such as float32.")
+    x = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))  # NumPy's float64 is float32 in JAX
     samples = arguments.integer(caller, "samples", samples, minimum=1)
-    leaves = jax.tree.leaves(jax.eval_shape(fn, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    leaves = jax.tree.leaves(jax.eval_shape(fn, x))
     if len(leaves) != 1 or not jnp.issubdtype(leaves[0].dtype, jnp.floating) or 0 in leaves[0].shape:
         given = " and ".join(f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in leaves) or "no array"
         raise UserError(f"{caller}: fn returns {given}; give a function that returns one floating-point array that is not empty.")

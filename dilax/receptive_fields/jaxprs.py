@@ -57,7 +57,7 @@ def is_known(array: Any) -> bool:
 
 def trace(fn: Callable[..., Any], x: Any) -> Any:
     """Return the closed jaxpr of a function of one array."""
-    return jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)))
 
 
 def called_jaxpr(eqn: Any) -> Any:

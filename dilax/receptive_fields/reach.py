@@ -76,7 +76,7 @@ class Reach:
         needs: For each set, the first and the last sample that must lie within the input for the output to be computed as those in the
             middle are. They reach beyond the set where the function crops and then pads. None if they are the ends of the set.
         border: Outputs at the border that see samples beyond the ends of their set, as reflecting padding does, with the first and the last
-            sample that they see. All other outputs see nothing beyond their set.
+            sample that they see. All other outputs see nothing beyond the ends of their set.
     """
 
     rate: Fraction
@@ -110,7 +110,10 @@ class Reach:
         return first + turn * self.inputs, bits
 
     def seen(self, output: int) -> IndexSet:
-        """Return a set that contains all that one output sees, at the border, too."""
+        """Return a set between whose ends lies all that one output sees, at the border, too.
+
+        Samples that are repeated at the border, as by padding_mode="edge", may lie in holes of the set.
+        """
         if output not in self.exceptions:
             return self.at(output)
         first, last = self.exceptions[output]
