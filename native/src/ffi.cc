@@ -3,7 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
