@@ -469,6 +469,7 @@ INTERNAL = {
     "ConvPlan",
     "supports",
     "in_scope",
+    "check_name",
 }
 
 

@@ -248,6 +248,7 @@ def test_the_reference(case):
 @pytest.fixture
 def played(monkeypatch):
     """The native part is played by "taps", and preferred to everything."""
+    monkeypatch.delenv(onednn.SWITCH, raising=False)
     monkeypatch.setattr(lowerings.registry, "_suits_onednn", lambda plan, operation: True)
     taps = lowerings.LOWERINGS["taps"]
     monkeypatch.setattr(onednn, "is_installed", lambda: os.environ.get(onednn.SWITCH) != "0")
