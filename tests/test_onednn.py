@@ -246,6 +246,21 @@ def test_callers_take_turns():
                 jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+SETTINGS = """
+import jax, jax.numpy as jnp, dilax
+print(float(jax.grad(lambda k: dilax.dilated_conv(jnp.ones((2, 12, 10, 8)), k, lowering="onednn").sum())(jnp.ones((3, 3, 8, 8))).sum()))
+"""
+
+
+@installed
+@pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true", "OMP_NUM_THREADS=5"])
+def test_settings_of_openmp_do_not_stop_it(setting):
+    """oneDNN waits for all threads that it counts on, and OpenMP may give fewer."""
+    environment = {**os.environ, **dict([setting.split("=")])}
+    done = subprocess.run([sys.executable, "-c", SETTINGS], env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) == 2 * 8 * 8 * (3 * 12 - 2) * (3 * 10 - 2)
+
+
 @installed
 def test_devices_share_its_threads():
     operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)

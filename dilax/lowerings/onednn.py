@@ -72,11 +72,14 @@ def supports(plan: ConvPlan) -> bool:
     shapes = (plan.x_shape, plan.kernel_shape, plan.y_shape)
     if any(0 in shape or math.prod(shape) > MAX_SIZE for shape in shapes) or min(map(min, plan.padding)) < 0:
         return False
-    return all(_implemented(operation, dataclasses.replace(plan, dtype="float32")) for operation in OPERATIONS)
+    wide = dataclasses.replace(plan, dtype="float32")
+    flipped = _flipped(wide)
+    backward = _implemented("output", flipped) if flipped else _implemented("input_gradient", wide)
+    return backward and _implemented("output", wide) and _implemented("kernel_gradient", wide)
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Convolve, in float32 if the processor has no instructions for the dtype."""
+    """Convolve; float16 in float32, and bfloat16 where oneDNN does not implement it."""
     return _call("output", x, kernel, plan, as_it_is=plan.dtype == "bfloat16")
 
 
@@ -88,7 +91,7 @@ def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Use oneDNN's own gradient, in float32: with AMX, that of bfloat16 took 5 to 20 times as long."""
+    """Use oneDNN's own gradient, in float32: with AMX, that of dense convolutions in bfloat16 took 5 to 20 times as long."""
     return _call("kernel_gradient", x, y, plan, as_it_is=False)
 
 

@@ -96,14 +96,15 @@ def select_lowering(
     - for other kernel gradients of 2-D convolutions, and of 1-D convolutions with fewer than 8 input channels: "patches";
     - otherwise "lax".
 
-    The thresholds were measured on 2 cores with AVX2 by `python -m benchmarks.ops`; `autotune` measures on other machines.
+    The thresholds were measured on 2 cores by `python -m benchmarks.ops`, with AVX2, and those of oneDNN with AVX-512 and AMX; `autotune`
+    measures on other machines.
 
     Args:
         plan: The plan of the convolution.
         platform: "cpu", "cuda", "rocm", "tpu", or "other", which always selects "lax".
         operation: "output", "input_gradient" or "kernel_gradient".
-        several: Whether XLA partitions the operation over several devices. This only matters on TPUs; elsewhere, a lowering is selected
-            for the part of each device.
+        several: Whether XLA partitions the operation over several devices by itself. This matters on TPUs, and on CPUs for "onednn", which
+            is not selected then; otherwise, a lowering is selected for the part of each device.
         native: Whether oneDNN can be used; by default, where it is installed. It is not used in programs that `jax.export` writes, or that
             XLA partitions by itself.
 

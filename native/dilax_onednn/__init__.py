@@ -22,7 +22,10 @@ INTERFACE = 1
 def _load() -> ctypes.CDLL:
     """Load oneDNN from the wheel that holds it, and then this package's library, which needs it."""
     files = metadata.files("onednn-cpu-gomp") or []
-    ctypes.CDLL(str(next(file.locate() for file in files if file.name == "libdnnl.so.3")))
+    found = next((file for file in files if file.name == "libdnnl.so.3"), None)
+    if found is None:
+        raise ImportError("onednn-cpu-gomp does not hold libdnnl.so.3")
+    ctypes.CDLL(str(found.locate()))
     library = ctypes.CDLL(str(pathlib.Path(__file__).with_name("dilax_onednn.so")))
     library.dilax_onednn_supports.argtypes = [
         ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64

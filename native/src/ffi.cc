@@ -41,10 +41,11 @@ dnnl::memory::data_type dtype_of(ffi::DataType dtype) {
 // To be called by the worker alone.
 const Convolution& prepared(const Numbers& numbers, dnnl::memory::data_type dtype) {
   static auto* cache = new std::map<std::pair<int, Numbers>, std::unique_ptr<Convolution>>();
+  const std::pair<int, Numbers> key{static_cast<int>(dtype), numbers};
+  if (const auto found = cache->find(key); found != cache->end()) return *found->second;
+  auto made = std::make_unique<Convolution>(Problem(numbers, dtype));
   if (cache->size() >= kKept) cache->clear();
-  auto& entry = (*cache)[{static_cast<int>(dtype), numbers}];
-  if (!entry) entry = std::make_unique<Convolution>(Problem(numbers, dtype));
-  return *entry;
+  return *((*cache)[key] = std::move(made));
 }
 
 ffi::Error convolve(
@@ -52,14 +53,18 @@ ffi::Error convolve(
   try {
     const Numbers numbers(sizes.begin(), sizes.end());
     const auto dtype = dtype_of(first.element_type());
+    if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
+      return ffi::Error::InvalidArgument("the arrays have different dtypes");
     const auto expected = Problem(numbers, dtype).elements();
     const int64_t given[] = {int64_t(first.element_count()), int64_t(second.element_count()), int64_t(result->element_count())};
     if (!std::equal(expected.begin(), expected.end(), given)) return ffi::Error::InvalidArgument("the arrays do not have the stated sizes");
-    // XLA has a thread per core, or per virtual device if there are more of these.
-    const int threads = std::max<int>(1, std::min<int64_t>(pool.num_threads(), available_cores()));
+    // XLA has a thread per core, or per virtual device if there are more of these. Operations are prepared for one number of threads.
+    static const int threads =
+        std::max<int>(1, std::min<int64_t>({pool.num_threads(), int64_t(available_cores()), int64_t(omp_get_thread_limit())}));
     Worker::get().run([&] {
       static auto* scratch = new Scratch();
       static auto* stream = new dnnl::stream(engine());
+      omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
       omp_set_num_threads(threads);
       prepared(numbers, dtype).run(first.untyped_data(), second.untyped_data(), result->untyped_data(), *scratch, *stream);
     });
