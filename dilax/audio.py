@@ -7,6 +7,7 @@ from jax import lax
 
 from dilax import arguments
 from dilax.errors import UserError
+from dilax.precision import widened
 
 
 def log_mel(
@@ -67,7 +68,7 @@ def log_mel(
             f"log_mel: band {empty[0]} of {bands} falls between two frequencies of a transform of {size} samples at {sample_rate:g} Hz; "
             "use fewer bands, a longer window, or a higher lowest."
         )
-    x = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    x = widened(x)
     frames = np.arange(0, x.shape[1] - window + 1, hop)[:, None] + np.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     spectrum = jnp.fft.rfft(x[:, frames] * jnp.asarray(hann, x.dtype)[None, None], size)

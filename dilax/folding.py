@@ -16,6 +16,7 @@ from dilax.arguments import takes_train
 from dilax.blocks import Norm
 from dilax.errors import UserError
 from dilax.modules import DepthwiseConv, DilatedConv, SeparableConv
+from dilax.precision import wide_dtype
 
 CALLER = "fold_batch_norm"
 KINDS = ("batch", "frozen")
@@ -276,7 +277,7 @@ def _fold_layer(params: Mapping[str, Any], norm: Any, stats: Any) -> dict[str, A
     # The length of a kernel with weight normalisation is a parameter of its own.
     name = next(name for name in ("kernel_scale", "pointwise_kernel", "kernel") if name in params)
     kernel = params[name]
-    wide = jnp.float32 if jnp.finfo(kernel.dtype).bits < 32 else kernel.dtype
+    wide = wide_dtype(kernel.dtype)
     bias = params.get("bias", jnp.zeros(kernel.shape[-1:], kernel.dtype))
     norm, stats = jax.tree.map(lambda leaf: leaf.astype(wide), (norm, stats))
     scale, shift = _scale_and_shift(norm, stats, jnp.zeros(kernel.shape[-1:], wide))

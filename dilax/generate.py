@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from dilax import arguments
 from dilax.errors import UserError, did_you_mean, shown
+from dilax.precision import widened
 from dilax.streaming import State
 
 
@@ -44,7 +45,7 @@ def sample_codes(key: jax.Array, logits: jax.Array, *, temperature: float = 1.0,
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
     # Half precision holds neither small quotients nor sums over a vocabulary, and quotients of the largest logit must not overflow.
-    logits = _wide(logits)
+    logits = widened(logits)
     largest = logits.max(-1, keepdims=True)
     logits = jnp.where(logits == largest, 0.0, (logits - largest) / _nonzero(temperature, logits.dtype))
     if top_k and top_k < logits.shape[-1]:
@@ -85,7 +86,7 @@ def sample_waveform(key: jax.Array, outputs: jax.Array, *, temperature: float = 
     outputs = _logits(caller, "outputs", outputs)
     if outputs.shape[-1] % 3:
         raise UserError(f"{caller}: outputs of shape {outputs.shape} must be (batch, 3 * mixtures).")
-    logits, means, log_scales = jnp.split(_wide(outputs), 3, axis=-1)
+    logits, means, log_scales = jnp.split(widened(outputs), 3, axis=-1)
     component_key, value_key = jax.random.split(key)
     component = (jax.random.categorical(component_key, logits) if temperature else logits.argmax(-1))[:, None]
     mean, log_scale = (jnp.take_along_axis(values, component, axis=-1) for values in (means, log_scales))
@@ -281,11 +282,6 @@ def forecast(model: nn.Module, variables: VariableDict, x: ArrayLike, steps: int
 
     _, new = lax.scan(step, (outputs[:, -1], state), None, length=steps)
     return jnp.moveaxis(new, 0, 1)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """Return an array in at least single precision."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def _nonzero(value: float, dtype: Any) -> jax.Array:

@@ -22,6 +22,7 @@ from dilax.errors import UserError, in_our_words, shown
 from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, output_size
 from dilax.lowerings import registry
 from dilax.partitioning import Shards
+from dilax.precision import widened
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 # Per spatial axis: taps, stride, (lo, hi), dilation.
@@ -110,7 +111,7 @@ def avg_pool(
     x = arguments.array(caller, "x", x, "floating-point")
     arguments.flag(caller, "count_padding", count_padding)
     windows = _windows(caller, x, window, stride, padding, dilation)
-    wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    wide = widened(x)
     total = _pool(wide, windows, 0, lax.add)
     if count_padding or not any(any(pair) for _, _, pair, _ in windows):
         return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)

@@ -19,6 +19,7 @@ DILAX = [
     "dilax.arguments",
     "dilax.annotated",
     "dilax.spec",
+    "dilax.precision",
     "dilax.geometry",
     "dilax.plan",
     "dilax.partitioning",

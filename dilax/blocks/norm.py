@@ -15,6 +15,7 @@ from dilax import arguments
 from dilax.annotated import checked
 from dilax.causal import CumulativeNorm
 from dilax.errors import UserError
+from dilax.precision import widened
 
 # Epsilon of the normalisation over a whole example, that of the authors of Conv-TasNet: encoded quiet sound has variances below 1e-6.
 GLOBAL_EPSILON = 1e-8
@@ -75,7 +76,7 @@ class Norm(nn.Module):
         """Normalise (batch, *space, channels); samples where the mask, bool (batch, *space), is False do not enter the statistics."""
         if self.kind == "none":
             return x
-        wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+        wide = widened(x)
         if self.kind == "cumulative":
             return CumulativeNorm(dtype=self.dtype or x.dtype)(wide)
         if mask is not None:

@@ -19,6 +19,7 @@ from jax import lax
 
 from dilax.lowerings import xla
 from dilax.plan import ConvPlan
+from dilax.precision import wide_dtype
 
 # Elements in the patches of one block: 4 MB in float32, the fastest of 1 to 16 MB.
 BLOCK = 2**20
@@ -38,7 +39,7 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
     def block(i: jax.Array | int) -> jax.Array:
         part = patches(i)
-        wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+        wide = wide_dtype(x.dtype)
         flat = part.reshape(math.prod(part.shape[:-1]), part.shape[-1])
         product = lax.dot_general(flat, matrix, (((1,), (0,)), ((), ())), plan.precision, wide)
         return product.astype(x.dtype).reshape(*part.shape[:-1], plan.c_out)
@@ -64,7 +65,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     """Multiply the transposed patches of x by y, block by block."""
     patches, blocks, rows = _blocks(x, plan)
     y = jnp.pad(y, [(0, blocks * rows - n if axis == 1 else 0) for axis, n in enumerate(y.shape)])
-    wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+    wide = wide_dtype(x.dtype)
 
     def block(i: jax.Array | int) -> jax.Array:
         part, target = patches(i), lax.dynamic_slice_in_dim(y, i * rows, rows, 1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dilax.plan import ConvPlan
+from dilax.precision import wide_dtype
 
 # Each tap is compiled as a separate product.
 MAX_TAPS = 64
@@ -84,7 +85,7 @@ def _valid_taps(plan: ConvPlan) -> Iterator[tuple[tuple[int, ...], Slices, Slice
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], plan: ConvPlan) -> jax.Array:
     """Multiply matrices, summing 16-bit floats in 32 bits; batch and space are merged, so that it is a single plain product."""
-    wide = jnp.float32 if jnp.finfo(a.dtype).bits < 32 else a.dtype
+    wide = wide_dtype(a.dtype)
     shape = a.shape[:-1]
     if contract[0] == (a.ndim - 1,):
         a, contract = a.reshape(math.prod(shape), a.shape[-1]), ((1,), contract[1])

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dilax.plan import ConvPlan
+from dilax.precision import widened
 
 # With more multiply-adds per output, XLA compiles for seconds, and the gain over its own loop vanishes.
 MAX_TERMS = 64
@@ -41,7 +42,7 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
     terms = []
     for j in range(plan.c_in // plan.groups):
         slices = _slices(_padded(_channel(x, j, plan), plan), plan)
-        terms += [_wide(part) * _weights(kernel[(*tap, j)], plan) for tap, part in zip(_taps(plan), slices)]
+        terms += [widened(part) * _weights(kernel[(*tap, j)], plan) for tap, part in zip(_taps(plan), slices)]
     return functools.reduce(operator.add, terms).astype(x.dtype)
 
 
@@ -60,7 +61,7 @@ def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array
     channels = []
     for j in range(plan.c_in // plan.groups):
         terms = [
-            _wide(spread[o][(slice(None), *window)]) * _weights(kernel[(*tap, j, slice(o, None, outputs))], plan)
+            widened(spread[o][(slice(None), *window)]) * _weights(kernel[(*tap, j, slice(o, None, outputs))], plan)
             for o in range(outputs)
             for tap, window in zip(_taps(plan), windows)
         ]
@@ -83,14 +84,9 @@ def _taps(plan: ConvPlan) -> list[tuple[int, ...]]:
     return list(itertools.product(*map(range, plan.kernel_size)))
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """Convert 16-bit floats to 32 bits, in which products are summed."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-
-
 def _weights(row: jax.Array, plan: ConvPlan) -> jax.Array:
     """Reshape one weight per channel, to multiply a map by."""
-    return _wide(row).reshape((1,) * (plan.rank + 1) + (-1,))
+    return widened(row).reshape((1,) * (plan.rank + 1) + (-1,))
 
 
 def _channel(x: jax.Array, j: int, plan: ConvPlan) -> jax.Array:
@@ -141,7 +137,7 @@ def _pad_axis(x: jax.Array, axis: int) -> jax.Array:
 def _split(x: jax.Array, axis: int) -> jax.Array:
     """Split an axis into one that XLA unrolls and the rest; merge all axes after it."""
     n = x.shape[axis]
-    return _wide(x).reshape(*x.shape[:axis], _unrolled(n), n // _unrolled(n), math.prod(x.shape[axis + 1 :]))
+    return widened(x).reshape(*x.shape[:axis], _unrolled(n), n // _unrolled(n), math.prod(x.shape[axis + 1 :]))
 
 
 def _reduce(parts: list[jax.Array], axis: int) -> list[jax.Array]:
