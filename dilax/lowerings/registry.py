@@ -66,9 +66,7 @@ def supports(name: str, plan: ConvPlan) -> bool:
     return name == "lax" or (not plan.symbolic and LOWERINGS[name].supports(plan))
 
 
-def select_lowering(
-    plan: ConvPlan, *, platform: str = "cpu", operation: str = "output", several: bool = False, native: bool | None = None
-) -> str:
+def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "output", several: bool = False, native: bool = True) -> str:
     """Return the lowering that `lowering="auto"` selects outside of `use_lowering`.
 
     On GPU and TPU, and for symbolic sizes, this is "lax". Over several TPUs, it is "split" or else "taps" for grouped convolutions other
@@ -105,8 +103,8 @@ def select_lowering(
         operation: "output", "input_gradient" or "kernel_gradient".
         several: Whether XLA partitions the operation over several devices by itself. This matters on TPUs, and on CPUs for "onednn", which
             is not selected then; otherwise, a lowering is selected for the part of each device.
-        native: Whether oneDNN can be used; by default, where it is installed. It is not used in programs that `jax.export` writes, or that
-            XLA partitions by itself.
+        native: Whether oneDNN is used where it is installed. It is not in programs that `jax.export` writes, or that XLA partitions by
+            itself.
 
     Returns:
         A key of `LOWERINGS`.
@@ -124,16 +122,15 @@ def select_lowering(
     arguments.word("select_lowering", "platform", platform, (*PLATFORMS, "other"))
     arguments.word("select_lowering", "operation", operation, OPERATIONS)
     arguments.flag("select_lowering", "several", several)
-    if native is not None:
-        arguments.flag("select_lowering", "native", native)
+    arguments.flag("select_lowering", "native", native)
     if plan.symbolic:
         return "lax"
+    candidates: tuple[str, ...] = ()
     if platform == "tpu" and several and plan.groups > 1 and not plan.groups == plan.c_in == plan.c_out:
-        candidates: tuple[str, ...] = ("split", "taps")
-    else:
-        candidates = _candidates(plan, operation) if platform == "cpu" else ()
-        if platform == "cpu" and not several and native is not False and _suits_onednn(plan, operation):
-            candidates = ("onednn", *candidates)
+        candidates = ("split", "taps")
+    elif platform == "cpu":
+        uses_onednn = native and not several and _suits_onednn(plan, operation)
+        candidates = (*(["onednn"] if uses_onednn else []), *_candidates(plan, operation))
     return next((name for name in candidates if supports(name, plan)), "lax")
 
 

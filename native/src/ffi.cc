@@ -33,7 +33,6 @@ dnnl::memory::data_type dtype_of(ffi::DataType dtype) {
   switch (dtype) {
     case ffi::DataType::F32: return dnnl::memory::data_type::f32;
     case ffi::DataType::BF16: return dnnl::memory::data_type::bf16;
-    case ffi::DataType::F16: return dnnl::memory::data_type::f16;
     default: throw std::invalid_argument("unsupported dtype");
   }
 }
@@ -93,7 +92,7 @@ DILAX_EXPORT int dilax_onednn_supports(const char* dtype, const int64_t* sizes, 
   const auto write = [&](const std::string& words) { std::snprintf(text, length, "%s", words.c_str()); };
   try {
     const std::map<std::string, dnnl::memory::data_type> dtypes = {
-        {"float32", dnnl::memory::data_type::f32}, {"bfloat16", dnnl::memory::data_type::bf16}, {"float16", dnnl::memory::data_type::f16}};
+        {"float32", dnnl::memory::data_type::f32}, {"bfloat16", dnnl::memory::data_type::bf16}};
     const dilax::Convolution convolution(dilax::Problem(dilax::Numbers(sizes, sizes + count), dtypes.at(dtype)));
     write(convolution.implementation());
     return 1;
