@@ -1,5 +1,6 @@
 """What the benchmarks share: the environment, interleaved timing, and the formatting of numbers and tables."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import math
@@ -150,6 +151,31 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose columns are right-aligned, except for the first."""
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def check_positive(args: argparse.Namespace, *flags: str) -> None:
+    """Check that flags that were given are at least 1.
+
+    Raises:
+        UserError: if one is not.
+    """
+    for name in flags:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value} is below 1; use 1 or more.")
+
+
+def named(networks: Sequence[Any], text: str) -> list[Any]:
+    """Return the networks whose name contains the text that --networks gives.
+
+    Raises:
+        UserError: if there is none.
+    """
+    selected = [network for network in networks if text in network.name]
+    if not selected:
+        names = ", ".join(network.name for network in networks)
+        raise UserError(f"--networks={text!r} does not occur in the name of any network; they are {names}.")
+    return selected
 
 
 def check_writable(path: pathlib.Path | None, *, suffixes: Sequence[str] = ()) -> None:

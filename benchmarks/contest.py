@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, native
 from dilax.errors import one_line
 
 # A contender whose first run takes longer is not run again: that run is its time.
@@ -193,6 +193,13 @@ def ratio(measured: Mapping[str, Mapping[str, Any]], name: str | None, other: st
 def fastest(measured: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str | None:
     """Return the fastest of the named contenders; None if none of them was measured."""
     return min((name for name in names if name in measured), key=lambda name: measured[name]["ms"], default=None)
+
+
+def print_heading(env: Mapping[str, Any]) -> None:
+    """Print what is measured, and where."""
+    print(common.heading(env))
+    print(f"medians in ms; torch with {env['cores']} threads{f' ({why})' if (why := common.without_torch()) else ''}")
+    print(f"{native.note()}\n")
 
 
 def print_left_out(left_out: Mapping[str, str]) -> None:

@@ -32,7 +32,6 @@ from benchmarks import common, contest, memory, native, reference, tables
 from benchmarks.contest import Program
 from benchmarks.inference_networks import NETWORKS, Inference, nested
 from benchmarks.programs import AUTO, NATIVE, compiled_program
-from dilax.errors import UserError
 from train import cli, runtime
 
 BUDGET_S = 10.0
@@ -155,21 +154,10 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def print_cells(values: Mapping[str, str]) -> None:
-    """Print a line of the table."""
-    names = columns()
-    print(common.format_row([values[name] for name in names], [COLUMNS[name] for name in names]), flush=True)
-
-
-def columns() -> list[str]:
-    """Return the columns that are shown: those of the native part only where it is installed."""
-    return [name for name in COLUMNS if native.installed() or "native" not in name]
-
-
 def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the geometric means of the ratios to torch, and the networks in which torch is faster."""
     print()
-    for name in [name for name in columns() if name.endswith("/torch")]:
+    for name in [name for name in tables.shown(COLUMNS) if name.endswith("/torch")]:
         known = {row["network"]: row["ratios"][name] for row in rows if row["ratios"][name] is not None}
         if known:
             slower = ", ".join(network for network, ratio in known.items() if ratio > 1) or "no network"
@@ -185,11 +173,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="also measure memory, in a separate process for each contender")
     parser.add_argument("--markdown", action="store_true", help="also print a Markdown table")
     args = parser.parse_args(argv)
-    if args.repeats < 1:
-        raise UserError(f"--repeats={args.repeats} is below 1; use 1 or more.")
-    if not any(args.networks in network.name for network in NETWORKS):
-        names = ", ".join(network.name for network in NETWORKS)
-        raise UserError(f"--networks={args.networks!r} does not occur in the name of any network; they are {names}.")
+    common.check_positive(args, "repeats")
+    common.named(NETWORKS, args.networks)
     common.check_writable(args.json)
     return args
 
@@ -198,20 +183,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the selected networks and print the results; return 1 if a contender was left out."""
     args, env, rows = parse(argv), common.environment(), []
     runtime.keep_freed_memory()
-    print(common.heading(env))
-    print(f"medians in ms; torch with {env['cores']} threads{f' ({reason})' if (reason := common.without_torch()) else ''}")
-    print(f"{native.note()}\n")
-    print_cells({name: name for name in COLUMNS})
-    for network in [network for network in NETWORKS if args.networks in network.name]:
+    contest.print_heading(env)
+    tables.print_cells(COLUMNS, {name: name for name in COLUMNS})
+    for network in common.named(NETWORKS, args.networks):
         rows.append(measure(network, args.repeats, args.memory))
-        print_cells(cells(rows[-1]))
+        tables.print_cells(COLUMNS, cells(rows[-1]))
         contest.print_left_out(rows[-1]["left_out"])
         if args.memory:
             tables.print_memory(rows[-1]["contenders"])
     print_summary(rows)
     if args.markdown:
-        lines = [[cells(row)[name] for name in columns()] for row in rows]
-        print(f"\n{common.markdown(('ms', *columns()[1:]), lines)}")
+        names = tables.shown(COLUMNS)
+        print(f"\n{common.markdown(('ms', *names[1:]), [[cells(row)[name] for name in names] for row in rows])}")
     if args.json:
         args.json.write_text(json.dumps({"environment": env, "networks": rows}, indent=1) + "\n")
     return contest.print_end(row["left_out"] for row in rows)

@@ -41,7 +41,7 @@ from benchmarks import common, contest, native, reference
 from benchmarks.cases import CASES, Case
 from benchmarks.chart import chart
 from benchmarks.programs import AUTO, NATIVE, TORCH_LAYOUTS, contenders, peak_bytes, program
-from benchmarks.tables import Table, print_markdown, print_summary, summary
+from benchmarks.tables import COLUMNS, print_cells, print_markdown, print_row, print_summary, summary
 from dilax import lowerings, plots
 from dilax.errors import UserError, did_you_mean
 from train import cli, runtime
@@ -128,8 +128,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="also measure memory, in a separate process for each contender")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table at the end")
     args = parser.parse_args(argv)
-    if args.repeats < 1:
-        raise UserError(f"--repeats={args.repeats} is below 1; use 1 or more.")
+    common.check_positive(args, "repeats")
     common.check_writable(args.json)
     common.check_writable(args.plot, suffixes=(".png", ".svg", ".pdf"))
     if args.plot and not importlib.util.find_spec("matplotlib"):
@@ -153,15 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     cases, env = select_cases(args.cases), common.environment()
     runtime.keep_freed_memory()
-    print(common.heading(env))
-    print(f"medians in ms; torch with {env['cores']} threads{f' ({reason})' if (reason := common.without_torch()) else ''}")
-    print(f"{native.note()}\n")
-    table, rows = Table(native.installed()), []
-    table.print_head()
+    contest.print_heading(env)
+    print_cells(COLUMNS, {name: name for name in COLUMNS})
+    rows = []
     try:
         for case, name in itertools.product(cases, MEASURES):
             rows.append(measure_case(case, name, args.repeats, args.memory))
-            table.print_row(rows[-1])
+            print_row(rows[-1])
     except KeyboardInterrupt:
         print("stopped; no file was written.", file=sys.stderr)
         return 130

@@ -1,11 +1,10 @@
 """The tables of `benchmarks.ops`: a line per case and measure, the geometric means, the cases in which torch is faster."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import common, contest
+from benchmarks import common, contest, native
 from benchmarks.cases import DTYPES, KINDS
 from benchmarks.chart import torch_over_auto
 from benchmarks.programs import AUTO, NATIVE, TORCH_LAYOUTS
@@ -30,52 +29,50 @@ COLUMNS = {
     "auto+native/torch": 17,
     "auto/best": 9,
 }
-OF_NATIVE = (NATIVE, "auto+native/torch")
 # The contender that is divided by torch -> the field of a row that holds the ratio.
 OVER_TORCH = {AUTO: "auto_over_torch", NATIVE: "native_over_torch"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """The table of all cases, line by line.
+def shown(columns: Iterable[str]) -> list[str]:
+    """Return the names of the columns that are shown: those of the native part only where it is installed."""
+    return [name for name in columns if native.installed() or "native" not in name]
 
-    Attributes:
-        with_native: Whether it has the columns of the native part.
+
+def print_cells(columns: Mapping[str, int], cells: Mapping[str, str], mark: str = "") -> None:
+    """Print a line of a table.
+
+    Args:
+        columns: The widths of all columns, by name; as in `common.format_row`.
+        cells: The text of each.
+        mark: What follows the line.
     """
+    names = shown(columns)
+    print(common.format_row([cells[name] for name in names], [columns[name] for name in names]) + mark, flush=True)
 
-    with_native: bool
 
-    def _print(self, cells: dict[str, str], mark: str = "") -> None:
-        shown = [name for name in COLUMNS if self.with_native or name not in OF_NATIVE]
-        print(common.format_row([cells[name] for name in shown], [COLUMNS[name] for name in shown]) + mark, flush=True)
-
-    def print_head(self) -> None:
-        """Print the headings of the columns."""
-        self._print({name: name for name in COLUMNS})
-
-    def print_row(self, row: dict[str, Any]) -> None:
-        """Print the times and ratios of a case and a measure, what was left out, and the memory if it was measured."""
-        results, left_out = row["contenders"], row["left_out"]
-        ms = {name: contest.cell(name, results, left_out) for name in ("lax", AUTO, NATIVE)}
-        torch = row["torch"] or next((name for name in TORCH_LAYOUTS if name in left_out), "")
-        cells = {
-            "case": row["case"],
-            "measure": row["measure"],
-            **ms,
-            "choice": row["chosen"],
-            "next best": contest.cell(row["best_other"] or "", results, left_out),
-            "lowering": row["best_other"] or "",
-            "torch": contest.cell(torch, results, left_out, absent=common.without_torch()),
-            "layout": (row["torch"] or "").removeprefix("torch "),
-            "lax/auto": common.format_number(row["lax_over_auto"]),
-            "auto/torch": common.format_number(row["auto_over_torch"]),
-            "auto+native/torch": common.format_number(row["native_over_torch"]),
-            "auto/best": common.format_number(row["auto_over_best"]),
-        }
-        self._print(cells, " !" * ((row["auto_over_best"] or 0) > POOR_CHOICE))
-        contest.print_left_out(left_out)
-        if any("peak_bytes" in values for values in results.values()):
-            print_memory(results)
+def print_row(row: Mapping[str, Any]) -> None:
+    """Print the times and ratios of a case and a measure, what was left out, and the memory if it was measured."""
+    results, left_out = row["contenders"], row["left_out"]
+    ms = {name: contest.cell(name, results, left_out) for name in ("lax", AUTO, NATIVE)}
+    torch = row["torch"] or next((name for name in TORCH_LAYOUTS if name in left_out), "")
+    cells = {
+        "case": row["case"],
+        "measure": row["measure"],
+        **ms,
+        "choice": row["chosen"],
+        "next best": contest.cell(row["best_other"] or "", results, left_out),
+        "lowering": row["best_other"] or "",
+        "torch": contest.cell(torch, results, left_out, absent=common.without_torch()),
+        "layout": (row["torch"] or "").removeprefix("torch "),
+        "lax/auto": common.format_number(row["lax_over_auto"]),
+        "auto/torch": common.format_number(row["auto_over_torch"]),
+        "auto+native/torch": common.format_number(row["native_over_torch"]),
+        "auto/best": common.format_number(row["auto_over_best"]),
+    }
+    print_cells(COLUMNS, cells, " !" * ((row["auto_over_best"] or 0) > POOR_CHOICE))
+    contest.print_left_out(left_out)
+    if any("peak_bytes" in values for values in results.values()):
+        print_memory(results)
 
 
 def print_memory(results: dict[str, dict[str, Any]]) -> None:

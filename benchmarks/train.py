@@ -127,9 +127,7 @@ def best_torch(speeds: Mapping[str, float]) -> float | None:
 
 def select_networks(args: argparse.Namespace) -> list[Network]:
     """Check the flags and return the networks that they select."""
-    for name in ("batch", "repeats"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)} is below 1; use 1 or more.")
+    common.check_positive(args, "batch", "repeats")
     common.check_writable(args.json)
     if args.trace and jax.default_backend() != "cpu":
         raise UserError("--trace supports CPUs only; set JAX_PLATFORMS=cpu.")
@@ -138,12 +136,7 @@ def select_networks(args: argparse.Namespace) -> list[Network]:
             args.trace.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--trace={args.trace}: the folder cannot be created ({error.strerror}); give another one.") from error
-    known = networks(args.batch)
-    selected = [network for network in known if args.networks in network.name]
-    if not selected:
-        names = ", ".join(network.name for network in known)
-        raise UserError(f"--networks={args.networks!r} does not occur in the name of any network; they are {names}.")
-    return selected
+    return common.named(networks(args.batch), args.networks)
 
 
 def print_table(result: dict[str, Any]) -> None:
