@@ -39,7 +39,7 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[str]:
         step: The step; None is the one in replay/step.json.
 
     Raises:
-        UserError: if there is no such step, or its initial state cannot be restored.
+        UserError: if the run has no such step, or the state before it cannot be restored.
     """
     config, _ = read_run(workdir)
     with config.unlocked():

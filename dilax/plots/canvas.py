@@ -42,7 +42,7 @@ def save(figure: "Figure", path: str | os.PathLike[str], *, dpi: int = 100) -> N
     if os.path.splitext(name)[1].removeprefix(".").lower() not in formats:
         raise UserError(f"save: path={shown(name)} does not end in the suffix of a format; use one such as .png, .svg or .pdf.")
     if not os.path.isdir(folder := os.path.dirname(name) or "."):
-        raise UserError(f"save: there is no folder {shown(folder)} to write a figure to; create it first.")
+        raise UserError(f"save: path={shown(name)} is in the folder {shown(folder)}, which does not exist; create it first.")
     figure.savefig(name, dpi=dpi, facecolor="white")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Most cells of `dilation_taps`, and most samples and lines of `dilation_stacks`: far more than can be told apart.
+# Limits of `dilation_taps` (cells) and `dilation_stacks` (samples along the axis, lines), far above what a reader can distinguish.
 _MAX_CELLS, _MAX_SPAN, _MAX_LINES = 50_000, 5_000, 200_000
 _CELLS = {
     "zero padding": {"facecolor": "#F4F4F4", "edgecolor": "#BBBBBB", "hatch": "/////", "linewidth": 0.5},
@@ -38,7 +38,7 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
         One row of panels, each 3 inches wide, all at the same scale.
 
     Raises:
-        UserError: if there is no dilation, a number is below 1, or there are too many samples to be drawn.
+        UserError: if `dilations` is empty, a number is below 1, or there are too many samples to draw.
     """
     if not dilations:
         raise UserError("dilation_taps: dilations is empty; give one or more, such as (1, 2, 4).")
@@ -47,7 +47,9 @@ def dilation_taps(kernel_size: IntOrTuple = 3, dilations: Sequence[IntOrTuple] =
     panels = [per_axis(dilation, 2, "dilations", "dilation_taps") for dilation in dilations]
     cells = sum(math.prod(n + (k - 1) * d for n, k, d in zip(size, window, dilation)) for dilation in panels)
     if cells > _MAX_CELLS:
-        raise UserError(f"dilation_taps: {cells} samples are too many to be told apart; give sizes of up to {_MAX_CELLS} in all.")
+        raise UserError(
+            f"dilation_taps: {cells} samples are too many to draw; reduce the sizes to at most {_MAX_CELLS} samples over all panels."
+        )
     paddings = [explicit_padding(size, window, padding="SAME", dilation=dilation) for dilation in panels]
     (top, bottom), (left, right) = np.max(paddings, axis=0).tolist()
     width = left + size[1] + right + 2.4
@@ -83,7 +85,7 @@ def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1,
         number of paths from each sample to the output; samples without a path are red.
 
     Raises:
-        UserError: if there is no stack, a stack has no layer, a number is below 1, or there are too many samples to be drawn.
+        UserError: if `stacks` or one of the stacks is empty, a number is below 1, or there are too many samples or lines to draw.
     """
     if not stacks or not all(stacks):
         raise UserError(f"dilation_stacks: stacks={stacks!r} has nothing to draw; give dilations for each stack, such as ((1, 1), (1, 2)).")
@@ -93,8 +95,8 @@ def dilation_stacks(kernel_size: int = 3, stacks: Sequence[Sequence[int]] = ((1,
     lines = sum(_most_lines(taps, stack) for stack in panels)
     if span > _MAX_SPAN or lines > _MAX_LINES:
         raise UserError(
-            f"dilation_stacks: stacks that span up to {span} samples, with up to {lines} lines, cannot be told apart; draw those "
-            f"of up to {_MAX_SPAN} samples and {_MAX_LINES} lines."
+            f"dilation_stacks: stacks that span up to {span} samples, with up to {lines} lines, are too large to draw; use at most "
+            f"{_MAX_SPAN} samples and {_MAX_LINES} lines."
         )
     heights = [0.55 + 0.36 * len(stack) + 0.3 for stack in panels]
     left, width, legend = 2.4, 9.6, 0.45

@@ -83,8 +83,8 @@ def effective_receptive_fields(maps: Mapping[str, ArrayLike]) -> "Figure":
         4.55 % of the largest value.
 
     Raises:
-        UserError: if there is no map, or one is neither (height, width) nor (samples,), or has values that are
-            negative, not finite or all 0.
+        UserError: if `maps` is empty, or a map is neither (height, width) nor (samples,), or its values are negative, not finite or
+            all 0.
 
     Reference:
         Luo et al. 2016, arXiv:1701.04128.

@@ -187,20 +187,20 @@ def segmentation_comparison(
     Raises:
         UserError: if there is no mask, or a mask differs from the image in size.
     """
+    caller = "segmentation_comparison"
     if not masks:
-        raise UserError("segmentation_comparison: masks is empty; give title -> (height, width).")
+        raise UserError(f"{caller}: masks is empty; give title -> (height, width).")
     classes, arrays = len(class_names), {title: np.asarray(mask) for title, mask in masks.items()}
     shape = next(iter(arrays.values())).shape
     if len(shape) != 2 or 0 in shape:
-        raise UserError(f"segmentation_comparison: a mask has shape {shape}; give (height, width) with at least one pixel.")
+        raise UserError(f"{caller}: a mask has shape {shape}; give (height, width) with at least one pixel.")
     height, width = shape
     canvas, opacity = (np.ones((height, width, 1)), 1.0) if image is None else (image, 0.6)
     background = None if image is None else background
-    caller = "segmentation_comparison"
     shown = [(blend_mask(canvas, mask, classes, opacity=opacity, background=background, caller=caller), mask) for mask in arrays.values()]
     pictures = [] if image is None else [("image", to_display(np.asarray(image)[None], caller)[0])]
     pictures += zip(arrays, (picture for picture, _ in shown))
-    figure, cells = image_grid("segmentation_comparison", math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
+    figure, cells = image_grid(caller, math.ceil(len(pictures) / 3), min(3, len(pictures)), 2.9, height / width, 0.24)
     for axes, (title, picture) in zip(cells.ravel(), pictures):
         show_image(axes, picture, cmap="gray", vmin=0, vmax=1)
         axes.set_title(truncate(title, 40), size=9, pad=3, color=INK, parse_math=False, loc="left")

@@ -36,7 +36,7 @@ def series_grid(
         A grid with one panel per series, the step to the right.
 
     Raises:
-        UserError: if there is no series, one is not (time, channels), or the lengths differ.
+        UserError: if there are no series, one of them is not (time, channels), or their lengths differ.
     """
     labels, probabilities = np.asarray(labels), as_float("series_grid", probabilities)
     count = len(series)

@@ -52,7 +52,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, metrics: Sequence[s
         One panel per metric. Fewer than 5 values of a curve are drawn as points. The legend shows the last value of each curve.
 
     Raises:
-        UserError: if there is no metric, or a line with one of the metrics has no step, or something other than numbers.
+        UserError: if `metrics` is empty, or the step or a metric in a line of `history` is not a number.
     """
     if not metrics:
         raise UserError("learning_curves: metrics is empty; give one or more, such as ('loss',).")
@@ -113,7 +113,7 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str]) -> "Figure":
         One panel with a colour bar.
 
     Raises:
-        UserError: if `counts` is not square, does not match the names, or holds what is not a count, or if there is no class.
+        UserError: if `class_names` is empty, or `counts` does not have their shape or holds negative or infinite values or NaN.
     """
     counts = as_float("confusion_matrix", counts)
     classes = len(class_names)
