@@ -108,6 +108,15 @@ def test_without_it_all_is_as_before_and_one_line_says_why(package, found, line)
         assert str(error.value) == f"{start}='onednn' cannot be used: {line}"
 
 
+@installed
+def test_what_was_traced_before_it_was_switched_off_still_compiles(monkeypatch):
+    x, kernel = draw((1, 14, 11, 8), (3, 3, 8, 8))  # of sizes that no other test compiles
+    traced = jax.jit(lambda x: dilax.dilated_conv(x, kernel, lowering="onednn")).trace(x)
+    monkeypatch.setenv("DILAX_NATIVE", "0")
+    expected = dilax.dilated_conv(x, kernel, lowering="lax")
+    np.testing.assert_allclose(traced.lower().compile()(x), expected, rtol=1e-4, atol=1e-4)
+
+
 RULE = {
     "dense": (PLAN, (True, True, True)),
     "1x1": (changed(kernel_size=(1, 1), padding=((0, 0), (0, 0))), (False, False, False)),

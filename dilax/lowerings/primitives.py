@@ -50,11 +50,14 @@ def bind(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan, lowering: s
 
 
 def compute(operation: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lowering: str, **where: Any) -> jax.Array:
-    """Compute an operation by other JAX functions, which `where`, the options of `select_lowering`, lets it select."""
+    """Compute an operation by other JAX functions, which `where`, the options of `select_lowering`, lets it select.
+
+    A lowering by name may not support the plan that is left after vmap, or of the part of one device; then one is selected.
+    """
     if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
         return lax.full_like(a, 0, shape=_result_shape(operation, plan))
-    selects = lowering == "auto" or (lowering == "onednn" and not where["native"])
-    name = registry.select_lowering(plan, operation=operation, **where) if selects else lowering
+    usable = lowering != "auto" and registry.supports(lowering, plan) and (where["native"] or lowering != "onednn")
+    name = lowering if usable else registry.select_lowering(plan, operation=operation, **where)
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
 
 
@@ -95,8 +98,6 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
         axes = {"x": -1, "y": -1, "kernel": -1}
         plan = dataclasses.replace(plan, c_in=plan.c_in * size, c_out=plan.c_out * size, groups=plan.groups * size)
     folded = {name: _fold(array, axes[name]) if name in axes else array for name, array in arrays.items()}
-    if lowering != "auto" and not registry.supports(lowering, plan):
-        lowering = "auto"
     return _unfold(bind(operation, folded[first], folded[second], plan, lowering), axes[result], size), 0
 
 

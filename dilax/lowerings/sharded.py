@@ -13,7 +13,6 @@ import jax
 
 from dilax import partitioning
 from dilax.geometry import effective_kernel_size
-from dilax.lowerings import registry
 from dilax.partitioning import Rule, Shards
 from dilax.plan import ConvPlan
 
@@ -62,8 +61,6 @@ def compute(
             array = partitioning.valid(array, axis, shards[f"s{axis - 1}" if axis else "b"], size)
         return array
 
-    if lowering != "auto" and not registry.supports(lowering, part):
-        lowering = "auto"
     if operation == "output":
         return partitioning.total(apply(operation, extended(a), b, part, lowering), [shards["i"]])
     if operation == "input_gradient":
