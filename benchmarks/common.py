@@ -1,6 +1,7 @@
 """What the benchmarks share: the environment, interleaved timing, and the formatting of numbers and tables."""
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -19,6 +20,7 @@ import dilax
 from benchmarks import native
 from dilax.errors import UserError
 
+Timer = Callable[[int, float], float]
 PAUSE_S = 0.01
 TURN_S = 0.005
 MIN_TURNS = 3
@@ -88,14 +90,15 @@ def without_torch() -> str:
     return "" if jax.default_backend() == "cpu" else "not run: compared on CPUs only"
 
 
-def interleave(calls: Mapping[str, Callable[[], Any]], *, repeats: int, budget_s: float) -> dict[str, list[float]]:
-    """Time warmed-up functions in turn, in rotating order, so that a busy machine slows all of them alike.
+def interleave(timers: Mapping[str, Timer], *, repeats: int, budget_s: float) -> dict[str, list[float]]:
+    """Time functions in turn, in rotating order, so that a busy machine slows all of them alike.
 
-    A turn of a function that is faster than `TURN_S` consists of one untimed call, followed by several timed calls of which the mean
-    counts. Otherwise the time would include the pause before the turn, during which the threads of the previous function stop spinning.
+    A turn of a function that is faster than `TURN_S` consists of untimed calls for as long as that, followed by several timed calls of which
+    the mean counts. Otherwise the time would include the pause before the turn, during which the threads of the previous function stop
+    spinning, and this one's fall asleep.
 
     Args:
-        calls: The functions to time, by name; each must block until its result is ready.
+        timers: For each function, by name, what `timer` returns for it.
         repeats: Maximum number of turns of each function.
         budget_s: Seconds after which a function gets no more turns. It gets at least `MIN_TURNS`, and no more than that if it is `HOPELESS`
             times slower than the fastest one.
@@ -103,9 +106,9 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, repeats: int, budget_s
     Returns:
         The seconds per call of each turn, by name.
     """
-    bursts = {name: min(20, math.ceil(TURN_S / max(_seconds_per_call(call, 1), 1e-6))) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    bursts = {name: min(20, math.ceil(TURN_S / max(seconds(1, 0.0), 1e-6))) for name, seconds in timers.items()}
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    names = list(timers)
     for turn in range(max(repeats, 1)):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             own = times[name]
@@ -114,10 +117,24 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, repeats: int, budget_s
             if turn >= MIN_TURNS and (spent > budget_s or statistics.median(own) > HOPELESS * fastest):
                 continue
             time.sleep(PAUSE_S)
-            if bursts[name] > 1:
-                calls[name]()
-            own.append(_seconds_per_call(calls[name], bursts[name]))
+            own.append(timers[name](bursts[name], TURN_S if bursts[name] > 1 else 0.0))
     return times
+
+
+def timer(call: Callable[[], Any]) -> Timer:
+    """Return the function that times a call, which must block until its result is ready: in its own process if it has one, or else here."""
+    return getattr(call, "seconds", None) or functools.partial(seconds_per_call, call)
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int, warm_up_s: float) -> float:
+    """Return the mean seconds of a number of calls, after untimed ones for `warm_up_s` seconds."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < warm_up_s:
+        call()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
 
 
 def interquartile_range(times: Sequence[float]) -> float:
@@ -197,10 +214,3 @@ def check_writable(path: pathlib.Path | None, *, suffixes: Sequence[str] = ()) -
         raise UserError(f"{path} cannot be written ({error.strerror}); give a file in an existing folder.") from error
     if not existed:
         path.unlink()
-
-
-def _seconds_per_call(call: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls

@@ -104,7 +104,7 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], *, repeats: int, budget
         The seconds per call of each turn, by name, and the reasons why the others are left out.
     """
     left_out: dict[str, str] = {}
-    guarded = {name: _guard(name, call) for name, call in calls.items()}
+    guarded = {name: _guard(name, common.timer(call)) for name, call in calls.items()}
     while guarded:
         try:
             return common.interleave(guarded, repeats=repeats, budget_s=budget_s), left_out
@@ -115,10 +115,10 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], *, repeats: int, budget
     return {}, left_out
 
 
-def _guard(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    def guarded() -> Any:
+def _guard(name: str, timer: common.Timer) -> common.Timer:
+    def guarded(calls: int, warm_up_s: float) -> float:
         try:
-            return call()
+            return timer(calls, warm_up_s)
         except Exception as error:
             raise _FailedCallError(name) from error
 

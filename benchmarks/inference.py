@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
-from benchmarks import common, contest, memory, native, reference, tables
+from benchmarks import common, contest, elsewhere, memory, native, reference, tables
 from benchmarks.contest import Program
 from benchmarks.inference_networks import NETWORKS, Inference, nested
 from benchmarks.programs import AUTO, NATIVE, compiled_program
@@ -70,7 +70,8 @@ def makers(network: Inference) -> dict[str, Callable[[], Program]]:
         ours += [FOLDED, NATIVE_FOLDED]
     names = [name for name in ours if native.installed() or not name.endswith("native")]
     names += [] if common.without_torch() else TORCH
-    return {name: functools.partial(program, network, name) for name in names if name not in network.not_run}
+    made = {name: (elsewhere.program, program) if name in TORCH else (program,) for name in names if name not in network.not_run}
+    return {name: functools.partial(*make, network, name) for name, make in made.items()}
 
 
 def program(network: Inference, contender: str) -> Program:

@@ -9,8 +9,8 @@ python -m benchmarks.ops --memory                          also measures memory,
 dilax chooses with it.
 
 Each case has two measures: "forward", and "gradients", which is the output together with both gradients for one fixed random cotangent.
-All of these are returned by the program, so that none can be optimised away. Everything runs in this process with as many threads as there
-are cores. torch runs in channels first and in channels last (sequences in channels last as images of height 1), and the faster layout
+All of these are returned by the program, so that none can be optimised away. All have as many threads as there are cores; torch has a process
+of its own (see `benchmarks.elsewhere`). It runs in channels first and in channels last (sequences in channels last as images of height 1), and the faster layout
 counts. Where the padding differs between the two sides, torch pads in a separate operation, which is part of its time. All contenders are
 compiled and run before anything is timed; then all are timed in turn (see `common.interleave`) and the medians are shown, in ms. Freed
 memory is kept for reuse, as in `train`, for all contenders.
@@ -37,7 +37,7 @@ from typing import Any
 import jax
 
 import dilax
-from benchmarks import common, contest, native, reference
+from benchmarks import common, contest, elsewhere, native, reference
 from benchmarks.cases import CASES, Case
 from benchmarks.chart import chart
 from benchmarks.programs import AUTO, NATIVE, TORCH_LAYOUTS, contenders, peak_bytes, program
@@ -56,7 +56,10 @@ TOLERANCE_OF_ACCELERATORS = 5e-3
 
 def measure_case(case: Case, measure: str, repeats: int, memory: bool) -> dict[str, Any]:
     """Compare and time all contenders of a case, and measure their memory if `memory`; return the result of `summarise_case`."""
-    make = {name: functools.partial(program, case, measure, name) for name in contenders(case)}
+    make = {
+        name: functools.partial(*((elsewhere.program, program) if name in TORCH_LAYOUTS else (program,)), case, measure, name)
+        for name in contenders(case)
+    }
     expected, limit = reference.convolution(case, measure), tolerance(case.dtype)
     results, left_out = contest.hold(make, expected, names=RESULTS, tolerance=limit, repeats=repeats, budget_s=BUDGET_S)
     for name in results if memory else ():

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dilax
-from benchmarks import common
+from benchmarks import common, elsewhere
 from dilax.errors import UserError
 from train import cli
 
@@ -78,7 +78,7 @@ def calls(field: int, batch: int) -> dict[str, Callable[[], Any]]:
         "window": lambda: jax.block_until_ready(window(variables, history)),
     }
     if batch == 1 and importlib.util.find_spec("pytorch_tcn") and not common.without_torch():
-        functions["pytorch-tcn"] = _pytorch_tcn(model, variables, np.asarray(x), expected)
+        functions["pytorch-tcn"] = elsewhere.Call(_pytorch_tcn, model, jax.tree.map(np.asarray, variables), np.asarray(x), expected)
     return functions
 
 
@@ -127,7 +127,8 @@ def _pytorch_tcn(model: dilax.models.TCN, variables: Any, x: np.ndarray, expecte
 
 def measure(field: int, batch: int, repeats: int) -> dict[str, float]:
     """Return the median microseconds per step of each function."""
-    times = common.interleave(calls(field, batch), repeats=repeats, budget_s=3.0)
+    timers = {name: common.timer(call) for name, call in calls(field, batch).items()}
+    times = common.interleave(timers, repeats=repeats, budget_s=3.0)
     steps = {"stream": STEPS, "call": CALLS, "pytorch-tcn": CALLS, "window": 1}
     return {name: 1e6 * statistics.median(seconds) / steps[name] for name, seconds in times.items()}
 

@@ -74,12 +74,12 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
 
     On a CPU, it is "onednn" if `dilax-onednn` is installed and supports the plan, with these exceptions:
 
-    - kernels of one tap without padding;
-    - depthwise convolutions that are not 2-D, have several outputs per channel, or have at least 15 % of their multiply-adds on padding;
-      with a dilation, also those with a stride, and kernel gradients;
-    - kernel gradients of dense 1-D convolutions with at least 8 input channels;
-    - outputs and input gradients of dense convolutions of which at least half of the multiply-adds are on padding (in bfloat16 and float16:
-      15 %).
+    - depthwise convolutions for which oneDNN uses its general implementation on this processor: those that are 3-D, those with several
+      outputs per channel, and with a dilation kernel gradients, and input gradients with a stride;
+    - kernel gradients of depthwise convolutions with more than 9 taps;
+    - for dense convolutions with at least 64 input and output channels and 40 % of their multiply-adds on padding, kernel gradients that
+      oneDNN computes from patches;
+    - outputs in bfloat16 of dense convolutions with at least 512 input channels and 15 % of their multiply-adds on padding.
 
     For these, and where oneDNN cannot be used, the first rule that applies selects
 
@@ -129,7 +129,7 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     if platform == "tpu" and several and plan.groups > 1 and not plan.groups == plan.c_in == plan.c_out:
         candidates = ("split", "taps")
     elif platform == "cpu":
-        uses_onednn = native and not several and _suits_onednn(plan, operation)
+        uses_onednn = native and not several and supports("onednn", plan) and _suits_onednn(plan, operation)
         candidates = (*(["onednn"] if uses_onednn else []), *_candidates(plan, operation))
     return next((name for name in candidates if supports(name, plan)), "lax")
 
@@ -200,18 +200,15 @@ def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:
 
 
 def _suits_onednn(plan: ConvPlan, operation: str) -> bool:
-    """Whether oneDNN is the fastest, if it is there."""
-    if _one_tap(plan):
-        return False
+    """Whether oneDNN, which supports the plan, is the fastest."""
     gradient = operation == "kernel_gradient"
-    if supports("taps", plan) and plan.c_in == plan.groups:
-        dilated = max(plan.dilation) > 1 and (gradient or max(plan.stride) > 1)
-        return plan.rank == 2 and plan.c_in == plan.c_out and not dilated and not _much_padding(plan)
+    if plan.c_in == plan.groups > 1 and supports("taps", plan):
+        return onednn.is_specialised(operation, plan) and not (gradient and plan.taps > 9)
     if plan.groups > 1:
         return True
     if gradient:
-        return plan.rank > 1 or plan.c_in < 8
-    return products.useful_fraction(plan) > (0.5 if plan.dtype == "float32" else 0.85)
+        return onednn.is_specialised(operation, plan) or min(plan.c_in, plan.c_out) < 64 or products.useful_fraction(plan) > 0.6
+    return operation != "output" or plan.dtype != "bfloat16" or plan.c_in < 512 or not _much_padding(plan)
 
 
 def _one_tap(plan: ConvPlan) -> bool:

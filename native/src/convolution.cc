@@ -5,6 +5,9 @@
 #include <new>
 #include <numeric>
 #include <stdexcept>
+#include <unordered_map>
+
+#include "worker.h"
 
 namespace dilax {
 namespace {
@@ -143,24 +146,28 @@ void Convolution::run(void* first, void* second, void* result, Scratch& scratch,
   const memory scratchpad(scratchpad_, engine(), memory_of_ours + blocked);
   memory kernel(kernel_, engine(), operation_ == Operation::kKernelGradient ? result : second);
   memory weights = reorders ? memory(blocked_kernel_, engine(), memory_of_ours) : kernel;
+  const auto execute = [&](const dnnl::primitive& primitive, const std::unordered_map<int, memory>& arguments) {
+    keep_helpers_away();
+    primitive.execute(stream, arguments);
+  };
   auto map = [&](const memory::desc& desc, void* data) { return memory(desc, engine(), data); };
   switch (operation_) {
     case Operation::kOutput:
     case Operation::kInputGradient: {
-      if (reorders) reorder_.execute(stream, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, weights}});
+      if (reorders) execute(reorder_, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, weights}});
       const bool output = operation_ == Operation::kOutput;
-      primitive_.execute(
-          stream, {{output ? DNNL_ARG_SRC : DNNL_ARG_DIFF_DST, map(output ? x_ : y_, first)},
+      execute(
+          primitive_, {{output ? DNNL_ARG_SRC : DNNL_ARG_DIFF_DST, map(output ? x_ : y_, first)},
                    {DNNL_ARG_WEIGHTS, weights},
                    {output ? DNNL_ARG_DST : DNNL_ARG_DIFF_SRC, map(output ? y_ : x_, result)},
                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
       break;
     }
     case Operation::kKernelGradient:
-      primitive_.execute(
-          stream, {{DNNL_ARG_SRC, map(x_, first)}, {DNNL_ARG_DIFF_DST, map(y_, second)}, {DNNL_ARG_DIFF_WEIGHTS, weights},
+      execute(
+          primitive_, {{DNNL_ARG_SRC, map(x_, first)}, {DNNL_ARG_DIFF_DST, map(y_, second)}, {DNNL_ARG_DIFF_WEIGHTS, weights},
                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-      if (reorders) reorder_.execute(stream, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
+      if (reorders) execute(reorder_, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
   }
   stream.wait();
   scratch.release();

@@ -1,9 +1,13 @@
 #include "worker.h"
 
+#include <omp.h>
+#include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace dilax {
 
@@ -42,6 +46,30 @@ void Worker::loop() {
     task_ = nullptr;
     changed_.notify_all();
   }
+}
+
+void keep_helpers_away() {
+  thread_local std::vector<pid_t> helpers;
+  thread_local int last = -1;
+  const int core = sched_getcpu(), threads = omp_get_max_threads();
+  if (core == last || core < 0 || threads < 2 || omp_get_proc_bind() != omp_proc_bind_false) return;
+  cpu_set_t others;
+  if (sched_getaffinity(0, sizeof(others), &others)) return;
+  CPU_CLR(core, &others);
+  if (!CPU_COUNT(&others)) return;
+  bool moved = false;
+  for (int attempt = 0; attempt < 2 && !moved; ++attempt) {
+    if (helpers.empty()) {
+      std::vector<pid_t> found(threads - 1);  // each thread has a `helpers` of its own
+#pragma omp parallel num_threads(threads)
+      if (const int number = omp_get_thread_num()) found[number - 1] = syscall(SYS_gettid);
+      helpers = found;
+    }
+    moved = true;
+    for (const pid_t helper : helpers) moved = moved && sched_setaffinity(helper, sizeof(others), &others) == 0;
+    if (!moved) helpers.clear();  // OpenMP has other threads by now
+  }
+  if (moved) last = core;
 }
 
 }  // namespace dilax

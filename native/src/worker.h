@@ -28,4 +28,10 @@ class Worker {
   std::exception_ptr error_;
 };
 
+// Keeps the other threads of OpenMP off the core on which the calling thread, the worker, runs.
+//
+// Linux may wake a thread on the core of the one that wakes it, and leave both there for milliseconds while another core is idle: on a
+// machine of two virtual cores, that doubled the time of most operations.
+void keep_helpers_away();
+
 }  // namespace dilax
