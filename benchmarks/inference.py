@@ -7,8 +7,8 @@ python -m benchmarks.inference --memory --markdown           also measures memor
 "auto" is what dilax chooses without the native part (dilax_onednn), whether or not that is installed; where it is, "auto+native" is what
 dilax chooses with it. "folded" is the same after `dilax.fold_batch_norm`. torch runs in channels first, in channels last, and in channels
 last compiled by inductor; the fastest counts. All have the same random parameters and running statistics, the same input, as many threads
-as there are cores, and run in this process in turn (see `common.interleave`). Medians are shown; a contender whose first run takes longer
-than 30 s is not run again.
+as there are cores, and run in turn (see `common.interleave`), torch in a process of its own (see `benchmarks.elsewhere`). Medians are
+shown; a contender whose first run takes longer than 30 s is not run again.
 
 Each contender is compared with the network in float64 with XLA's own convolutions. One that differs, or that raises an error, is left out:
 its cell says "wrong" or "failed", a line below it says why, and the others are timed. The last line says how many were left out; if there

@@ -6,8 +6,8 @@ python -m benchmarks.streaming --markdown
 The network is a TCN of ten convolutions with 64 channels, two taps and weight normalisation (which pytorch-tcn has as well); only its
 dilations grow with the receptive field. "stream" is a step within a compiled loop of many, as in sampling; "call" is a step that is called
 on its own, as for samples that arrive one by one; "window" computes the last output from a window as long as the receptive field.
-pytorch-tcn, where it is installed, runs eagerly in inference mode, with as many threads as there are cores for this process; it can stream
-a batch of 1 only. All outputs must agree before anything is timed. The times are medians over turns that rotate.
+pytorch-tcn, where it is installed, runs eagerly in inference mode, in a process of its own with as many threads as there are cores for this
+one; it can stream a batch of 1 only. All outputs must agree before anything is timed. The times are medians over turns that rotate.
 """
 
 import argparse

@@ -6,9 +6,9 @@ python -m benchmarks.train --trace runs/trace           profile dilax kernel by 
 
 A step consists of the forward pass with batch statistics, softmax cross-entropy, the backward pass, SGD with momentum, and the update of
 the running statistics. Inputs and labels are random with a fixed seed, since speed is measured, not learning. All implementations have the
-same parameters, batch size, learning rate and number of threads, and run in this process. After a warm-up they take single steps in turn,
-so that a busy machine slows all of them alike; the medians are shown. "first step" includes the compilation. Freed memory is kept for
-reuse, as in `train`, for all implementations.
+same parameters, batch size, learning rate and number of threads; torch runs in a process of its own (see `benchmarks.elsewhere`). After a
+warm-up they take single steps in turn, so that a busy machine slows all of them alike; the medians are shown. "first step" includes the
+compilation. Freed memory is kept for reuse, as in `train`, for all implementations.
 
 "dilax" is dilax without the native part (dilax_onednn), whether or not that is installed; where it is, "dilax+native" is dilax with it.
 "dilax, lax" is the same network with XLA's own convolutions. torch uses channels_last, eager and compiled by inductor; sequences run both
@@ -67,7 +67,9 @@ def step_factories(network: Network, values: Values, stats: Any) -> dict[str, Ca
     }
     layouts = {"": False} if len(network.shape) == 3 else {", 1-D": False, ", height 1": True}
     for (mode, compiled), (layout, as_image) in itertools.product({"eager": False, "compile": True}.items(), layouts.items()):
-        factories[f"torch {mode}{layout}"] = functools.partial(elsewhere.Call, torch_step, network, values, as_image=as_image, compiled=compiled)
+        factories[f"torch {mode}{layout}"] = functools.partial(
+            elsewhere.Call, torch_step, network, values, as_image=as_image, compiled=compiled
+        )
     return factories
 
 

@@ -132,7 +132,10 @@ RULE = {
     "1-D": (LINE, (True, True, True)),
     "1-D, groups": (dataclasses.replace(LINE, groups=2), (True, True, True)),
     "1-D, depthwise": (dataclasses.replace(LINE, c_in=32, c_out=32, groups=32), (True, True, False)),
-    "1-D, depthwise, causal": (dataclasses.replace(LINE, c_in=32, c_out=32, groups=32, padding=((40, 0),), dilation=(20,)), (True, True, False)),
+    "1-D, depthwise, causal": (
+        dataclasses.replace(LINE, c_in=32, c_out=32, groups=32, padding=((40, 0),), dilation=(20,)),
+        (True, True, False),
+    ),
     "3-D": (SOLID, (True, True, True)),
     "3-D, depthwise": (dataclasses.replace(SOLID, groups=8), (False, False, False)),
     "little padding": (WIDE, (True, True, True)),
@@ -274,6 +277,40 @@ def test_settings_of_openmp_do_not_stop_it(setting):
     environment = {**os.environ, **dict([setting.split("=")])}
     done = subprocess.run([sys.executable, "-c", SETTINGS], env=environment, check=True, capture_output=True, text=True, timeout=120)
     assert float(done.stdout) == 2 * 8 * 8 * (3 * 12 - 2) * (3 * 10 - 2)
+
+
+@installed
+@pytest.mark.parametrize(("chosen", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_its_threads_sleep_soon_unless_the_user_has_chosen(chosen, spins):
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os; before = dict(os.environ); import dilax.lowerings as l; l.onednn_status(); assert dict(os.environ) == before"
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **chosen}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+CORES = """
+import os, pathlib, jax, jax.numpy as jnp, dilax
+mask = lambda: {task.name: os.sched_getaffinity(int(task.name)) for task in pathlib.Path("/proc/self/task").iterdir()}
+allowed, before = os.sched_getaffinity(0), mask()
+for _ in range(20):
+    jax.block_until_ready(dilax.dilated_conv(jnp.ones((2, 64, 64, 8)), jnp.ones((3, 3, 8, 8)), lowering="onednn"))
+after = mask()
+assert all(after.get(task, allowed) == allowed for task in before) and os.sched_getaffinity(0) == allowed
+fewer = [cores for cores in after.values() if cores != allowed]
+assert all(len(allowed - cores) == 1 for cores in fewer), fewer
+print(len(fewer), len(allowed))
+"""
+
+
+@installed
+def test_only_its_other_threads_leave_a_core_to_the_one_that_calls():
+    done = subprocess.run([sys.executable, "-c", CORES], check=True, capture_output=True, text=True, timeout=120)
+    fewer, allowed = map(int, done.stdout.split())
+    assert fewer == allowed - 1
+    bound = {**os.environ, "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+    code = CORES.replace("all(len(allowed - cores) == 1 for cores in fewer)", "True")
+    subprocess.run([sys.executable, "-c", code.replace("assert all(after", "all(after")], env=bound, check=True, timeout=120)
 
 
 @installed

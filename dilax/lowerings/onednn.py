@@ -124,7 +124,7 @@ class _Call:
 def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
     """Return the call that computes an operation, or None if there is none.
 
-    The implementations for depthwise convolutions are for images whose padding is small; these are 2 to 20 times faster than the general one.
+    The implementations for depthwise convolutions are for images with little padding; they are 2 to 20 times faster than the general one.
     """
     if operation == "input_gradient" and (flipped := _flipped(plan)):
         operation, plan = "output", flipped
