@@ -94,8 +94,8 @@ def interleave(timers: Mapping[str, Timer], *, repeats: int, budget_s: float) ->
     """Time functions in turn, in rotating order, so that a busy machine slows all of them alike.
 
     A turn of a function that is faster than `TURN_S` consists of untimed calls for as long as that, followed by several timed calls, of
-    which the mean counts. Otherwise the time would include the pause before the turn, during which the threads of the previous function stop
-    spinning, and this one's fall asleep.
+    which the mean counts. Otherwise the time would include the pause before the turn, during which the threads of the previous function
+    stop spinning, and this one's fall asleep.
 
     Args:
         timers: For each function, by name, what `timer` returns for it.

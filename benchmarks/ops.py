@@ -12,8 +12,8 @@ Each case has two measures: "forward", and "gradients", which is the output toge
 All of these are returned by the program, so that none can be optimised away. All have as many threads as there are cores. torch has a
 process of its own (see `benchmarks.elsewhere`) and runs in channels first and in channels last (sequences in channels last as images of
 height 1); the faster layout counts. Where the padding differs between the two sides, torch pads in a separate operation, which is part of
-its time. All contenders are compiled and run before anything is timed; then all are timed in turn (see `common.interleave`) and the medians are shown, in ms. Freed
-memory is kept for reuse, as in `train`, for all contenders.
+its time. All contenders are compiled and run before anything is timed; then all are timed in turn (see `common.interleave`) and the medians
+are shown, in ms. Freed memory is kept for reuse, as in `train`, for all contenders.
 
 Each contender is compared with XLA's own convolution in float64, before and after it is timed. One that differs, or that raises an
 error, is left out of that case: its cell says "wrong" or "failed", a line below it says why, and the others are timed. The last line says
