@@ -8,6 +8,8 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
+import os
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -65,7 +67,20 @@ def _release(key: int) -> None:
 
 @functools.cache
 def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=runtime.keep_freed_memory)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start)
+
+
+def _start() -> None:
+    runtime.keep_freed_memory()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it ends, also if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 class _Runner:

@@ -5,6 +5,9 @@ import itertools
 import math
 import operator
 import os
+import pathlib
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from benchmarks import common, contest, elsewhere, programs, reference
 from benchmarks.cases import CASES
 
+ROOT = pathlib.Path(__file__).parents[1]
 CASE = min(CASES, key=lambda case: math.prod(case.plan().x_shape))
 
 
@@ -57,6 +61,15 @@ def test_what_is_no_longer_used_is_released():
     before = elsewhere.ask(_made)
     del call
     assert elsewhere.ask(_made) == before - 1
+
+
+def test_it_ends_with_the_process_that_started_it():
+    code = "import os; from benchmarks import elsewhere; print(elsewhere.ask(os.getpid), flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    end = time.monotonic() + 30
+    while pathlib.Path("/proc", killed.stdout.strip()).exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def _made() -> int:
