@@ -22,6 +22,7 @@ DILAX = [
     "dilax.precision",
     "dilax.geometry",
     "dilax.plan",
+    "dilax.whole",
     "dilax.partitioning",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
@@ -97,6 +98,10 @@ DILAX = [
     "dilax.inputs",
     "dilax.inference",
     "dilax.loading",
+    "dilax.export.packages",
+    "dilax.export.ports",
+    "dilax.export.stablehlo",
+    "dilax.export",
     "dilax.data_flow",
     "dilax.folding",
     "dilax.summary",
@@ -202,6 +207,13 @@ HEAVY = {
     "soxr",
     "pandas",
     "scipy",
+    "flatbuffers",
+    "jax2onnx",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "litert_converter",
+    "ai_edge_litert",
 }
 TRAIN_ALWAYS = {"optax"}
 
