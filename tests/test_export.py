@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, random_input
+from jax.interpreters import partial_eval
 from test_backbones import DRN, MOBILENET, RESNET, XCEPTION
 
 import dilax
@@ -75,7 +76,16 @@ ARCHITECTURES = (  # one of each kind for the default run; the others have the s
     "xception_slim",
 )
 # What a format cannot express, and the message that says so.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    # jax2onnx takes no padding of arrays whose batch varies; with a batch of two, it is exported.
+    ("onnx", "conv_tasnet"): "export: format 'onnx' cannot express the operation 'pad' (Symbolic dimension 'batch' used in a context",
+    # litert-converter makes a result of another size.
+    ("tflite", "transposed"): "export: in format 'tflite', output 'y' differs from the function's: inf of its range",
+    (
+        "tflite",
+        "transposed, torch",
+    ): "export: format 'tflite' cannot express the operation 'convolution'; use format 'onnx' or 'stablehlo'.",
+}
 
 
 def class_of(name: str) -> Any:
@@ -141,8 +151,9 @@ def transposed(*shape: int, **options: Any) -> Any:
     return lambda x: dilax.dilated_conv_transpose(x, kernel, **options)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array = weights(3, 3, 1, 8)) -> jax.Array:
-    return dilax.depthwise_conv(x, kernel, dilation=2)
+def depthwise(*shape: int, **options: Any) -> Any:
+    kernel = weights(*shape)
+    return lambda x: dilax.depthwise_conv(x, kernel, **options)
 
 
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -151,7 +162,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "3-D": (conv(3, 1, 2, 2, 3, dilation=2), ("batch", 5, 6, 7, 2)),
     "strided": (conv(3, 3, 2, 4, stride=2, padding=((0, 1), (2, 0))), ("batch", 9, 12, 2)),
     "groups": (conv(3, 3, 2, 6, dilation=2, groups=2), ("batch", 9, 8, 4)),
-    "depthwise": (depthwise, ("batch", 9, 8, 4)),
+    "depthwise": (depthwise(3, 3, 1, 8, dilation=2), ("batch", 9, 8, 4)),
     "reflected": (conv(3, 3, 2, 4, padding_mode="reflect"), ("batch", 9, 8, 2)),
     "transposed": (transposed(3, 3, 2, 4, stride=2), ("batch", 5, 6, 4)),
     "transposed, torch": (transposed(3, 2, 4, stride=2, padding="TORCH", dilation=2), ("batch", 5, 4)),
@@ -186,13 +197,13 @@ def check(function: Any, port: Port, fmt: str, case: str) -> bytes:
     port = fixed(port, fmt)
     if message := REFUSED.get((fmt, case)):
         with pytest.raises(UserError) as error:
-            export(function, [port], format=fmt)
+            export(function, [port], format=fmt, outputs=("y",))
         assert str(error.value).startswith(message)
-        return b""
+        return check(function, fixed(port, "tflite"), fmt, "with fixed sizes") if fmt == "onnx" else b""
     data = export(function, [port], format=fmt, outputs=("y",), metadata={"author": "me", "note": "ä\n2"})
     assert read_metadata(data, format=fmt) == {"author": "me", "note": "ä\n2"}
     run = load_exported(data, format=fmt)
-    for batch in (2,) if fmt == "tflite" else (1, 4):
+    for batch in (1, 4) if "batch" in port.shape else (2,):
         (x,) = random_inputs((port,), {"batch": batch})
         wanted = np.asarray(jax.jit(lambda x: function(x))(x))
         (actual,) = run(x)
@@ -205,7 +216,8 @@ def plain_convolutions(function: Any, port: Port) -> list[tuple[tuple[int, ...],
     """(dilation, groups) of each convolution that XLA is given."""
     (x,) = random_inputs((port,), {"batch": 1})
     with dilax.use_lowering("lax"):
-        text = str(jax.make_jaxpr(lambda x: function(x))(x))
+        jaxpr = jax.make_jaxpr(lambda x: function(x))(x).jaxpr
+    text = str(partial_eval.dce_jaxpr(jaxpr, [True])[0])  # the last layer of a WaveNet has a part that nothing uses
     found = re.findall(r"conv_general_dilated\[(.*?)\n\s*\]", text, re.DOTALL)
     assert len(found) == text.count("conv_general_dilated[")
     dilations = [re.search(r"rhs_dilation=\(([\d, ]+)\)", one) for one in found]

@@ -3,6 +3,8 @@
 ports.py       `Port`, checks of the arguments and of the program that is written
 packages.py    the packages that a format needs
 stablehlo.py   for JAX on CPU, CUDA and TPU
+onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations
+tflite.py      for LiteRT, on phones and other small devices
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +15,12 @@ import numpy as np
 
 from dilax import arguments
 from dilax.errors import UserError, shown
-from dilax.export import stablehlo
+from dilax.export import onnx, stablehlo, tflite
 from dilax.export.ports import Port, checked_program
 
 # Each format, and the suffix of its files.
-FORMATS = {"stablehlo": ".stablehlo"}
-_MODULES: dict[str, ModuleType] = {"stablehlo": stablehlo}
+FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx", "tflite": ".tflite"}
+_MODULES: dict[str, ModuleType] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}
 
 __all__ = ["FORMATS", "Port", "export", "load_exported", "read_metadata"]
 
@@ -37,6 +39,10 @@ def export(
     `use_lowering("lax")`, so that the convolutions are those of the runtime.
 
     - "stablehlo" runs in JAX on CPU, CUDA and TPU: `jax.export.deserialize(data).call(*arrays)`.
+    - "onnx" has a node for each convolution, pooling and resize. It is run in onnxruntime and compared with the function, at several sizes
+      if some vary: those of space may vary only where the results agree.
+    - "tflite" has fixed sizes. It is run in LiteRT and compared with the function. Convolutions are operations of TFLite; pooling and
+      resizing consist of slices and products.
 
     Args:
         function: Function of arrays, in the order of `inputs`, to an array or a tuple of arrays, such as
@@ -69,7 +75,8 @@ def load_exported(data: bytes, *, format: str) -> Callable[..., tuple[np.ndarray
 
     Args:
         data: The content of the file.
-        format: A key of `FORMATS`. The runtime is JAX for "stablehlo".
+        format: A key of `FORMATS`. The runtime is JAX for "stablehlo", onnxruntime for "onnx", and LiteRT for "tflite", each on the CPU
+            except JAX.
 
     Returns:
         Function of arrays, in the order of the inputs, to a tuple of arrays.

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,7 +78,10 @@ class Program:
         first = {port.shape[0] for port in self.inputs if port.shape}
         if not self.symbols:
             return [{}]
-        tries = [[(1, 3, 2)[n] if name in first else (64, 75, 97)[(n + i) % 3] for i, name in enumerate(self.symbols)] for n in range(3)]
+        count = 2 if set(self.symbols) <= first else 3
+        tries = [
+            [(1, 3, 2)[n] if name in first else (64, 75, 97)[(n + i) % 3] for i, name in enumerate(self.symbols)] for n in range(count)
+        ]
         return [dict(zip(self.symbols, sizes)) for sizes in tries]
 
 
@@ -214,23 +217,27 @@ def difference(actual: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(a[finite] - b[finite]), nan=np.inf).max() / scale)
 
 
-def checked_run(count: int, fmt: str, run: Callable[..., Any]) -> Run:
+def checked_run(count: int, fmt: str, run: Callable[..., Any], shapes: Sequence[tuple[int, ...]] | None = None) -> Run:
     """Return a function that runs a loaded program on arrays, and refuses arrays that do not fit it.
 
     Args:
         count: Number of inputs.
         fmt: The format, for messages.
         run: Function from a list of NumPy arrays to a sequence of arrays.
+        shapes: Shapes of the inputs, for an engine that does not check them.
     """
 
     def call(*arrays: Any) -> tuple[np.ndarray, ...]:
         if len(arrays) != count:
             raise UserError(f"load_exported: the program takes {count} arrays, got {len(arrays)}; give one for each input.")
+        given = [np.asarray(array) for array in arrays]
+        words = ", ".join(map(shown, given))
+        if shapes is not None and (wrong := [one.shape for one in given]) != list(shapes):
+            raise UserError(f"load_exported: the {fmt} program does not take {words}: shapes {wrong} are not {list(shapes)}.")
         try:
-            return tuple(np.asarray(one) for one in run([np.asarray(array) for array in arrays]))
+            return tuple(np.asarray(one) for one in run(given))
         except Exception as error:  # each engine has exceptions of its own
-            given = ", ".join(shown(np.asarray(array)) for array in arrays)
-            raise UserError(f"load_exported: the {fmt} program does not take {given}: {reason(error)}.") from error
+            raise UserError(f"load_exported: the {fmt} program does not take {words}: {reason(error)}.") from error
 
     return call
 
