@@ -78,11 +78,9 @@ class Program:
         first = {port.shape[0] for port in self.inputs if port.shape}
         if not self.symbols:
             return [{}]
-        count = 2 if set(self.symbols) <= first else 3
-        tries = [
-            [(1, 3, 2)[n] if name in first else (64, 75, 97)[(n + i) % 3] for i, name in enumerate(self.symbols)] for n in range(count)
-        ]
-        return [dict(zip(self.symbols, sizes)) for sizes in tries]
+        count = 2 if first.issuperset(self.symbols) else 3
+        places = list(enumerate(self.symbols))
+        return [{name: (1, 3, 2)[n] if name in first else (64, 75, 97)[(n + i) % 3] for i, name in places} for n in range(count)]
 
 
 def checked_program(function: Any, inputs: Any, outputs: Any, metadata: Any) -> Program:
