@@ -76,7 +76,10 @@ REFUSED: dict[tuple[str, str], str] = {
     # jax2onnx takes no padding of arrays whose batch varies; with a batch of two, it is exported.
     ("onnx", "conv_tasnet"): "export: format 'onnx' cannot express the operation 'pad' (Symbolic dimension 'batch' used in a context",
     # litert-converter makes a result of another size.
-    ("tflite", "transposed"): "export: in format 'tflite', output 'y' differs from the function's: inf of its range",
+    ("tflite", "transposed"): (
+        "export: format 'tflite' does not keep the meaning of the function: output 'y' is <array of shape (2, 12, 14, 2), dtype float32> and "
+        "should be <array of shape (2, 10, 12, 2), dtype float32>; use format 'stablehlo'."
+    ),
     (
         "tflite",
         "transposed, torch",
@@ -306,6 +309,58 @@ def test_stablehlo_takes_any_height_and_width():
     for sizes in ({"batch": 1, "height": 32, "width": 20}, {"batch": 2, "height": 17, "width": 31}):
         (x,) = random_inputs((Port("x", ("batch", "height", "width", 3), "float32"),), sizes)
         np.testing.assert_allclose(run(x)[0], function(x), rtol=1e-3, atol=1e-4)
+
+
+SPACE = Port("x", ("batch", "height", "width", 3), "float32")
+KERNEL, WIDER = weights(3, 3, 3, 4), weights(3, 3, 4, 4)
+# Functions of images of any size, and why ONNX cannot express those that it cannot.
+ANY_SIZE: dict[str, tuple[Any, str]] = {
+    "dilations": (lambda x: jax.nn.relu(dilax.dilated_conv(jax.nn.relu(conv(3, 3, 3, 4)(x)), WIDER, dilation=4)), ""),
+    "stride": (lambda x: dilax.dilated_conv(x, KERNEL, stride=2, padding="TORCH"), ""),
+    "pool and resize": (lambda x: dilax.resize(dilax.max_pool(x, 3, stride=1, padding=1), (2 * x.shape[1], 3 * x.shape[2])), ""),
+    "mean": (lambda x: x - dilax.dilated_conv(x, KERNEL).mean((1, 2, 3), keepdims=True), ""),
+    "padding": (
+        lambda x: dilax.dilated_conv(x, KERNEL, stride=2),
+        "export: in ONNX, the padding or size of a convolution cannot depend on sizes that vary; give ints for the spatial axes.",
+    ),
+    "size": (
+        lambda x: dilax.resize(dilax.dilated_conv(x, KERNEL, stride=2, padding="TORCH"), x.shape[1:3]),
+        "export: in ONNX, the padding or size of a resize cannot depend on sizes that vary; give ints for the spatial axes.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANY_SIZE)
+def test_onnx_takes_any_height_and_width_or_says_why_not(case):
+    needs("onnx")
+    function, message = ANY_SIZE[case]
+    if message:
+        with pytest.raises(UserError) as error:
+            export(function, [SPACE], format="onnx")
+        assert str(error.value) == message
+        return
+    run = load_exported(export(function, [SPACE], format="onnx"), format="onnx")
+    for sizes in ({"batch": 1, "height": 11, "width": 20}, {"batch": 5, "height": 24, "width": 7}):
+        (x,) = random_inputs((SPACE,), sizes)
+        np.testing.assert_allclose(run(x)[0], function(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_program_with_other_results_is_refused(monkeypatch):
+    needs("onnx")
+    x = Port("x", ("batch", 9, 8, 2), "float32")
+    # As if the dilation were lost on the way, at the same size.
+    monkeypatch.setattr("dilax.export.onnx_operations._attributes", lambda plan: dict(dilations=[1, 1]))
+    monkeypatch.setattr("dilax.export.onnx_operations._pads", lambda *_: [1, 1, 1, 1])
+    message = r"^export: format 'onnx' does not keep the meaning of the function: output 'output' differs by \d\.\de[+-]\d\d of its range"
+    with pytest.raises(UserError, match=message + r" at sizes {'batch': 1}; give ints"):
+        export(conv(3, 3, 2, 4, dilation=2), [x], format="onnx")
+
+
+def test_sizes_of_tflite_are_fixed():
+    needs("tflite")
+    with pytest.raises(UserError) as error:
+        export(lambda x: x, [SPACE], format="tflite")
+    assert str(error.value) == "export: format 'tflite' needs fixed sizes, and ('batch', 'height', 'width') vary; give ints."
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -192,19 +192,25 @@ def check_agreement(program: Program, run: Run, fmt: str) -> None:
         except UserError as error:
             raise UserError(f"export: the program in format {fmt!r} does not run at sizes {dict(sizes)}: {error}") from error
         for name, actual, wanted in zip(program.outputs, results, expected, strict=True):
-            error = difference(actual, wanted)
-            if not error <= TOLERANCE:
+            if wrong := _disagreement(actual, wanted):
                 at = f" at sizes {dict(sizes)}" if sizes else ""
+                hint = "give ints instead of sizes that vary, or " if sizes else ""
                 raise UserError(
-                    f"export: in format {fmt!r}, output {name!r} differs from the function's{at}: {error:.1e} of its range; "
-                    + ("give ints instead of sizes that vary." if sizes else "use format 'stablehlo'.")
+                    f"export: format {fmt!r} does not keep the meaning of the function: output {name!r} {wrong}{at}; {hint}use format "
+                    "'stablehlo'."
                 )
 
 
-def difference(actual: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest difference as a fraction of the range of what is wanted; infinity for another shape, or other places of NaN."""
-    if actual.shape != wanted.shape:
-        return np.inf
+def _disagreement(actual: np.ndarray, wanted: np.ndarray) -> str:
+    """Return in which way a result is not what is wanted, in words; "" if it is."""
+    if (actual.shape, actual.dtype) != (wanted.shape, wanted.dtype):
+        return f"is {shown(actual)} and should be {shown(wanted)}"
+    error = _difference(actual, wanted)
+    return "" if error <= TOLERANCE else f"differs by {error:.1e} of its range"
+
+
+def _difference(actual: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the largest difference as a fraction of the range of what is wanted; infinity for other places of NaN."""
     a, b = actual.astype(np.float64), wanted.astype(np.float64)
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
