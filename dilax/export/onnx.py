@@ -46,7 +46,7 @@ def write(program: Program) -> bytes:
 
 def _operation(error: BaseException) -> str:
     """Return the primitive at which jax2onnx failed, which its messages need not name: the innermost equation that it was at."""
-    equations = [frame.f_locals.get("eqn") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    equations: list[Any] = [frame.f_locals.get("eqn") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((str(one.primitive) for one in reversed(equations) if hasattr(one, "primitive")), "unknown")
 
 

@@ -123,10 +123,10 @@ def _checked_port(port: Any) -> Port:
     if not isinstance(port, Port):
         raise UserError(f"export: inputs has {shown(port)}, which is not a Port; give one, such as Port('x', (1, 32, 32, 3), 'float32').")
     _checked_name("inputs", port.name)
-    shape = tuple(port.shape) if isinstance(port.shape, list | tuple) else (None,)
+    shape: tuple[Any, ...] = tuple(port.shape) if isinstance(port.shape, list | tuple) else (None,)
     for size in shape:
         named = isinstance(size, str) and size.isidentifier() and size.isascii()
-        if not named and not (is_integer(size) and size >= 1):
+        if not named and not (is_integer(size) and int(size) >= 1):
             raise UserError(
                 f"export: input {port.name!r} has shape {shown(port.shape)}; give a tuple of ints of at least 1, or names such as 'batch'."
             )
