@@ -384,6 +384,8 @@ def test_a_program_that_is_damaged_or_given_wrong_arrays_is_refused(fmt):
     for data in (b"", b"no program", pathlib.Path(__file__).read_bytes()):
         with pytest.raises(UserError, match=r"^load_exported: the data is not a"):
             load_exported(data, format=fmt)
+        with pytest.raises(UserError, match=r"^read_metadata: the data is not a"):
+            read_metadata(data, format=fmt)
     run = load_exported(export(lambda x: x + 1, [Port("x", (2, 3), "float32")], format=fmt), format=fmt)
     with pytest.raises(UserError, match=r"^load_exported: the program takes 1 arrays, got 2; give one for each input\.$"):
         run(np.ones((2, 3)), 1)

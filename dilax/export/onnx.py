@@ -68,4 +68,6 @@ def metadata(data: bytes) -> dict[str, str]:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # google.protobuf.message.DecodeError, of a package that onnx brings
         raise UserError(f"read_metadata: the data is not an ONNX program ({reason(error)}); give that of format 'onnx'.") from error
+    if not model.ir_version:  # no bytes at all are an empty message
+        raise UserError("read_metadata: the data is not an ONNX program (it is empty); give that of format 'onnx'.")
     return {item.key: item.value for item in model.metadata_props}

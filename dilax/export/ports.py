@@ -259,5 +259,22 @@ def read_appended(data: bytes) -> dict[str, Any]:
     """Return what `appended` has appended; {} if that is nothing."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return {}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return json.loads(archive.read(_APPENDED)) if _APPENDED in archive.namelist() else {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return json.loads(archive.read(_APPENDED)) if _APPENDED in archive.namelist() else {}
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UserError(
+            f"load_exported: the archive at the end of the data is damaged ({reason(error)}); export the program again."
+        ) from error
+
+
+def appended_metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata that `appended` has appended.
+
+    Raises:
+        UserError: if there is none.
+    """
+    content = read_appended(data)
+    if "metadata" not in content:
+        raise UserError("read_metadata: the data is not a program that dilax.export wrote; give one of that format.")
+    return content["metadata"]

@@ -5,7 +5,7 @@ from jax import export as jax_export
 
 from dilax.errors import UserError, reason
 from dilax.export.packages import required
-from dilax.export.ports import Program, Run, appended, checked_run, read_appended
+from dilax.export.ports import Program, Run, appended, appended_metadata, checked_run
 from dilax.lowerings import use_lowering
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,4 +35,4 @@ def load(data: bytes) -> Run:
 
 def metadata(data: bytes) -> dict[str, str]:
     """Return the metadata that `write` has stored."""
-    return read_appended(data).get("metadata", {})
+    return appended_metadata(data)
