@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax import arguments, axis_operations, partitioning
+from dilax import arguments, axis_operations, partitioning, whole
 from dilax.arguments import is_integer, per_axis
 from dilax.errors import UserError, in_our_words, shown
 from dilax.geometry import IntOrTuple, Padding, effective_kernel_size, explicit_padding, output_size
@@ -66,8 +66,7 @@ def max_pool(
     x = arguments.array(caller, "x", x, "integer", "floating-point")
     windows = _windows(caller, x, window, stride, padding, dilation)
     _check_only_padding(caller, x, windows, padding)
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    return _pool(x, windows, lowest, _first_of_largest)
+    return _max_pool(x, windows=windows)
 
 
 @in_our_words
@@ -111,15 +110,9 @@ def avg_pool(
     x = arguments.array(caller, "x", x, "floating-point")
     arguments.flag(caller, "count_padding", count_padding)
     windows = _windows(caller, x, window, stride, padding, dilation)
-    wide = widened(x)
-    total = _pool(wide, windows, 0, lax.add)
-    if count_padding or not any(any(pair) for _, _, pair, _ in windows):
-        return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)
-    _check_only_padding(caller, x, windows, padding)
-    for axis, taps in enumerate(windows, start=1):
-        count = _pool(jnp.ones((1, x.shape[axis], 1), wide.dtype), (taps,), 0, lax.add)
-        total = total / count.reshape(*(-1 if i == axis else 1 for i in range(x.ndim)))
-    return total.astype(x.dtype)
+    if not count_padding:
+        _check_only_padding(caller, x, windows, padding)
+    return _avg_pool(x, windows=windows, count_padding=bool(count_padding))
 
 
 def pool_sequence(x: jax.Array, *, kind: str, mask: jax.Array | None = None) -> jax.Array:
@@ -208,6 +201,25 @@ def _pool(x: jax.Array, windows: Windows, outside: float, combine: Combine) -> j
     for axis, window in reversed(list(enumerate(windows, start=1))):
         x = _pool_axis(x, axis, *window, outside, combine)
     return x
+
+
+def _max(x: jax.Array, *, windows: Windows) -> jax.Array:
+    return _pool(x, windows, -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min, _first_of_largest)
+
+
+def _mean(x: jax.Array, *, windows: Windows, count_padding: bool) -> jax.Array:
+    wide = widened(x)
+    total = _pool(wide, windows, 0, lax.add)
+    if count_padding or not any(any(pair) for _, _, pair, _ in windows):
+        return (total / math.prod(taps for taps, *_ in windows)).astype(x.dtype)
+    for axis, taps in enumerate(windows, start=1):
+        count = _pool(jnp.ones((1, x.shape[axis], 1), wide.dtype), (taps,), 0, lax.add)
+        total = total / count.reshape(*(-1 if i == axis else 1 for i in range(x.ndim)))
+    return total.astype(x.dtype)
+
+
+_max_pool = whole.define("dilax_max_pool", _max)
+_avg_pool = whole.define("dilax_avg_pool", _mean)
 
 
 def _pool_axis(

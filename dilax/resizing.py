@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dilax import arguments, axis_operations, partitioning
+from dilax import arguments, axis_operations, partitioning, whole
 from dilax.arguments import is_integer, per_axis
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
@@ -55,13 +55,20 @@ def resize(x: jax.Array, size: IntOrTuple, *, method: str = "bilinear", align_co
     sizes = per_axis(size, x.ndim - 2, "size", "resize", symbolic=True)
     if 0 in x.shape[1:-1]:
         raise UserError(f"resize: x of shape {x.shape} has an empty axis; there is nothing to interpolate.")
+    return _whole(x, size=sizes, method=method, align_corners=align_corners)
+
+
+def _resize(x: jax.Array, *, size: tuple[Any, ...], method: str, align_corners: bool) -> jax.Array:
     narrow = method == "bilinear" and jnp.finfo(x.dtype).bits < 32
     y = x.astype(jnp.float32) if narrow else x
     # The last axis first: the product over the first axis, which is the largest one, then moves no data for a batch of one.
-    for axis, (old, new) in reversed(list(enumerate(zip(x.shape[1:-1], sizes), start=1))):
+    for axis, (old, new) in reversed(list(enumerate(zip(x.shape[1:-1], size), start=1))):
         if old != new:
             y = _resize_nearest(y, axis, new) if method == "nearest" else _resize_linear(y, axis, new, align_corners)
     return y.astype(x.dtype)
+
+
+_whole = whole.define("dilax_resize_space", _resize)
 
 
 def _check(x: jax.Array, method: str, align_corners: bool) -> None:

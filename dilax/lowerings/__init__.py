@@ -12,6 +12,7 @@ onednn.py       "onednn": the convolutions of oneDNN, if `dilax-onednn` is insta
 
 import jax
 
+from dilax import whole
 from dilax.lowerings import primitives, registry, xla
 from dilax.lowerings.onednn import status as onednn_status
 from dilax.lowerings.onednn import version as onednn_version
@@ -45,10 +46,7 @@ def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> 
     Returns:
         (batch, *output_size, c_out).
     """
-    lowering = _resolve(lowering, plan)
-    if lowering == "lax":
-        return LOWERINGS["lax"].output(x, kernel, plan)
-    return primitives.bind("output", x, kernel, plan, lowering)
+    return _conv(x, kernel, plan=plan, lowering=lowering)
 
 
 def convolve_transpose(y: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> jax.Array:
@@ -63,10 +61,25 @@ def convolve_transpose(y: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering
     Returns:
         (batch, *space, c_in).
     """
+    return _conv_transpose(y, kernel, plan=plan, lowering=lowering)
+
+
+def _output(x: jax.Array, kernel: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
+    lowering = _resolve(lowering, plan)
+    if lowering == "lax":
+        return LOWERINGS["lax"].output(x, kernel, plan)
+    return primitives.bind("output", x, kernel, plan, lowering)
+
+
+def _input_gradient(y: jax.Array, kernel: jax.Array, *, plan: ConvPlan, lowering: str) -> jax.Array:
     lowering = _resolve(lowering, plan)
     if lowering == "lax":
         return xla.input_gradient(*primitives.vary_alike(y, kernel), plan)
     return primitives.bind("input_gradient", y, kernel, plan, lowering)
+
+
+_conv = whole.define("dilax_conv", _output)
+_conv_transpose = whole.define("dilax_conv_transpose", _input_gradient)
 
 
 def _resolve(lowering: str, plan: ConvPlan) -> str:

@@ -1,0 +1,75 @@
+"""TFLite, for LiteRT on phones and microcontrollers, without TensorFlow: StableHLO of `jax.export`, converted by litert-converter."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import export as jax_export
+
+from dilax.errors import UserError, reason
+from dilax.export.packages import required
+from dilax.export.ports import Program, Run, appended, appended_metadata, check_agreement, checked_run, read_appended
+from dilax.lowerings import use_lowering
+
+SIGNATURE = "serving_default"
+
+
+def write(program: Program) -> bytes:
+    """Return the bytes of a program, to which the metadata is appended, and that ai-edge-litert runs with the results of the function."""
+    required("litert_converter", "tflite")
+    required("ai_edge_litert.interpreter", "tflite")
+    if program.symbols:
+        raise UserError(f"export: format 'tflite' needs fixed sizes, and {program.symbols} vary; give ints.")
+    with use_lowering("lax"):
+        # For one platform that has no variants of operations of its own: the converter knows StableHLO alone.
+        exported = jax_export.export(jax.jit(lambda *arrays: program.function(*arrays)), platforms=("tpu",))(*program.shapes())
+    names = [port.name for port in program.inputs]
+    order = {"inputs": names, "outputs": list(program.outputs)}  # a signature does not keep it
+    data = appended(_converted(exported.mlir_module(), names, program.outputs), order | {"metadata": dict(program.metadata)})
+    check_agreement(program, load(data), "tflite")
+    return data
+
+
+def _converted(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Convert StableHLO. These calls of litert-converter are not documented: they are those of its own front ends."""
+    api = required("litert_converter.converter_api_ext", "tflite")
+    ir, passes = required("litert_converter.mlir.ir", "tflite"), required("litert_converter.mlir.passmanager", "tflite")
+    utilities = required("litert_converter.tools.model_utils.transform", "tflite")
+    with utilities.get_ir_context() as context:
+        api.prepare_mlir_context(context)
+        module = ir.Module.parse(text)
+        api.set_signature(module.operation, SIGNATURE, list(inputs), list(outputs))
+        try:
+            api.run_convert_to_tfl_passes(module, passes.PassManager(), api.ConvertToTFLConfig())
+            return bytes(api.export_flatbuffer_to_bytes(module.operation))
+        except Exception as error:  # those of MLIR and of the bindings
+            found = re.search(r"operation '(?:\w+\.)?(\w+)'", str(error))
+            operation = f"operation {found[1]!r}" if found else f"function ({reason(error)})"
+            raise UserError(f"export: format 'tflite' cannot express the {operation}; use format 'onnx' or 'stablehlo'.") from error
+
+
+def load(data: bytes) -> Run:
+    """Return a function that runs the program in ai-edge-litert."""
+    litert = required("ai_edge_litert.interpreter", "tflite")
+    try:
+        interpreter = litert.Interpreter(model_content=data)
+        interpreter.allocate_tensors()
+        runner = interpreter.get_signature_runner(SIGNATURE)
+        signature = interpreter.get_signature_list()[SIGNATURE]
+    except Exception as error:  # ValueError, RuntimeError and KeyError, among others
+        raise UserError(f"load_exported: the data is not a TFLite program that LiteRT runs ({reason(error)}).") from error
+    order = read_appended(data)
+    names, results = (order.get(kind) or signature[kind] for kind in ("inputs", "outputs"))
+
+    def run(arrays: list[Any]) -> list[Any]:
+        found = runner(**dict(zip(names, arrays)))
+        return [found[name] for name in results]
+
+    details = runner.get_input_details()  # the runner would change the sizes to those of any array
+    return checked_run(len(names), "tflite", run, [tuple(map(int, details[name]["shape"])) for name in names])
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata that `write` has stored."""
+    return appended_metadata(data)
