@@ -34,6 +34,11 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a file of text as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # for names of files that are not UTF-8
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Replace a file atomically: neither a reader, nor a kill, nor a power failure ever leaves half of it.
 
     Raises:
@@ -41,8 +46,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     scratch = path.with_name(path.name + PART)
     with writing(path):
-        with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:  # for names of files that are not UTF-8
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)

@@ -23,6 +23,7 @@ from train.keys import Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
+    Portable,
     Report,
     Scores,
     Shape,
@@ -114,6 +115,14 @@ class Classification(Task):
             for i in wrong
         ]
         return [report_table("Files of the mistakes shown", head, rows)]
+
+    def portable(self, inference: Inference) -> Portable:
+        """Images to probabilities."""
+
+        def probabilities(image: jax.Array) -> jax.Array:
+            return jax.nn.softmax(images.logits(inference, image))
+
+        return images.portable(inference, probabilities, "probabilities", lambda found: np.log(np.maximum(found, 1e-30)))
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
+    Portable,
     Report,
     Scores,
     Shape,
@@ -186,6 +187,17 @@ class Segmentation(Task):
         changed = copy.copy(self)
         changed.scales, changed.flip = read_scales(args.scales), args.flip
         return changed
+
+    def portable(self, inference: Inference) -> Portable:
+        """Images of the size of the run to the class of each pixel."""
+        classes = len(self.spec.outputs)
+
+        def most_probable(image: jax.Array) -> jax.Array:
+            return images.logits(inference, image).argmax(-1).astype(jnp.int32)
+
+        return images.portable(
+            inference, most_probable, "classes", lambda found: (found[..., None] == np.arange(classes)).astype(np.float32)
+        )
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
