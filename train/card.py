@@ -120,7 +120,7 @@ def _usage(spec: DataSpec, folder: str) -> str:
     return (
         f"```python\n{code}\n```\n\n"
         "Fine-tune it on other data, from a checkout of dilax, with `--config.init_from` and the path of this folder. "
-        "The parameters alone are `dilax.read_weights`."
+        "`dilax.read_weights` reads the variables alone."
     )
 
 
