@@ -181,8 +181,12 @@ def _read_published(folder: pathlib.Path) -> dict[str, Any]:
 
 def shapes_of(model: nn.Module, spec: DataSpec) -> Any:
     """Return the shapes of the variables of a model for such data."""
-    x = jax.ShapeDtypeStruct((1, *spec.input_shape), spec.dtype)
-    return jax.eval_shape(lambda key, x: model.init(key, **model_arguments(model, x), train=False), jax.random.key(0), x)
+
+    def init(key: jax.Array, x: jax.Array) -> Any:
+        given: dict[str, Any] = model_arguments(model, x)
+        return model.init(key, **given, train=False)
+
+    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *spec.input_shape), spec.dtype))
 
 
 def mismatches(saved: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> str:
