@@ -427,6 +427,16 @@ def test_a_run_that_nothing_was_measured_of(tmp_path):
     json.loads((tmp_path / "out" / "model.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_a_run_whose_weights_are_of_another_model(tmp_path):
+    workdir = make_run(tiny(), tmp_path / "run")
+    status = json.loads((workdir / "run.json").read_text())
+    status["model"]["features"] = [4, 7]
+    (workdir / "run.json").write_text(json.dumps({**status, "seal": loading.seal(status)}))
+    said = refused(lambda: publish.publish(workdir, tmp_path / "out"))
+    assert said.startswith(f"the checkpoint in {workdir} is of another model or optimiser: it batch_stats/")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
     workdir, out, none = published("digits")[0], tmp_path / "out", tmp_path / "none"
     early = make_run(tiny(), tmp_path / "early", finished=False)

@@ -20,10 +20,11 @@ from ml_collections import ConfigDict
 import dilax
 from dilax import DataSpec
 from dilax.errors import UserError, one_line
-from dilax.loading import PUBLISHED_FORMAT, checksum, read_best, seal
+from dilax.loading import PUBLISHED_FORMAT, checksum, describe_leaves, make_model, read_best, seal, shapes_of
 from dilax.publishing import CARD, DESCRIPTION, WEIGHTS
 from train import cli, report
 from train.card import NOT_STATED, card, figure
+from train.checkpoint import check_same_leaves
 from train.config import task_class
 from train.files import PART, write_text, writing
 from train.folder import read_run
@@ -50,6 +51,8 @@ def publish(workdir: pathlib.Path, out: pathlib.Path, *, licence: str = NOT_STAT
     described = describe(config, status, variables, meta)
     given: Any = config
     spec = DataSpec.from_json(described["data"])
+    wanted = describe_leaves(shapes_of(make_model(described["model"]), spec))
+    check_same_leaves(describe_leaves(variables), wanted, f"the checkpoint in {workdir}")
     title = report.title(given.name, given.task, given.model.name, spec.name, given.data.dir)
     hub_task = task_class(given.task)(config, spec).hub_task()
     text = card(described, title, out.name, hub_task=hub_task, licence=licence, data_licence=data_licence)
@@ -57,7 +60,6 @@ def publish(workdir: pathlib.Path, out: pathlib.Path, *, licence: str = NOT_STAT
         dilax.save_weights(variables, folder / WEIGHTS)
         write_text(folder / DESCRIPTION, json.dumps(described, indent=2))
         write_text(folder / CARD, text)
-        dilax.load(folder)  # what cannot be read back is not published
     return described
 
 
