@@ -26,6 +26,11 @@ _KINDS: dict[str, Any] = {
     **{"run": str, "step": int, "train_seconds": int | float, "finished": bool, "metrics": dict, "records": dict},
     **{"task": str, "pool": str, "image_size": int, "versions": dict, "training": dict, "checksum": int},
 }
+# What the items of lists in their description of the data are.
+_ITEMS: dict[str, Any] = {
+    **{"input_shape": int, "outputs": str, "symbols": str},
+    **dict.fromkeys(("mean", "std", "class_weights"), int | float),
+}
 FORMAT = 3  # of run.json; folders of another format are refused
 PUBLISHED_FORMAT = 1  # of model.json
 _TRAIN_AGAIN = "restore it, or train the run again with --restart"
@@ -89,6 +94,15 @@ def read_description(folder: pathlib.Path) -> dict[str, Any]:
             "that train.publish wrote, or install the version of dilax that wrote it."
         )
     _check_status(path, described, _PUBLISH_AGAIN)
+    model, data = described["model"], described["data"]
+    if isinstance(model["name"], str) and model["name"] in models.MODELS:
+        counted = {
+            **dict.fromkeys(models.output_fields(model["name"]), "outputs"),
+            **dict.fromkeys(models.symbol_fields(model["name"]), "symbols"),
+        }
+        for field, names in counted.items():
+            if model.get(field) != len(data.get(names, [])):
+                raise _damaged(path, f"{field} is {model.get(field)!r}, and {names} has {len(data.get(names, []))} names", _PUBLISH_AGAIN)
     return described
 
 
@@ -124,6 +138,7 @@ def _check_status(path: pathlib.Path, status: dict[str, Any], remedy: str) -> No
     usual = DataSpec("", (), ()).to_json()
     wrong = [name for name, value in data.items() if not isinstance(value, list if isinstance(usual[name], tuple) else type(usual[name]))]
     wrong += [name for name, kind in _KINDS.items() if name in status and not isinstance(status[name], kind)]
+    wrong = wrong or [name for name, kind in _ITEMS.items() if not all(isinstance(item, kind) for item in data.get(name, []))]
     if wrong:
         raise _damaged(path, f"{wrong[0]} is of the wrong type", remedy)
 

@@ -242,11 +242,15 @@ def change(**values: Any) -> Callable[[pathlib.Path], None]:
     return damage
 
 
-def edit(old: str, new: str) -> Callable[[pathlib.Path], None]:
+def edit(old: str, new: str, *, sealed: bool = False) -> Callable[[pathlib.Path], None]:
+    """Change the text of model.json, and make its checksum right if it is to be `sealed`."""
+
     def damage(copied: pathlib.Path) -> None:
         text = (copied / "model.json").read_text()
         assert old in text
-        (copied / "model.json").write_text(text.replace(old, new))
+        (copied / "model.json").write_text(text.replace(old, new, 1))
+        if sealed:
+            change()(copied)
 
     return damage
 
@@ -278,6 +282,12 @@ DAMAGE: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "another format": (change(format=9), "{0}/model.json is of format 9, and this version of dilax reads format 1; "),
     "an unknown model": (change(model={"name": "dilated_cn"}), "models.create: unknown model 'dilated_cn'; "),
     "no data": (change(data=3), f"{{0}}/model.json is damaged (it does not describe the data and the model); {AGAIN}"),
+    "a class more": (
+        edit('"0",', '"0", "ten",', sealed=True),
+        f"{{0}}/model.json is damaged (num_classes is 10, and outputs has 11 names); {AGAIN}",
+    ),
+    "a number for a name": (edit('"7"', "7", sealed=True), f"{{0}}/model.json is damaged (outputs is of the wrong type); {AGAIN}"),
+    "a size for a name": (edit('"input_shape": [', '"input_shape": ["a", ', sealed=True), "{0}/model.json is damaged (input_shape is "),
     "a wrong type": (change(pool=3), f"{{0}}/model.json is damaged (pool is of the wrong type); {AGAIN}"),
 }
 
