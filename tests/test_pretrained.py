@@ -1,6 +1,7 @@
 """The weights in pretrained/ do what their cards say."""
 
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ def test_the_digits_are_read_as_the_card_says():
         ((name, probability),) = model.predict(batch["image"][i])
         assert name == str(logits[i].argmax())
         assert probability == pytest.approx(np.exp(logits[i].max()) / np.exp(logits[i]).sum(), abs=1e-5)
+
+
+def test_the_training_program_is_not_needed(monkeypatch):
+    for name in ("orbax", "orbax.checkpoint", "ml_collections", "mlxtend"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert dilax.load(FOLDER).task == "classification"
 
 
 def test_it_is_small():

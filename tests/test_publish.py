@@ -462,6 +462,11 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
             f"{early} does not hold a trained run (it has no best/); train one there, or give the folder of another run.",
         ),
         (
+            ["--workdir", published("digits")[1], "--out", out],
+            f"--workdir={published('digits')[1]} holds published weights, not a run; predict with dilax.load in Python, or give it as "
+            "--config.init_from to train from them.",
+        ),
+        (
             ["--workdir", workdir, "--out", out, "--licence="],
             "a licence is empty; give its name, such as Apache-2.0, or leave the flag out.",
         ),
