@@ -18,6 +18,7 @@ from dilax import (
     models,
     plots,
     pooling,
+    publishing,
     sounds,
     spec,
     streaming,
@@ -38,6 +39,7 @@ from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.plan import ConvPlan
 from dilax.pooling import avg_pool, max_pool, pool_sequence
+from dilax.publishing import read_weights, save_weights
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -102,9 +104,12 @@ __all__ = [
     "plots",
     "pool_sequence",
     "pooling",
+    "publishing",
+    "read_weights",
     "receptive_field",
     "resize",
     "sample",
+    "save_weights",
     "select_lowering",
     "separable_conv",
     "sounds",

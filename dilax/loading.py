@@ -1,4 +1,4 @@
-"""Read the folder of a run: its description, its best variables, and from both a model that is ready to predict."""
+"""Read the folder of a run, or of published weights: its description, its variables, and from both a model that is ready to predict."""
 
 import contextlib
 import json
@@ -14,40 +14,54 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dilax import arguments, models
+from dilax import models, publishing
 from dilax.errors import UserError, reason
 from dilax.files import user_path
-from dilax.inference import Inference
+from dilax.inference import Inference, model_arguments
 from dilax.spec import DataSpec
 
 STATUS, BEST = "run.json", "best"
-# What values of run.json are, if they are there.
-_KINDS: dict[str, Any] = {"run": str, "step": int, "train_seconds": int | float, "finished": bool, "metrics": dict, "records": dict}
+# What values of run.json and model.json are, if they are there.
+_KINDS: dict[str, Any] = {
+    **{"run": str, "step": int, "train_seconds": int | float, "finished": bool, "metrics": dict, "records": dict},
+    **{"task": str, "pool": str, "image_size": int, "versions": dict, "training": dict, "checksum": int},
+}
+# What the items of lists in their description of the data are.
+_ITEMS: dict[str, Any] = {
+    **{"input_shape": int, "outputs": str, "symbols": str},
+    **dict.fromkeys(("mean", "std", "class_weights"), int | float),
+}
 FORMAT = 3  # of run.json; folders of another format are refused
+PUBLISHED_FORMAT = 1  # of model.json
+_TRAIN_AGAIN = "restore it, or train the run again with --restart"
+_PUBLISH_AGAIN = "download the folder again, or publish the run again"
 
 
 def load(folder: str | pathlib.Path) -> Inference:
-    """Read a trained model from the folder of a run of `python -m train.main`.
+    """Read a trained model from the folder of a run of `python -m train.main`, or from weights that `python -m train.publish` wrote.
 
     Args:
-        folder: The folder, such as "runs/digits".
+        folder: The folder, such as "runs/digits"; or "hf:owner/name", a model on the Hugging Face Hub, which requires huggingface_hub;
+            "hf:owner/name@revision" is a branch, a tag or a commit of it.
 
     Returns:
         The model with its best variables; see `dilax.Inference`.
 
     Raises:
-        UserError: if the folder does not hold a run, or the run has not saved a model yet, or a file is damaged.
+        UserError: if the folder holds neither, or the run has not saved a model yet, or a file is damaged, or the model cannot be fetched.
 
     Example:
         >>> digits = load("runs/digits")  # doctest: +SKIP
         >>> digits.predict("image.png")  # doctest: +SKIP
         [('7', 0.998)]
     """
-    folder = arguments.path("load", "folder", folder).absolute()
-    status = read_status(folder)
+    place = publishing.locate("load", "folder", folder)
+    status = read_description(place)
     if not status:
-        raise UserError(f"{folder} does not hold a run; train one with `python -m train.main --config=... --workdir={folder}`.")
-    model, spec, variables = make_model(status["model"]), DataSpec.from_json(status["data"]), read_variables(folder)
+        raise UserError(
+            f"{place} does not hold a run or published weights; train one with `python -m train.main --config=... --workdir={place}`."
+        )
+    model, spec, variables = make_model(status["model"]), DataSpec.from_json(status["data"]), read_variables(place)
     return Inference(model, variables, spec, **{name: status[name] for name in ("pool", "task", "image_size") if name in status})
 
 
@@ -64,6 +78,34 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def read_description(folder: pathlib.Path) -> dict[str, Any]:
+    """Return what a folder says of its model: model.json of published weights, else run.json of a run, or an empty dict if it has neither.
+
+    Raises:
+        UserError: if it was written by another version, or is damaged.
+    """
+    if not publishing.is_published(folder):
+        return read_status(folder)
+    path = folder / publishing.DESCRIPTION
+    described = read_json(path, remedy=_PUBLISH_AGAIN)
+    if described.get("format") != PUBLISHED_FORMAT:
+        raise UserError(
+            f"{path} is of format {described.get('format')!r}, and this version of dilax reads format {PUBLISHED_FORMAT}; give a folder "
+            "that train.publish wrote, or install the version of dilax that wrote it."
+        )
+    _check_status(path, described, _PUBLISH_AGAIN)
+    model, data = described["model"], described["data"]
+    if isinstance(model["name"], str) and model["name"] in models.MODELS:
+        counted = {
+            **dict.fromkeys(models.output_fields(model["name"]), "outputs"),
+            **dict.fromkeys(models.symbol_fields(model["name"]), "symbols"),
+        }
+        for field, names in counted.items():
+            if model.get(field) != len(data.get(names, [])):
+                raise _damaged(path, f"{field} is {model.get(field)!r}, and {names} has {len(data.get(names, []))} names", _PUBLISH_AGAIN)
+    return described
+
+
 def read_status(folder: pathlib.Path) -> dict[str, Any]:
     """Return run.json, or an empty dict if there is none.
 
@@ -78,25 +120,35 @@ def read_status(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds a run of an earlier version of dilax, which this version cannot read; train it again in another folder."
         )
-    if status.get("seal", seal(status)) != seal(status):
-        raise _damaged(path, "it does not match its checksum")
-    data, model = status.get("data"), status.get("model")
-    if not isinstance(data, dict) or not isinstance(model, dict) or "name" not in model:
-        raise _damaged(path, "it does not describe the data and the model")
-    try:
-        DataSpec.from_json(data)
-    except TypeError as error:
-        raise _damaged(path, f"its description of the data does not fit: {error}") from error
-    usual = DataSpec("", (), ()).to_json()
-    wrong = [name for name, value in data.items() if not isinstance(value, list if isinstance(usual[name], tuple) else type(usual[name]))]
-    wrong += [name for name, kind in _KINDS.items() if name in status and not isinstance(status[name], kind)]
-    if wrong:
-        raise _damaged(path, f"{wrong[0]} is of the wrong type")
+    _check_status(path, status, _TRAIN_AGAIN)
     return status
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return what a file of a run holds.
+def _check_status(path: pathlib.Path, status: dict[str, Any], remedy: str) -> None:
+    """Refuse a description that does not match its checksum, or has parts that cannot be used."""
+    if status.get("seal", seal(status)) != seal(status):
+        raise _damaged(path, "it does not match its checksum", remedy)
+    data, model = status.get("data"), status.get("model")
+    if not isinstance(data, dict) or not isinstance(model, dict) or "name" not in model:
+        raise _damaged(path, "it does not describe the data and the model", remedy)
+    try:
+        DataSpec.from_json(data)
+    except TypeError as error:
+        raise _damaged(path, f"its description of the data does not fit: {error}", remedy) from error
+    usual = DataSpec("", (), ()).to_json()
+    wrong = [name for name, value in data.items() if not isinstance(value, list if isinstance(usual[name], tuple) else type(usual[name]))]
+    wrong += [name for name, kind in _KINDS.items() if name in status and not isinstance(status[name], kind)]
+    wrong = wrong or [name for name, kind in _ITEMS.items() if not all(isinstance(item, kind) for item in data.get(name, []))]
+    if wrong:
+        raise _damaged(path, f"{wrong[0]} is of the wrong type", remedy)
+
+
+def read_json(path: pathlib.Path, *, remedy: str = _TRAIN_AGAIN) -> dict[str, Any]:
+    """Return what a file of a run, or of published weights, holds.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is damaged; by default, if it is a file of a run.
 
     Raises:
         UserError: if it cannot be read, or does not hold an object in JSON.
@@ -104,25 +156,72 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error), remedy) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; fix that, or restore the file.") from error
     if not isinstance(values, dict):
-        raise _damaged(path, "it does not hold an object")
+        raise _damaged(path, "it does not hold an object", remedy)
     return values
 
 
-def _damaged(path: pathlib.Path, reason: str) -> UserError:
-    return UserError(f"{path} is damaged ({reason}); restore it, or train the run again with --restart.")
+def _damaged(path: pathlib.Path, reason: str, remedy: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); {remedy}.")
 
 
 def read_variables(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the best variables of a run, such as {"params": ..., "batch_stats": ...}, as numpy arrays.
+    """Return the best variables of a run, or published ones, such as {"params": ..., "batch_stats": ...}, as numpy arrays.
 
     Raises:
         UserError: if the folder does not hold a trained run, or its checkpoint is damaged.
     """
     folder = user_path(folder).absolute()  # orbax reads no others
+    return _read_published(folder) if publishing.is_published(folder) else read_best(folder)[0]
+
+
+def _read_published(folder: pathlib.Path) -> dict[str, Any]:
+    described, path = read_description(folder), folder / publishing.WEIGHTS
+    if not path.exists():
+        raise UserError(f"{folder} has lost its {publishing.WEIGHTS}; {_PUBLISH_AGAIN}.")
+    variables = {"params": {}, "batch_stats": {}, **publishing.read_weights(path)}
+    wanted = describe_leaves(shapes_of(make_model(described["model"]), DataSpec.from_json(described["data"])))
+    if wrong := mismatches(describe_leaves(variables), wanted):
+        raise UserError(
+            f"{path} does not fit the model that {publishing.DESCRIPTION} describes: it {wrong}. Both must come from the same folder; "
+            f"{_PUBLISH_AGAIN}."
+        )
+    if described.get("checksum", found := checksum(variables)) != found:
+        raise _damaged(path, f"its checksum is not the one in {publishing.DESCRIPTION}", _PUBLISH_AGAIN)
+    return variables
+
+
+def shapes_of(model: nn.Module, spec: DataSpec) -> Any:
+    """Return the shapes of the variables of a model for such data."""
+
+    def init(key: jax.Array, x: jax.Array) -> Any:
+        given: dict[str, Any] = model_arguments(model, x)
+        return model.init(key, **given, train=False)
+
+    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *spec.input_shape), spec.dtype))
+
+
+def mismatches(saved: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> str:
+    """Say in words how variables differ from those of a model, both as `describe_leaves` returns them; "" if they do not."""
+    missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    both = sorted(wanted.keys() & saved.keys())
+    pairs = [(path, [(ours, theirs) for ours, theirs in zip(saved[path], wanted[path]) if ours != theirs]) for path in both]
+    others = [f"{path} is {differ[0][0]}, not {differ[0][1]}" for path, differ in pairs if differ]  # in shape, else in dtype
+    return "; ".join([f"lacks {', '.join(missing)}"] * bool(missing) + [f"also has {', '.join(extra)}"] * bool(extra) + others)
+
+
+def read_best(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the best variables of a run, and what was saved with them: their step, and the metrics that they were chosen by.
+
+    Args:
+        folder: The folder of the run, absolute.
+
+    Raises:
+        UserError: if the folder does not hold a trained run, or its checkpoint is damaged.
+    """
     if not (folder / BEST).is_dir():
         raise UserError(f"{folder} does not hold a trained run (it has no {BEST}/); train one there, or give the folder of another run.")
     run = read_status(folder).get("run")
@@ -153,8 +252,8 @@ def _newest_step(saves: pathlib.Path) -> int | None:
     return max((int(path.name) for path in saves.iterdir() if path.name.isdecimal()), default=None)
 
 
-def _read_save(reader: Any, save: pathlib.Path, run: str | None) -> dict[str, Any]:
-    """Return the variables in one save of a run as numpy arrays; raise an error of any class if it is damaged."""
+def _read_save(reader: Any, save: pathlib.Path, run: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the variables in one save of a run as numpy arrays, and what describes them; raise an error of any class if it is damaged."""
     import orbax.checkpoint as ocp
 
     meta = reader.restore(save, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -162,7 +261,7 @@ def _read_save(reader: Any, save: pathlib.Path, run: str | None) -> dict[str, An
     like = _tree_of(meta["leaves"], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     tree = reader.restore(save, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
     check_tree(meta, tree)
-    return jax.tree.map(np.asarray, tree)
+    return jax.tree.map(np.asarray, tree), meta
 
 
 def _not_yet(folder: pathlib.Path) -> str:

@@ -165,7 +165,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a weights file.")
     try:
-        read = {".safetensors": _read_safetensors, ".npz": _read_npz}.get(path.suffix, _read_torch)
+        read = {".safetensors": read_safetensors, ".npz": _read_npz}.get(path.suffix, _read_torch)
         state = read(path)
     except ImportError as error:
         package = "safetensors" if path.suffix == ".safetensors" else "torch"
@@ -238,7 +238,13 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in state.items()}
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the arrays in a .safetensors file by name.
+
+    Raises:
+        UserError: if it is damaged.
+        ImportError: if safetensors is not installed.
+    """
     import safetensors.numpy
 
     try:

@@ -146,6 +146,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "autotune": {"what": PLAN, "measure": "forward", "repeats": 1, "table": False},
     "fold_batch_norm": {"model": BLOCK, "variables": BLOCK_VARIABLES, "x": SERIES},
     "load": {"folder": "nowhere"},
+    "save_weights": {"variables": TCN_VARIABLES, "path": "weights.safetensors"},
+    "read_weights": {"path": "nowhere.safetensors"},
     "load_weights": {"source": "torchvision:resnet18", "path": "nowhere.pth", "fields": {}},
     "check_causal": {"fn": square, "x": SERIES, "cuts": (2, 3)},
     "check_streamable": {"model": TCN, "variables": TCN_VARIABLES, "x": SERIES[..., :2], "chunks": (3, 2), "tolerance": 1e-3},
@@ -232,7 +234,7 @@ def test_wrong_arguments_of_functions(name, argument, tmp_path, monkeypatch, cap
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("load", "load_weights", "create")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("load", "load_weights", "read_weights", "create")])
 def test_valid_calls_are_not_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, function, valid = ALL[name]

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dilax.errors import UserError, reason
-from dilax.loading import check_description, check_tree, describe_leaves, describe_save
+from dilax.loading import check_description, check_tree, describe_leaves, describe_save, mismatches
 from train import hosts
 
 CHECKPOINTS = "checkpoints"
@@ -245,12 +245,5 @@ def check_same_leaves(saved: dict[str, list[Any]], wanted: dict[str, list[Any]],
     Raises:
         UserError: listing what is missing, superfluous, or of another shape.
     """
-    missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
-    shapes = [
-        f"{path} is {saved[path][0]}, not {wanted[path][0]}" for path in sorted(wanted.keys() & saved.keys()) if saved[path] != wanted[path]
-    ]
-    words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"also has {', '.join(extra)}"] * bool(extra) + shapes
-    if words:
-        raise UserError(
-            f"{what} is of another model or optimiser: it {'; '.join(words)}. Give the config it was made with, or another --workdir."
-        )
+    if words := mismatches(saved, wanted):
+        raise UserError(f"{what} is of another model or optimiser: it {words}. Give the config it was made with, or another --workdir.")

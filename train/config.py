@@ -49,7 +49,7 @@ KEYS: Keys = {
     ),
     "report": Key(True, "write report/ at the end of the run", may_change=True),
     "compilation_cache_dir": Key("~/.cache/dilax", 'keeps compiled programs between runs; "" keeps none', may_change=True),
-    "init_from": Key("", 'folder of a run from whose best parameters this one starts; "" starts from scratch'),
+    "init_from": Key("", 'folder of a run, or of published weights, from whose best parameters this one starts; "" starts from scratch'),
     "init_into": Key("", 'module that those parameters go into, such as "backbone"; "" is the whole model', needs=_INIT),
     "head_reset": Key(False, "initialise the last layer instead of loading it", needs=_INIT),
     "init_except": Key(

@@ -19,6 +19,7 @@ from dilax import DataSpec, lowerings
 from dilax.errors import UserError
 from dilax.files import user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status, seal
+from dilax.publishing import is_published
 from train import checkpoint, hosts, report
 from train.config import differences, from_json, may_change, to_json, unread
 from train.data import Splits
@@ -138,6 +139,11 @@ def read_run(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     Raises:
         UserError: if there is none, or one of an earlier version, or a file is damaged.
     """
+    if not (workdir / CONFIG).exists() and is_published(workdir):
+        raise UserError(
+            f"--workdir={workdir} holds published weights, not a run; predict with dilax.load in Python, or give it as --config.init_from "
+            "to train from them."
+        )
     if not (workdir / CONFIG).exists():
         raise UserError(f"--workdir={workdir} does not hold a run; train one with `python -m train.main --config=... --workdir={workdir}`.")
     status = read_status(workdir)

@@ -1,4 +1,4 @@
-"""Start from another run: load its parameters where they fit, and report what was done with each of them."""
+"""Start from another run, or from published weights: load their parameters where they fit, and report what was done with each of them."""
 
 import re
 import sys
@@ -10,23 +10,23 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec
 from dilax.errors import UserError, did_you_mean
-from dilax.files import user_path
-from dilax.loading import read_status, read_variables
+from dilax.loading import read_description, read_variables
+from dilax.publishing import locate
 
 HEAD = "(head|logits|low_logits)"
 
 
 def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> tuple[dict[str, Any], str]:
-    """Return `variables` with the best ones of the run config.init_from in place, and the report of `merge`.
+    """Return `variables` with the best ones of the run config.init_from, or those published there, in place, and the report of `merge`.
 
     With config.init_into they go into that module; its head, if it has one, and the rest of the model need not fit.
 
     Raises:
         UserError: if there is no such run or module, or its variables do not fit.
     """
-    folder = user_path(config.init_from).absolute()
+    folder = locate("config", "init_from", config.init_from)
     source = read_variables(folder)
-    status = read_status(folder)
+    status = read_description(folder)
     _warn_of_colours(config, spec, status)
     into = config.init_into
     allowed = (*config.init_except, *((f"(^|/){HEAD}/",) if config.head_reset else ()))

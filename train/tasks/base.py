@@ -207,6 +207,10 @@ class Task(abc.ABC):
     def report(self, inference: Inference, splits: Splits, scores: Scores, folder: pathlib.Path) -> Report:
         """Return what the report shows; files beside the pictures are written to `folder`, which exists."""
 
+    def hub_task(self) -> str:
+        """Return what the Hugging Face Hub calls what this task learns, such as "image-classification"; "" if it has no word for it."""
+        return ""
+
     @classmethod
     def add_evaluation_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Add the flags of `train.evaluate` that this task understands."""

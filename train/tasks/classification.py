@@ -60,6 +60,10 @@ class Classification(Task):
         images.check_channels(config, splits.spec.input_shape[-1])
         return splits
 
+    def hub_task(self) -> str:
+        """Classes of images."""
+        return "image-classification"
+
     def output_shapes(self) -> tuple[Shape, ...]:
         """Logits of the classes."""
         return ((len(self.spec.outputs),),)

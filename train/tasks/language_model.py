@@ -44,6 +44,10 @@ class LanguageModel(StepTask):
     }
     reads: ClassVar[Reads] = {"text": ("data.dir",), **dict.fromkeys(text.PACKAGES, ())}
 
+    def hub_task(self) -> str:
+        """Texts."""
+        return "text-generation"
+
     def loss_and_metric(self) -> tuple[str, str]:
         """Bits of a character or byte."""
         return "categorical", "bits_per_byte" if self.config.sequence.units == "bytes" else "bits_per_character"

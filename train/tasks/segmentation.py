@@ -107,6 +107,10 @@ class Segmentation(Task):
         images.check_channels(config, splits.spec.input_shape[-1])
         return splits.with_spec(class_weights=class_weights(config, splits.train, splits.spec.outputs))
 
+    def hub_task(self) -> str:
+        """Classes of pixels."""
+        return "image-segmentation"
+
     def output_shapes(self) -> tuple[Shape, ...]:
         """Logits of the classes at every pixel."""
         return ((*self.spec.input_shape[:2], len(self.spec.outputs)),)

@@ -65,6 +65,10 @@ class Separation(Task):
         spec = DataSpec(config.data.name, (length, 1), names, len(tables["train"]), sample_rate=rate)
         return Splits(spec, tables["train"], tables.get("validation"), tables["test"], origin_of(folder, folders), ("sources", "mixtures"))
 
+    def hub_task(self) -> str:
+        """Sounds from a sound."""
+        return "audio-to-audio"
+
     def output_shapes(self) -> tuple[Shape, ...]:
         """A waveform for each source."""
         return ((self.spec.input_shape[0], len(self.spec.outputs)),)

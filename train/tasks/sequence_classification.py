@@ -94,6 +94,12 @@ class SequenceClassification(Task):
         order = "permuted" if config.sequence.permute else "rows"
         return splits.with_spec(input_shape=(height * width, channels), pixels=order)
 
+    def hub_task(self) -> str:
+        """Classes of images, sounds or texts; the Hub has no word for those of series."""
+        spec = self.spec
+        kinds = {"image": spec.pixels, "audio": spec.sample_rate, "text": spec.symbols}
+        return next((f"{kind}-classification" for kind, given in kinds.items() if given), "")
+
     def output_shapes(self) -> tuple[Shape, ...]:
         """Logits at every step, or of the whole sequence."""
         classes = len(self.spec.outputs)

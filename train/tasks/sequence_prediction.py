@@ -63,6 +63,10 @@ class SequencePrediction(StepTask):
         "csv": ("data.dir", "data.missing", "sequence.context", "sequence.stride", "sequence.test"),
     }
 
+    def hub_task(self) -> str:
+        """Forecasts of tables."""
+        return "time-series-forecasting" if self.spec.mean else ""
+
     def loss_and_metric(self) -> tuple[str, str]:
         """As config.sequence.loss says."""
         kind = self.config.sequence.loss

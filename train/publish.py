@@ -1,0 +1,149 @@
+"""Publish the weights of a run, with a model card: `python -m train.publish --workdir runs/digits --out pretrained/digits`.
+
+The folder holds model.safetensors, model.json and README.md, in the layout of the Hugging Face Hub. `dilax.load` reads it, and
+--config.init_from starts another run from it. Of a run that is not finished, the best parameters so far are published.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import dilax
+from dilax import DataSpec
+from dilax.errors import UserError, one_line
+from dilax.loading import PUBLISHED_FORMAT, checksum, describe_leaves, make_model, read_best, seal, shapes_of
+from dilax.publishing import CARD, DESCRIPTION, WEIGHTS
+from train import cli, report
+from train.card import NOT_STATED, card, figure
+from train.checkpoint import check_same_leaves
+from train.config import task_class
+from train.files import PART, write_text, writing
+from train.folder import read_run
+
+
+def publish(workdir: pathlib.Path, out: pathlib.Path, *, licence: str = NOT_STATED, data_licence: str = NOT_STATED) -> dict[str, Any]:
+    """Write the best weights of a run, what a prediction needs besides them, and a model card.
+
+    Args:
+        workdir: Folder of the run.
+        out: The folder to be made; new or empty. It appears whole, or not at all.
+        licence: Licence of the weights.
+        data_licence: Licence of the data that the run was trained on.
+
+    Returns:
+        What model.json holds.
+
+    Raises:
+        UserError: if the folder does not hold a trained run, `out` is not empty or cannot be written, or safetensors is not installed.
+    """
+    _check_empty(out)
+    config, status = read_run(workdir)
+    variables, meta = read_best(workdir)
+    described = describe(config, status, variables, meta)
+    given: Any = config
+    spec = DataSpec.from_json(described["data"])
+    wanted = describe_leaves(shapes_of(make_model(described["model"]), spec))
+    check_same_leaves(describe_leaves(variables), wanted, f"the checkpoint in {workdir}")
+    title = report.title(given.name, given.task, given.model.name, spec.name, given.data.dir)
+    hub_task = task_class(given.task)(config, spec).hub_task()
+    text = card(described, title, out.name, hub_task=hub_task, licence=licence, data_licence=data_licence)
+    with _made_whole(out) as folder:
+        dilax.save_weights(variables, folder / WEIGHTS)
+        write_text(folder / DESCRIPTION, json.dumps(described, indent=2))
+        write_text(folder / CARD, text)
+    return described
+
+
+def describe(config: ConfigDict, status: dict[str, Any], variables: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what model.json holds; nothing of it says where the data or the run was.
+
+    Args:
+        config: The config of the run.
+        status: What run.json holds.
+        variables: The best variables.
+        meta: What was saved with them; see `dilax.loading.read_best`.
+    """
+    given: Any = config  # the values of a ConfigDict have no static types
+    finished = bool(status.get("finished"))
+    # Those of the test split are of an earlier end of the run if it is trained further.
+    metrics = {name: value for name, value in meta.items() if name.startswith("validation/")} | (
+        status.get("metrics", {}) if finished else {}
+    )
+    training = {"seed": given.seed, "step": meta["step"], "finished": finished, "total_epochs": given.total_epochs}
+    if "train_seconds" in status:  # published weights of other libraries, which a run was made of, were not trained here
+        training |= {"seconds": status["train_seconds"], "batch_size": given.batch_size}
+        training |= {"optimiser": given.optim.name, "learning_rate": given.optim.lr}
+    described = {
+        "format": PUBLISHED_FORMAT,
+        "name": given.name,
+        "task": given.task,
+        **{key: status[key] for key in ("model", "pool", "image_size", "data") if key in status},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "training": training,
+        "versions": status.get("versions", {}),
+        "checksum": checksum(variables),
+    }
+    described = json.loads(json.dumps(described))  # as it will be read, which its checksum is of
+    return {**described, "seal": seal(described)}
+
+
+def _check_empty(out: pathlib.Path) -> None:
+    with writing(out):
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            what = "exists and is not empty" if out.is_dir() else "is not a folder"
+            raise UserError(f"--out={out} {what}; give a new or an empty folder.")
+
+
+@contextlib.contextmanager
+def _made_whole(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a folder to write into, which becomes `out` if nothing fails, and is removed otherwise."""
+    place = out.resolve()  # what a link leads to, not the link
+    with writing(out):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", suffix=PART, dir=place.parent) as scratch:
+            made = pathlib.Path(scratch) / place.name  # with the permissions that a new folder has, unlike the temporary one
+            made.mkdir()
+            yield made
+            if place.exists():
+                place.rmdir()
+            os.replace(made, place)
+
+
+def _licence(text: str) -> str:
+    """Return the licence that a flag states."""
+    if not text.strip():
+        raise UserError("a licence is empty; give its name, such as Apache-2.0, or leave the flag out.")
+    return one_line(text)
+
+
+def main() -> None:
+    """Print what was published."""
+    parser = cli.parser(sys.modules[__name__])
+    parser.add_argument("--workdir", required=True, type=cli.folder, help="folder of the run")
+    parser.add_argument("--out", required=True, type=cli.folder, help="folder to be made; new or empty")
+    parser.add_argument("--licence", default=NOT_STATED, help="licence of the weights, such as Apache-2.0")
+    parser.add_argument("--data-licence", default=NOT_STATED, help="licence of the data that the run was trained on")
+    args = parser.parse_args()
+    described = publish(args.workdir, args.out, licence=_licence(args.licence), data_licence=_licence(args.data_licence))
+    metrics = "".join(f", {name} {figure(value)}" for name, value in described["metrics"].items())
+    print(f"{args.out}: {described['model']['name']}, {described['parameters']:,} parameters{metrics}")
+    if not described["training"]["finished"]:
+        step = described["training"]["step"]
+        print(
+            f"note: the run is not finished; these are its best parameters so far, of step {step}, not scored on the test split.",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
