@@ -67,7 +67,9 @@ def step_factories(network: Network, values: Values, stats: Any) -> dict[str, Ca
     }
     layouts = {"": False} if len(network.shape) == 3 else {", 1-D": False, ", height 1": True}
     for (mode, compiled), (layout, as_image) in itertools.product({"eager": False, "compile": True}.items(), layouts.items()):
-        factories[f"torch {mode}{layout}"] = functools.partial(elsewhere.Call, torch_step, network, values, as_image=as_image, compiled=compiled)
+        factories[f"torch {mode}{layout}"] = functools.partial(
+            elsewhere.Call, torch_step, network, values, as_image=as_image, compiled=compiled
+        )
     return factories
 
 

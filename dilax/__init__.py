@@ -37,6 +37,7 @@ from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.plan import ConvPlan
 from dilax.pooling import avg_pool, max_pool, pool_sequence
+from dilax.pruning import Pruned, multiply_adds, prune
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -62,6 +63,7 @@ __all__ = [
     "Inference",
     "Lowering",
     "MultiDilationConv",
+    "Pruned",
     "ReceptiveField",
     "SeparableConv",
     "UserError",
@@ -96,10 +98,12 @@ __all__ = [
     "max_pool",
     "metrics",
     "models",
+    "multiply_adds",
     "output_size",
     "plots",
     "pool_sequence",
     "pooling",
+    "prune",
     "receptive_field",
     "resize",
     "sample",

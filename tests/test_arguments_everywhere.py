@@ -145,6 +145,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "suggest_dilations": {"kernel_size": 3, "target_size": 17, "layers": 3},
     "autotune": {"what": PLAN, "measure": "forward", "repeats": 1, "table": False},
     "fold_batch_norm": {"model": BLOCK, "variables": BLOCK_VARIABLES, "x": SERIES},
+    "prune": {"model": TCN, "variables": TCN_VARIABLES, "x": SERIES[..., :2], "ratio": 0.5, "flops": None, "by": "magnitude"},
+    "multiply_adds": {"model": BLOCK, "variables": BLOCK_VARIABLES, "x": SERIES},
     "load": {"folder": "nowhere"},
     "load_weights": {"source": "torchvision:resnet18", "path": "nowhere.pth", "fields": {}},
     "check_causal": {"fn": square, "x": SERIES, "cuts": (2, 3)},
