@@ -132,10 +132,7 @@ RULE = {
     "1-D": (LINE, (True, True, True)),
     "1-D, groups": (dataclasses.replace(LINE, groups=2), (True, True, True)),
     "1-D, depthwise": (dataclasses.replace(LINE, c_in=32, c_out=32, groups=32), (True, True, False)),
-    "1-D, depthwise, causal": (
-        dataclasses.replace(LINE, c_in=32, c_out=32, groups=32, padding=((40, 0),), dilation=(20,)),
-        (True, True, False),
-    ),
+    "1-D, depthwise, causal": (dataclasses.replace(LINE, c_in=32, c_out=32, groups=32, padding=((40, 0),), dilation=(20,)), (True, True, False)),
     "3-D": (SOLID, (True, True, True)),
     "3-D, depthwise": (dataclasses.replace(SOLID, groups=8), (False, False, False)),
     "little padding": (WIDE, (True, True, True)),

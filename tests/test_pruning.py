@@ -213,6 +213,14 @@ def test_the_target_is_reached_and_not_missed_by_much(flops):
     assert flops - 0.08 < multiply_adds(smaller, pruned, IMAGE) / multiply_adds(model, variables, IMAGE) <= flops
 
 
+def test_numbers_of_channels_are_multiples():
+    model = models.create("separable_cnn", stem_features=6, features=(16, 20), blocks=(1, 1))
+    _, pruned = prune(model, distinct(model, IMAGE), IMAGE, ratio=0.55, multiple_of=8)
+    stem, *blocks_ = (pruned["params"][name] for name in ("ConvNormAct_0", "SeparableResidual_0", "SeparableResidual_1"))
+    assert stem["DilatedConv_0"]["kernel"].shape[-1] == 6
+    assert [block["ConvNormAct_0"]["SeparableConv_0"]["pointwise_kernel"].shape[-1] for block in blocks_] == [8, 16]
+
+
 @pytest.mark.parametrize("case", ["dilated_cnn", "separable_cnn", "unet_dilated", "tcn"])
 def test_multiply_adds_are_those_of_the_summary(case):
     model, x = CASES[case]
@@ -304,7 +312,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "by": (dict(ratio=0.5, by="scales"), "prune: by='scales' is unknown; use one of ('magnitude', 'scale'). Did you mean \"scale\"?"),
     "unreachable": (
         dict(flops=0.01),
-        "prune: flops=0.01 cannot be reached: with one channel left in each layer that can be pruned, 0.25 of the multiply-adds remain; "
+        "prune: flops=0.01 cannot be reached: with 1 left of the channels of each layer that can be pruned, 0.25 of the multiply-adds remain; "
         "use a larger share.",
     ),
 }

@@ -1,9 +1,10 @@
 """Which channels are removed: coupled channels are found, rated and selected."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,20 @@ class Group:
     axes: tuple[tuple[str, int], ...]
 
 
+class Step(NamedTuple):
+    """A group becomes smaller.
+
+    Attributes:
+        ratio: The share of its channels that it has lost by then.
+        group: Its number.
+        left: How many channels it has left.
+    """
+
+    ratio: float
+    group: int
+    left: int
+
+
 class Coupling:
     """The channels of a model: sets of labels that can only be removed together.
 
@@ -37,12 +52,12 @@ class Coupling:
         products: The convolutions and products of the model.
     """
 
-    def __init__(self, found: Channels, labels: Mapping[str, Axes]) -> None:
-        """Find the channels."""
+    def __init__(self, found: Channels, labels: Mapping[str, Axes], multiple_of: int = 1) -> None:
+        """Find the channels; the number of those that are left in each group is to be a multiple of `multiple_of`."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
-        self.labels, self.products = labels, found.products
+        self.labels, self.products, self.multiple_of = labels, found.products, multiple_of
         size = 1 + max((int(axis[-1]) for axes in labels.values() for axis in axes if axis is not None), default=0)
         pairs = [np.concatenate(side) for side in zip(*found.edges)] if found.edges else [np.zeros(0, np.int64)] * 2
         _, self.channel = connected_components(coo_matrix((np.ones(len(pairs[0])), pairs), (size, size)), directed=False)
@@ -76,12 +91,20 @@ class Coupling:
                 locked[channel] = why if locked.get(channel, why) else ""
         return locked
 
-    def removed(self, ratio: float, ranks: Mapping[int, int]) -> np.ndarray:
-        """Return which labels are removed if each group loses this share of its channels, those of the lowest ranks."""
+    def steps(self) -> list[Step]:
+        """Return the steps in which the groups become smaller, in the order in which they are taken: all lose equal shares."""
+        steps: list[Step] = []
+        for number, group in enumerate(self.groups):
+            size = len(group.channels)
+            steps.extend(Step((size - left) / size, number, left) for left in range(self.multiple_of, size, self.multiple_of))
+        return sorted(steps)
+
+    def removed(self, steps: Iterable[Step], ranks: Mapping[int, int]) -> np.ndarray:
+        """Return which labels are removed after these steps: in each group, the channels of the lowest ranks."""
         gone = np.zeros(self.channel.max() + 1, bool)
-        for group in self.groups:
-            count = min(len(group.channels) - 1, math.floor(ratio * len(group.channels) + 1e-9))
-            gone[sorted(group.channels.tolist(), key=ranks.__getitem__)[:count]] = True
+        for number, left in {step.group: step.left for step in steps}.items():
+            channels = self.groups[number].channels
+            gone[sorted(channels.tolist(), key=ranks.__getitem__)[: len(channels) - left]] = True
         return gone[self.channel]
 
     def ranks(self, variables: Mapping[str, Any], by: str) -> dict[int, int]:
@@ -114,30 +137,23 @@ class Coupling:
         """Return the multiply-adds that are left."""
         return sum(_left(product, removed) for product in self.products)
 
-    def ratios(self) -> list[float]:
-        """Return the ratios at which the number of channels of any group changes, in increasing order."""
-        sizes = {len(group.channels) for group in self.groups}
-        return sorted({count / size for size in sizes for count in range(1, size)})
-
-    def ratio_for(self, share: float, ranks: Mapping[int, int]) -> float:
-        """Return the smallest ratio that leaves at most this share of the multiply-adds.
+    def steps_to(self, share: float, ranks: Mapping[int, int]) -> list[Step]:
+        """Return the first steps, as few as possible, after which at most this share of the multiply-adds is left.
 
         Raises:
-            UserError: if no ratio does.
+            UserError: if all of them are not enough.
         """
-        ratios, total = self.ratios(), self.multiply_adds(np.zeros(len(self.channel), bool))
-        least = self.multiply_adds(self.removed(1.0, ranks)) / total
-        if least > share:
+        steps, total = self.steps(), self.multiply_adds(np.zeros(len(self.channel), bool))
+
+        def left(count: int) -> float:
+            return self.multiply_adds(self.removed(steps[:count], ranks)) / total
+
+        if left(len(steps)) > share:
             raise UserError(
-                f"prune: flops={share} cannot be reached: with one channel left in each layer that can be pruned, "
-                f"{least:.3g} of the multiply-adds remain; use a larger share."
+                f"prune: flops={share} cannot be reached: with {self.multiple_of} left of the channels of each layer that can be pruned, "
+                f"{left(len(steps)):.3g} of the multiply-adds remain; use a larger share."
             )
-        low, high = 0, len(ratios) - 1
-        while low < high:
-            middle = (low + high) // 2
-            enough = self.multiply_adds(self.removed(ratios[middle], ranks)) <= share * total
-            low, high = (low, middle) if enough else (middle + 1, high)
-        return ratios[low]
+        return steps[: bisect.bisect_left(range(len(steps)), True, key=lambda count: left(count) <= share)]
 
 
 def kept_count(labels: np.ndarray, removed: np.ndarray) -> int:
