@@ -377,7 +377,11 @@ def test_options_of_public_functions_are_keywords():
 
 def test_a_misspelt_argument_is_refused():
     for name, function in public_functions().items():
-        if name not in ("models.create", "streaming.Streamable.stream", "Pruned.__call__"):  # they take the fields and the arguments of any model
+        if name not in (
+            "models.create",
+            "streaming.Streamable.stream",
+            "Pruned.__call__",
+        ):  # they take the fields and the arguments of any model
             with pytest.raises(TypeError):
                 inspect.signature(function).bind_partial(misspelt=None)
 

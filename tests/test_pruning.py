@@ -122,7 +122,7 @@ def test_a_pruned_model_learns(case):
     def loss(params: Any) -> jax.Array:
         every = {**variables, "params": params}
         y, _ = smaller.apply(every, x, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
-        return sum(jnp.square(leaf).mean() for leaf in jax.tree.leaves(y))
+        return jnp.stack([jnp.square(leaf).mean() for leaf in jax.tree.leaves(y)]).sum()
 
     gradients = jax.jit(jax.grad(loss))(variables["params"])
     assert shapes(gradients) == shapes(variables["params"])
@@ -245,10 +245,17 @@ def test_a_pruned_model_is_fed_in_chunks():
     dilax.check_streamable(smaller, variables, x)
 
 
+def test_a_pruned_model_is_exported():
+    model, x = CASES["dilated_cnn"]
+    smaller, variables = prune(model, distinct(model, x), x, ratio=0.4)
+    exported = jax.export.export(jax.jit(lambda x: smaller.apply(variables, x, train=False)))(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert_close(exported.call(x), run(smaller, variables, x))
+
+
 def test_a_pruned_model_is_summarised_and_its_features_are_read():
     model, x = CASES["deeplabv3_resnet50"]
     smaller, variables = prune(model, distinct(model, x), x, ratio=0.4)
-    maps = smaller.apply(variables, x, train=False, method="features")
+    maps: Any = smaller.apply(variables, x, train=False, method="features")
     assert [map.shape[-1] for map in maps] == [3, 4, 4, 5]
     table = {"/".join(layer.path): layer for layer in dilax.summary.layers(smaller, jax.ShapeDtypeStruct((1, 64, 64, 3), "float32"))}
     assert table["backbone/stem/DilatedConv_0"].output_shape[-1] == 3

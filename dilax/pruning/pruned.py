@@ -124,10 +124,12 @@ def changes_for(model: nn.Module, x: Any, calls: list[Call], removed: np.ndarray
             changes.setdefault(path, {}).update(differing)
         return call(*args, **kwargs)
 
+    options: dict[str, Any] = {"train": False} if takes_train(model) else {}
+
     def create(x: Any) -> Any:
         # Only shapes are wanted: parameters may have been given another dtype than those that are created here.
         with jax.numpy_dtype_promotion("standard"), nn.intercept_methods(intercept):
-            return model.init(jax.random.key(0), x, **({"train": False} if takes_train(model) else {}))
+            return model.init(jax.random.key(0), x, **options)
 
     created = jax.eval_shape(create, x)
     return {path: fields for path, fields in changes.items() if fields}, created
