@@ -171,7 +171,15 @@ def joined(module: nn.Module, x: jax.Array) -> jax.Array:
     return nn.Dense(2)(dilax.resize(nn.max_pool(nn.relu(y), (2, 2), (2, 2)), (7, 7)))
 
 
-NETWORKS = {body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, joined)}
+def looped(module: nn.Module, x: jax.Array) -> jax.Array:
+    y = nn.Conv(8, (1, 1))(x)
+    scale = module.param("loop_scale", nn.initializers.ones_init(), y.shape[-1:])[None, None, None]
+    y, steps = jax.lax.scan(lambda y, _: (jnp.tanh(y * scale), y[:, 0]), y, None, length=3)
+    y = jax.lax.cond(x.sum() > 0, nn.relu, lambda y: 2 * y, y)
+    return nn.Dense(2)(y) + nn.Dense(2)(steps.mean((0, 2)))[:, None, None]
+
+
+NETWORKS = {body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, joined, looped)}
 
 
 @pytest.mark.parametrize("case", NETWORKS)
