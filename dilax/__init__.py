@@ -39,6 +39,7 @@ from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.plan import ConvPlan
 from dilax.pooling import avg_pool, max_pool, pool_sequence
+from dilax.pruning import Pruned, multiply_adds, prune
 from dilax.publishing import read_weights, save_weights
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
@@ -65,6 +66,7 @@ __all__ = [
     "Inference",
     "Lowering",
     "MultiDilationConv",
+    "Pruned",
     "ReceptiveField",
     "SeparableConv",
     "UserError",
@@ -100,10 +102,12 @@ __all__ = [
     "max_pool",
     "metrics",
     "models",
+    "multiply_adds",
     "output_size",
     "plots",
     "pool_sequence",
     "pooling",
+    "prune",
     "publishing",
     "read_weights",
     "receptive_field",

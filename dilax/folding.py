@@ -17,6 +17,7 @@ from dilax.blocks import Norm
 from dilax.errors import UserError
 from dilax.modules import DepthwiseConv, DilatedConv, SeparableConv
 from dilax.precision import wide_dtype
+from dilax.pruning import Pruned
 
 CALLER = "fold_batch_norm"
 KINDS = ("batch", "frozen")
@@ -67,7 +68,8 @@ def fold_batch_norm(
     Reference:
         Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
-    norm = getattr(model, "norm", None)
+    pruned = isinstance(model, Pruned)
+    norm = getattr(model.model if pruned else model, "norm", None)
     if not isinstance(norm, str):
         raise UserError(f"{CALLER}: {type(model).__name__} has no field `norm`; give a model or a block of dilax with norm='batch'.")
     if norm not in KINDS:
@@ -85,7 +87,7 @@ def fold_batch_norm(
     params, stats = collections.pop("params"), collections.pop("batch_stats", {})
     # Jitted as a whole: layer by layer, dozens of small programs would be compiled.
     folded = jax.jit(lambda params, stats: _fold(params, stats, pairs))(params, stats)
-    without = model.clone(norm="none")
+    without = model.clone(model=model.model.clone(norm="none")) if pruned else model.clone(norm="none")
     _check_folded(model, without, created, {"params": _shapes(folded)}, pairs, x)
     return without, {"params": folded, **collections}
 

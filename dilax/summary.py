@@ -110,7 +110,7 @@ def _layer(module: nn.Module, x: Any, y: Any, variables: VariableDict, field: tu
     # A kernel is applied once per output position; in a transposed convolution, once per input position.
     positions = math.prod((x if isinstance(module, DilatedConvTranspose) else y).shape[1:-1])
     repeats = len(module.dilations) if isinstance(module, MultiDilationConv) and module.share_kernel else 1
-    multiply_adds = repeats * positions * sum(leaf.size for name, leaf in parameters.items() if "kernel" in name)
+    multiply_adds = repeats * positions * sum(leaf.size for name, leaf in parameters.items() if "kernel" in name and name != "kernel_scale")
     size = sum(leaf.size for leaf in parameters.values())
     return Layer(module.path, type(module).__name__, tuple(y.shape[1:]), size, multiply_adds, field)
 

@@ -106,6 +106,13 @@ DILAX = [
     "dilax.export.onnx",
     "dilax.export.tflite",
     "dilax.export",
+    "dilax.pruning.labels",
+    "dilax.pruning.operations",
+    "dilax.pruning.follow",
+    "dilax.pruning.selection",
+    "dilax.pruning.pruned",
+    "dilax.pruning.removal",
+    "dilax.pruning",
     "dilax.data_flow",
     "dilax.folding",
     "dilax.summary",
@@ -192,6 +199,7 @@ TRAIN = [
     "train.convert",
     "train.publish",
     "train.evaluate",
+    "train.export",
     "train.replay",
     "train.predict",
     "train.prepare",
@@ -388,7 +396,11 @@ def test_options_of_public_functions_are_keywords():
 
 def test_a_misspelt_argument_is_refused():
     for name, function in public_functions().items():
-        if name not in ("models.create", "streaming.Streamable.stream"):  # they take the fields and the arguments of any model
+        if name not in (
+            "models.create",
+            "streaming.Streamable.stream",
+            "Pruned.__call__",
+        ):  # they take the fields and the arguments of any model
             with pytest.raises(TypeError):
                 inspect.signature(function).bind_partial(misspelt=None)
 

@@ -103,6 +103,7 @@ class SeparableResidual(nn.Module):
         norm: One of `NORMS`; see `Norm`.
         activation: A key of `ACTIVATIONS`.
         dtype: Dtype of the computation.
+        project: Whether the shortcut has a 1x1 convolution, normalised; None if it is needed, because shapes differ.
     """
 
     features: int
@@ -112,6 +113,7 @@ class SeparableResidual(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dtype: DTypeLike | None = None
+    project: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -122,7 +124,7 @@ class SeparableResidual(nn.Module):
         y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
         if self.squeeze_excite:
             y = SqueezeExcite(dtype=self.dtype)(y)
-        if x.shape != y.shape:
+        if x.shape != y.shape if self.project is None else self.project:
             x = ConvNormAct(self.features, (1, 1), stride=self.stride, activation="none", **shared)(x, train=train)
         return activation(self.activation)(x + y)
 

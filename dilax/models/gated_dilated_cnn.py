@@ -96,9 +96,10 @@ class GatedDilatedCNN(nn.Module):
         """
         if not self.dilations:
             raise UserError("GatedDilatedCNN: dilations=() must not be empty; give one per block, such as (1, 2, 4, 8).")
+        channels = self.embedding_features if self.vocabulary else x.shape[-1]
         x = embed_sequence("GatedDilatedCNN", x, vocabulary=self.vocabulary, features=self.embedding_features)
         x = x if self.dtype is None else x.astype(self.dtype)
-        if x.shape[-1] != self.features:
+        if channels != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="input")(x)
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         for i, dilation in enumerate(self.dilations):

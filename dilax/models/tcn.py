@@ -20,13 +20,14 @@ class TemporalBlock(nn.Module):
     """Residual block of two dilated convolutions with weight normalisation, each with ReLU and dropout (the paper's figure 1b).
 
     Attributes:
-        features: Output channels; if the input has a different number, the shortcut has a 1x1 convolution.
+        features: Output channels.
         kernel_size: Taps of both convolutions.
         dilation: Dilation of both convolutions.
         dropout: Rate of spatial dropout after each convolution.
         causal: Whether the convolutions are causal; otherwise their padding is "SAME".
         weight_norm: See `dilax.DilatedConv`.
         dtype: Dtype of the computation.
+        project: Whether the shortcut has a 1x1 convolution; None if it is needed, because the number of channels changes.
     """
 
     features: int
@@ -36,6 +37,7 @@ class TemporalBlock(nn.Module):
     causal: bool = True
     weight_norm: bool = True
     dtype: DTypeLike | None = None
+    project: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -55,7 +57,7 @@ class TemporalBlock(nn.Module):
                 name=name,
             )
             y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features if self.project is None else self.project:
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
         lookahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return nn.relu(Delay(lookahead, name="delay")(x) + y)
@@ -119,7 +121,8 @@ class TCN(Streamable):
             )
         shared: dict[str, Any] = dict(dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, dtype=self.dtype)
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
-            x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
+            project = x.shape[-1] != features
+            x = TemporalBlock(features, self.kernel_size, dilation, project=project, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))
 
     def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:

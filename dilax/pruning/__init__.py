@@ -1,0 +1,14 @@
+"""Structured pruning: whole channels of a model are removed, which makes it smaller and faster.
+
+labels.py       labels of channels, and what couples them
+operations.py   how labels pass through each JAX operation
+follow.py       how they pass through a model
+selection.py    coupled channels, and which of them are removed
+pruned.py       `Pruned`, a model with fewer channels
+removal.py      `prune` and `multiply_adds`
+"""
+
+from dilax.pruning.pruned import Pruned
+from dilax.pruning.removal import multiply_adds, prune
+
+__all__ = ["Pruned", "multiply_adds", "prune"]
