@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -108,4 +109,4 @@ def test_errors_are_one_line_and_leave_nothing(workdir, command, tmp_path, capsy
 @pytest.mark.parametrize("task", [name for name in TASKS if name not in IMAGES])
 def test_other_tasks_are_refused(task):
     made = object.__new__(TASKS[task])
-    assert refused(lambda: made.portable(None)).startswith(f"a run of the task {task} cannot be exported by train.export")
+    assert refused(lambda: made.portable(cast(Any, None))).startswith(f"a run of the task {task} cannot be exported by train.export")

@@ -38,9 +38,10 @@ def check_channels(config: ConfigDict, channels: int) -> None:
             )
 
 
-def logits(inference: Inference, image: jax.Array) -> jax.Array:
+def logits(inference: Inference, image: jax.Array) -> Any:
     """Return the outputs of the model for images uint8 (batch, height, width, channels), which are standardised as in training."""
-    return inference.model.apply(inference.variables, **inference.arguments(image), train=False)
+    arguments: dict[str, Any] = inference.arguments(image)
+    return inference.model.apply(inference.variables, **arguments, train=False)
 
 
 def portable(inference: Inference, function: Callable[..., jax.Array], output: str, outputs: Callable[[np.ndarray], Any]) -> Portable:
