@@ -121,9 +121,9 @@ def flip(path: pathlib.Path, *, place: float = 0.5) -> None:
 
 
 def truncate(save: pathlib.Path) -> None:
-    """Cut off most of the largest file with arrays of a save."""
-    path = max((save / "tree").rglob("d/*"), key=lambda path: path.stat().st_size)
-    path.write_bytes(path.read_bytes()[:20])
+    """Cut off most of every file with arrays of a save; on a busy machine, the largest may be one that is not read."""
+    for path in (save / "tree").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
 
 
 def remove_description(save: pathlib.Path) -> None:
