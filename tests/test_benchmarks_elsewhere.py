@@ -1,7 +1,6 @@
 """The process that the benchmarks give torch: results, times, errors, and its death. torch, which need not be installed, is played by JAX."""
 
 import functools
-import itertools
 import math
 import operator
 import os
@@ -28,7 +27,7 @@ def test_a_program_elsewhere_computes_the_same_and_times_itself():
 
 
 def test_its_results_are_those_of_its_last_run():
-    call = elsewhere.Call(operator.attrgetter("__next__"), itertools.count(5))
+    call = elsewhere.Call(operator.attrgetter("__next__"), iter([5, 6]))
     assert (call(), call()) == (5, 6)
     assert elsewhere.ask(os.getpid) != os.getpid()
 
