@@ -51,6 +51,11 @@ def program(make: Callable[..., Program], *arguments: Any) -> Program:
     return Program(call, lambda _: ask(_arrays, call.key))
 
 
+def maker(make: Callable[..., Program], *arguments: Any, apart: bool) -> Callable[[], Program]:
+    """Return a function that makes a program of the arguments: in the other process if `apart`, or else here."""
+    return functools.partial(program, make, *arguments) if apart else functools.partial(make, *arguments)
+
+
 def ask(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in the other process, which is started if there is none, and return its result or raise its error."""
     try:

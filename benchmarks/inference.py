@@ -70,8 +70,7 @@ def makers(network: Inference) -> dict[str, Callable[[], Program]]:
         ours += [FOLDED, NATIVE_FOLDED]
     names = [name for name in ours if native.installed() or not name.endswith("native")]
     names += [] if common.without_torch() else TORCH
-    made = {name: (elsewhere.program, program) if name in TORCH else (program,) for name in names if name not in network.not_run}
-    return {name: functools.partial(*make, network, name) for name, make in made.items()}
+    return {name: elsewhere.maker(program, network, name, apart=name in TORCH) for name in names if name not in network.not_run}
 
 
 def program(network: Inference, contender: str) -> Program:

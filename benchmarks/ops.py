@@ -25,7 +25,6 @@ auto/best is the time of the "auto" that a user gets, whose choice is shown, div
 
 import argparse
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import json
@@ -56,10 +55,7 @@ TOLERANCE_OF_ACCELERATORS = 5e-3
 
 def measure_case(case: Case, measure: str, repeats: int, memory: bool) -> dict[str, Any]:
     """Compare and time all contenders of a case, and measure their memory if `memory`; return the result of `summarise_case`."""
-    make = {
-        name: functools.partial(*((elsewhere.program, program) if name in TORCH_LAYOUTS else (program,)), case, measure, name)
-        for name in contenders(case)
-    }
+    make = {name: elsewhere.maker(program, case, measure, name, apart=name in TORCH_LAYOUTS) for name in contenders(case)}
     expected, limit = reference.convolution(case, measure), tolerance(case.dtype)
     results, left_out = contest.hold(make, expected, names=RESULTS, tolerance=limit, repeats=repeats, budget_s=BUDGET_S)
     for name in results if memory else ():

@@ -10,7 +10,6 @@ model.json beside the file holds what a program around it needs: names of inputs
 
 import argparse
 import dataclasses
-import functools
 import json
 import pathlib
 import statistics
@@ -30,6 +29,7 @@ from train.build import Trained, load_trained
 from train.data import Source, eval_batches
 from train.evaluate import check_data
 from train.files import write_bytes, write_text
+from train.score import add_sums
 from train.tasks.base import Portable, Scores, make_folder
 
 TOLERANCE = 1e-4
@@ -64,7 +64,7 @@ def test(trained: Trained, portable: Portable, run: Callable[..., tuple[np.ndarr
     score = jax.jit(task.sums)
     programs = {"jax": lambda *arrays: (np.asarray(compiled(*arrays)),), "file": run}
     compiled = jax.jit(portable.function)
-    sums: dict[str, list[Any]] = {name: [] for name in programs}
+    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in programs}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     differences, low, high = [], np.inf, -np.inf
     for records in eval_batches(source, batch, workers=trained.setup.config.data.workers):
@@ -73,20 +73,15 @@ def test(trained: Trained, portable: Portable, run: Callable[..., tuple[np.ndarr
             start = time.perf_counter()
             (results[name],) = program(*portable.arguments(records))
             seconds[name].append(time.perf_counter() - start)
-            sums[name].append(score(portable.outputs(results[name]), records))
+            add_sums(totals[name], score(portable.outputs(results[name]), records))
         mine, reference = (results[name][records["mask"]] for name in ("file", "jax"))
         is_class = reference.dtype.kind in "iu"
         differences.append((mine != reference).mean() if is_class else np.abs(mine - reference).max())
         low, high = min(low, reference.min()), max(high, reference.max())
-    metrics = {name: _metric(trained, parts) for name, parts in sums.items()}
+    metrics = {name: task.metrics(Scores(total, {}))[task.best_by] for name, total in totals.items()}
     difference = float(np.mean(differences) if is_class else max(differences) / (high - low or 1.0))
     times = {name: 1e3 * statistics.median(parts[1:] or parts) / batch for name, parts in seconds.items()}  # the first compiles
     return Test(difference, metrics["file"], metrics["jax"], times["file"], times["jax"], len(source))
-
-
-def _metric(trained: Trained, parts: list[Any]) -> float:
-    total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parts))
-    return trained.setup.task.metrics(Scores(total, {}))[trained.setup.task.best_by]
 
 
 def describe(trained: Trained, portable: Portable, path: pathlib.Path, form: str, result: Test) -> dict[str, Any]:

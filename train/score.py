@@ -8,7 +8,7 @@ from flax.typing import VariableDict
 
 from train.build import Setup
 from train.data import Source, eval_batches
-from train.tasks.base import Scores
+from train.tasks.base import Scores, Sums
 
 
 def score(setup: Setup, variables: VariableDict, source: Source) -> tuple[dict[str, float], Scores]:
@@ -35,12 +35,17 @@ def score(setup: Setup, variables: VariableDict, source: Source) -> tuple[dict[s
 
 
 def _collect(compiled: Any, results: Any, total: dict[str, np.ndarray], kept: dict[str, list[np.ndarray]]) -> None:
-    """Add the sums of a batch in 64 bits, in which pixels are counted without error, and append the arrays of its real examples."""
+    """Add the sums of a batch, and append the arrays of its real examples."""
     if results is None:
         return
     (sums, arrays), count = results
-    for name, value in jax.device_get(compiled.get(sums)).items():
-        wide = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
-        total[name] = total[name] + wide if name in total else wide
+    add_sums(total, compiled.get(sums))
     for name, rows in compiled.rows(arrays).items():
         kept.setdefault(name, []).append(rows[:count])
+
+
+def add_sums(total: dict[str, np.ndarray], sums: Sums) -> None:
+    """Add the sums of a batch to a total in 64 bits, in which pixels are counted without error."""
+    for name, value in jax.device_get(sums).items():
+        wide = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
+        total[name] = total[name] + wide if name in total else wide

@@ -91,7 +91,7 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
     """Convolve y with the flipped kernel if that is depthwise, or else use oneDNN's own gradient."""
-    return _run("input_gradient", y, jnp.flip(kernel, range(plan.rank)) if _flipped(plan) else kernel, plan)
+    return _run("input_gradient", y, kernel, plan)
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
@@ -104,7 +104,7 @@ class _Call:
     """A call of oneDNN.
 
     Attributes:
-        operation: The operation that it computes.
+        operation: The operation that it computes: the output, with the flipped kernel, for some input gradients.
         plan: The convolution that it computes, or whose gradient; for a convolution over one axis, perhaps that over images of height 1.
         implementation: The name of the implementation on this processor.
         padding: Padding of the first operand that is done beforehand.
@@ -186,6 +186,8 @@ def _flipped(plan: ConvPlan) -> ConvPlan | None:
 def _run(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan) -> jax.Array:
     call = _call_for(operation, plan)
     assert call, "`supports` comes first"
+    if call.operation != operation:
+        b = jnp.flip(b, range(plan.rank))
     if call.plan.rank > plan.rank:
         a, b = jnp.expand_dims(a, 1), jnp.expand_dims(b, 1 if operation == "kernel_gradient" else 0)
     if call.padding:

@@ -129,8 +129,9 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     if platform == "tpu" and several and plan.groups > 1 and not plan.groups == plan.c_in == plan.c_out:
         candidates = ("split", "taps")
     elif platform == "cpu":
-        uses_onednn = native and not several and supports("onednn", plan) and _suits_onednn(plan, operation)
-        candidates = (*(["onednn"] if uses_onednn else []), *_candidates(plan, operation))
+        if native and not several and supports("onednn", plan) and _suits_onednn(plan, operation):
+            return "onednn"
+        candidates = _candidates(plan, operation)
     return next((name for name in candidates if supports(name, plan)), "lax")
 
 
