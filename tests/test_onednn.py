@@ -326,20 +326,65 @@ def test_devices_share_its_threads():
 
 
 @installed
-def test_strided_and_donated_arrays():
-    x, kernel = (np.asarray(array) for array in draw(PLAN.x_shape, PLAN.kernel_shape))
-    expected = dilax.dilated_conv(jnp.asarray(x), jnp.asarray(kernel), dilation=2, lowering="lax")
-    transposed = np.asfortranarray(x)
+def test_operands_of_any_layout():
+    """XLA may keep what is computed within a program in an order of its choice, which is not that of the call."""
+    operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)
+    turned = [jnp.asarray(array.transpose()) for array in operands]
+    run = jax.jit(lambda *arrays: [result.transpose() for result in three(PLAN, "onednn")(*(array.transpose() for array in arrays))])
+    assert calls(run.lower(*turned).as_text()) == 3
+    for actual, expected in zip(run(*turned), three(PLAN, "lax")(*operands)):
+        np.testing.assert_allclose(actual.transpose(), expected, rtol=1e-4, atol=1e-4)
+
+
+@installed
+def test_donated_arrays():
+    x, kernel = draw(PLAN.x_shape, PLAN.kernel_shape)
     run = jax.jit(lambda x, kernel: dilax.dilated_conv(x, kernel, dilation=2, lowering="onednn"), donate_argnums=0)
-    for array in (transposed, x[::-1][::-1]):
-        np.testing.assert_allclose(run(jnp.array(array), kernel), expected, rtol=1e-4, atol=1e-4)
-    y = run(jnp.array(x), kernel)
-    for _ in range(3):
-        y = run(y, kernel)
-    again = expected
-    for _ in range(3):
-        again = dilax.dilated_conv(again, jnp.asarray(kernel), dilation=2, lowering="lax")
-    np.testing.assert_allclose(y, again, rtol=1e-3, atol=1e-4 * float(jnp.abs(again).max()))
+    y, expected = jnp.array(x), x
+    for _ in range(4):
+        given, y = y, run(y, kernel)
+        assert given.is_deleted()
+        expected = dilax.dilated_conv(expected, kernel, dilation=2, lowering="lax")
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+@installed
+@pytest.mark.parametrize("dims", [(0, None, 0), (None, 0, 0), (0, 0, 0), (0, 0, None)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_what_vmap_makes_of_it(dims, groups):
+    """Some of it is a convolution of a kind that oneDNN is not used for, or has no implementation of."""
+    plan = changed(groups=groups)
+    mapped = [(3, *shape) if dim == 0 else shape for shape, dim in zip((plan.x_shape, plan.kernel_shape, plan.y_shape), dims)]
+    operands = draw(*mapped)
+    for actual, expected in zip(*(jax.jit(jax.vmap(three(plan, name), dims))(*operands) for name in ("onednn", "lax"))):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@installed
+def test_without_jit():
+    operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)
+    with jax.disable_jit():
+        for actual, expected in zip(three(PLAN, "onednn")(*operands), three(PLAN, "lax")(*operands)):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+WRONG = {
+    "a size of 0": ((0, 0, 8, 8, 1), "a size is not positive"),
+    "no groups": ((0, 2, 8, 8, 0), "a size is not positive"),
+    "groups that do not divide": ((0, 2, 8, 8, 3), "the groups do not divide the channels"),
+    "other arrays": ((0, 3, 8, 8, 1), "the arrays do not have the stated sizes"),
+}
+
+
+@installed
+@pytest.mark.parametrize(("numbers", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_call_is_an_error_of_xla(numbers, message):
+    import dilax_onednn
+
+    x, kernel = draw(PLAN.x_shape, PLAN.kernel_shape)
+    sizes = (*numbers, *(12, 10), *(3, 3), *(12, 10), *(1, 1), *(2, 2), *(2, 2), *(2, 2))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        dilax_onednn.convolve(x, kernel, PLAN.y_shape, sizes).block_until_ready()
 
 
 CACHED = """

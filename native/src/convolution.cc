@@ -1,5 +1,6 @@
 #include "convolution.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <new>
@@ -67,6 +68,9 @@ Problem::Problem(const Numbers& numbers, memory::data_type dtype) : dtype(dtype)
     part->assign(next, next + rank);
     next += rank;
   }
+  const auto positive = [](int64_t number) { return number > 0; };
+  if (!std::all_of(numbers.begin() + 1, numbers.begin() + kShared + 5 * rank, positive)) throw std::invalid_argument("a size is not positive");
+  if (c_in % groups || c_out % groups) throw std::invalid_argument("the groups do not divide the channels");
 }
 
 std::vector<int64_t> Problem::elements() const {
@@ -140,6 +144,7 @@ void Convolution::take(const Descriptor& descriptor, const memory::desc& kernel)
 }
 
 void Convolution::run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const {
+  const std::unique_ptr<Scratch, void (*)(Scratch*)> release(&scratch, [](Scratch* used) { used->release(); });  // also if it throws
   const bool reorders = static_cast<bool>(reorder_);
   const size_t blocked = reorders ? aligned(blocked_kernel_.get_size()) : 0;
   char* memory_of_ours = scratch.reserve(blocked + aligned(scratchpad_.get_size()) + kAlignment);
@@ -170,7 +175,6 @@ void Convolution::run(void* first, void* second, void* result, Scratch& scratch,
       if (reorders) execute(reorder_, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
   }
   stream.wait();
-  scratch.release();
 }
 
 }  // namespace dilax

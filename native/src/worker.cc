@@ -12,14 +12,7 @@
 namespace dilax {
 
 Worker& Worker::get() {
-  static std::mutex mutex;
-  static Worker* worker = nullptr;  // never destroyed: a thread may still wait for it at exit
-  static pid_t process = 0;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (process != getpid()) {  // threads do not survive a fork
-    worker = new Worker();
-    process = getpid();
-  }
+  static auto* worker = new Worker();  // never destroyed: a thread may still wait for it at exit
   return *worker;
 }
 

@@ -12,7 +12,7 @@ namespace dilax {
 // several virtual devices: they take turns here, so that oneDNN has one set of threads, of which there are as many as XLA has.
 class Worker {
  public:
-  // The worker of this process, also after a fork.
+  // The worker of this process. XLA's own threads do not survive a fork either.
   static Worker& get();
   // Runs a task and waits for it; throws what it throws.
   void run(const std::function<void()>& task);
