@@ -69,6 +69,10 @@ class ConvPlan:
         """Shape of the output: (batch, *output_size, c_out)."""
         return (self.batch, *self.output_size, self.c_out)
 
+    def result_shape(self, operation: str) -> tuple[int, ...]:
+        """Shape of what an operation gives: "output", "input_gradient" or "kernel_gradient"."""
+        return {"output": self.y_shape, "input_gradient": self.x_shape, "kernel_gradient": self.kernel_shape}[operation]
+
     @property
     def output_size(self) -> tuple[int, ...]:
         """Outputs per axis."""

@@ -193,13 +193,9 @@ def _run(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan) -> jax.Arra
     if call.padding:
         a = jnp.pad(a, ((0, 0), *call.padding, (0, 0)))
     dtype = jnp.dtype(call.plan.dtype)
-    shape = _result_shape(call.operation, call.plan)
+    shape = call.plan.result_shape(call.operation)
     result = _package()[0].convolve(a.astype(dtype), b.astype(dtype), shape, _sizes(call.operation, call.plan))
-    return result.astype(a.dtype).reshape(_result_shape(operation, plan))
-
-
-def _result_shape(operation: str, plan: ConvPlan) -> tuple[int, ...]:
-    return {"output": plan.y_shape, "input_gradient": plan.x_shape, "kernel_gradient": plan.kernel_shape}[operation]
+    return result.astype(a.dtype).reshape(plan.result_shape(operation))
 
 
 def _sizes(operation: str, plan: ConvPlan) -> tuple[int, ...]:

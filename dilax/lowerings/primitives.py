@@ -24,7 +24,6 @@ from dilax.plan import ConvPlan
 
 # The two operands of each operation, and its result.
 OPERANDS = {"output": ("x", "kernel", "y"), "input_gradient": ("y", "kernel", "x"), "kernel_gradient": ("x", "y", "kernel")}
-SHAPES = {"x": "x_shape", "kernel": "kernel_shape", "y": "y_shape"}
 PRIMITIVES = {operation: Primitive(f"dilated_conv_{operation}" if operation != "output" else "dilated_conv") for operation in OPERANDS}
 
 
@@ -55,18 +54,14 @@ def compute(operation: str, a: jax.Array, b: jax.Array, *, plan: ConvPlan, lower
     A lowering by name may not support the plan that is left after vmap, or of the part of one device; then one is selected.
     """
     if 0 in (plan.batch, plan.c_in, plan.c_out):  # the lowerings divide by these; an empty sum is 0
-        return lax.full_like(a, 0, shape=_result_shape(operation, plan))
+        return lax.full_like(a, 0, shape=plan.result_shape(operation))
     usable = lowering != "auto" and registry.supports(lowering, plan) and (where["native"] or lowering != "onednn")
     name = lowering if usable else registry.select_lowering(plan, operation=operation, **where)
     return (getattr(registry.LOWERINGS[name], operation) or getattr(registry.LOWERINGS["lax"], operation))(a, b, plan)
 
 
 def _abstract(operation: str, a: Any, b: Any, *, plan: ConvPlan, lowering: str) -> Any:
-    return a.update(shape=_result_shape(operation, plan), weak_type=False)
-
-
-def _result_shape(operation: str, plan: ConvPlan) -> tuple[int, ...]:
-    return getattr(plan, SHAPES[OPERANDS[operation][2]])
+    return a.update(shape=plan.result_shape(operation), weak_type=False)
 
 
 def _transpose(operation: str, operand: str, cotangent: jax.Array, a: Any, b: Any, **params: Any) -> jax.Array:
@@ -82,7 +77,7 @@ def _batch(operation: str, operands: tuple[Any, Any], dims: tuple[Any, Any], *, 
     first, second, result = OPERANDS[operation]
     size = next(operand.shape[dim] for operand, dim in zip(operands, dims) if dim is not None)
     if is_integer(size) and size == 0:
-        return lax.full_like(vary_alike(*operands)[0], 0, shape=(0, *_result_shape(operation, plan))), 0
+        return lax.full_like(vary_alike(*operands)[0], 0, shape=(0, *plan.result_shape(operation))), 0
     arrays = {
         name: operand if dim is None else jnp.moveaxis(operand, dim, 0) for name, operand, dim in zip((first, second), operands, dims)
     }
