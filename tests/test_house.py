@@ -29,6 +29,7 @@ DILAX = [
     "dilax.lowerings.patches",
     "dilax.lowerings.split",
     "dilax.lowerings.products",
+    "dilax.lowerings.planes",
     "dilax.lowerings.onednn",
     "dilax.lowerings.registry",
     "dilax.lowerings.sharded",

@@ -62,7 +62,7 @@ PLANS = {
     "large map": (plan_of((8, 64, 64, 64), 64, (3, 3), dilation=2), ("lax", "lax", "patches")),
     "stride": (plan_of((8, 56, 56, 64), 128, (3, 3), stride=2), ("products", "products", "products")),
     "stem": (plan_of((128, 32, 32, 3), 32, (3, 3)), ("lax", "lax", "patches")),
-    "3-D": (plan_of((1, 16, 32, 32, 32), 32, (3, 3, 3), dilation=2), ("patches",) * 3),
+    "3-D": (plan_of((1, 16, 32, 32, 32), 32, (3, 3, 3), dilation=2), ("planes",) * 3),
     "1-D": (plan_of((8, 4096, 64), 64, (2,), dilation=64, padding="CAUSAL"), ("lax",) * 3),
 }
 
@@ -175,6 +175,9 @@ def test_symbolic_batch_exports_depthwise():
 LARGE = {
     "patches, blocks": ("patches", plan_of((4, 67, 24, 30), 20, (3, 5), dilation=(2, 3))),
     "patches, blocks, stride": ("patches", plan_of((3, 131, 70, 12), 8, (5, 5), stride=(2, 3), padding="TORCH")),
+    "planes": ("planes", plan_of((2, 9, 8, 7, 3), 5, (3, 2, 3), dilation=(4, 1, 2))),
+    "planes, stride": ("planes", plan_of((2, 11, 8, 9, 4), 6, (4, 3, 2), stride=(3, 2, 1), padding=((5, 1), "SAME", 0))),
+    "planes, a tap reads padding alone": ("planes", plan_of((1, 4, 8, 7, 3), 5, (3, 3, 3), dilation=(5, 1, 1))),
     "taps, no divisor": ("taps", plan_of((3, 31, 37, 6), 6, (3, 3), dilation=(1, 4), groups=6)),
     "taps, folds": ("taps", plan_of((16, 24, 20, 4), 8, (5, 2), groups=4)),
     "taps, 1-D": ("taps", plan_of((2, 1531, 4), 4, (7,), padding="CAUSAL", dilation=50, groups=4)),

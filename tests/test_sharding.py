@@ -36,6 +36,7 @@ CASES = {
     "wide groups": (op(groups=2, lowering="split"), (7, 36), (2, 18, 36)),
     "products": (op(dilation=5, lowering="products"), (9, 3), (3, 3, 2)),
     "patches": (op(stride=2, lowering="patches"), (9, 4, 3), (3, 2, 3, 2)),
+    "planes": (op(dilation=(2, 1, 1), lowering="planes"), (7, 3, 4, 2), (3, 2, 2, 2, 3)),
     "transposed": (op(dilax.dilated_conv_transpose, stride=2, dilation=3), (7, 2), (3, 3, 2)),
     "transposed, taps": (op(dilax.dilated_conv_transpose, stride=2, groups=2, lowering="taps"), (7, 2), (2, 1, 2)),
     "transposed, lax": (op(dilax.dilated_conv_transpose, stride=2, lowering="lax"), (7, 2), (2, 3, 2)),

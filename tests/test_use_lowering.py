@@ -174,6 +174,6 @@ def test_an_unknown_lowering_is_refused():
     with pytest.raises(dilax.UserError) as error, dilax.use_lowering("product"):
         pass
     assert str(error.value) == (
-        "use_lowering: name='product' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'onednn'). "
+        "use_lowering: name='product' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'planes', 'onednn'). "
         'Did you mean "products"?'
     )

@@ -7,6 +7,7 @@ taps.py         "taps": depthwise convolutions and small groups, elementwise
 split.py        "split": wide groups, one dense convolution per group
 products.py     "products": one matrix product per tap
 patches.py      "patches": patches and a single matrix product, block by block
+planes.py       "planes": 3-D convolutions as 2-D ones, one for each tap along the first axis
 onednn.py       "onednn": the convolutions of oneDNN, if `dilax-onednn` is installed
 """
 

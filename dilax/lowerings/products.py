@@ -32,7 +32,7 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
     total = None
     for tap, inputs, outputs in _valid_taps(plan):
         part = _product(x[inputs], kernel[tap], ((x.ndim - 1,), (0,)), plan)
-        padded = _pad_to(part, outputs, plan.output_size)
+        padded = pad_to(part, outputs, plan.output_size)
         total = padded if total is None else total + padded
     return lax.full_like(x, 0, shape=plan.y_shape) if total is None else total.astype(x.dtype)
 
@@ -42,7 +42,7 @@ def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array
     total = None
     for tap, inputs, outputs in _valid_taps(plan):
         part = _product(y[outputs], kernel[tap], ((y.ndim - 1,), (1,)), plan)
-        padded = _pad_to(part, inputs, plan.input_size)
+        padded = pad_to(part, inputs, plan.input_size)
         total = padded if total is None else total + padded
     return lax.full_like(y, 0, shape=plan.x_shape) if total is None else total.astype(y.dtype)
 
@@ -60,13 +60,13 @@ def useful_fraction(plan: ConvPlan) -> float:
     """Return the fraction of multiply-adds that read a sample rather than padding."""
     fraction = 1.0
     for axis, (k, o) in enumerate(zip(plan.kernel_size, plan.output_size)):
-        ranges = [_valid_outputs(plan, axis, t) for t in range(k)]
+        ranges = [valid_outputs(plan, axis, t) for t in range(k)]
         fraction *= sum(max(0, stop - start) for start, stop in ranges) / (k * o)
     return fraction
 
 
-def _valid_outputs(plan: ConvPlan, axis: int, t: int) -> tuple[int, int]:
-    """The range (start, stop) of outputs along an axis for which tap t reads a sample; empty if stop <= start."""
+def valid_outputs(plan: ConvPlan, axis: int, t: int) -> tuple[int, int]:
+    """Return the range (start, stop) of outputs along an axis for which tap t reads a sample; empty if stop <= start."""
     # Output q reads input q * stride + shift.
     shift, stride = t * plan.dilation[axis] - plan.padding[axis][0], plan.stride[axis]
     return max(0, -(shift // stride)), min(plan.output_size[axis], (plan.input_size[axis] - 1 - shift) // stride + 1)
@@ -75,7 +75,7 @@ def _valid_outputs(plan: ConvPlan, axis: int, t: int) -> tuple[int, int]:
 def _valid_taps(plan: ConvPlan) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
     """Yield each tap that reads any sample, with slices of the inputs that it reads and of the outputs for which it does."""
     for tap in itertools.product(*map(range, plan.kernel_size)):
-        ranges = [_valid_outputs(plan, axis, t) for axis, t in enumerate(tap)]
+        ranges = [valid_outputs(plan, axis, t) for axis, t in enumerate(tap)]
         if any(stop <= start for start, stop in ranges):
             continue
         shifts = [t * d - lo for t, d, (lo, _) in zip(tap, plan.dilation, plan.padding)]
@@ -94,9 +94,9 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), plan.precision, wide)
 
 
-def _pad_to(part: jax.Array, slices: Slices, size: tuple[int, ...]) -> jax.Array:
-    """Pad an array with zeros to `size`, so that it is at the given slices of the result."""
+def pad_to(part: jax.Array, slices: Slices, size: tuple[int, ...]) -> jax.Array:
+    """Pad an array with zeros to `size`, so that it is at the given slices of the result; axes without a slice stay as they are."""
     config = [(where.start, n - where.stop, (where.step or 1) - 1) for where, n in zip(slices[1:], size)]
     if not any(map(any, config)):
         return part
-    return lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    return lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *config, *[(0, 0, 0)] * (part.ndim - len(config) - 1)])

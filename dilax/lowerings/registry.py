@@ -11,7 +11,7 @@ import jax
 
 from dilax import arguments
 from dilax.errors import UserError, shown
-from dilax.lowerings import onednn, patches, products, split, taps, xla
+from dilax.lowerings import onednn, patches, planes, products, split, taps, xla
 from dilax.plan import ConvPlan
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -50,6 +50,7 @@ LOWERINGS: dict[str, Lowering] = {
     "split": _lowering(split),
     "products": _lowering(products),
     "patches": _lowering(patches),
+    "planes": _lowering(planes),
     "onednn": _lowering(onednn),
 }
 
@@ -86,7 +87,7 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     - for grouped convolutions: "taps" with at most 64 multiply-adds per output (above all depthwise convolutions), "split" for wider groups
       if there are at most 32;
     - for kernels of one tap without padding: "products";
-    - for 3-D convolutions: "patches";
+    - for 3-D convolutions: "planes";
     - for outputs and input gradients with at least 32 input and output channels: "products" with a stride, or if at least 15 % of the
       multiply-adds would be on padding, as with large dilations on small maps;
     - for kernel gradients with at least 64 input and output channels: "products" if as many multiply-adds would be on padding, or for 2-D
@@ -190,7 +191,7 @@ def _candidates(plan: ConvPlan, operation: str) -> tuple[str, ...]:
     if _one_tap(plan):
         return ("products",)
     if plan.rank == 3:
-        return ("patches",)
+        return ("planes",)
     wide = min(plan.c_in, plan.c_out)
     if operation != "kernel_gradient":
         return ("products",) if wide >= 32 and (_much_padding(plan) or max(plan.stride) > 1) else ()
