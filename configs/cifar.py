@@ -1,11 +1,11 @@
-"""CIFAR-10 (through TFDS) with a depthwise-separable dilated network.
+"""CIFAR-10 (through TFDS) with a depthwise-separable dilated network, or on a CPU with a plain dilated one.
 
     python -m train.main --config configs/cifar.py          a recipe for accelerators that aims at 95 %: not measured
-    python -m train.main --config configs/cifar.py:cpu      small and short, for a CPU
+    python -m train.main --config configs/cifar.py:cpu      a plain network of 1.2 million parameters, 18 epochs
 
-Measured, :cpu: 83.2 % test accuracy (seed 0) on the JPEG q75 copy of the data; 28 min on 2 CPU cores, busy for a third of it.
+Measured, :cpu, with oneDNN: 86.8 % test accuracy (seed 0) on the JPEG q75 copy of the data; 36 min on 2 CPU cores, shared.
 
-On quiet cores the CPU variant runs at 650 to 700 images per second.
+460 images per second with oneDNN (`pip install ./native`), about half of that without it.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,14 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optim.ema_decay = 0.9995
     if variant in ("cpu", "smoke"):
         config.name = f"cifar_{variant}"
-        config.model = ConfigDict(model_config("separable_cnn", stem_features=16, features=(32, 96, 192), blocks=(1, 1, 1), dilations=(2,)))
+        config.model = ConfigDict(
+            model_config(
+                "dilated_cnn",
+                features=(32, 64, 64, 128, 128, 256, 256),
+                dilations=(1, 1, 2, 1, 2, 1, 2),
+                pools=(1, 2, 1, 2, 1, 2, 1),
+            )
+        )
         config.batch_size = 128
         config.data.validation = 0.02
         config.total_epochs = 18.0
@@ -45,10 +52,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.dtype = "float32"
         config.augment.cutout = 0
         config.augment.mixup = 0.0
-        config.augment.label_smoothing = 0.0
-        config.optim.lr = 0.15
+        config.optim.lr = 0.1
         config.optim.warmup_epochs = 2.0
-        config.optim.weight_decay = 2e-4
         config.optim.ema_decay = 0.0
     if variant == "smoke":
         config.total_epochs = 0.02
