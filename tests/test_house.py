@@ -199,6 +199,7 @@ TRAIN = [
     "train.convert",
     "train.publish",
     "train.evaluate",
+    "train.prune",
     "train.export",
     "train.replay",
     "train.predict",
