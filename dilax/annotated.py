@@ -60,6 +60,16 @@ def plain_fields(module: nn.Module, names: Iterable[str]) -> None:
         object.__setattr__(module, name, _plain(getattr(module, name)))
 
 
+def settled(module: nn.Module, name: str, value: Any) -> Any:
+    """Return a field of a module that runs; one that is None is set to `value` first.
+
+    What modules decide by their number of channels is thereby a field, which a pruned model keeps as it was.
+    """
+    if getattr(module, name) is None:
+        object.__setattr__(module, name, value)
+    return getattr(module, name)
+
+
 def checked_call(**limits: Any) -> Callable[[Function], Function]:
     """Decorate a function, so that its arguments are checked against their annotations; scalars become those of Python.
 

@@ -1,5 +1,6 @@
-"""Paths that users give: the home folder, regular files and their bytes."""
+"""Paths that users give: the home folder, regular files and their bytes; and files that are replaced as a whole."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -7,10 +8,42 @@ import stat
 
 from dilax.errors import UserError
 
+PART = ".part"  # ends the names of files that are being written
+
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     """Return a path that a user gave, in which "~" is the home folder; that of an unknown user stays as it is."""
     return pathlib.Path(os.path.expanduser(text))
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Replace a file atomically: neither a reader, nor an error, nor a kill, nor a power failure ever leaves half of it.
+
+    Raises:
+        OSError: if it cannot be written; the file is then as it was.
+    """
+    scratch = path.with_name(path.name + PART)
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError, ValueError):  # it may not be there, and the first error is the one to report
+            scratch.unlink()
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: pathlib.Path) -> None:
+    """Write the names in a folder to the disk, where the system can do so."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def refuse_address(path: str | os.PathLike[str], what: str) -> None:

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from dilax import arguments
 from dilax.errors import UserError, did_you_mean, shown
 from dilax.precision import widened
+from dilax.pruning import unpruned
 from dilax.streaming import State
 
 
@@ -321,6 +322,7 @@ def _check_conditions(caller: str, model: nn.Module, conditions: Mapping[str, Ar
         return {}
     if not isinstance(conditions, Mapping):
         raise UserError(f"{caller}: conditions={shown(conditions)} is not a dict from names to arrays; give one, or None.")
+    model = unpruned(model)
     _, _, *others = inspect.signature(type(model).__call__).parameters.values()
     known = [one.name for one in others if one.name != "train" and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
     for name in conditions:

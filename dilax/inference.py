@@ -18,6 +18,7 @@ from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
 from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
+from dilax.pruning import unpruned
 from dilax.resizing import resize
 from dilax.spec import DataSpec
 
@@ -363,7 +364,7 @@ def model_arguments(model: nn.Module, x: jax.Array, length: jax.Array | None = N
     """Return {"x": x in the model's dtype}, with the "mask" of the valid steps where `length` is given and the model takes a mask."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(getattr(model, "dtype", None) or jnp.float32)
-    if length is None or not takes_mask(type(model)):
+    if length is None or not takes_mask(type(unpruned(model))):
         return {"x": x}
     return {"x": x, "mask": valid_steps(x.shape[1], length)}
 

@@ -18,6 +18,7 @@ from dilax import models, publishing
 from dilax.errors import UserError, reason
 from dilax.files import user_path
 from dilax.inference import Inference, model_arguments
+from dilax.pruning import Pruned
 from dilax.spec import DataSpec
 
 STATUS, BEST = "run.json", "best"
@@ -66,11 +67,16 @@ def load(folder: str | pathlib.Path) -> Inference:
 
 
 def make_model(description: dict[str, Any]) -> nn.Module:
-    """Return the model that a run describes: {"name": a name of `dilax.models.names()`, field: value, ...}, lists being tuples."""
+    """Return the model that a run describes: {"name": a name of `dilax.models.names()`, field: value, ...}, lists being tuples.
+
+    "changes" are those of a `dilax.Pruned`.
+    """
     fields = {key: _tuples(value) for key, value in description.items()}
     if "dtype" in fields:
         fields["dtype"] = jnp.dtype(fields["dtype"])
-    return models.create(fields.pop("name"), **fields)
+    changes = fields.pop("changes", None)
+    model = models.create(fields.pop("name"), **fields)
+    return model if changes is None else Pruned(model, changes)
 
 
 def _tuples(value: Any) -> Any:

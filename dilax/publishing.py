@@ -4,7 +4,6 @@ Such a folder, which `python -m train.publish` writes and `dilax.load` reads, ho
 JSON, the network, its data, and what was measured; and `CARD`, the model card, in the layout of the Hugging Face Hub.
 """
 
-import contextlib
 import os
 import pathlib
 import re
@@ -16,7 +15,7 @@ from flax import traverse_util
 
 from dilax import arguments
 from dilax.errors import UserError, reason, shown
-from dilax.files import check_file
+from dilax.files import check_file, replace_file
 from dilax.state_dicts import read_safetensors
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
@@ -136,18 +135,8 @@ def _missing(doing: str) -> str:
 
 def _replace(file: pathlib.Path, content: bytes) -> None:
     """Replace a file as a whole, or leave everything as it was."""
-    scratch = file.with_name(f"{file.name}.part")
     try:
-        try:
-            with scratch.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(scratch, file)
-        except BaseException:
-            with contextlib.suppress(OSError, ValueError):  # it may not be there, and the first error is the one to report
-                scratch.unlink()
-            raise
+        replace_file(file, content)
     except (OSError, ValueError) as error:  # the latter for characters that no path has
         raise UserError(
             f"{file} cannot be written: {getattr(error, 'strerror', None) or error}; fix that, or give another path."

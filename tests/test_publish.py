@@ -22,19 +22,18 @@ import numpy as np
 import pytest
 import yaml
 from task_cases import CASES, tone
-from tiny_runs import flip, refused, tiny
+from tiny_runs import METRICS, flip, make_run, refused, tiny
 
 import dilax
 from dilax import loading, publishing
-from train import card, checkpoint, cli, folder, publish, transfer
-from train.build import build, status_of
-from train.config import task_class
+from train import card, cli, convert, publish, transfer
+from train.build import load_trained
+from train.config import from_json
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
 
 TEMPORARY = tempfile.TemporaryDirectory(prefix="dilax-publish-", ignore_cleanup_errors=True)
 ROOT = pathlib.Path(TEMPORARY.name)
-METRICS = {"test/accuracy": 0.8125, "test/loss": 0.5312}
 RUNS = ("digits", *CASES)  # the first has running statistics
 # Whose card is run: one for each kind of input.
 SHOWN = ("images", "masks", "table", "text", "waves", "series", "codes", "rolls")
@@ -50,19 +49,6 @@ FILES = ("README.md", "model.json", "model.safetensors")
 @functools.cache
 def config_of(name: str) -> ml_collections.ConfigDict:
     return tiny() if name == "digits" else CASES[name].config(ROOT / name)
-
-
-def make_run(config: Any, workdir: pathlib.Path, *, finished: bool = True, seed: int = 0) -> pathlib.Path:
-    """A run with random weights, as `loop.run` leaves it."""
-    setup, rng = build(config, task_class(config.task).open(config).spec), np.random.default_rng(seed)
-    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), setup.shapes)
-    with folder.open_folder(config, workdir):
-        status = folder.write_status(workdir, finished=False, **status_of(setup))
-        with checkpoint.Store(workdir / "best", run=status["run"]) as best:
-            best.save(7, variables, {"validation/accuracy": 0.75, "validation/loss": 0.625})
-        folder.write_status(workdir, step=12, train_seconds=3.0, metrics=METRICS, finished=finished)
-        folder.write_config(workdir, config, 0)
-    return workdir
 
 
 @functools.cache
@@ -165,12 +151,28 @@ def it_is_fine_tuned_from_as_the_run_is(workdir: pathlib.Path, out: pathlib.Path
     assert "warning: HERE has other outputs" in said[1] or config.data.name != "folder"
 
 
+def a_run_is_made_of_it_again(workdir: pathlib.Path, out: pathlib.Path, config: Any) -> None:
+    again = ROOT / "again" / out.parent.name
+    assert convert.convert("dilax", out, again).startswith(f"{again}: {config.model.name}, ")
+    the_network_is_that_of_the_run(workdir, again, config)
+    trained, expected = load_trained(again), load_trained(workdir)
+    assert_identical(trained.inference.variables, expected.inference.variables)
+    assert trained.setup.steps.model == expected.setup.steps.model
+    publish.publish(again, again.with_name(f"{again.name}-out"), licence="Apache-2.0", data_licence="CC-BY-4.0")
+    published_again = [(folder / "model.safetensors").read_bytes() for folder in (again.with_name(f"{again.name}-out"), out)]
+    assert published_again[0] == published_again[1]
+    described = [json.loads((folder / "model.json").read_text()) for folder in (again.with_name(f"{again.name}-out"), out)]
+    for key in ("model", "data", "task", "pool", "image_size", "metrics", "checksum", "parameters"):
+        assert described[0].get(key) == described[1].get(key)
+
+
 LAWS = (
     the_network_is_that_of_the_run,
     others_read_the_file,
     the_card_says_what_it_is,
     it_does_not_say_where_it_was_made,
     it_is_fine_tuned_from_as_the_run_is,
+    a_run_is_made_of_it_again,
 )
 
 
@@ -178,6 +180,54 @@ LAWS = (
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_laws(law, name):
     law(*published(name), config_of(name))
+
+
+def test_a_run_is_made_of_weights_and_a_config(tmp_path):
+    workdir, out = published("digits")
+    variables = loading.read_variables(workdir)
+    variables["params"]["head"]["bias"] = variables["params"]["head"]["bias"] + 1
+    dilax.save_weights(variables, tmp_path / "mine.safetensors")
+    config = from_json((workdir / "config.json").read_text())
+    assert "42 parameters" not in convert.convert("dilax", tmp_path / "mine.safetensors", tmp_path / "run", config)
+    assert_identical(load_trained(tmp_path / "run").inference.variables, variables)
+    # The file of a published folder is described there.
+    convert.convert("dilax", out / "model.safetensors", tmp_path / "other")
+    the_network_is_that_of_the_run(workdir, tmp_path / "other", config)
+
+
+CONVERSIONS: dict[str, tuple[Callable[[pathlib.Path], Any], dict[str, Any] | None, str]] = {
+    "a file alone": (
+        lambda path: path / "w.safetensors",
+        None,
+        "{0} does not say which network it is for; give --config=FILE of its run, or a published folder.",
+    ),
+    "no description": (
+        lambda path: path,
+        None,
+        "{0} does not hold published weights (it has no model.json); give what train.publish wrote.",
+    ),
+    "another network": (
+        lambda path: path / "w.safetensors",
+        {"model.features": (4, 7)},
+        "{0} does not fit the network of the config: it batch_stats/ConvNormAct_1/Norm_0/BatchNorm_0/mean is [6], not [7]; ",
+    ),
+    "another task": (
+        lambda path: published("digits")[1],
+        None,
+        "--config is for the task sequence_classification, and the weights are for classification; give the config of their run.",
+    ),
+    "no file": (lambda path: path / "none.safetensors", {}, "{0} does not exist; give a .safetensors file."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_what_no_run_is_made_of(name, tmp_path):
+    place, changes, text = CONVERSIONS[name]
+    dilax.save_weights(loading.read_variables(published("digits")[0]), tmp_path / "w.safetensors")
+    base = config_of("series") if name == "another task" else None if changes is None else tiny(**changes)
+    said = refused(lambda: convert.convert("dilax", place(tmp_path), tmp_path / "run", base))
+    assert said.startswith(text.format(place(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def code_of(text: str) -> str:
@@ -463,8 +513,8 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
         ),
         (
             ["--workdir", published("digits")[1], "--out", out],
-            f"--workdir={published('digits')[1]} holds published weights, not a run; predict with dilax.load in Python, or give it as "
-            "--config.init_from to train from them.",
+            f"--workdir={published('digits')[1]} holds published weights, not a run; predict with dilax.load in Python, give it as "
+            "--config.init_from to train from them, or make a run of them with train.convert --from dilax.",
         ),
         (
             ["--workdir", workdir, "--out", out, "--licence="],

@@ -16,7 +16,7 @@ from dilax import DataSpec, Inference, loading, lowerings
 from dilax.errors import UserError
 from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
-from train.config import check, keys_of, model_config, task_class, unread
+from train.config import CHANGES, check, keys_of, model_config, task_class, unread
 from train.interception import recorded
 from train.step import Steps
 from train.tasks import Task
@@ -118,7 +118,7 @@ def _check_outputs(config: ConfigDict, outputs: Any, task: Task) -> None:
 def make_model(config: ConfigDict, spec: DataSpec) -> Any:
     """Make config.model for the outputs and the symbols of the data."""
     known = model_config(config.model.name)
-    if unknown := [field for field in config.model if field not in known]:
+    if unknown := [field for field in config.model if field not in (*known, CHANGES)]:
         raise UserError(
             f"config.model.name={config.model.name!r} has no field {', '.join(unknown)}; "
             "choose another model in a config file, with model_config(...)."
@@ -156,7 +156,8 @@ def describe(setup: Setup) -> str:
     total, fixed = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), frozen))
     some = f", {fixed:,} of them frozen" if fixed else ""
     native = f", oneDNN {version}" if (version := lowerings.onednn_version()) else ""
-    return f"device: {_devices(config)}, {config.dtype}{native}\nmodel: {config.model.name}, {total:,} parameters{some}"
+    pruned = "pruned " if config.model.get(CHANGES) else ""
+    return f"device: {_devices(config)}, {config.dtype}{native}\nmodel: {pruned}{config.model.name}, {total:,} parameters{some}"
 
 
 def _devices(config: ConfigDict) -> str:

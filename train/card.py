@@ -40,7 +40,7 @@ def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: s
     parts = [
         f"---\n{header}---",
         f"# {_text(title)}",
-        f"A `{description['model']['name']}` with {description['parameters']:,} parameters, trained with dilax, which is built on JAX.",
+        f"A {_network(description['model'])} with {description['parameters']:,} parameters, trained with dilax, which is built on JAX.",
         f"## What it does\n\n{_facts(description, spec)}",
         f"## What was measured\n\n{_figures(description)}",
         f"## How to use it\n\n{_usage(spec, folder)}",
@@ -48,6 +48,10 @@ def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: s
         f"## Files\n\n`{WEIGHTS}` holds all variables, and `{DESCRIPTION}` the network, its options, its data, and versions.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _network(model: Mapping[str, Any]) -> str:
+    return f"{'pruned ' if model.get('changes') else ''}`{model['name']}`"
 
 
 def _header(description: Mapping[str, Any], spec: DataSpec, hub_task: str, licence: str) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import dilax
-from dilax.errors import UserError, did_you_mean
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.files import user_path
 from train.keys import OTHER, POSITIVE, UNLIMITED, Key, Keys
 from train.optim import OPTIMISERS, SCHEDULES
 from train.tasks import TASKS, Task
 
+CHANGES = "changes"  # the field of config.model that a pruned network has besides those of its model; see `dilax.Pruned`
 _INIT = ("init_from", ())
 KEYS: Keys = {
     "seed": Key(0, "seed of the parameters, the order of the data, augmentation, dropout and the validation split", (0, 2**31 - 1)),
@@ -159,7 +160,20 @@ def check(config: ConfigDict) -> None:
         )
     for problem in unread(given).values():
         raise UserError(problem)
+    if isinstance(given.model, ConfigDict) and CHANGES in given.model:
+        _check_changes(given.model[CHANGES])
     task.check(given)
+
+
+def _check_changes(changes: Any) -> None:
+    """Refuse changes of a pruned network that are not of the form module -> field -> value; the network itself checks their names."""
+    wrong = [] if isinstance(changes, ConfigDict) else [("", changes)]
+    wrong = wrong or [(f"[{path!r}]", fields) for path, fields in changes.items() if not isinstance(fields, ConfigDict)]
+    if wrong:
+        where, value = wrong[0]
+        raise UserError(
+            f"config.model.{CHANGES}{where}={shown(value)} is not a dict; give {{module: {{field: value}}}}, as train.prune writes it."
+        )
 
 
 def unread(config: ConfigDict) -> dict[str, str]:
@@ -214,18 +228,19 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """Return the config that `to_json` wrote; a key that did not exist then has its default."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    saved = tuples(json.loads(text))
+    saved = with_tuples(json.loads(text))
     parts = {
         key: {**default, **saved.get(key, {})} if isinstance(default, dict) and key != "model" else saved.get(key, default)
         for key, default in default_config(saved["name"], saved["task"]).to_dict().items()
     }
     return ConfigDict({**saved, **parts})
+
+
+def with_tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples in place of its lists."""
+    if isinstance(value, dict):
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -6,17 +6,18 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 from dilax.errors import UserError
+from dilax.files import PART, replace_file
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-PART = ".part"  # ends the names of files that are being written
 LOCK = "lock"
 
 
@@ -44,24 +45,44 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    scratch = path.with_name(path.name + PART)
     with writing(path):
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        _sync_names(path.parent)
+        replace_file(path, data)
 
 
-def _sync_names(folder: pathlib.Path) -> None:
-    """Write the names in a folder to the disk, where the system can do so."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def check_empty(flag: str, folder: pathlib.Path) -> None:
+    """Refuse a folder to be made, which a flag names, if there is something already.
+
+    Raises:
+        UserError: if it is not new or empty.
+    """
+    with writing(folder):
+        if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            what = "exists and is not empty" if folder.is_dir() else "is not a folder"
+            raise UserError(f"--{flag}={folder} {what}; give a new or an empty folder.")
+
+
+@contextlib.contextmanager
+def made_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a folder to write into, which becomes `folder` if nothing fails, and is removed otherwise.
+
+    `folder` is new, or holds nothing but what systems put into any folder, which stays.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    place = folder.resolve()  # what a link leads to, not the link
+    with writing(folder):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", suffix=PART, dir=place.parent) as scratch:
+            made = pathlib.Path(scratch) / place.name  # with the permissions that a new folder has, unlike the temporary one
+            made.mkdir()
+            yield made
+            if place.exists() and not any(place.iterdir()):
+                place.rmdir()
+            if not place.exists():
+                os.replace(made, place)
+            for path in sorted(made.iterdir() if made.exists() else ()):
+                os.replace(path, place / path.name)
 
 
 @contextlib.contextmanager

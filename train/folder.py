@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import dilax
 from dilax import DataSpec, lowerings
 from dilax.errors import UserError
-from dilax.files import user_path
+from dilax.files import PART, user_path
 from dilax.loading import BEST, FORMAT, STATUS, read_json, read_status, seal
 from dilax.publishing import is_published
 from train import checkpoint, hosts, report
@@ -26,7 +26,7 @@ from train.data import Splits
 from train.data.batches import indices_of
 from train.data.fingerprint import changes, spec_changes
 from train.data.source import files_of
-from train.files import LOCK, PART, locked, write_text, writing
+from train.files import LOCK, locked, write_text, writing
 
 CONFIG, CONFIGS, INIT_REPORT = "config.json", "configs", "init_from.txt"
 REPLAY, BAD_STEP = "replay", "step.json"  # for `train.replay`
@@ -111,6 +111,11 @@ def _check_old_run(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{workdir} holds a run {of}; give the same config, such as --config {workdir / CONFIG}, to resume it, "
             "--restart to begin anew (the old one is moved aside), or another --workdir."
         )
+    if status.get("finished") and "step" not in status:  # made by train.convert or train.prune
+        raise UserError(
+            f"{workdir} holds weights that were not trained there; start another run from them, with --config.init_from={workdir} and "
+            "another --workdir."
+        )
     if not status.get("finished") or config.total_epochs > old.total_epochs:
         return
     if (
@@ -141,8 +146,8 @@ def read_run(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     """
     if not (workdir / CONFIG).exists() and is_published(workdir):
         raise UserError(
-            f"--workdir={workdir} holds published weights, not a run; predict with dilax.load in Python, or give it as --config.init_from "
-            "to train from them."
+            f"--workdir={workdir} holds published weights, not a run; predict with dilax.load in Python, give it as --config.init_from to "
+            "train from them, or make a run of them with train.convert --from dilax."
         )
     if not (workdir / CONFIG).exists():
         raise UserError(f"--workdir={workdir} does not hold a run; train one with `python -m train.main --config=... --workdir={workdir}`.")

@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from dilax.loading import STATUS
-from train import build, checkpoint, cli, estimate, hosts, listing, loop, runtime
+from train import build, checkpoint, cli, estimate, hosts, listing, loop, runtime, transfer
 from train.config import workdir_of
 
 
@@ -31,6 +31,9 @@ def main() -> int:
     config = cli.load_config(args.config, overrides, data=args.data)
     if not config.data.dir and cli.takes_data(args.config):
         cli.fail(f"{args.config} is a config for your own data; say where it is with --data PATH.")
+    config, note = transfer.as_pruned(config)
+    if note:
+        print(note, file=sys.stderr)
     runtime.keep_freed_memory()
     runtime.keep_compiled_programs(config.compilation_cache_dir)
     if args.summary or args.estimate:

@@ -4,14 +4,10 @@ The folder holds model.safetensors, model.json and README.md, in the layout of t
 --config.init_from starts another run from it. Of a run that is not finished, the best parameters so far are published.
 """
 
-import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,7 +22,7 @@ from train import cli, report
 from train.card import NOT_STATED, card, figure
 from train.checkpoint import check_same_leaves
 from train.config import task_class
-from train.files import PART, write_text, writing
+from train.files import check_empty, made_whole, write_text
 from train.folder import read_run
 
 
@@ -45,7 +41,7 @@ def publish(workdir: pathlib.Path, out: pathlib.Path, *, licence: str = NOT_STAT
     Raises:
         UserError: if the folder does not hold a trained run, `out` is not empty or cannot be written, or safetensors is not installed.
     """
-    _check_empty(out)
+    check_empty("out", out)
     config, status = read_run(workdir)
     variables, meta = read_best(workdir)
     described = describe(config, status, variables, meta)
@@ -56,7 +52,7 @@ def publish(workdir: pathlib.Path, out: pathlib.Path, *, licence: str = NOT_STAT
     title = report.title(given.name, given.task, given.model.name, spec.name, given.data.dir)
     hub_task = task_class(given.task)(config, spec).hub_task()
     text = card(described, title, out.name, hub_task=hub_task, licence=licence, data_licence=data_licence)
-    with _made_whole(out) as folder:
+    with made_whole(out) as folder:
         dilax.save_weights(variables, folder / WEIGHTS)
         write_text(folder / DESCRIPTION, json.dumps(described, indent=2))
         write_text(folder / CARD, text)
@@ -95,28 +91,6 @@ def describe(config: ConfigDict, status: dict[str, Any], variables: dict[str, An
     }
     described = json.loads(json.dumps(described))  # as it will be read, which its checksum is of
     return {**described, "seal": seal(described)}
-
-
-def _check_empty(out: pathlib.Path) -> None:
-    with writing(out):
-        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            what = "exists and is not empty" if out.is_dir() else "is not a folder"
-            raise UserError(f"--out={out} {what}; give a new or an empty folder.")
-
-
-@contextlib.contextmanager
-def _made_whole(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give a folder to write into, which becomes `out` if nothing fails, and is removed otherwise."""
-    place = out.resolve()  # what a link leads to, not the link
-    with writing(out):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", suffix=PART, dir=place.parent) as scratch:
-            made = pathlib.Path(scratch) / place.name  # with the permissions that a new folder has, unlike the temporary one
-            made.mkdir()
-            yield made
-            if place.exists():
-                place.rmdir()
-            os.replace(made, place)
 
 
 def _licence(text: str) -> str:

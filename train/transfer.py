@@ -12,8 +12,35 @@ from dilax import DataSpec
 from dilax.errors import UserError, did_you_mean
 from dilax.loading import read_description, read_variables
 from dilax.publishing import locate
+from train.config import CHANGES
 
 HEAD = "(head|logits|low_logits)"
+REMEDY = "Use the same model, config.head_reset=True for another number of classes, or name the rest in config.init_except."
+
+
+def as_pruned(config: ConfigDict) -> tuple[ConfigDict, str]:
+    """Return the config with the network of config.init_from, if that has been pruned and config.model has not; and a note that says so.
+
+    Otherwise the config is returned as it is, with "".
+
+    Raises:
+        UserError: if config.init_from cannot be read.
+    """
+    given: Any = config
+    if not isinstance(given.init_from, str) or not given.init_from or given.model.get(CHANGES):
+        return config, ""
+    changes = _changes_of(read_description(locate("config", "init_from", given.init_from)))
+    into = f"{given.init_into}/" if given.init_into else ""
+    if not changes:
+        return config, ""
+    pruned = config.copy_and_resolve_references()
+    with pruned.unlocked():
+        pruned.model.update({CHANGES: {f"{into}{path}": dict(fields) for path, fields in changes.items()}})
+    return pruned, f"note: {given.init_from} has been pruned, and config.model gets the same numbers of channels."
+
+
+def _changes_of(description: dict[str, Any]) -> dict[str, Any]:
+    return description.get("model", {}).get(CHANGES, {})
 
 
 def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> tuple[dict[str, Any], str]:
@@ -38,7 +65,10 @@ def init_from(config: ConfigDict, variables: dict[str, Any], spec: DataSpec) -> 
             )
         source = {part: {into: tree} for part, tree in source.items()}
         allowed = (*allowed, f"^[^/]+/(?!{re.escape(into)}/)", f"^[^/]+/{re.escape(into)}/{HEAD}/")
-    merged, report = merge(variables, source, allowed, config.init_from)
+    remedy = REMEDY
+    if _changes_of(status) and not config.model.get(CHANGES):
+        remedy = f"It has been pruned: train with train.main, or set config.model.{CHANGES} to what its config.json says."
+    merged, report = merge(variables, source, allowed, config.init_from, remedy)
     if status:
         head = re.search(rf"^  loaded \S*{HEAD}/", report, re.MULTILINE) is not None
         for difference in _differences(DataSpec.from_json(status["data"]), spec, head=head):
@@ -78,7 +108,9 @@ def _warn_of_colours(config: ConfigDict, ours: DataSpec, status: dict[str, Any])
             )
 
 
-def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ...], name: str) -> tuple[dict[str, Any], str]:
+def merge(
+    target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ...], name: str, remedy: str = REMEDY
+) -> tuple[dict[str, Any], str]:
     """Fill the leaves of `target` from those of `source` with the same path and shape.
 
     Args:
@@ -86,6 +118,7 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
         source: Loaded variables, nested dicts.
         allowed: Regular expressions of paths that are left as they are in `target`, and need not fit.
         name: Name of the source, for the report and the error.
+        remedy: What to do if the leaves do not fit, for the error.
 
     Returns:
         The merged variables, and a report: one line that counts what was loaded, then one for each leaf.
@@ -116,10 +149,7 @@ def merge(target: dict[str, Any], source: dict[str, Any], allowed: tuple[str, ..
             merged[path] = jnp.asarray(theirs[path], ours[path].dtype)
             notes.append(f"loaded {path}")
     if wrong:
-        raise UserError(
-            f"init_from={name} does not fit this model: {'; '.join(wrong)}. "
-            "Use the same model, config.head_reset=True for another number of classes, or name the rest in config.init_except."
-        )
+        raise UserError(f"init_from={name} does not fit this model: {'; '.join(wrong)}. {remedy}")
     loaded = sum(note.startswith("loaded") for note in notes)
     report = "\n".join([f"init_from {name}: loaded {loaded} of {len(ours)} leaves", *(f"  {note}" for note in notes)])
     return {**target, **traverse_util.unflatten_dict(merged, sep="/")}, report

@@ -8,7 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 from dilax import arguments
-from dilax.annotated import checked
+from dilax.annotated import checked, settled
 from dilax.blocks.norm import NORMS, Norm
 from dilax.geometry import IntOrTuple, Padding
 from dilax.modules import DilatedConv, SeparableConv
@@ -124,7 +124,7 @@ class SeparableResidual(nn.Module):
         y = ConvNormAct(self.features, activation="none", **separable)(y, train=train)
         if self.squeeze_excite:
             y = SqueezeExcite(dtype=self.dtype)(y)
-        if x.shape != y.shape if self.project is None else self.project:
+        if settled(self, "project", x.shape != y.shape):
             x = ConvNormAct(self.features, (1, 1), stride=self.stride, activation="none", **shared)(x, train=train)
         return activation(self.activation)(x + y)
 

@@ -185,8 +185,7 @@ class SeparableCNN(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 dilation = self.dilations[block % len(self.dilations)]
-                project = x.shape[-1] != features or (stride > 1 and max(x.shape[1:3]) > 1)
-                x = SeparableResidual(features, stride, dilation, self.squeeze_excite, project=project, **shared)(x, train=train)
+                x = SeparableResidual(features, stride, dilation, self.squeeze_excite, **shared)(x, train=train)
         return _head(self, x, train)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.annotated import checked
+from dilax.annotated import checked, settled
 from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
@@ -64,11 +64,26 @@ class DilatedFCN(nn.Module):
                 skips.append(x)
             layer = ConvNormAct(features, self.kernel_size, stride=stride, dilation=dilation, separable=self.separable and i > 0, **shared)
             y = layer(x, train=train)
-            x = x + y if x.shape == y.shape else y
+            x = Shortcut()(x, y)
         x = Dropout(self.dropout)(x, train=train)
         if self.head == "global":
             return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)).astype(jnp.float32))
         return PixelHead(self.num_classes, name="head")((x, *reversed(skips)), size)
+
+
+class Shortcut(nn.Module):
+    """x + y, or y alone.
+
+    Attributes:
+        add: Whether x is added; None if it is wherever shapes are equal.
+    """
+
+    add: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Map the input and the output of a layer to its result."""
+        return x + y if settled(self, "add", x.shape == y.shape) else y
 
 
 class PixelHead(nn.Module):

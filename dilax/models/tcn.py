@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dilax.annotated import checked
+from dilax.annotated import checked, settled
 from dilax.blocks import Dropout, embed_sequence, masked
 from dilax.causal import Delay
 from dilax.errors import UserError
@@ -57,7 +57,7 @@ class TemporalBlock(nn.Module):
                 name=name,
             )
             y = Dropout(self.dropout, spatial=True)(nn.relu(conv(y if self.causal else masked(y, mask))), train=train)
-        if x.shape[-1] != self.features if self.project is None else self.project:
+        if settled(self, "project", x.shape[-1] != self.features):
             x = DilatedConv(self.features, (1,), kernel_init=init, dtype=self.dtype, name="shortcut")(x)
         lookahead = 2 * time_padding(self.kernel_size, padding=padding, dilation=self.dilation)[1]
         return nn.relu(Delay(lookahead, name="delay")(x) + y)
@@ -121,8 +121,7 @@ class TCN(Streamable):
             )
         shared: dict[str, Any] = dict(dropout=self.dropout, causal=self.causal, weight_norm=self.weight_norm, dtype=self.dtype)
         for i, (features, dilation) in enumerate(zip(self.features, dilations)):
-            project = x.shape[-1] != features
-            x = TemporalBlock(features, self.kernel_size, dilation, project=project, name=f"block{i}", **shared)(x, train=train, mask=mask)
+            x = TemporalBlock(features, self.kernel_size, dilation, name=f"block{i}", **shared)(x, train=train, mask=mask)
         return nn.Dense(self.out_features, kernel_init=nn.initializers.normal(0.01), name="head")(x.astype(jnp.float32))
 
     def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:

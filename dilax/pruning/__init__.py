@@ -8,7 +8,7 @@ pruned.py       `Pruned`, a model with fewer channels
 removal.py      `prune` and `multiply_adds`
 """
 
-from dilax.pruning.pruned import Pruned
+from dilax.pruning.pruned import Pruned, unpruned
 from dilax.pruning.removal import multiply_adds, prune
 
-__all__ = ["Pruned", "multiply_adds", "prune"]
+__all__ = ["Pruned", "multiply_adds", "prune", "unpruned"]

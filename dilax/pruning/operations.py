@@ -258,15 +258,19 @@ def _gather(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
     """Entries that indices choose, as rows of the table of an embedding; axes that are taken whole keep their labels."""
     table, indices = operands
     numbers, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.invars[0].aval.shape
-    results = list(positions(_shape(eqn)))
-    chosen = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    for target, i in zip(numbers.offset_dims, (i for i in range(len(shape)) if i not in chosen)):
+    results, chosen = list(positions(_shape(eqn))), numbers.collapsed_slice_dims
+    # Axes that table and indices share, as in `take_along_axis`; those of the result that are not of slices are those of the indices.
+    shared = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
+    batch = [target for target in range(len(results)) if target not in numbers.offset_dims]
+    for i, j in shared.items():
+        results[batch[j]] = channels.merge((table.axes[i], indices.axes[j]), "indices choose some of them")
+    for target, i in zip(numbers.offset_dims, (i for i in range(len(shape)) if i not in (*chosen, *shared))):
         if sizes[i] == shape[i]:
             results[target] = table.axes[i]
             channels.produce(table.axes[i], table)
         else:
             channels.lock(table.axes[i], "indices choose some of them")
-    for labels in (*(table.axes[i] for i in chosen), *indices.axes):
+    for labels in (*(table.axes[i] for i in chosen), *(labels for j, labels in enumerate(indices.axes) if j not in shared.values())):
         channels.lock(labels, "indices choose some of them")
     return [tuple(results)]
 

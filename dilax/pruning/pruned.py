@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.core import freeze
 from jax.typing import DTypeLike
 
 from dilax.annotated import checked
 from dilax.arguments import takes_train
-from dilax.errors import UserError
+from dilax.errors import UserError, did_you_mean, shown
 from dilax.pruning.follow import plain_fields_of
 from dilax.pruning.labels import Call
 from dilax.pruning.selection import kept_count
@@ -25,11 +26,15 @@ class Pruned(Streamable):
     """A model in which fields of modules inside are changed, such as the `features` of its layers.
 
     `dilax.prune` makes it. Its variables have the paths of those of the model, and smaller shapes. It is initialised, applied, trained and
-    exported as any other module, and fed in chunks if the model can be.
+    exported as any other module, and fed in chunks if the model can be. It also has the fields of the model, such as `vocabulary`.
 
     Attributes:
         model: The model.
-        changes: Path of a module, its names joined by slashes -> field -> value.
+        changes: Path of a module, its names joined by slashes -> field -> value: a bool, an integer, a text or None.
+
+    Raises:
+        UserError: when it runs, if a module does not have a field, or the value does not fit the field; when it is initialised, if the
+            model does not have a module.
 
     Example:
         >>> import dilax, jax.numpy as jnp
@@ -42,6 +47,19 @@ class Pruned(Streamable):
     model: nn.Module
     changes: Mapping[str, Mapping[str, Any]]
 
+    def __post_init__(self) -> None:
+        """Freeze the changes: a module is hashable only if its fields are."""
+        if isinstance(self.changes, Mapping):
+            plain = {path: dict(fields) if isinstance(fields, Mapping) else fields for path, fields in self.changes.items()}
+            object.__setattr__(self, "changes", freeze(plain))
+        super().__post_init__()
+
+    @nn.nowrap
+    def __getattr__(self, name: str) -> Any:
+        """Read a field of the model."""
+        model = self.__dict__.get("model")
+        return getattr(model, name) if name in getattr(model, "__dataclass_fields__", ()) else super().__getattr__(name)
+
     def setup(self) -> None:
         """Share the paths of the model."""
         nn.share_scope(self, self.model)
@@ -50,15 +68,24 @@ class Pruned(Streamable):
         """Return what the model returns; `train` is not passed to a model that does not take it."""
         given = {"train": train} if takes_train(self.model) else {}
         model: Any = self.model
-        with nn.intercept_methods(_changing(self.changes, len(self.path))):
-            return model(x, **given, **options)
+        called: set[str] = set()
+        with nn.intercept_methods(_changing(self.changes, len(self.path), called)):
+            y = model(x, **given, **options)
+        if self.is_initializing():  # else a module may not be called, such as an auxiliary head
+            for path in self.changes:
+                if path not in called:
+                    raise UserError(
+                        f"Pruned: changes name the module {shown(path)}, which {type(model).__name__} does not have; give the path of one "
+                        f"that it calls.{did_you_mean(str(path), called)}"
+                    )
+        return y
 
     def features(self, x: jax.Array, *, train: bool, output_stride: int | None = None) -> Any:
         """Return the maps that the method `features` of the model returns, if it has one, as backbones do."""
         method = getattr(self.model, "features", None)
         if not callable(method):
             raise UserError(f"Pruned: {type(self.model).__name__} has no method `features`; call the model itself.")
-        with nn.intercept_methods(_changing(self.changes, len(self.path))):
+        with nn.intercept_methods(_changing(self.changes, len(self.path), set())):
             return method(x, train=train, output_stride=output_stride)
 
     def stream_input(self, batch_size: int, dtype: DTypeLike) -> jax.Array:
@@ -75,18 +102,41 @@ class Pruned(Streamable):
         return self.model
 
 
-def _changing(changes: Mapping[str, Mapping[str, Any]], depth: int) -> Callable[..., Any]:
-    """Return an interceptor that changes the fields of modules before they run; paths start after `depth` names.
+def unpruned(model: nn.Module) -> nn.Module:
+    """Return the model of a `Pruned`, whose `__call__` says which arguments it takes; any other model is returned as it is."""
+    return model.model if isinstance(model, Pruned) else model
+
+
+def _changing(changes: Mapping[str, Mapping[str, Any]], depth: int, called: set[str]) -> Callable[..., Any]:
+    """Return an interceptor that changes the fields of modules before they run, and notes their paths, which start after `depth` names.
 
     It is not a method, since those of modules are themselves intercepted.
     """
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if context.module.scope is not None:
-            change(context.module, changes.get("/".join(context.module.path[depth:]), {}))
+            path = "/".join(context.module.path[depth:])
+            called.add(path)
+            for name, value in changes.get(path, {}).items():
+                _check_change(context.module, path, name, value)
+            change(context.module, changes.get(path, {}))
         return call(*args, **kwargs)
 
     return intercept
+
+
+def _check_change(module: nn.Module, path: str, name: str, value: Any) -> None:
+    """Refuse a change of a field that a module does not have, or to a value of another type."""
+    fields = plain_fields_of(module)
+    if name not in fields:
+        raise UserError(
+            f"Pruned: changes of {path!r} name the field {shown(name)}, and what can be changed of a {type(module).__name__} is "
+            f"{', '.join(fields)}.{did_you_mean(str(name), fields)}"
+        )
+    old, integer = fields[name], isinstance(value, int) and not isinstance(value, bool)
+    if not isinstance(value, bool | int | str | None) or (old is not None and type(value) is not type(old)) or (integer and value < 1):
+        like = "an integer of at least 1" if isinstance(old, int) and not isinstance(old, bool) else f"a value like {old!r}"
+        raise UserError(f"Pruned: changes[{path!r}][{name!r}]={shown(value)} does not fit the field {name}; give {like}.")
 
 
 def change(module: nn.Module, fields: Mapping[str, Any]) -> None:

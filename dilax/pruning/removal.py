@@ -16,7 +16,7 @@ from dilax import arguments
 from dilax.errors import UserError, reason, shown
 from dilax.pruning.follow import follow
 from dilax.pruning.labels import Axes, Channels, label, leaves
-from dilax.pruning.pruned import Pruned, changes_for
+from dilax.pruning.pruned import Pruned, changes_for, unpruned
 from dilax.pruning.selection import MEASURES, Coupling, report
 
 
@@ -147,7 +147,7 @@ def _collections(caller: str, variables: Any) -> dict[str, Any]:
 
 def _smaller(model: nn.Module, x: Any, found: Channels, removed: np.ndarray) -> tuple[Pruned, dict[str, Any]]:
     """Return the smaller model, and the shapes of the variables that it creates."""
-    original = model.model if isinstance(model, Pruned) else model
+    original = unpruned(model)
     try:
         changes, created = changes_for(original, x, found.calls, removed)
     except (FlaxError, ValueError, TypeError) as error:
