@@ -22,19 +22,16 @@ import numpy as np
 import pytest
 import yaml
 from task_cases import CASES, tone
-from tiny_runs import flip, refused, tiny
+from tiny_runs import METRICS, flip, make_run, refused, tiny
 
 import dilax
 from dilax import loading, publishing
-from train import card, checkpoint, cli, folder, publish, transfer
-from train.build import build, status_of
-from train.config import task_class
+from train import card, cli, publish, transfer
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
 
 TEMPORARY = tempfile.TemporaryDirectory(prefix="dilax-publish-", ignore_cleanup_errors=True)
 ROOT = pathlib.Path(TEMPORARY.name)
-METRICS = {"test/accuracy": 0.8125, "test/loss": 0.5312}
 RUNS = ("digits", *CASES)  # the first has running statistics
 # Whose card is run: one for each kind of input.
 SHOWN = ("images", "masks", "table", "text", "waves", "series", "codes", "rolls")
@@ -50,19 +47,6 @@ FILES = ("README.md", "model.json", "model.safetensors")
 @functools.cache
 def config_of(name: str) -> ml_collections.ConfigDict:
     return tiny() if name == "digits" else CASES[name].config(ROOT / name)
-
-
-def make_run(config: Any, workdir: pathlib.Path, *, finished: bool = True, seed: int = 0) -> pathlib.Path:
-    """A run with random weights, as `loop.run` leaves it."""
-    setup, rng = build(config, task_class(config.task).open(config).spec), np.random.default_rng(seed)
-    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), setup.shapes)
-    with folder.open_folder(config, workdir):
-        status = folder.write_status(workdir, finished=False, **status_of(setup))
-        with checkpoint.Store(workdir / "best", run=status["run"]) as best:
-            best.save(7, variables, {"validation/accuracy": 0.75, "validation/loss": 0.625})
-        folder.write_status(workdir, step=12, train_seconds=3.0, metrics=METRICS, finished=finished)
-        folder.write_config(workdir, config, 0)
-    return workdir
 
 
 @functools.cache
