@@ -191,6 +191,7 @@ TRAIN = [
     "train.checkpoint",
     "train.folder",
     "train.transfer",
+    "train.distil",
     "train.build",
     "train.estimate",
     "train.score",
