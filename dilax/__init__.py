@@ -18,6 +18,7 @@ from dilax import (
     models,
     plots,
     pooling,
+    profiling,
     publishing,
     sounds,
     spec,
@@ -39,6 +40,7 @@ from dilax.lowerings import LOWERINGS, Lowering, select_lowering, use_lowering
 from dilax.modules import DepthwiseConv, DilatedConv, DilatedConvTranspose, MultiDilationConv, SeparableConv
 from dilax.plan import ConvPlan
 from dilax.pooling import avg_pool, max_pool, pool_sequence
+from dilax.profiling import Profile, profile
 from dilax.pruning import Pruned, multiply_adds, prune
 from dilax.publishing import read_weights, save_weights
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
@@ -66,6 +68,7 @@ __all__ = [
     "Inference",
     "Lowering",
     "MultiDilationConv",
+    "Profile",
     "Pruned",
     "ReceptiveField",
     "SeparableConv",
@@ -107,6 +110,8 @@ __all__ = [
     "plots",
     "pool_sequence",
     "pooling",
+    "profile",
+    "profiling",
     "prune",
     "publishing",
     "read_weights",

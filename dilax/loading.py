@@ -25,7 +25,7 @@ STATUS, BEST = "run.json", "best"
 # What values of run.json and model.json are, if they are there.
 _KINDS: dict[str, Any] = {
     **{"run": str, "step": int, "train_seconds": int | float, "finished": bool, "metrics": dict, "records": dict},
-    **{"task": str, "pool": str, "image_size": int, "versions": dict, "training": dict, "checksum": int},
+    **{"task": str, "pool": str, "image_size": int, "versions": dict, "training": dict, "checksum": int, "teacher": int},
 }
 # What the items of lists in their description of the data are.
 _ITEMS: dict[str, Any] = {

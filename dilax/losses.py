@@ -122,6 +122,48 @@ def dice_loss(logits: jax.Array, labels: jax.Array, *, ignored_label: int = IGNO
     return jnp.where(jnp.isnan(weights).any(space), jnp.nan, loss)  # also where no class is present
 
 
+def distillation_loss(logits: jax.Array, teacher: jax.Array, *, temperature: float = 1.0, mask: jax.Array | None = None) -> jax.Array:
+    """Return the distillation loss per example: how far a network is from a teacher whose probabilities are softened.
+
+    T^2 KL(softmax(teacher / T) || softmax(logits / T)) in nats, averaged over the positions of an example. The factor keeps the size of the
+    gradient as the temperature T changes. It is 0 where the logits differ from those of the teacher by a constant.
+
+    Args:
+        logits: (batch, *space, classes), floats.
+        teacher: Of the same shape; no gradient flows into it.
+        temperature: T, above 0; the higher it is, the more the probabilities of improbable classes count.
+        mask: bool (batch, *space), False at positions that do not contribute.
+
+    Returns:
+        (batch,), float32; 0 for an example of which no position contributes.
+
+    Raises:
+        UserError: if the shapes do not match, or the temperature is not above 0.
+
+    Example:
+        >>> distillation_loss(jnp.zeros((1, 2)), jnp.array([[0.0, 2.0]]), temperature=2.0).round(4).tolist()
+        [0.4438]
+
+    Reference:
+        Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2.
+    """
+    caller = "distillation_loss"
+    temperature = arguments.number(caller, "temperature", temperature)
+    if not temperature > 0:
+        raise UserError(f"{caller}: temperature={temperature} is not above 0; use 1 or more.")
+    logits, teacher = (arguments.array(caller, name, value, "floating-point") for name, value in (("logits", logits), ("teacher", teacher)))
+    if logits.shape != teacher.shape or logits.ndim < 2 or not logits.shape[-1]:
+        raise UserError(
+            f"{caller}: logits of shape {logits.shape} do not match those of the teacher, {teacher.shape}; give (batch, *space, classes) "
+            "twice."
+        )
+    valid = jnp.ones(logits.shape[:-1], bool) if mask is None else arguments.mask(caller, mask, logits)
+    ours, theirs = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (logits, jax.lax.stop_gradient(teacher)))
+    divergence = temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)
+    valid = jnp.broadcast_to(valid, divergence.shape)
+    return _weighted_mean(jnp.where(valid, divergence, 0.0), valid.astype(jnp.float32))
+
+
 def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np.ndarray:
     """Return class weights that balance rare classes: the median class frequency divided by the frequency of each class.
 

@@ -1,5 +1,6 @@
 """Laws that every model obeys; `check_model` checks all of them."""
 
+import math
 from typing import Any
 
 import chex
@@ -56,6 +57,28 @@ def check_summary(model: nn.Module, variables: Any, x: jax.Array) -> None:
     parameters = sum(layer.parameters for layer in layers(model, x))
     assert parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert summary(model, x).splitlines()[-1].startswith("total")
+
+
+def multiply_adds_by_shapes(model: nn.Module, x: Any) -> dict[str, int]:
+    """Return the multiply-adds of each layer for one example, by its path: kernels are applied once per output position."""
+    counted: dict[str, int] = {}
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y, module = call(*args, **kwargs), context.module
+        kernels = [leaf for name, leaf in module.variables.get("params", {}).items() if hasattr(leaf, "size") and name.endswith("kernel")]
+        if context.method_name == "__call__" and kernels:
+            # In a transposed convolution, once per input position; a kernel that is shared, once per dilation.
+            positions = math.prod((args[0] if isinstance(module, dilax.DilatedConvTranspose) else y).shape[1:-1])
+            repeats = len(module.dilations) if isinstance(module, dilax.MultiDilationConv) and module.share_kernel else 1
+            counted["/".join(module.path)] = repeats * positions * sum(kernel.size for kernel in kernels)
+        return y
+
+    def run(x: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return model.init_with_output(KEY, x, train=False)
+
+    jax.eval_shape(run, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    return counted
 
 
 def positive(variables: Any) -> Any:

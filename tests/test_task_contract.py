@@ -26,7 +26,7 @@ SPEC = DataSpec("test", SHAPE, tuple("abcd"), 10 * BATCH)
 class Positives(Classification):
     """Counts the examples of the last two classes alone, as detection counts the anchors that hit an object; keeps all its predictions."""
 
-    def loss(self, model: nn.Module, variables: Any, batch: Batch, key: jax.Array, *, average: Any = None) -> Loss:
+    def loss(self, model: nn.Module, variables: Any, batch: Batch, key: jax.Array, *, average: Any = None, teacher: Any = None) -> Loss:
         """Cross-entropy of the positives, and what the average of the parameters says of them."""
         outputs, collections = run_training(model, variables, self.inputs(batch, model), key, ("dropout", "noise"))
         positive = (batch["label"] >= 2).astype(jnp.float32)

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 METRICS = {"test/accuracy": 0.8125, "test/loss": 0.5312}  # of `make_run`
 # As many virtual devices as conftest.py asks for: only on the same devices do a killed process and an unbroken one agree to the bit.
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+METRICS = {"test/accuracy": 0.8125, "test/loss": 0.5312}
 # A config file whose variant is a dict of changes.
 CONFIG_FILE = """
 import ast
@@ -45,6 +46,19 @@ def tiny(**changes: Any) -> ConfigDict:
     config.report = False
     config.update_from_flattened_dict(changes)
     return config
+
+
+def make_run(config: Any, workdir: pathlib.Path, *, finished: bool = True, seed: int = 0, scale: float = 1.0) -> pathlib.Path:
+    """A run with random weights of a mean size of about `scale`, as `loop.run` leaves it."""
+    setup, rng = build(config, task_class(config.task).open(config).spec), np.random.default_rng(seed)
+    variables = jax.tree.map(lambda leaf: np.abs(scale * rng.normal(size=leaf.shape)).astype(leaf.dtype), setup.shapes)
+    with folder.open_folder(config, workdir):
+        status = folder.write_status(workdir, finished=False, **status_of(setup))
+        with checkpoint.Store(workdir / "best", run=status["run"]) as best:
+            best.save(7, variables, {"validation/accuracy": 0.75, "validation/loss": 0.625})
+        folder.write_status(workdir, step=12, train_seconds=3.0, metrics=METRICS, finished=finished)
+        folder.write_config(workdir, config, 0)
+    return workdir
 
 
 def digits() -> Splits:

@@ -18,7 +18,7 @@ from dilax.files import user_path
 from train import checkpoint, folder, optim, parallel
 from train.config import CHANGES, check, keys_of, model_config, task_class, unread
 from train.interception import recorded
-from train.step import Steps
+from train.step import Steps, Teacher
 from train.tasks import Task
 
 MOST_STEPS = 2**31 - 1  # which int32 counts
@@ -39,6 +39,7 @@ class Setup:
         shapes: Their shapes.
         total_steps: Steps of the whole run.
         steps_per_epoch: Not a whole number where the batch does not divide the data.
+        teacher: The network that it is distilled from, or None.
     """
 
     config: ConfigDict
@@ -51,19 +52,21 @@ class Setup:
     shapes: dict[str, Any]
     total_steps: int
     steps_per_epoch: float
+    teacher: Teacher | None = None
 
     def inference(self, variables: VariableDict) -> Inference:
         """Return the model with variables, ready to predict."""
         return Inference(self.steps.model, variables, self.spec, **prediction_of(self.config))
 
 
-def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Setup:
+def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None, teacher: Teacher | None = None) -> Setup:
     """Make the model, the optimiser and the steps of a config.
 
     Args:
         config: The whole config.
         spec: What its data looks like.
         task: The task, if flags have changed it; None makes it.
+        teacher: What `train.distil.open_teacher` returns; only training needs it.
 
     Raises:
         UserError: if a name or a value of the config cannot be used.
@@ -94,10 +97,11 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None) -> Se
     _check_outputs(config, outputs, task)
     optim.check_patterns(config.remat, paths, "remat", "module")
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
-    steps = Steps(model, task, tx, config)
+    # Of weight 0 it changes nothing, and need not run.
+    steps = Steps(model, task, tx, config, teacher=teacher if config.distill.weight else None)
     compiled = parallel.make(steps, shapes)
     init = jax.jit(lambda key: init_with_output(key)[1])
-    return Setup(config, spec, task, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch)
+    return Setup(config, spec, task, steps, compiled, example, lambda: init(key), shapes, total_steps, steps_per_epoch, teacher)
 
 
 def example_of(config: ConfigDict, spec: DataSpec) -> jax.ShapeDtypeStruct:
@@ -157,7 +161,9 @@ def describe(setup: Setup) -> str:
     some = f", {fixed:,} of them frozen" if fixed else ""
     native = f", oneDNN {version}" if (version := lowerings.onednn_version()) else ""
     pruned = "pruned " if config.model.get(CHANGES) else ""
-    return f"device: {_devices(config)}, {config.dtype}{native}\nmodel: {pruned}{config.model.name}, {total:,} parameters{some}"
+    taught = f", distilled from {setup.teacher.origin}" if setup.teacher else ""
+    model = f"{pruned}{config.model.name}, {total:,} parameters{some}{taught}"
+    return f"device: {_devices(config)}, {config.dtype}{native}\nmodel: {model}"
 
 
 def _devices(config: ConfigDict) -> str:
@@ -234,4 +240,5 @@ def status_of(setup: Setup) -> dict[str, Any]:
         **prediction_of(setup.config),
         "data": setup.spec.to_json(),
         "versions": folder.versions(),
+        **({"teacher": setup.teacher.checksum} if setup.teacher else {}),
     }

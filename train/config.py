@@ -16,7 +16,7 @@ from train.optim import OPTIMISERS, SCHEDULES
 from train.tasks import TASKS, Task
 
 CHANGES = "changes"  # the field of config.model that a pruned network has besides those of its model; see `dilax.Pruned`
-_INIT = ("init_from", ())
+_INIT, _TEACHER = ("init_from", ()), ("distill_from", ())
 KEYS: Keys = {
     "seed": Key(0, "seed of the parameters, the order of the data, augmentation, dropout and the validation split", (0, 2**31 - 1)),
     "batch_size": Key(128, "examples per step, over all devices", (1, UNLIMITED)),
@@ -56,6 +56,13 @@ KEYS: Keys = {
     "init_except": Key(
         (), "regular expressions of parameters that are initialised instead of loaded, and need not fit", items=str, needs=_INIT
     ),
+    "distill_from": Key(
+        "", 'folder of a run, or of published weights, whose class probabilities this run learns from, too; "" learns from the labels alone'
+    ),
+    "distill.weight": Key(
+        0.5, "share of the loss that compares with those probabilities; the rest is the loss of the labels", (0, 1), needs=_TEACHER
+    ),
+    "distill.temperature": Key(2.0, "temperature that softens both probabilities in that share", (POSITIVE, UNLIMITED), needs=_TEACHER),
     "frozen": Key(
         (), "regular expressions of parameters that are not trained; a norm of which all are frozen uses its running statistics", items=str
     ),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from train.build import Setup, build, describe
 from train.config import check, task_class
+from train.distil import open_teacher
 
 
 def estimate(config: ConfigDict) -> str:
@@ -22,7 +23,7 @@ def estimate(config: ConfigDict) -> str:
     """
     check(config)
     splits = task_class(config.task).open(config)
-    setup = build(config, splits.spec)
+    setup = build(config, splits.spec, teacher=open_teacher(config, splits.spec))
     record = splits.train[0]
     rows = len(setup.parallel.share)
     batch = setup.parallel.put_batch({name: np.repeat(np.asarray(value)[None], rows, axis=0) for name, value in record.items()})
@@ -34,6 +35,7 @@ def estimate(config: ConfigDict) -> str:
         "other variables": held(setup, state.collections),
         "optimiser state": held(setup, state.opt_state),
         "moving average": held(setup, (state.average, state.average_stats)),
+        "teacher": sum(leaf.nbytes for leaf in jax.tree.leaves(setup.steps.teacher and setup.steps.teacher.variables)),
         "batch": sum(map(_share, jax.tree.leaves(batch))),
         "activations, gradients": compiled.memory_analysis().temp_size_in_bytes,
     }

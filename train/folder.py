@@ -48,8 +48,9 @@ def open_folder(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = Fa
     Raises:
         UserError: if it holds a finished run or one of another config, another process trains in it, or it cannot be written.
     """
-    if restart and config.init_from and user_path(config.init_from).resolve() == workdir.resolve():
-        raise UserError(f"--restart would move {workdir} aside, which config.init_from names; give another --workdir.")
+    for key in ("init_from", "distill_from"):
+        if restart and config[key] and user_path(config[key]).resolve() == workdir.resolve():
+            raise UserError(f"--restart would move {workdir} aside, which config.{key} names; give another --workdir.")
     with contextlib.ExitStack() as held:
         try:
             workdir.mkdir(parents=True, exist_ok=True)

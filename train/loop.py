@@ -21,6 +21,7 @@ from train.build import Setup, build, describe, status_of
 from train.config import check, task_class, to_json
 from train.data import Source, Splits, train_batches
 from train.data.fingerprint import changes, fingerprint
+from train.distil import check_same_teacher, open_teacher
 from train.files import LOCK, write_text
 from train.finish import finish
 from train.folder import INIT_REPORT, check_data, leave_step, open_folder, write_config, write_status
@@ -55,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
         if not restart:
             _open(held, config, workdir)
         splits = task_class(config.task).open(config)
-        setup = build(config, splits.spec)
+        setup = build(config, splits.spec, teacher=open_teacher(config, splits.spec))
         print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
         for split in (splits.train, splits.validation, splits.test):
@@ -124,6 +125,7 @@ def _train(
     ):
         # Resume this run; else begin from the parameters of another; else from scratch.
         changed = hosts.by_first(lambda: store.latest() is not None and check_data(config, workdir, setup.spec, records))
+        hosts.by_first(lambda: store.latest() is not None and check_same_teacher(setup.teacher, workdir))
         if changed:
             best.clear()  # metrics of other data cannot be compared
         saved, log = _restore(workdir, status, store, setup), {}

@@ -53,6 +53,27 @@ class Parallel:
     share: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """A compiled training step with the variables of its teacher, which it takes as an argument.
+
+    Attributes:
+        step: (state, batch, key, variables) -> state, sums.
+        teacher: The variables, complete on every device.
+    """
+
+    step: Any
+    teacher: Any
+
+    def __call__(self, state: Any, batch: Any, key: Any) -> Any:
+        """Take one step."""
+        return self.step(state, batch, key, self.teacher)
+
+    def lower(self, state: Any, batch: Any, key: Any) -> Any:
+        """Return the step lowered for such arguments."""
+        return self.step.lower(state, batch, key, self.teacher)
+
+
 def make(steps: Steps, shapes: Any) -> Parallel:
     """Return the `Parallel` of the config of the steps.
 
@@ -144,11 +165,15 @@ def _jit(steps: Steps, shapes: Any, mesh: Mesh) -> Parallel:
     steps = dataclasses.replace(steps, devices=devices_of_mesh(steps.task.spatial, mesh))
     state = shardings(jax.eval_shape(steps.init, shapes))
     share = share_of(by_batch, steps.config.batch_size)
+    teacher = () if steps.teacher is None else (replicated,)
+    train: Any = jax.jit(
+        steps.train, donate_argnums=0, in_shardings=(state, by_batch, replicated, *teacher), out_shardings=(state, replicated)
+    )
     return Parallel(
         put=lambda tree: _copied(*_flat(shardings(tree)))(jax.tree.map(_of_every_process, tree)),
         get=lambda tree: tree,
         put_batch=functools.partial(_put_batch, by_batch, share, steps.config.batch_size),
-        train=jax.jit(steps.train, donate_argnums=0, in_shardings=(state, by_batch, replicated), out_shardings=(state, replicated)),
+        train=train if steps.teacher is None else Distilled(train, jax.device_put(steps.teacher.variables, replicated)),
         evaluate=jax.jit(steps.evaluate, in_shardings=(None, by_batch), out_shardings=replicated),
         rows=jax.device_get,
         shardings=shardings,
@@ -266,6 +291,8 @@ def _pmap(steps: Steps, batch_size: int) -> Parallel:
         first=lambda size: lax.axis_index(DATA) * size,
     )
     steps = dataclasses.replace(steps, devices=devices)
+    axes = (0, 0, None) if steps.teacher is None else (0, 0, None, 0)
+    train: Any = jax.pmap(_over_devices(steps.train), axis_name=DATA, in_axes=axes, donate_argnums=0)
 
     def put(tree: Any) -> Any:
         return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(np.arange(local), tree)
@@ -279,7 +306,7 @@ def _pmap(steps: Steps, batch_size: int) -> Parallel:
         put=put,
         get=get,
         put_batch=lambda batch: jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch),
-        train=jax.pmap(_over_devices(steps.train), axis_name=DATA, in_axes=(0, 0, None), donate_argnums=0),
+        train=train if steps.teacher is None else Distilled(train, put(steps.teacher.variables)),
         evaluate=jax.pmap(_over_devices(steps.evaluate), axis_name=DATA),
         rows=lambda arrays: jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:]), arrays),
         shardings=lambda tree: jax.tree.map(lambda _: replicated, tree),

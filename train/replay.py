@@ -24,6 +24,7 @@ from train.build import Setup, build, fit_mesh
 from train.config import task_class
 from train.data import train_batches
 from train.data.batches import indices_of
+from train.distil import open_teacher
 from train.files import locked
 from train.folder import BAD_STEP, REPLAY, read_run
 from train.step import TrainState
@@ -50,7 +51,7 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[str]:
     assert step is not None
     with locked(workdir):
         splits = task_class(config.task).open(config)
-        setup = build(config, splits.spec)
+        setup = build(config, splits.spec, teacher=open_teacher(config, splits.spec))
         if not 1 <= step <= setup.total_steps:
             raise UserError(f"--step={step} is not a step of {workdir}; give 1 to {setup.total_steps}.")
         began, state = _state_before(workdir, setup, step)
@@ -130,10 +131,15 @@ def examine(setup: Setup, state: TrainState, batch: dict[str, Any], key: jax.Arr
         collections, lines = _examine_part(setup, state, collections, part, part_key)
         found += [f"part {number + 1} of {parts}: {line}" if parts > 1 else line for line in lines]
     if not found:
-        after, sums = jax.jit(setup.steps.train)(state, batch, key)
+        after, sums = jax.jit(setup.steps.train)(state, batch, key, _teacher_of(setup))
         found = [f"{path!r} of the state is not finite after the step." for path in _not_finite(_fields(after))]
         found += [f"{path} is not finite." for path in _not_finite(sums)]
     return found
+
+
+def _teacher_of(setup: Setup) -> Any:
+    """Return the variables of the network that the run is distilled from, or None."""
+    return setup.steps.teacher.variables if setup.steps.teacher else None
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -147,11 +153,12 @@ def _examine_part(setup: Setup, state: TrainState, collections: Any, part: Any, 
         The collections after the part, and the lines.
     """
     scale = len(jax.tree.leaves(part)[0])
+    taught = setup.steps.taught(_teacher_of(setup), part)
 
     def run(params: Any, added: Sequence[Any] | None) -> tuple[jax.Array, Any, _Calls]:
         calls = _Calls()
         with nn.intercept_methods(_recording(calls, added)):
-            objective, loss = setup.steps.objective(params, state, collections, part, key, scale)
+            objective, loss = setup.steps.objective(params, state, collections, part, key, scale, taught)
         return objective, loss.collections, calls
 
     names: list[str] = []

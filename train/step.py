@@ -69,6 +69,30 @@ class Devices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network that a run is distilled from.
+
+    Attributes:
+        model: The Flax module.
+        task: What it was trained for; prepares batches as in its training.
+        variables: Its variables, on the host.
+        checksum: Of the variables.
+        origin: What it is, in words.
+    """
+
+    model: nn.Module
+    task: Task
+    variables: Any
+    checksum: int
+    origin: str
+
+    def logits(self, variables: VariableDict, batch: Batch) -> jax.Array:
+        """Return the logits of the classes for an augmented batch, in evaluation."""
+        logits, _ = self.task.class_logits(self.task.outputs(self.model, variables, batch), batch)
+        return lax.stop_gradient(logits)
+
+
+@dataclasses.dataclass(frozen=True)
 class Steps:
     """The pure functions of a run.
 
@@ -78,6 +102,8 @@ class Steps:
         tx: Its optimiser.
         config: The whole config.
         devices: How shares of a batch are combined.
+        teacher: The network that the run is distilled from, or None. Its variables are an argument of `train`, so that they are not copied
+            into the compiled program as constants.
     """
 
     model: nn.Module
@@ -85,6 +111,7 @@ class Steps:
     tx: optax.GradientTransformation
     config: ConfigDict
     devices: Devices = Devices()
+    teacher: Teacher | None = None
 
     def init(self, variables: VariableDict) -> TrainState:
         """Return the state of step 0."""
@@ -96,13 +123,14 @@ class Steps:
             average, average_stats = jax.tree.map(jnp.copy, (params, collections.get("batch_stats", {})))
         return TrainState(jnp.zeros((), jnp.int32), params, collections, self.tx.init(params), average, average_stats)
 
-    def train(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train(self, state: TrainState, batch: Batch, key: jax.Array, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
         """Take one step.
 
         Args:
             state: The state before.
             batch: What the task learns from, arrays by name; perhaps the share of this device.
             key: Random key of the run; what is random in step s depends on it and on s alone.
+            teacher: The variables of the teacher, if there is one.
 
         Returns:
             The state after, and sums over the augmented batch ("loss", the task's measures, and the "count" that they are divided by) with
@@ -120,7 +148,7 @@ class Steps:
         for i, part_key in enumerate(jax.random.split(loss_key, parts)):
             # Interleaved, so that every part spans all devices. XLA moves the rows of a slice with a step between devices, and not these.
             part = jax.tree.map(lambda a, i=i: a.reshape(-1, parts, *a.shape[1:])[:, i], augmented)
-            gradient, result = self._gradient(state, collections, part, part_key, size // parts)
+            gradient, result = self._gradient(state, collections, part, part_key, size // parts, self.taught(teacher, part))
             seen.append(batch_statistics(collections, result.collections))
             collections, sums = result.collections, {**result.sums, "count": result.count}
             grads, total = (gradient, sums) if grads is None else jax.tree.map(jnp.add, (grads, total), (gradient, sums))
@@ -140,18 +168,32 @@ class Steps:
             sums, kept = self.task.evaluate(self.model, self.devices.gather(variables), self.devices.spread(batch))
         return self.devices.sum(sums), kept
 
-    def _gradient(self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
-        """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
-        return jax.grad(self.objective, has_aux=True)(state.params, state, collections, batch, key, scale)
+    def taught(self, teacher: Any, batch: Batch) -> jax.Array | None:
+        """Return the logits of the teacher with its variables for a part of an augmented batch; None if there is no teacher."""
+        if self.teacher is None:
+            return None
+        with dilax.use_lowering(self.config.lowering):
+            return self.teacher.logits(teacher, batch)
 
-    def objective(self, params: Any, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int) -> tuple[Any, Loss]:
-        """Return what a step differentiates with respect to `params`, the summed loss of a part of a batch over `scale`; and the loss."""
+    def _gradient(
+        self, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int, taught: jax.Array | None
+    ) -> tuple[Any, Loss]:
+        """Return the gradient of the summed loss of one part of a batch, over a fixed `scale` that keeps it in range, and the loss."""
+        return jax.grad(self.objective, has_aux=True)(state.params, state, collections, batch, key, scale, taught)
+
+    def objective(
+        self, params: Any, state: TrainState, collections: Any, batch: Batch, key: jax.Array, scale: int, taught: jax.Array | None = None
+    ) -> tuple[Any, Loss]:
+        """Return what a step differentiates with respect to `params`, the summed loss of a part of a batch over `scale`; and the loss.
+
+        `taught` is what `taught` returned for that part.
+        """
         average = None if state.average is None else self.devices.gather(state.averaged(collections))
         frozen = matches(self.config.frozen, state.params, "frozen")
         # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
         params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
         with dilax.use_lowering(self.config.lowering), frozen_statistics(self.config.frozen), recomputed(self.config.remat):
-            loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average)
+            loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average, teacher=taught)
         return loss.sums["loss"] / scale, loss
 
     def _updated(self, state: TrainState, grads: Any, collections: Any, seen: list[Any]) -> TrainState:

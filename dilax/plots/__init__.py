@@ -8,11 +8,13 @@ fields.py        receptive fields
 training.py      learning curves, classifiers, kernels and feature maps
 segmentation.py  masks
 sequences.py     series and waveforms
+layers.py        what the layers of a network cost
 """
 
 from dilax.plots.canvas import save
 from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
+from dilax.plots.layers import layer_bars
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
 from dilax.plots.sequences import series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
@@ -25,6 +27,7 @@ __all__ = [
     "effective_receptive_fields",
     "feature_maps",
     "kernels",
+    "layer_bars",
     "learning_curves",
     "mask_colours",
     "prediction_grid",

@@ -1,7 +1,7 @@
 """The labels of channels, carried through a model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -48,6 +48,28 @@ def follow(model: nn.Module, variables: Mapping[str, Any], x: Any, labels: Mappi
         _Walk(channels, caller).follow(model, variables, x, labels, train=True)
         channels.products = products
     return channels
+
+
+def multiply_adds_of(fn: Callable[..., Any], variables: Any, *data: Any) -> int:
+    """Return the multiply-adds of the convolutions and matrix products of `variables` with `data` in a function.
+
+    Args:
+        fn: Takes `variables` and `data`; it is traced, not computed.
+        variables: A pytree of arrays or shapes.
+        *data: Pytrees of arrays or shapes; leaves that are neither are constants.
+    """
+    leaves, structure = jax.tree.flatten(data)
+    arrays = {number: leaf for number, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
+
+    def run(variables: Any, arrays: dict[int, Any]) -> Any:
+        return fn(variables, *structure.unflatten(arrays.get(number, leaf) for number, leaf in enumerate(leaves)))
+
+    closed = jax.make_jaxpr(run)(variables, arrays)
+    inputs = [Value(positions(leaf.shape), variables=True) for leaf in jax.tree.leaves(variables)]
+    inputs += [Value(positions(leaf.shape), data=True) for leaf in arrays.values()]
+    channels = Channels()
+    _Walk(channels, "multiply_adds").run(closed.jaxpr, closed.consts, inputs)
+    return sum(product.multiply_adds for product in channels.products)
 
 
 class _Walk:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
 from dilax.export import Port
+from dilax.losses import distillation_loss
 from train.data.splits import Splits
 from train.keys import Keys, Reads
 
@@ -152,7 +153,9 @@ class Task(abc.ABC):
         """Augment a batch, with the targets that the loss needs; `first` is the position of its first example in the whole batch."""
         return batch
 
-    def loss(self, model: nn.Module, variables: VariableDict, batch: Batch, key: jax.Array, *, average: Any = None) -> Loss:
+    def loss(
+        self, model: nn.Module, variables: VariableDict, batch: Batch, key: jax.Array, *, average: Any = None, teacher: Any = None
+    ) -> Loss:
         """Return the loss of an augmented batch, a pure function of its arguments.
 
         Args:
@@ -161,14 +164,27 @@ class Task(abc.ABC):
             batch: As `augment` returned it.
             key: Random key of this batch.
             average: The variables with the moving average of the parameters, if the run keeps one: a teacher.
+            teacher: The logits of another network for the batch, as `class_logits` returns them, if config.distill_from names one.
         """
         outputs, collections = run_training(model, variables, self.inputs(batch, model), key)
-        losses = self.losses(outputs, batch)
-        measures = {name: values.sum() for name, values in self.measures(outputs, batch).items()}
-        return Loss({"loss": losses.sum(), **measures}, jnp.float32(len(losses)), collections)
+        losses, measures = self.losses(outputs, batch), self.measures(outputs, batch)
+        if teacher is not None:
+            weight, (logits, counted) = self.config.distill.weight, self.class_logits(outputs, batch)
+            soft = distillation_loss(logits, teacher, temperature=self.config.distill.temperature, mask=counted)
+            losses, measures = (1 - weight) * losses + weight * soft, {**measures, "distillation": soft}
+        sums = {name: values.sum() for name, values in {"loss": losses, **measures}.items()}
+        return Loss(sums, jnp.float32(len(losses)), collections)
 
     def losses(self, outputs: Any, batch: Batch) -> jax.Array:
         """Return one loss for each example, (batch,), of what the model returned in training."""
+        raise NotImplementedError
+
+    def has_classes(self) -> bool:
+        """Return whether outputs are logits of classes, one of which is true, so that the task can be distilled."""
+        return False
+
+    def class_logits(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Return the logits of the classes (batch, ..., classes), and which of them count, bool (batch, ...), or None if all do."""
         raise NotImplementedError
 
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:

@@ -80,6 +80,14 @@ class Classification(Task):
         """Cross-entropy in nats."""
         return optax.softmax_cross_entropy(outputs, batch["target"])
 
+    def has_classes(self) -> bool:
+        """One of an image."""
+        return True
+
+    def class_logits(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Those of the images."""
+        return outputs, None
+
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Right answers."""
         return {"accuracy": (outputs.argmax(-1) == batch["label"]).astype(outputs.dtype)}

@@ -129,9 +129,17 @@ class Segmentation(Task):
         """Sum of the parts of config.segmentation.loss, with those of the auxiliary head."""
         return make_losses(self.config.segmentation, loss_names(self.config), self.spec.class_weights)(outputs, batch["label"])
 
+    def has_classes(self) -> bool:
+        """One of each pixel."""
+        return True
+
+    def class_logits(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Those of the main head, at the pixels that are not ignored."""
+        return outputs[0] if isinstance(outputs, tuple) else outputs, batch["label"] != self.config.segmentation.ignored_label
+
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Share of right pixels."""
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        logits, _ = self.class_logits(outputs, batch)
         return {"accuracy": pixel_accuracy(logits, batch["label"], self.config.segmentation.ignored_label)}
 
     def outputs(self, model: nn.Module, variables: VariableDict, batch: Batch) -> Any:

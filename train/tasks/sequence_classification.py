@@ -120,6 +120,14 @@ class SequenceClassification(Task):
         """Cross-entropy in nats."""
         return optax.softmax_cross_entropy(self._pooled(outputs, batch), batch["target"])
 
+    def has_classes(self) -> bool:
+        """One of a sequence."""
+        return True
+
+    def class_logits(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Those of the sequences."""
+        return self._pooled(outputs, batch), None
+
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Right answers."""
         return {"accuracy": (self._pooled(outputs, batch).argmax(-1) == batch["label"]).astype(jnp.float32)}

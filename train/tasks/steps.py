@@ -91,6 +91,14 @@ class StepTask(Task):
         """Mean loss over the scored steps of each example."""
         return example_means(STEP_LOSSES[self.kind](outputs, batch["label"]), batch["counted"])
 
+    def has_classes(self) -> bool:
+        """For codes, one of each step."""
+        return self.kind == "categorical"
+
+    def class_logits(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Those of the scored steps."""
+        return outputs, batch["counted"]
+
     def measures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """For codes, the share of right answers."""
         if self.kind != "categorical":
