@@ -103,6 +103,7 @@ DILAX = [
     "dilax.export.ports",
     "dilax.export.stablehlo",
     "dilax.export.onnx_operations",
+    "dilax.export.onnx_rewrites",
     "dilax.export.onnx",
     "dilax.export.tflite",
     "dilax.export",

@@ -3,7 +3,7 @@
 ports.py       `Port`, checks of the arguments and of the program that is written
 packages.py    the packages that a format needs
 stablehlo.py   for JAX on CPU, CUDA and TPU
-onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations
+onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations, onnx_rewrites.py those that are fused
 tflite.py      for LiteRT, on phones and other small devices
 """
 
