@@ -106,6 +106,9 @@ DILAX = [
     "dilax.export.onnx_rewrites",
     "dilax.export.onnx",
     "dilax.export.tflite",
+    "dilax.export.onnx_quantised",
+    "dilax.export.tflite_quantised",
+    "dilax.export.quantised",
     "dilax.export",
     "dilax.pruning.labels",
     "dilax.pruning.operations",
@@ -200,6 +203,7 @@ TRAIN = [
     "train.convert",
     "train.publish",
     "train.evaluate",
+    "train.quantised",
     "train.export",
     "train.replay",
     "train.predict",
@@ -229,6 +233,7 @@ HEAVY = {
     "onnxruntime",
     "litert_converter",
     "ai_edge_litert",
+    "ai_edge_quantizer",
 }
 TRAIN_ALWAYS = {"optax"}
 
