@@ -43,6 +43,7 @@ from dilax.pooling import avg_pool, max_pool, pool_sequence
 from dilax.profiling import Profile, profile
 from dilax.pruning import Pruned, multiply_adds, prune
 from dilax.publishing import read_weights, save_weights
+from dilax.quantisation import use_quantisation
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
 from dilax.spec import DataSpec
@@ -128,5 +129,6 @@ __all__ = [
     "summary",
     "tiled",
     "use_lowering",
+    "use_quantisation",
     "weights",
 ]

@@ -244,6 +244,9 @@ CASES = {
         {"top_k": (0,)},
     ),
     "use_lowering": Case(lambda **options: lowerings.use_lowering(**options).__enter__(), {"name": "auto"}, {"name": "word"}),
+    "use_quantisation": Case(
+        lambda **options: dilax.use_quantisation(**options).__enter__(), {"dtype": "int8"}, {"dtype": "word"}, {"dtype": (None,)}
+    ),
     "scaled_dilations": Case(
         context.scaled_dilations, {"dilations": (6, 12), "output_stride": 8}, {"dilations": "dilations", "output_stride": "positive"}
     ),

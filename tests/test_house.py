@@ -23,6 +23,7 @@ DILAX = [
     "dilax.geometry",
     "dilax.plan",
     "dilax.whole",
+    "dilax.rounding",
     "dilax.partitioning",
     "dilax.lowerings.xla",
     "dilax.lowerings.taps",
@@ -111,9 +112,14 @@ DILAX = [
     "dilax.export.ports",
     "dilax.export.stablehlo",
     "dilax.export.onnx_operations",
+    "dilax.export.onnx_rewrites",
     "dilax.export.onnx",
     "dilax.export.tflite",
+    "dilax.export.onnx_quantised",
+    "dilax.export.tflite_quantised",
+    "dilax.export.quantised",
     "dilax.export",
+    "dilax.quantisation",
     "dilax.data_flow",
     "dilax.folding",
     "dilax.summary",
@@ -204,6 +210,7 @@ TRAIN = [
     "train.publish",
     "train.evaluate",
     "train.prune",
+    "train.quantised",
     "train.export",
     "train.profile",
     "train.replay",
@@ -234,6 +241,7 @@ HEAVY = {
     "onnxruntime",
     "litert_converter",
     "ai_edge_litert",
+    "ai_edge_quantizer",
 }
 TRAIN_ALWAYS = {"optax"}
 

@@ -26,6 +26,12 @@ KEYS: Keys = {
     "checkpoint_every_steps": Key(500, "steps between checkpoints", (1, UNLIMITED), may_change=True),
     "keep_checkpoints": Key(2, "number of newest checkpoints that are kept, in addition to the best", (1, UNLIMITED), may_change=True),
     "dtype": Key("float32", "dtype of the computation; parameters stay float32", choices=("float32", "bfloat16", "float16")),
+    "quantise": Key(
+        "",
+        '"int8" rounds kernels and activations in training as int8 programs do, so that train.export --quantise int8 loses less; see '
+        "dilax.use_quantisation",
+        choices=("", "int8"),
+    ),
     "lowering": Key(
         "auto", 'how convolutions are computed, such as "lax"; see dilax.use_lowering', choices=("auto", *dilax.LOWERINGS), may_change=True
     ),

@@ -192,7 +192,8 @@ class Steps:
         frozen = matches(self.config.frozen, state.params, "frozen")
         # XLA then leaves out the backward pass of frozen layers that no trained layer is beneath.
         params = self.devices.gather(jax.tree.map(lambda leaf, hit: lax.stop_gradient(leaf) if hit else leaf, params, frozen))
-        with dilax.use_lowering(self.config.lowering), frozen_statistics(self.config.frozen), recomputed(self.config.remat):
+        lowering, quantised = dilax.use_lowering(self.config.lowering), dilax.use_quantisation(self.config.quantise or None)
+        with lowering, quantised, frozen_statistics(self.config.frozen), recomputed(self.config.remat):
             loss = self.task.loss(self.model, {"params": params, **collections}, batch, key, average=average, teacher=taught)
         return loss.sums["loss"] / scale, loss
 

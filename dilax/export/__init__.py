@@ -3,8 +3,9 @@
 ports.py       `Port`, checks of the arguments and of the program that is written
 packages.py    the packages that a format needs
 stablehlo.py   for JAX on CPU, CUDA and TPU
-onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations
+onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations, onnx_rewrites.py those that are fused
 tflite.py      for LiteRT, on phones and other small devices
+quantised.py   the programs in fewer bits; onnx_quantised.py and tflite_quantised.py do it
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,13 @@ from dilax import arguments
 from dilax.errors import UserError, shown
 from dilax.export import onnx, stablehlo, tflite
 from dilax.export.ports import Port, checked_program
+from dilax.export.quantised import QUANTISED, kernel_dtypes, quantise
 
 # Each format, and the suffix of its files.
 FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx", "tflite": ".tflite"}
 _MODULES: dict[str, ModuleType] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}
 
-__all__ = ["FORMATS", "Port", "export", "load_exported", "read_metadata"]
+__all__ = ["FORMATS", "QUANTISED", "Port", "export", "kernel_dtypes", "load_exported", "quantise", "read_metadata"]
 
 
 def export(

@@ -8,7 +8,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from dilax import whole
 from dilax.errors import UserError, reason
-from dilax.export import onnx_operations
+from dilax.export import onnx_operations, onnx_rewrites
 from dilax.export.packages import required
 from dilax.export.ports import Program, Run, check_agreement, checked_run
 from dilax.lowerings import use_lowering
@@ -37,6 +37,7 @@ def write(program: Program) -> bytes:
         raise UserError(
             f"export: format 'onnx' cannot express the operation {_operation(error)!r} ({reason(error)}); {ints}use format 'stablehlo'."
         ) from error
+    onnx_rewrites.rewrite(model)
     onnx.helper.set_model_props(model, dict(program.metadata))
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()

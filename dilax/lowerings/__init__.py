@@ -13,7 +13,7 @@ onednn.py       "onednn": the convolutions of oneDNN, if `dilax-onednn` is insta
 
 import jax
 
-from dilax import whole
+from dilax import rounding, whole
 from dilax.lowerings import primitives, registry, xla
 from dilax.lowerings.onednn import status as onednn_status
 from dilax.lowerings.onednn import version as onednn_version
@@ -47,6 +47,7 @@ def convolve(x: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering: str) -> 
     Returns:
         (batch, *output_size, c_out).
     """
+    x, kernel = rounding.in_scope(x, kernel, output_axis=-1)
     return _conv(x, kernel, plan=plan, lowering=lowering)
 
 
@@ -62,6 +63,7 @@ def convolve_transpose(y: jax.Array, kernel: jax.Array, plan: ConvPlan, lowering
     Returns:
         (batch, *space, c_in).
     """
+    y, kernel = rounding.in_scope(y, kernel, output_axis=-2)
     return _conv_transpose(y, kernel, plan=plan, lowering=lowering)
 
 
