@@ -5,6 +5,7 @@ Its values are tested with those of the other lowerings, in test_functional.py a
 
 import concurrent.futures
 import dataclasses
+import importlib
 import os
 import pathlib
 import re
@@ -379,12 +380,11 @@ WRONG = {
 @installed
 @pytest.mark.parametrize(("numbers", "message"), WRONG.values(), ids=WRONG)
 def test_a_wrong_call_is_an_error_of_xla(numbers, message):
-    import dilax_onednn
-
+    package = importlib.import_module("dilax_onednn")
     x, kernel = draw(PLAN.x_shape, PLAN.kernel_shape)
     sizes = (*numbers, *(12, 10), *(3, 3), *(12, 10), *(1, 1), *(2, 2), *(2, 2), *(2, 2))
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        dilax_onednn.convolve(x, kernel, PLAN.y_shape, sizes).block_until_ready()
+        package.convolve(x, kernel, PLAN.y_shape, sizes).block_until_ready()
 
 
 CACHED = """

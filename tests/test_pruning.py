@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import re
-import warnings
 from typing import Any
 
 import flax.linen as nn

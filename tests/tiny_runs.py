@@ -103,19 +103,6 @@ def refused(call: Callable[[], Any]) -> str:
     return str(error.value)
 
 
-def make_run(config: Any, workdir: pathlib.Path, *, finished: bool = True, seed: int = 0) -> pathlib.Path:
-    """A run with random weights, as `loop.run` leaves it."""
-    setup, rng = build(config, task_class(config.task).open(config).spec), np.random.default_rng(seed)
-    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), setup.shapes)
-    with folder.open_folder(config, workdir):
-        status = folder.write_status(workdir, finished=False, **status_of(setup))
-        with checkpoint.Store(workdir / "best", run=status["run"]) as best:
-            best.save(7, variables, {"validation/accuracy": 0.75, "validation/loss": 0.625})
-        folder.write_status(workdir, step=12, train_seconds=3.0, metrics=METRICS, finished=finished)
-        folder.write_config(workdir, config, 0)
-    return workdir
-
-
 def newest_state(workdir: pathlib.Path) -> tuple[int, list[np.ndarray]]:
     """Return the step of the newest checkpoint and every number in it, as on disk."""
     config, status = read_run(workdir)
