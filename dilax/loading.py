@@ -188,16 +188,22 @@ def _read_published(folder: pathlib.Path) -> dict[str, Any]:
     described, path = read_description(folder), folder / publishing.WEIGHTS
     if not path.exists():
         raise UserError(f"{folder} has lost its {publishing.WEIGHTS}; {_PUBLISH_AGAIN}.")
-    variables = {"params": {}, "batch_stats": {}, **publishing.read_weights(path)}
+    stored = {"params": {}, "batch_stats": {}, **publishing.read_weights(path)}
+    variables = as_float32(stored) if described.get("stored") == "float16" else stored
     wanted = describe_leaves(shapes_of(make_model(described["model"]), DataSpec.from_json(described["data"])))
     if wrong := mismatches(describe_leaves(variables), wanted):
         raise UserError(
             f"{path} does not fit the model that {publishing.DESCRIPTION} describes: it {wrong}. Both must come from the same folder; "
             f"{_PUBLISH_AGAIN}."
         )
-    if described.get("checksum", found := checksum(variables)) != found:
+    if described.get("checksum", found := checksum(stored)) != found:
         raise _damaged(path, f"its checksum is not the one in {publishing.DESCRIPTION}", _PUBLISH_AGAIN)
     return variables
+
+
+def as_float32(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return variables with what was stored in float16 as float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float16 else leaf, variables)
 
 
 def shapes_of(model: nn.Module, spec: DataSpec) -> Any:

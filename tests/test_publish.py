@@ -471,6 +471,27 @@ def test_a_run_that_is_not_finished(tmp_path, monkeypatch, capsys):
     assert_identical(dilax.load(out).variables, dilax.load(workdir).variables)
 
 
+def test_parameters_in_half_precision(tmp_path):
+    """The file is about half as large, and a reader gets float32 again; running statistics are not rounded."""
+    workdir, whole = published("digits")
+    out = tmp_path / "half"
+    publish.publish(workdir, out, stored="float16")
+    run, loaded = dilax.load(workdir).variables, dilax.load(out).variables
+    rounded = jax.tree.map(lambda leaf: np.float32(np.float16(leaf)), run["params"])
+    assert_identical(loaded, {**run, "params": rounded})
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, whole)]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run["params"]))
+    assert sizes[1] - sizes[0] == pytest.approx(2 * parameters, abs=64)  # the header says F16, and is padded
+    assert "the parameters in float16" in (out / "README.md").read_text()
+
+
+def test_parameters_beyond_half_precision_are_refused(tmp_path):
+    workdir = make_run(tiny(), tmp_path / "run", scale=1e5)
+    said = refused(lambda: publish.publish(workdir, tmp_path / "out", stored="float16"))
+    assert re.fullmatch(r"--stored=float16: the parameter [\w.]+ has values that float16 cannot hold; leave the flag out\.", said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_nothing_was_measured_of(tmp_path):
     """As train.convert makes one."""
     workdir = make_run(tiny(), tmp_path / "run")
@@ -599,7 +620,7 @@ def test_paths_of_weights(tmp_path):
 def test_a_card_of_any_words_is_read_back(licence, copied):
     described = json.loads((copied / "model.json").read_text())
     described["name"], described["data"]["outputs"] = "a: [b] | c", [f"class {i} | `x`" for i in range(30)]
-    text = card.card(described, "a\n# b | c", 'fol\'der "x"', hub_task="", licence=licence, data_licence=licence)
+    text = card.card(described, "a\n# b | c", 'fol\'der "x"', hub_task="", licence=licence, data_licence=licence, stored="float32")
     (copied / "README.md").write_text(text)
     header, body = header_of(copied)
     assert header["model-index"][0]["name"] == "a: [b] | c"

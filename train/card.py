@@ -24,7 +24,7 @@ LICENCES = {
 _NAMED = 20  # outputs that are named
 
 
-def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: str, licence: str, data_licence: str) -> str:
+def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: str, licence: str, data_licence: str, stored: str) -> str:
     """Return the text of a model card.
 
     Args:
@@ -34,6 +34,7 @@ def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: s
         hub_task: What the Hub calls the task; "" if it has no word for it.
         licence: Licence of the weights, or `NOT_STATED`.
         data_licence: Licence of the data they were trained on, or `NOT_STATED`.
+        stored: Dtype of the parameters in the file.
     """
     spec = DataSpec.from_json(description["data"])
     header = yaml.safe_dump(_header(description, spec, hub_task, licence), sort_keys=False, allow_unicode=True, width=math.inf)
@@ -45,9 +46,14 @@ def card(description: Mapping[str, Any], title: str, folder: str, *, hub_task: s
         f"## What was measured\n\n{_figures(description)}",
         f"## How to use it\n\n{_usage(spec, folder)}",
         f"## Data and licences\n\n{_data(spec, licence, data_licence)}",
-        f"## Files\n\n`{WEIGHTS}` holds all variables, and `{DESCRIPTION}` the network, its options, its data, and versions.",
+        f"## Files\n\n`{WEIGHTS}` holds all variables{_rounding(stored)}, and `{DESCRIPTION}` the network, its options, its data, and "
+        "versions.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _rounding(stored: str) -> str:
+    return "" if stored == "float32" else f", the parameters in {stored}, to which they were rounded after the metrics were measured"
 
 
 def _network(model: Mapping[str, Any]) -> str:
