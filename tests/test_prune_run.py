@@ -123,7 +123,8 @@ def test_padding_does_not_count():
     found = load_trained(made("texts")[1]).inference
     x = jnp.asarray(np.random.default_rng(0).integers(0, 5, (2, 9)))
     length = jnp.array([6, 9])
-    padded = found.model.apply(found.variables, **inference.model_arguments(found.model, x, length), train=False)
+    arguments: dict[str, Any] = inference.model_arguments(found.model, x, length)
+    padded = found.model.apply(found.variables, **arguments, train=False)
     alone = found.model.apply(found.variables, x[:1, :6], train=False)
     np.testing.assert_allclose(padded[0], alone[0], rtol=1e-5, atol=1e-5)
 

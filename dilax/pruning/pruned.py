@@ -133,8 +133,9 @@ def _check_change(module: nn.Module, path: str, name: str, value: Any) -> None:
             f"Pruned: changes of {path!r} name the field {shown(name)}, and what can be changed of a {type(module).__name__} is "
             f"{', '.join(fields)}.{did_you_mean(str(name), fields)}"
         )
-    old, integer = fields[name], isinstance(value, int) and not isinstance(value, bool)
-    if not isinstance(value, bool | int | str | None) or (old is not None and type(value) is not type(old)) or (integer and value < 1):
+    old = fields[name]
+    below = isinstance(value, int) and not isinstance(value, bool) and value < 1
+    if not isinstance(value, bool | int | str | None) or (old is not None and type(value) is not type(old)) or below:
         like = "an integer of at least 1" if isinstance(old, int) and not isinstance(old, bool) else f"a value like {old!r}"
         raise UserError(f"Pruned: changes[{path!r}][{name!r}]={shown(value)} does not fit the field {name}; give {like}.")
 
