@@ -220,7 +220,7 @@ def _inputs_of_layers(run: Callable[..., Any], variables: Any, x: jax.Array) -> 
     return jax.jit(inputs)(variables, x), found
 
 
-def _arrays(call: Call) -> dict[int, jax.Array]:
+def _arrays(call: Call) -> dict[int, Any]:
     leaves = jax.tree.leaves(call.arguments)
     return {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -97,10 +97,11 @@ def layers_are_counted(model: nn.Module, variables: Any, x: jax.Array, found: di
 
 def a_layer_alone_does_what_it_does_in_the_model(model: nn.Module, variables: Any, x: jax.Array, found: Any, programs: Any) -> None:
     """Its output is the one that Flax itself captures, and its shape and bytes are those of the table."""
-    _, state = model.apply(variables, x, train=False, capture_intermediates=True)
+    output: Any
+    output, state = model.apply(variables, x, train=False, capture_intermediates=True)
     times = dict.fromkeys((layer.path for layer in found.layers), 0)
     for layer, program in zip(found.layers, programs[2:], strict=True):
-        node = state["intermediates"]
+        node: Any = state["intermediates"]
         for name in layer.path:
             node = node[name]
         expected = node["__call__"][times[layer.path]]
@@ -108,7 +109,7 @@ def a_layer_alone_does_what_it_does_in_the_model(model: nn.Module, variables: An
         np.testing.assert_allclose(program.compiled(*program.arguments), expected, rtol=1e-4, atol=1e-5)
         assert (BATCH, *layer.output_shape) == expected.shape
         assert layer.output_bytes == 4 * math.prod(expected.shape)
-    np.testing.assert_allclose(programs[0].compiled(*programs[0].arguments), model.apply(variables, x, train=False), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(programs[0].compiled(*programs[0].arguments), output, rtol=1e-4, atol=1e-5)
 
 
 def times_are_measured(model: nn.Module, variables: Any, x: jax.Array, found: dilax.Profile, programs: Any) -> None:
@@ -177,7 +178,7 @@ class Remat(nn.Module):
 MODEL, X = CASES["images"]
 GIVEN = jax.eval_shape(lambda: MODEL.init(KEY, X, train=False))
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "not a module": (lambda: dilax.profile(dilax, {}, X), "profile: model=<module 'dilax' from "),
+    "not a module": (lambda: dilax.profile(cast(Any, dilax), {}, X), "profile: model=<module 'dilax' from "),
     "shapes": (lambda: dilax.profile(MODEL, GIVEN, X), 'profile: variables must be those of the model, {"params": ...} with arrays; give'),
     "no turns": (lambda: dilax.profile(MODEL, {"params": {}}, X, repeats=0), "profile: repeats=0 is below 1; use 1 or more."),
     "no examples": (
@@ -214,7 +215,8 @@ def test_bars_of_layers(count):
     values = np.random.default_rng(1).random(count)
     figure = plots.layer_bars([f"block{i}/conv" for i in range(count)], {"ms": values, "multiply-adds": np.zeros(count)})
     left, right = figure.axes
-    drawn = [bar.get_width() for bar in left.patches]
+    bars: Any = left.patches
+    drawn = [bar.get_width() for bar in bars]
     kept = np.sort(np.argsort(-values)[:120])
     np.testing.assert_allclose(drawn, values[kept])
     assert [label.get_text() for label in left.get_yticklabels()] == [f"block{i}/conv" for i in kept]

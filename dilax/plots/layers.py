@@ -42,7 +42,7 @@ def layer_bars(names: Sequence[str], columns: Mapping[str, ArrayLike]) -> "Figur
             raise UserError(f"layer_bars: {title!r} holds {wrong[0]}, which is not a cost; give finite numbers of 0 or more.")
     shares = {title: column / (column.sum() or 1.0) for title, column in values.items()}
     kept = np.sort(np.argsort(-np.max(list(shares.values()), axis=0), kind="stable")[:_BARS])
-    labels = [truncate(names[i], 44) for i in kept]
+    labels = [truncate(names[int(i)], 44) for i in kept]
     room = 0.3 + 0.075 * max(map(len, labels))
     figure = new_figure("layer_bars", room + 3.4 * len(values), 0.2 * len(kept) + 1.0, layout="constrained")
     panels = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
