@@ -318,7 +318,9 @@ def _promoted(caller: str, x: jax.Array, kernel: jax.Array, argument: str = "ker
             "remove the axis of length 0."
         )
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
-    return x.astype(dtype), kernel.astype(dtype)
+    # An array of that dtype is not converted: it may be one of another library, such as the quantised kernels of qwix, that cannot be.
+    x, kernel = (array if array.dtype == dtype else array.astype(dtype) for array in (x, kernel))
+    return x, kernel
 
 
 def _array(caller: str, argument: str, value: jax.Array) -> jax.Array:

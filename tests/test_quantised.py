@@ -5,6 +5,7 @@ import importlib.util
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -12,9 +13,8 @@ from contract import KEY, random_input
 from tiny_runs import refused
 
 import dilax
-from dilax import export as formats
 from dilax.blocks import SeparableResidual
-from dilax.export import QUANTISED, Port, export, kernel_dtypes, load_exported, quantise, read_metadata
+from dilax.export import QUANTISED, Port, export, kernel_dtypes, load_exported, onnx_quantised, quantise, read_metadata
 
 NEEDS = {
     "onnx": ("jax2onnx", "onnx", "onnxruntime"),
@@ -50,7 +50,7 @@ def made(module: Any, x: np.ndarray) -> Any:
 
 
 # Name -> function, the same in NumPy if it is one convolution, shape of an example, number of kernels.
-KERNELS = {"dense": uneven(3, 3, 3, 8), "depthwise": uneven(3, 3, 1, 8), "groups": uneven(3, 3, 2, 8)}
+KERNELS: dict[str, Any] = {"dense": uneven(3, 3, 3, 8), "depthwise": uneven(3, 3, 1, 8), "groups": uneven(3, 3, 2, 8)}
 CASES: dict[str, tuple[Any, Any, tuple[int, ...], int]] = {
     "dense": (
         lambda x: dilax.dilated_conv(x, KERNELS["dense"], dilation=2),
@@ -164,7 +164,7 @@ def stored_kernel(data: bytes, fmt: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", QUANTISED["onnx"])
 def test_large_programs_are_much_smaller(dtype):
     needs("onnx")
-    kernel = np.asarray(random_input((3, 3, 64, 64), 1))
+    kernel = random_input((3, 3, 64, 64), 1)
     data = export(lambda x: dilax.dilated_conv(x, kernel, dilation=2), [Port("x", ("batch", 9, 9, 64), "float32")], format="onnx")
     small = quantise(data, format="onnx", dtype=dtype, calibration=[np.asarray(random_input((2, 9, 9, 64)))])
     assert len(small) < (0.3 if dtype == "int8" else 0.52) * len(data)
@@ -175,15 +175,17 @@ def test_the_layers_of_a_network_are_one_node_each():
     needs("onnx")
     onnx = importlib.import_module("onnx")
     data, small = programs("cnn", "onnx", "int8")
-    optimised = formats.quantised.onnx_quantised.optimised
-    kinds = [[node.op_type for node in onnx.load_model_from_string(optimised(one, "EXTENDED")).graph.node] for one in (data, small)]
+    kinds = [
+        [node.op_type for node in onnx.load_model_from_string(onnx_quantised.optimised(one, "EXTENDED")).graph.node]
+        for one in (data, small)
+    ]
     assert [kinds[0].count(kind) for kind in ("FusedConv", "Conv", "Relu", "Mul", "Sub", "Max")] == [2, 0, 0, 0, 0, 0]
     assert [kinds[1].count(kind) for kind in ("QLinearConv", "QGemm", "Relu", "Mul", "Sub", "Max")] == [2, 1, 0, 0, 0, 0]
 
 
 def test_numbers_that_float16_does_not_hold_are_refused():
     needs("onnx")
-    kernel = np.full((3, 8, 8), 1e5, np.float32)
+    kernel = jnp.full((3, 8, 8), 1e5)
     data = export(lambda x: dilax.dilated_conv(x, kernel), [Port("x", (1, 9, 8), "float32")], format="onnx")
     assert refused(lambda: quantise(data, format="onnx", dtype="float16")) == (
         "quantise: 'float16' does not hold 1e+05, which is in the program; use 'bfloat16'."
