@@ -130,7 +130,7 @@ def _described(described: dict[str, Any], base: ConfigDict | None) -> ConfigDict
     """Return the config of a run that published weights describe, on the data of `base` or, without it, as far as they describe it."""
     spec, model, name = DataSpec.from_json(described["data"]), dict(described["model"]), described["task"]
     config: Any = default_config(described["name"], task=name) if base is None else as_source(base)
-    if config.task != name:
+    if name != config.task:
         raise UserError(f"--config is for the task {config.task}, and the weights are for {name}; give the config of their run.")
     fixed = {*dilax.models.output_fields(model["name"]), *dilax.models.symbol_fields(model["name"])}
     config.dtype = model.pop("dtype", "float32")
