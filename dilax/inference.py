@@ -219,11 +219,13 @@ class Inference:
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
-        def run(variables: VariableDict, x: jax.Array, length: jax.Array | None) -> Any:
-            arguments: dict[str, Any] = self.arguments(x, length)
-            return self.model.apply(variables, **arguments, train=False)
+        # The variables are an argument, so that they do not become constants of the compiled program.
+        return jax.jit(lambda variables, x, length: dataclasses.replace(self, variables=variables).apply(x, length=length))
 
-        return jax.jit(run)
+    def apply(self, x: jax.Array, *, length: jax.Array | None = None) -> Any:
+        """Run the model on a batch as a pure function, for JAX to transform or export; arguments and result as `outputs`."""
+        arguments: dict[str, Any] = self.arguments(x, length)
+        return self.model.apply(self.variables, **arguments, train=False)
 
     def arguments(self, x: jax.Array, length: jax.Array | None = None) -> dict[str, jax.Array]:
         """Return the arguments of the model for a batch, by name; arguments as `outputs`."""

@@ -3,7 +3,8 @@
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.interpreters import ad, batching, mlir
 # Names and values of the options of an operation, in its parameter `options`.
 Options = tuple[tuple[str, Any], ...]
 _KEPT = contextvars.ContextVar("dilax_keep_whole", default=False)
+_REPLACED = contextvars.ContextVar[Mapping[str, Callable[..., Any]]]("dilax_replaced", default=types.MappingProxyType({}))
 
 
 @contextlib.contextmanager
@@ -23,6 +25,20 @@ def keep_whole() -> Iterator[None]:
         yield
     finally:
         _KEPT.reset(token)
+
+
+@contextlib.contextmanager
+def replaced(meanings: Mapping[str, Callable[..., jax.Array]]) -> Iterator[None]:
+    """Trace operations of `define` with other meanings inside the scope.
+
+    Args:
+        meanings: For the name of an operation a function (its meaning, *arrays, **options) to an array.
+    """
+    token = _REPLACED.set(meanings)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(token)
 
 
 def define(name: str, meaning: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -57,7 +73,8 @@ def define(name: str, meaning: Callable[..., jax.Array]) -> Callable[..., jax.Ar
 
     def apply(*operands: jax.Array, **options: Any) -> jax.Array:
         if not _KEPT.get():
-            return meaning(*operands, **options)
+            other = _REPLACED.get().get(name)
+            return other(meaning, *operands, **options) if other else meaning(*operands, **options)
         result = jax.eval_shape(functools.partial(meaning, **options), *operands)
         # The shape is a parameter, so that no exporter needs to trace the meaning, perhaps with functions of JAX replaced.
         return primitive.bind(*operands, options=tuple(options.items()), shape=result.shape, dtype=result.dtype)

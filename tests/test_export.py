@@ -1,5 +1,6 @@
 """Exported programs: in each format, every kind of model and operation gives the results of JAX, with a node for each convolution."""
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,8 +75,6 @@ ARCHITECTURES = (  # for the default run: small ones of each kind, which have th
 )
 # What a format cannot express, and the message that says so.
 REFUSED: dict[tuple[str, str], str] = {
-    # jax2onnx takes no padding of arrays whose batch varies; with a batch of two, it is exported.
-    ("onnx", "conv_tasnet"): "export: format 'onnx' cannot express the operation 'pad' (Symbolic dimension 'batch' used in a context",
     # litert-converter makes a result of another size.
     ("tflite", "transposed"): (
         "export: format 'tflite' does not keep the meaning of the function: output 'y' is <array of shape (2, 12, 14, 2), dtype float32> and "
@@ -184,6 +184,15 @@ NODES = {
     **dict.fromkeys(("resize up", "resize down", "resize, corners", "resize, nearest"), "Resize"),
 }
 
+# The operation of TFLite that a function becomes, beside padding, and rows for sequences.
+TFLITE = {
+    "max_pool": "MAX_POOL_2D",
+    "avg_pool": "AVERAGE_POOL_2D",
+    "avg_pool, samples alone": "AVERAGE_POOL_2D",
+    "resize up": "RESIZE_BILINEAR",
+    "resize down": "RESIZE_BILINEAR",
+}
+
 
 def fixed(port: Port, fmt: str) -> Port:
     """A port whose sizes a format can take: those of TFLite do not vary."""
@@ -282,6 +291,8 @@ def test_an_operation_gives_the_results_of_jax(fmt, name):
         kinds = [node.op_type for node in onnx_nodes(data)]
         assert [kind for kind in kinds if kind in NODES.values()] == [NODES[name]]
         assert "Slice" not in kinds or name == "reflected"
+    if data and fmt == "tflite" and name in TFLITE:
+        assert [one for one in tflite_operations(data) if one not in ("PAD", "PADV2", "RESHAPE")] == [TFLITE[name]]
 
 
 def test_stablehlo_runs_in_a_process_with_jax_alone(tmp_path):
@@ -363,6 +374,50 @@ def test_sizes_of_tflite_are_fixed():
     assert str(error.value) == "export: format 'tflite' needs fixed sizes, and ('batch', 'height', 'width') vary; give ints."
 
 
+class Odd(nn.Module):
+    """An operation that a format does not have."""
+
+    fmt: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.fmt == "onnx":
+            return jax.ffi.ffi_call("nobody", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+        return FUNCTIONS["transposed, torch"][0](x)
+
+
+class WithOdd(nn.Module):
+    fmt: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Odd(self.fmt, name="inner")(nn.Dense(4)(x))
+
+
+@pytest.mark.parametrize(("fmt", "operation"), [("onnx", "ffi_call"), ("tflite", "convolution")])
+def test_the_operation_and_the_layer_that_cannot_be_expressed_are_named(fmt, operation):
+    needs(fmt)
+    model, x = WithOdd(fmt), jnp.ones((2, 5, 4))
+    variables = {"params": {"Dense_0": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}}
+    with pytest.raises(UserError) as error:
+        export(lambda x: model.apply(variables, x), [Port("x", x.shape, "float32")], format=fmt)
+    assert str(error.value).startswith(f"export: format '{fmt}' cannot express the operation '{operation}' of WithOdd/inner"), str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_result_may_be_an_input_or_given_twice(fmt):
+    needs(fmt)
+    data = export(lambda x, y: (x, 2 * y, x), [X, dataclasses.replace(X, name="y")], format=fmt, outputs=("a", "b", "c"))
+    x, y = random_inputs((X, X), {})
+    for found, wanted in zip(load_exported(data, format=fmt)(x, y), (x, 2 * y, x), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+X = Port("x", (1, 4, 2), "float32")
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_several_inputs_and_outputs_keep_their_order(fmt):
     needs(fmt)
@@ -393,7 +448,6 @@ def test_a_program_that_is_damaged_or_given_wrong_arrays_is_refused(fmt):
         run(np.ones((2, 4), np.float32))
 
 
-X = Port("x", (1, 4, 2), "float32")
 ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "a module": (
         dict(function=3),
@@ -417,6 +471,19 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         "export: outputs has the name 'a b', which is not an identifier; use letters, digits and underscores.",
     ),
     "a name twice": (dict(outputs=("x",)), "export: 'x' names two inputs or outputs; give each a name of its own."),
+    "no list of examples": (dict(examples=3), "export: examples=3 is not a list; give one of tuples with an array for each input."),
+    "an example too short": (
+        dict(examples=[()]),
+        "export: examples has (), which is not a tuple with an array for each of 1 inputs.",
+    ),
+    "an example of another size": (
+        dict(examples=[(np.zeros((1, 4, 3), np.float32),)]),
+        "export: examples has <array of shape (1, 4, 3), dtype float32> for the input 'x', which is float32 (1, 4, 2).",
+    ),
+    "an example of another dtype": (
+        dict(examples=[(np.zeros((1, 4, 2)),)]),
+        "export: examples has <array of shape (1, 4, 2), dtype float64> for the input 'x', which is float32 (1, 4, 2).",
+    ),
     "a dtype": (
         dict(inputs=[Port("x", (2,), "float")]),
         "export: input 'x' has dtype float64, which JAX computes in float32; give 'float32'.",

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from test_export_run import IMAGES, cases_of, run_of
+from task_cases import CASES
 
 from dilax import export as formats
-from train import export, quantised
+from train import export, loop, quantised
 from train.build import load_trained
 from train.data import train_batches
 
@@ -29,9 +29,13 @@ def needs(fmt: str) -> None:
         pytest.skip(f"{', '.join(missing)} not installed")
 
 
-@pytest.fixture(scope="module", params=IMAGES)
+@pytest.fixture(scope="module", params=("classification", "segmentation"))
 def workdir(request, tmp_path_factory) -> pathlib.Path:
-    return run_of(cases_of(request.param)[0], tmp_path_factory.mktemp(request.param))
+    name, folder = next(name for name, case in CASES.items() if case.task == request.param), tmp_path_factory.mktemp(request.param)
+    config = CASES[name].config(folder)
+    config.report = False
+    assert loop.run(config, folder / "run") == 0
+    return folder / "run"
 
 
 @pytest.fixture
@@ -111,6 +115,14 @@ def test_a_dtype_that_a_format_does_not_have_is_refused_at_once(command, fmt, dt
     assert capsys.readouterr().err.endswith(
         f"error: --quantise={dtype} cannot be combined with --format={fmt}; use --format onnx: int8, float16, bfloat16; "
         "--format tflite: int8, float16.\n"
+    )
+
+
+def test_a_step_of_a_stream_is_refused_at_once(command, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command(f"--workdir={tmp_path}", "--format=onnx", "--quantise=int8", "--stream")
+    assert capsys.readouterr().err.endswith(
+        "error: --quantise=int8 cannot be combined with --stream, whose state it would round; leave one of them out.\n"
     )
 
 

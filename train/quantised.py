@@ -27,8 +27,10 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(form: str, dtype: str | None) -> None:
-    """Refuse a dtype that a format does not have, before anything is exported."""
+def check(form: str, dtype: str | None, *, stream: bool) -> None:
+    """Refuse a dtype that a format does not have, or the step of a stream, before anything is exported."""
+    if dtype and stream:
+        cli.fail(f"--quantise={dtype} cannot be combined with --stream, whose state it would round; leave one of them out.")
     if dtype and dtype not in export.QUANTISED.get(form, ()):
         known = "; ".join(f"--format {name}: {', '.join(dtypes)}" for name, dtypes in export.QUANTISED.items())
         cli.fail(f"--quantise={dtype} cannot be combined with --format={form}; use {known}.")

@@ -2,6 +2,7 @@
 
 ports.py       `Port`, checks of the arguments and of the program that is written
 packages.py    the packages that a format needs
+streams.py     `stream_step`: one step of a network that is fed in chunks
 stablehlo.py   for JAX on CPU, CUDA and TPU
 onnx.py        for onnxruntime and many others; onnx_operations.py has the nodes of our operations, onnx_rewrites.py those that are fused
 tflite.py      for LiteRT, on phones and other small devices
@@ -19,12 +20,24 @@ from dilax.errors import UserError, shown
 from dilax.export import onnx, stablehlo, tflite
 from dilax.export.ports import Port, checked_program
 from dilax.export.quantised import QUANTISED, kernel_dtypes, quantise
+from dilax.export.streams import StreamStep, stream_step
 
 # Each format, and the suffix of its files.
 FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx", "tflite": ".tflite"}
 _MODULES: dict[str, ModuleType] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}
 
-__all__ = ["FORMATS", "QUANTISED", "Port", "export", "kernel_dtypes", "load_exported", "quantise", "read_metadata"]
+__all__ = [
+    "FORMATS",
+    "QUANTISED",
+    "Port",
+    "StreamStep",
+    "export",
+    "kernel_dtypes",
+    "load_exported",
+    "quantise",
+    "read_metadata",
+    "stream_step",
+]
 
 
 def export(
@@ -34,6 +47,7 @@ def export(
     format: str,
     outputs: Sequence[str] = ("output",),
     metadata: Mapping[str, str] = {},
+    examples: Sequence[Sequence[Any]] = (),
 ) -> bytes:
     """Return a function as a program of another runtime.
 
@@ -53,6 +67,8 @@ def export(
         format: A key of `FORMATS`.
         outputs: Names of the results.
         metadata: Texts to store in the program, for `read_metadata`.
+        examples: Inputs to compare the results of the program on, a tuple of arrays each; () draws random ones. Give some if the function
+            is meaningful for certain inputs only.
 
     Returns:
         The content of a file, whose suffix is `FORMATS[format]`.
@@ -69,7 +85,7 @@ def export(
         (2, 8, 1)
     """
     arguments.word("export", "format", format, FORMATS)
-    return _MODULES[format].write(checked_program(function, inputs, outputs, metadata))
+    return _MODULES[format].write(checked_program(function, inputs, outputs, metadata, examples))
 
 
 def load_exported(data: bytes, *, format: str) -> Callable[..., tuple[np.ndarray, ...]]:

@@ -4,13 +4,14 @@ import traceback
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from dilax import whole
 from dilax.errors import UserError, reason
 from dilax.export import onnx_operations, onnx_rewrites
 from dilax.export.packages import required
-from dilax.export.ports import Program, Run, check_agreement, checked_run
+from dilax.export.ports import Program, Run, check_agreement, checked_run, operation_of
 from dilax.lowerings import use_lowering
 
 # Average pooling with dilations came with 19; jax2onnx and onnxruntime are tested with this one.
@@ -25,7 +26,7 @@ def write(program: Program) -> bytes:
     shapes = program.shapes()
     with use_lowering("lax"), whole.keep_whole():
         # Traced here, where jax2onnx has not replaced functions of JAX and Flax by its own.
-        traced = jax.make_jaxpr(lambda *arrays: program.function(*arrays))(*shapes)
+        traced = jax.make_jaxpr(lambda *arrays: _without_inputs(program.function(*arrays), arrays))(*shapes)
     options: dict[str, Any] = dict(opset=OPSET, model_name="dilax", return_mode="proto")
     names = dict(input_names=[port.name for port in program.inputs], output_names=list(program.outputs))
     try:
@@ -35,7 +36,7 @@ def write(program: Program) -> bytes:
     except Exception as error:  # plugins of jax2onnx raise what they meet
         ints = "give ints instead of sizes that vary, or " if program.symbols else ""
         raise UserError(
-            f"export: format 'onnx' cannot express the operation {_operation(error)!r} ({reason(error)}); {ints}use format 'stablehlo'."
+            f"export: format 'onnx' cannot express {_operation(error)} ({reason(error)}); {ints}use format 'stablehlo'."
         ) from error
     onnx_rewrites.rewrite(model)
     onnx.helper.set_model_props(model, dict(program.metadata))
@@ -45,10 +46,20 @@ def write(program: Program) -> bytes:
     return data
 
 
+def _without_inputs(results: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the results that are inputs, or that are returned twice: a value of ONNX has one name."""
+    seen, found = {id(one) for one in inputs}, []
+    for result in results:
+        found.append(jnp.copy(result) if id(result) in seen else result)
+        seen.add(id(result))
+    return tuple(found)
+
+
 def _operation(error: BaseException) -> str:
-    """Return the primitive at which jax2onnx failed, which its messages need not name: the innermost equation that it was at."""
+    """Return in words where jax2onnx failed, which its messages need not say: the innermost equation that it was at."""
     equations: list[Any] = [frame.f_locals.get("eqn") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((str(one.primitive) for one in reversed(equations) if hasattr(one, "primitive")), "unknown")
+    found = next((one for one in reversed(equations) if hasattr(one, "primitive")), None)
+    return "the function" if found is None else operation_of(str(found.primitive), str(found.source_info.name_stack))
 
 
 def load(data: bytes) -> Run:

@@ -138,8 +138,25 @@ def register() -> None:
     """Register the operations with jax2onnx."""
     plugins = required("jax2onnx.plugins.plugin_system", "onnx")
     for name, node in NODES.items():
-        plugin = type(name, (plugins.PrimitiveLeafPlugin,), {"lower": functools.partialmethod(_lower, node)})
-        plugins.register_primitive(jaxpr_primitive=name, component=name, context="dilax", testcases=[])(plugin)
+        _register(plugins, name, functools.partialmethod(_lower, node))
+    plugins.import_all_plugins()  # before the one that takes the place of one of theirs
+    _register(plugins, "pad", _pad)
+
+
+def _register(plugins: Any, name: str, lower: Any) -> None:
+    plugin = type(name, (plugins.PrimitiveLeafPlugin,), {"lower": lower})
+    plugins.register_primitive(jaxpr_primitive=name, component=name, context="dilax", testcases=[])(plugin)
+
+
+def _pad(plugin: Any, context: Any, equation: Any) -> Any:
+    """Add the node of `jax.lax.pad`, which jax2onnx does not add for arrays of sizes that vary."""
+    x, value = (context.get_value_for_var(variable) for variable in equation.invars)
+    config = equation.params["padding_config"]
+    if any(between for *_, between in config):
+        raise UserError("export: format 'onnx' cannot express a padding between samples; use format 'stablehlo'.")
+    graph = Graph(context, equation.invars[0].aval.shape, equation.outvars[0].aval.shape, x.type.dtype)
+    pads = np.asarray(_pads("padding", [ends[:2] for ends in config]), np.int64)
+    return graph.node("Pad", [x, graph.constant(pads), value], graph.shape, mode="constant")
 
 
 def _lower(plugin: Any, node: Node, context: Any, equation: Any) -> Any:

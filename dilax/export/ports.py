@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,12 +50,14 @@ class Program:
         inputs: Its inputs.
         outputs: Names of its results.
         metadata: Texts to store in the file.
+        examples: Inputs to compare the results on; if empty, random ones are drawn.
     """
 
     function: Callable[..., tuple[jax.Array, ...]]
     inputs: tuple[Port, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
+    examples: tuple[tuple[np.ndarray, ...], ...] = ()
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -82,8 +84,16 @@ class Program:
         places = list(enumerate(self.symbols))
         return [{name: (1, 3, 2)[n] if name in first else (64, 75, 97)[(n + i) % 3] for i, name in places} for n in range(count)]
 
+    def cases(self) -> Iterator[tuple[dict[str, int], list[np.ndarray]]]:
+        """Yield inputs to compare the results on, with the sizes that they have for the names."""
+        for inputs in self.examples:
+            yield _sizes_of(self.inputs, inputs), list(inputs)
+        for sizes in () if self.examples else self.samples():
+            rng = np.random.default_rng(0)
+            yield sizes, [random_array(rng, one.shape, one.dtype) for one in self.shapes(sizes)]
 
-def checked_program(function: Any, inputs: Any, outputs: Any, metadata: Any) -> Program:
+
+def checked_program(function: Any, inputs: Any, outputs: Any, metadata: Any, examples: Any = ()) -> Program:
     """Check the arguments of `export`.
 
     Raises:
@@ -101,7 +111,7 @@ def checked_program(function: Any, inputs: Any, outputs: Any, metadata: Any) -> 
         raise UserError(f"export: {shown(twice[0])} names two inputs or outputs; give each a name of its own.")
     if not isinstance(metadata, Mapping) or not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise UserError(f"export: metadata={shown(metadata)} is not a mapping from str to str; give one, such as {{'author': 'me'}}.")
-    program = Program(lambda *arrays: _as_tuple(function(*arrays)), ports, names, dict(metadata))
+    program = Program(lambda *arrays: _as_tuple(function(*arrays)), ports, names, dict(metadata), _checked_examples(ports, examples))
     _check_results(program)
     return program
 
@@ -113,8 +123,13 @@ def _sequence(argument: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def is_name(value: Any) -> bool:
+    """Return whether a value can be the name of an input, an output or a size."""
+    return isinstance(value, str) and value.isidentifier() and value.isascii()
+
+
 def _checked_name(argument: str, name: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+    if not is_name(name):
         raise UserError(f"export: {argument} has the name {shown(name)}, which is not an identifier; use letters, digits and underscores.")
     return name
 
@@ -125,8 +140,7 @@ def _checked_port(port: Any) -> Port:
     _checked_name("inputs", port.name)
     shape: tuple[Any, ...] = tuple(port.shape) if isinstance(port.shape, list | tuple) else (None,)
     for size in shape:
-        named = isinstance(size, str) and size.isidentifier() and size.isascii()
-        if not named and not (is_integer(size) and int(size) >= 1):
+        if not is_name(size) and not (is_integer(size) and int(size) >= 1):
             raise UserError(
                 f"export: input {port.name!r} has shape {shown(port.shape)}; give a tuple of ints of at least 1, or names such as 'batch'."
             )
@@ -167,25 +181,57 @@ def _check_results(program: Program) -> None:
         )
 
 
-def sample_inputs(program: Program, sizes: Mapping[str, int]) -> list[np.ndarray]:
-    """Return random inputs of some sizes: standard normal, or 0 and 1, which are valid as symbols of any vocabulary of two or more."""
-    rng = np.random.default_rng(0)
-    shapes = program.shapes(sizes)
-    return [
-        np.asarray(rng.normal(size=one.shape) if jnp.issubdtype(one.dtype, jnp.inexact) else rng.integers(0, 2, one.shape), one.dtype)
-        for one in shapes
-    ]
+def _checked_examples(ports: Sequence[Port], examples: Any) -> tuple[tuple[np.ndarray, ...], ...]:
+    if isinstance(examples, str) or not isinstance(examples, list | tuple):
+        raise UserError(f"export: examples={shown(examples)} is not a list; give one of tuples with an array for each input.")
+    checked = []
+    for one in examples:
+        if not isinstance(one, list | tuple) or len(one) != len(ports):
+            raise UserError(f"export: examples has {shown(one)}, which is not a tuple with an array for each of {len(ports)} inputs.")
+        arrays = tuple(map(np.asarray, one))
+        for port, array in zip(ports, arrays):
+            if array.dtype != port.dtype or len(array.shape) != len(port.shape):
+                raise UserError(f"export: examples has {shown(array)} for the input {port.name!r}, which is {port.dtype} {port.shape}.")
+        _sizes_of(ports, arrays)
+        checked.append(arrays)
+    return tuple(checked)
+
+
+def _sizes_of(ports: Sequence[Port], arrays: Sequence[np.ndarray]) -> dict[str, int]:
+    """Return the sizes that arrays have for the names of sizes; refuse arrays of other shapes."""
+    sizes: dict[str, int] = {}
+    for port, array in zip(ports, arrays):
+        for size, given in zip(port.shape, array.shape):
+            if given != (sizes.setdefault(size, given) if isinstance(size, str) else size):
+                raise UserError(f"export: examples has {shown(array)} for the input {port.name!r}, which is {port.dtype} {port.shape}.")
+    return sizes
+
+
+def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Return an array that is standard normal, or 0 and 1, which are valid as symbols of any vocabulary of two or more."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return np.asarray(rng.normal(size=shape) if inexact else rng.integers(0, 2, shape), dtype)
+
+
+def operation_of(name: str, scopes: str) -> str:
+    """Return in words which operation of which layer a format cannot express.
+
+    Args:
+        name: Name of the operation.
+        scopes: The scopes of JAX that it is in, with slashes between them: the layers of Flax, and transformations such as "jit(f)".
+    """
+    layer = "/".join(scope for scope in scopes.split("/") if scope and "(" not in scope)
+    return f"the operation {name!r}{f' of {layer}' if layer else ''}"
 
 
 def check_agreement(program: Program, run: Run, fmt: str) -> None:
-    """Compare an exported program with the function, on random inputs of several sizes.
+    """Compare an exported program with the function, on its examples or on random inputs of several sizes.
 
     Raises:
         UserError: if a result differs by more than `TOLERANCE` of its range, or the engine of the format does not run the program.
     """
     expected_of = jax.jit(lambda *arrays: program.function(*arrays))
-    for sizes in program.samples():
-        inputs = sample_inputs(program, sizes)
+    for sizes, inputs in program.cases():
         expected = [np.asarray(one) for one in expected_of(*inputs)]
         try:
             results = run(*inputs)

@@ -1,15 +1,18 @@
 """TFLite, for LiteRT on phones and microcontrollers, without TensorFlow: StableHLO of `jax.export`, converted by litert-converter."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import export as jax_export
 
+from dilax import whole
 from dilax.errors import UserError, reason
 from dilax.export.packages import required
-from dilax.export.ports import Program, Run, appended, appended_metadata, check_agreement, checked_run, read_appended
+from dilax.export.ports import Program, Run, appended, appended_metadata, check_agreement, checked_run, operation_of, read_appended
+from dilax.export.tflite_operations import MEANINGS
 from dilax.lowerings import use_lowering
 
 SIGNATURE = "serving_default"
@@ -21,14 +24,27 @@ def write(program: Program) -> bytes:
     required("ai_edge_litert.interpreter", "tflite")
     if program.symbols:
         raise UserError(f"export: format 'tflite' needs fixed sizes, and {program.symbols} vary; give ints.")
-    with use_lowering("lax"):
+    with use_lowering("lax"), whole.replaced(MEANINGS), _places_are_layers():
         # For one platform that has no variants of operations of its own: the converter knows StableHLO alone.
         exported = jax_export.export(jax.jit(lambda *arrays: program.function(*arrays)), platforms=("tpu",))(*program.shapes())
+        text = exported.mlir_module()
     names = [port.name for port in program.inputs]
     order = {"inputs": names, "outputs": list(program.outputs)}  # a signature does not keep it
-    data = appended(_converted(exported.mlir_module(), names, program.outputs), order | {"metadata": dict(program.metadata)})
+    data = appended(_converted(text, names, program.outputs), order | {"metadata": dict(program.metadata)})
     check_agreement(program, load(data), "tflite")
     return data
+
+
+@contextlib.contextmanager
+def _places_are_layers() -> Iterator[None]:
+    """Let JAX note for each operation the layer that it belongs to, for messages of the converter, and not the line of the code."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _converted(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
@@ -45,8 +61,9 @@ def _converted(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> byte
             return bytes(api.export_flatbuffer_to_bytes(module.operation))
         except Exception as error:  # those of MLIR and of the bindings
             found = re.search(r"operation '(?:\w+\.)?(\w+)'", str(error))
-            operation = f"operation {found[1]!r}" if found else f"function ({reason(error)})"
-            raise UserError(f"export: format 'tflite' cannot express the {operation}; use format 'onnx' or 'stablehlo'.") from error
+            place = re.search(r'loc\("(.*)/.*?"\)', str(error))
+            operation = operation_of(found[1], place[1] if place else "") if found else f"the function ({reason(error)})"
+            raise UserError(f"export: format 'tflite' cannot express {operation}; use format 'onnx' or 'stablehlo'.") from error
 
 
 def load(data: bytes) -> Run:

@@ -7,7 +7,7 @@ checks.py   `check_causal`, `check_streamable`: checks of the user's own network
 
 from dilax.streaming.checks import check_causal, check_streamable
 from dilax.streaming.flow import Flow, Layer, State, Streamable, end_stream
-from dilax.streaming.rings import Ring, advance_ring, conv_step, conv_step_nd, conv_transpose_step, new_ring
+from dilax.streaming.rings import Ring, advance_ring, conv_step, conv_step_nd, conv_transpose_step, in_order, new_ring
 
 __all__ = [
     "Flow",
@@ -22,5 +22,6 @@ __all__ = [
     "conv_step_nd",
     "conv_transpose_step",
     "end_stream",
+    "in_order",
     "new_ring",
 ]

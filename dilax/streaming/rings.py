@@ -21,11 +21,12 @@ class Ring(NamedTuple):
 
     Attributes:
         samples: (batch, length, *rest), initially zeros.
-        position: int32 (), where the next sample is written: the position of the oldest one.
+        position: int32 (), where the next sample is written: the position of the oldest one. None if that is always the first one: the
+            samples are in order, and each chunk moves them; see `in_order`.
     """
 
     samples: jax.Array
-    position: jax.Array
+    position: jax.Array | None
 
 
 def new_ring(batch: int, lookback: int, rest: tuple[int, ...], dtype: DTypeLike) -> Ring:
@@ -39,6 +40,32 @@ def new_ring(batch: int, lookback: int, rest: tuple[int, ...], dtype: DTypeLike)
     """
     # One sample more than the lookback: a new sample is written before others are read, so that a compiled loop of steps works in place.
     return Ring(jnp.zeros((batch, lookback + 1 if lookback else 0, *rest), dtype), jnp.zeros((), jnp.int32))
+
+
+def in_order(state: Any) -> Any:
+    """Return a state whose rings hold their samples in order, the oldest first, and keep them so.
+
+    A step then moves all samples instead of overwriting one, with no index that depends on the data, as programs of other runtimes need it,
+    which copy their state at each step in any case; see `dilax.export.stream_step`.
+
+    Args:
+        state: A state of `Streamable`, or of one layer.
+
+    Returns:
+        The state in another form, with the same outputs.
+
+    Example:
+        >>> ring = Ring(jnp.asarray([[7.0, 8.0, 5.0, 6.0]]), jnp.asarray(2))
+        >>> in_order({"conv": ring})["conv"].samples.tolist()
+        [[5.0, 6.0, 7.0, 8.0]]
+    """
+
+    def ordered(part: Any) -> Any:
+        if not isinstance(part, Ring) or part.position is None:
+            return part
+        return Ring(jnp.roll(part.samples, -part.position, axis=1), None)
+
+    return jax.tree.map(ordered, state, is_leaf=lambda part: isinstance(part, Ring))
 
 
 def advance_ring(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[list[jax.Array], Ring]:
@@ -55,12 +82,17 @@ def advance_ring(ring: Ring, chunk: jax.Array, shifts: Sequence[int]) -> tuple[l
     Raises:
         UserError: if a shift is larger than the lookback of the ring, or the chunk does not fit it.
     """
-    _check("advance_ring", chunk, ring, max(shifts, default=0))
+    lookback = max(shifts, default=0)
+    _check("advance_ring", chunk, ring, lookback)
+    if ring.position is None:
+        joined, advanced = _join(ring, chunk, lookback)
+        starts = [joined.shape[1] - chunk.shape[1] - shift for shift in shifts]
+        return [lax.slice_in_dim(joined, start, start + chunk.shape[1], axis=1) for start in starts], advanced
     advanced = _append(ring, chunk)
     if chunk.shape[1] > 1:
         return [_shifted(ring, chunk, shift) for shift in shifts], advanced
     length, dtype = ring.samples.shape[1], chunk.dtype
-    reads = [_wrap(advanced.position + (length - 1 - shift), length) if shift else None for shift in shifts]
+    reads = [_wrap(_position(advanced) + (length - 1 - shift), length) if shift else None for shift in shifts]
     return [chunk if at is None else lax.dynamic_slice_in_dim(advanced.samples, at, 1, axis=1).astype(dtype) for at in reads], advanced
 
 
@@ -82,8 +114,14 @@ def _shifted(ring: Ring, chunk: jax.Array, shift: int) -> jax.Array:
     old = min(shift, count)
     if old == 0:
         return chunk
-    past = jnp.take(ring.samples, _wrap(ring.position + (length - shift) + _range(old), length), axis=1, mode="clip").astype(chunk.dtype)
+    past = jnp.take(ring.samples, _wrap(_position(ring) + (length - shift) + _range(old), length), axis=1, mode="clip").astype(chunk.dtype)
     return past if old == count else jnp.concatenate([past, chunk[:, : count - shift]], axis=1)
+
+
+def _position(ring: Ring) -> jax.Array:
+    """Return the position of a ring whose samples are not in order."""
+    assert ring.position is not None
+    return ring.position
 
 
 def _append(ring: Ring, chunk: jax.Array) -> Ring:
@@ -91,12 +129,12 @@ def _append(ring: Ring, chunk: jax.Array) -> Ring:
     if length == 0:
         return ring
     if count >= length:
-        return Ring(chunk[:, count - length :], jnp.zeros_like(ring.position))
+        return Ring(chunk[:, count - length :], jnp.zeros_like(_position(ring)))
     if count == 1:
-        samples = lax.dynamic_update_slice_in_dim(ring.samples, chunk, ring.position, axis=1)
+        samples = lax.dynamic_update_slice_in_dim(ring.samples, chunk, _position(ring), axis=1)
     else:
-        samples = ring.samples.at[:, _wrap(ring.position + _range(count), length)].set(chunk)
-    return Ring(samples, _wrap(ring.position + count, length))
+        samples = ring.samples.at[:, _wrap(_position(ring) + _range(count), length)].set(chunk)
+    return Ring(samples, _wrap(_position(ring) + count, length))
 
 
 def _wrap(positions: jax.Array, length: int) -> jax.Array:
@@ -158,9 +196,9 @@ def _shifts(taps: int, dilation: int) -> np.ndarray:
 def _is_joined(ring: Ring, chunk: jax.Array, taps: int) -> bool:
     """Whether a chunk is long enough for joining the ring to it to cost no more than reading one sample per tap and output.
 
-    One convolution is then compiled, and not a product for each tap.
+    One convolution is then compiled, and not a product for each tap. Samples that are in order are moved in any case.
     """
-    return chunk.shape[1] > 1 and ring.samples.shape[1] <= taps * chunk.shape[1]
+    return ring.position is None or (chunk.shape[1] > 1 and ring.samples.shape[1] <= taps * chunk.shape[1])
 
 
 def _join(ring: Ring, chunk: jax.Array, lookback: int) -> tuple[jax.Array, Ring]:
@@ -168,10 +206,13 @@ def _join(ring: Ring, chunk: jax.Array, lookback: int) -> tuple[jax.Array, Ring]
     length = ring.samples.shape[1]
     if length == 0:
         return chunk, ring
-    past = jnp.take(ring.samples, _wrap(ring.position + 1 + _range(length - 1), length), axis=1, mode="clip")
+    if ring.position is None:
+        past = ring.samples[:, 1:]
+    else:
+        past = jnp.take(ring.samples, _wrap(ring.position + 1 + _range(length - 1), length), axis=1, mode="clip")
     joined = jnp.concatenate([past.astype(chunk.dtype), chunk], axis=1)
     newest = joined[:, joined.shape[1] - length :].astype(ring.samples.dtype)
-    return joined[:, length - 1 - lookback :], Ring(newest, jnp.zeros_like(ring.position))
+    return joined[:, length - 1 - lookback :], Ring(newest, None if ring.position is None else jnp.zeros_like(ring.position))
 
 
 def _windows(ring: Ring, chunk: jax.Array, shifts: np.ndarray, stride: int = 1) -> tuple[jax.Array, Ring]:

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -23,10 +23,10 @@ from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
-from dilax.export import Port
 from dilax.losses import distillation_loss
 from train.data.splits import Splits
 from train.keys import Keys, Reads
+from train.tasks.portable import Answer
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
@@ -75,25 +75,6 @@ class Report:
     pictures: dict[str, tuple[str, Any]]
     sections: Sequence[str] = ()
     images: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Portable:
-    """A run as a program of another runtime: preparation, model and answer in one function.
-
-    Attributes:
-        function: The program, of arrays in the order of `inputs`.
-        inputs: Its inputs; the first size of each is "batch".
-        output: Name of its result.
-        arguments: Batch of evaluation -> arrays for the inputs.
-        outputs: Result -> outputs of the model as `sums` takes them, or as good as these for the metric `best_by`.
-    """
-
-    function: Callable[..., jax.Array]
-    inputs: tuple[Port, ...]
-    output: str
-    arguments: Callable[[Batch], tuple[np.ndarray, ...]]
-    outputs: Callable[[np.ndarray], Any]
 
 
 class Task(abc.ABC):
@@ -240,10 +221,10 @@ class Task(abc.ABC):
         """Add the flags and positional arguments of `train.predict` that this task understands."""
         add_inputs(parser, "files to predict from")
 
-    def portable(self, inference: Inference) -> Portable:
-        """Return the run as `train.export` writes it."""
+    def answer(self, *, step: bool = False) -> Answer:
+        """Return what `train.export` lets a program give of the outputs of the model; `step` if it is fed in chunks."""
         raise UserError(
-            f"a run of the task {self.name} cannot be exported by train.export, which knows classification and segmentation; "
+            f"a run of the task {self.name} cannot be exported by train.export, since the task does not say what its answer is; "
             "export its model by dilax.export.export."
         )
 

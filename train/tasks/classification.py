@@ -23,7 +23,6 @@ from train.keys import Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
-    Portable,
     Report,
     Scores,
     Shape,
@@ -36,6 +35,7 @@ from train.tasks.base import (
     ratios,
     report_table,
 )
+from train.tasks.portable import PROBABILITIES, Answer
 
 SAMPLED, SHOWN = 1000, 40  # test images that the report chooses from, and shows
 
@@ -128,13 +128,9 @@ class Classification(Task):
         ]
         return [report_table("Files of the mistakes shown", head, rows)]
 
-    def portable(self, inference: Inference) -> Portable:
-        """Images to probabilities."""
-
-        def probabilities(image: jax.Array) -> jax.Array:
-            return jax.nn.softmax(images.logits(inference, image))
-
-        return images.portable(inference, probabilities, "probabilities", lambda found: np.log(np.maximum(found, 1e-30)))
+    def answer(self, *, step: bool = False) -> Answer:
+        """Probabilities of the classes."""
+        return PROBABILITIES
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

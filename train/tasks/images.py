@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 import dilax.summary
 from dilax import Inference, UserError, plots
 from dilax.blocks import ConvNormAct
-from dilax.export import Port
 from train.data import Source
 from train.data.source import files_of, read
-from train.tasks.base import Portable, Report
+from train.tasks.base import Report
 
 
 def check_colours(config: ConfigDict) -> None:
@@ -36,18 +35,6 @@ def check_channels(config: ConfigDict, channels: int) -> None:
             raise UserError(
                 f"config.data.{key}={tuple(config.data[key])} must hold one number, or one for each of the {channels} channels."
             )
-
-
-def logits(inference: Inference, image: jax.Array) -> Any:
-    """Return the outputs of the model for images uint8 (batch, height, width, channels), which are standardised as in training."""
-    arguments: dict[str, Any] = inference.arguments(image)
-    return inference.model.apply(inference.variables, **arguments, train=False)
-
-
-def portable(inference: Inference, function: Callable[..., jax.Array], output: str, outputs: Callable[[np.ndarray], Any]) -> Portable:
-    """Return a run on images as `train.export` writes it, with the images of the data as input; for the arguments see `Portable`."""
-    image = Port("image", ("batch", *inference.spec.input_shape), "uint8")
-    return Portable(function, (image,), output, lambda batch: (batch["image"],), outputs)
 
 
 def spread(source: Source, most: int) -> tuple[list[int], list[dict[str, Any]]]:

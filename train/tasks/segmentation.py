@@ -28,7 +28,6 @@ from train.keys import UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
-    Portable,
     Report,
     Scores,
     Shape,
@@ -41,6 +40,7 @@ from train.tasks.base import (
     report_table,
     table_lines,
 )
+from train.tasks.portable import Answer, most_probable
 
 LOSSES = ("cross_entropy", "focal", "dice")
 WEIGHTED = ("cross_entropy", "focal")  # those of them that weigh the classes
@@ -200,16 +200,9 @@ class Segmentation(Task):
         changed.scales, changed.flip = read_scales(args.scales), args.flip
         return changed
 
-    def portable(self, inference: Inference) -> Portable:
-        """Images of the size of the run to the class of each pixel."""
-        classes = len(self.spec.outputs)
-
-        def most_probable(image: jax.Array) -> jax.Array:
-            return images.logits(inference, image).argmax(-1).astype(jnp.int32)
-
-        return images.portable(
-            inference, most_probable, "classes", lambda found: (found[..., None] == np.arange(classes)).astype(np.float32)
-        )
+    def answer(self, *, step: bool = False) -> Answer:
+        """The class of each pixel."""
+        return most_probable(len(self.spec.outputs))
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from train.data.windows import padded
 from train.keys import ON_BAD, UNLIMITED, Key, Keys, Reads
 from train.tasks import streams
 from train.tasks.base import Batch, Bytes, Report, Scores, Shape, Sums, Task, add_inputs, make_folder, output_files, table_lines
+from train.tasks.portable import Answer, unchanged
 from train.tasks.steps import TEST_KEYS, check_name
 
 
@@ -87,6 +88,10 @@ class Separation(Task):
         mixture = jnp.broadcast_to(batch["input"], targets.shape)
         losses = {"loss": separation_loss(outputs, targets, valid), "mixture": -si_sdr(mixture, targets, valid).mean(-1)}
         return {**{name: jnp.where(batch["mask"], each, 0.0).sum() for name, each in losses.items()}, "count": batch["mask"].sum()}
+
+    def answer(self, *, step: bool = False) -> Answer:
+        """The sources, whose scale means nothing: neither the loss nor the metric sees it."""
+        return unchanged("sources")
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """Mean SI-SDR, by how much it exceeds that of the mixture, both in dB, and the loss."""

@@ -46,6 +46,7 @@ from train.tasks.base import (
 )
 from train.tasks.classification import augment_labelled
 from train.tasks.images import most_telling
+from train.tasks.portable import PROBABILITIES, Answer, unchanged
 
 SAMPLED, SHOWN, BEGINNING = 400, 24, 120  # test sequences that the report chooses from, and shows; characters of a text
 Labelled = tuple[list[np.ndarray], list[str]]  # sequences and their labels
@@ -171,6 +172,14 @@ class SequenceClassification(Task):
                 shown = [spec.unscale(one) for one in shown]
             grid = plots.series_grid(shown, labels, probabilities, spec.outputs)
         return Report({**pictures, "Test sequences, mistakes first: true → predicted (probability)": ("predictions", grid)})
+
+    def answer(self, *, step: bool = False) -> Answer:
+        """Probabilities of the classes; of a step its logits, which whoever runs the program pools as `Inference.pool` says."""
+        if step:
+            return unchanged("logits")
+        return dataclasses.replace(
+            PROBABILITIES, of=lambda outputs, length: jax.nn.softmax(pool_steps(outputs, length, self.config.sequence.pool))
+        )
 
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:

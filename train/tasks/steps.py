@@ -24,6 +24,7 @@ from train.data.splits import Splits
 from train.data.windows import windows
 from train.keys import POSITIVE, UNLIMITED, Key
 from train.tasks.base import Batch, Scores, Shape, Sums, Task, ratios
+from train.tasks.portable import CHANCES, PROBABILITIES, Answer, in_units, unchanged
 
 # Causal models, which never see what they are asked to predict: of rows of numbers, and of codes or waveforms.
 ROW_MODELS = ("separable_tcn", "tcn")
@@ -104,6 +105,11 @@ class StepTask(Task):
         if self.kind != "categorical":
             return {}
         return {"accuracy": example_means((outputs.argmax(-1) == batch["label"]).astype(jnp.float32), batch["counted"])}
+
+    def answer(self, *, step: bool = False) -> Answer:
+        """Probabilities, predictions in the units of the data, or the parameters of mixtures, at every step."""
+        answers = {"categorical": PROBABILITIES, "binary": CHANCES, "mse": in_units(self.spec), "mixture": unchanged("mixture")}
+        return answers[self.kind]
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:
         """The loss and, for codes, right answers, over the scored steps."""
