@@ -181,6 +181,11 @@ CASES = {
         {**PIXELS, "gamma": "number", "class_weights": "array"},
         {"class_weights": (None,), **NEGATIVE},
     ),
+    "distillation_loss": Case(
+        losses.distillation_loss,
+        {"logits": X, "teacher": X + 1, "temperature": 2.0, "mask": jnp.ones((2, 9), bool)},
+        {"logits": "floats", "teacher": "floats", "temperature": "number", "mask": "bools"},
+    ),
     "dice_loss": Case(losses.dice_loss, VALID_PIXELS, PIXELS, NEGATIVE),
     "median_frequency_weights": Case(
         losses.median_frequency_weights,

@@ -154,6 +154,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "by": "magnitude",
         "multiple_of": 1,
     },
+    "profile": {"model": BLOCK, "variables": BLOCK_VARIABLES, "x": SERIES, "repeats": 1},
     "multiply_adds": {"model": BLOCK, "variables": BLOCK_VARIABLES, "x": SERIES},
     "load": {"folder": "nowhere"},
     "save_weights": {"variables": TCN_VARIABLES, "path": "weights.safetensors"},
@@ -173,6 +174,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "effective_receptive_fields": {"maps": {"a": np.abs(IMAGE[..., 0])}},
     "feature_maps": {"maps": {"a": IMAGE}, "image": IMAGE, "channels": 2},
     "kernels": {"kernel": RNG.normal(size=(3, 3, 2, 4)), "max_kernels": 3},
+    "layer_bars": {"names": ("a", "b"), "columns": {"ms": (1.0, 2.0)}},
     "learning_curves": {"history": ({"step": 1, "loss": 0.5, "accuracy": 0.1},), "metrics": ("loss", "accuracy")},
     "mask_colours": {"num_classes": 3},
     "prediction_grid": {"images": IMAGE[None], "labels": [1], "probabilities": [[0.2, 0.8]], "class_names": ("a", "b"), "columns": 2},
@@ -224,7 +226,7 @@ ARGUMENTS = [(name, argument) for name, (*_, valid) in ALL.items() for argument 
 # What other functions call with checked arguments, and what describes or holds results.
 UNCHECKED = {
     *("DataSpec", "Flow", "Inference", "ReceptiveField", "Ring", "State", "UserError", "advance_ring", "batch_axis"),
-    *("conv_step", "conv_step_nd", "conv_transpose_step", "embed_sequence", "names", "new_ring"),
+    *("conv_step", "conv_step_nd", "conv_transpose_step", "embed_sequence", "in_order", "names", "new_ring", "Profile"),
 }
 
 

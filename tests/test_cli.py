@@ -94,7 +94,7 @@ CASES = {
     ),
     "unknown lowering": (
         [DIGITS, "--config.lowering=lx"],
-        "config.lowering='lx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'onednn'). Did you mean \"lax\"?",
+        "config.lowering='lx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'planes', 'onednn'). Did you mean \"lax\"?",
     ),
 }
 Result = tuple[int, str, str]

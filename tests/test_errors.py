@@ -98,7 +98,7 @@ CASES = {
     ),
     "unknown lowering": (
         conv(lowering="lux"),
-        "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'onednn'). "
+        "dilated_conv: lowering='lux' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'planes', 'onednn'). "
         'Did you mean "lax"?',
     ),
     "depthwise kernel": (

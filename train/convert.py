@@ -20,7 +20,7 @@ from dilax import DataSpec, publishing, weights
 from dilax.errors import UserError
 from dilax.loading import BEST, describe_leaves, mismatches, read_description, read_variables
 from train import build, checkpoint, cli, folder
-from train.config import default_config, model_config, task_class, with_tuples
+from train.config import default_config, flatten, model_config, task_class, unread, with_tuples
 from train.files import made_whole
 
 OURS = "dilax"
@@ -138,8 +138,11 @@ def _described(described: dict[str, Any], base: ConfigDict | None) -> ConfigDict
     if base is None:
         about = {"name": spec.name, "mean": spec.mean, "std": spec.std, "image_size": described.get("image_size", 0)}
         config.data.update({key: value for key, value in about.items() if key in config.data})
-        if "pool" in config.get("sequence", {}):
-            config.sequence.pool = described["pool"]
+        for key in ("pool", "loss"):
+            if key in config.get("sequence", {}) and key in described:
+                config.sequence[key] = described[key]
+        defaults = flatten(default_config(config.name, task=name).to_dict())
+        config.update_from_flattened_dict({key: defaults[key] for key in unread(config)})  # such as the mean, which is in the data
     return config
 
 

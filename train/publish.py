@@ -98,6 +98,7 @@ def describe(
         "name": given.name,
         "task": given.task,
         **{key: status[key] for key in ("model", "pool", "image_size", "data") if key in status},
+        **{key: given.sequence[key] for key in ("loss",) if key in given.get("sequence", {})},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "training": training,
