@@ -86,3 +86,59 @@ def test_gradients_are_those_of_finite_differences_far_from_zero(kind):
     every, wide, step = np.ones(SHAPE[:2], bool), np.asarray(x, np.float64), 1e-4
     up, down = (np.sum(weights * oracle(kind, wide + sign * step * direction, every)[0]) for sign in (1, -1))
     np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=2e-3, atol=0.05)
+
+
+def plain(x: jax.Array, where: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation as it is written down, for JAX to differentiate, with the running statistics after one step."""
+    count = where.sum((0, 1))
+    mean = (x * where).sum((0, 1)) / count
+    centred = x - mean[None, None]
+    var = (centred * centred * where).sum((0, 1)) / count
+    y = centred / jnp.sqrt(var + 1e-5)[None, None] * scale[None, None] + bias[None, None]
+    return y, 0.1 * mean, 0.9 + 0.1 * var
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_batch_normalisation_is_differentiated_in_every_mode(masked, devices):
+    rng = np.random.default_rng(7)
+    shape, channels = (8, 5, 3), 3
+    x = jnp.asarray(rng.normal(2, 3, shape) * [1, 2, 0.5], jnp.float32)
+    mask = jnp.asarray(rng.random(shape[:2]) < 0.6) if masked else None
+    where = jnp.broadcast_to(jnp.ones((*shape[:2], 1)) if mask is None else mask[..., None].astype(x.dtype), shape)
+    primals = (x, *(jnp.asarray(rng.normal(size=channels), jnp.float32) for _ in range(2)))
+    tangents, others = (tuple(jnp.asarray(rng.normal(size=p.shape), jnp.float32) for p in primals) for _ in range(2))
+
+    def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+        variables = {"params": {"BatchNorm_0": {"scale": scale, "bias": bias}}}
+        variables["batch_stats"] = {"BatchNorm_0": {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}}
+
+        def run(variables: Any, x: jax.Array, mask: jax.Array | None) -> Any:
+            with batch_axis("devices" if devices > 1 else None):
+                return Norm("batch").apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+
+        if devices == 1:
+            y, updates = run(variables, x, mask)
+        else:
+            parts = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), (x, mask))
+            y, updates = jax.vmap(run, axis_name="devices", in_axes=(None, 0, 0), out_axes=(0, None))(variables, *parts)
+        return y.reshape(shape), updates["batch_stats"]["BatchNorm_0"]["mean"], updates["batch_stats"]["BatchNorm_0"]["var"]
+
+    def reference(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+        return plain(x, where, scale, bias)
+
+    weights = jax.tree.map(lambda y: jnp.asarray(rng.normal(size=y.shape), jnp.float32), jax.eval_shape(reference, *primals))
+
+    def results(function: Any) -> Any:
+        def loss(*primals: jax.Array) -> jax.Array:
+            return sum((jnp.vdot(w, jnp.sin(y)) for w, y in zip(weights, function(*primals))), jnp.zeros(()))
+
+        gradient = jax.grad(loss, argnums=(0, 1, 2))
+        second, third = jax.jvp(gradient, primals, others)[1], jax.jvp(lambda *p: jax.jvp(loss, p, tangents)[1], primals, others)[1]
+        return jax.jvp(function, primals, tangents), gradient(*primals), second, third
+
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4),
+        jax.jit(results, static_argnums=0)(ours),
+        jax.jit(results, static_argnums=0)(reference),
+    )
