@@ -64,7 +64,7 @@ def test_two_processes_train_evaluate_and_predict_as_one(config_file, tmp_path):
     assert finish(tiny_runs.start(JOB, "main", *words, str(alone), devices=2))[0] == 0
     (code, out, err), *others = results(start(2, 1, "main", *words, str(workdir)))
     assert (code, err) == (0, "")
-    assert out.startswith("device: 2 cpu of 2 processes, jit, float32\n")
+    assert out.startswith("device: 2 cpu of 2 processes, jit, float32")
     assert others == [(0, "", "")]
     chex.assert_trees_all_equal(read_variables(workdir), read_variables(alone))
     losses = [[line["train/loss"] for line in read_history(path) if "train/loss" in line] for path in (workdir, alone)]

@@ -256,7 +256,7 @@ def test_a_run_is_scored_on_other_devices(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     config = config_of("digits", **{"total_epochs": 0.05, "mesh.data": 2, "mesh.fsdp": 4})
     assert loop.run(config, workdir) == 0
-    assert "device: 8 cpu, jit over data=2, fsdp=4, float32\n" in capsys.readouterr().out
+    assert "device: 8 cpu, jit over data=2, fsdp=4, float32" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}"])
     evaluate.main()
     first = capsys.readouterr()
