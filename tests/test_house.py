@@ -68,6 +68,8 @@ DILAX = [
     "dilax.streaming",
     "dilax.convolution",
     "dilax.modules",
+    "dilax.smoothing",
+    "dilax.spacings",
     "dilax.causal",
     "dilax.blocks.norm",
     "dilax.blocks.sequences",
