@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dilax.annotated import checked
-from dilax.blocks import NORMS, ConvNormAct
+from dilax.blocks import DEGRIDDINGS, NORMS, ConvNormAct, degridded_conv
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
 from dilax.models.backbone import check_image
-from dilax.modules import DilatedConv
 
 
-@checked(norm=NORMS)
+@checked(norm=NORMS, degridding=DEGRIDDINGS)
 class IRCNN(nn.Module):
     """A network that estimates what degrades an image, and subtracts it (section 3.2 of the paper).
 
@@ -32,6 +31,7 @@ class IRCNN(nn.Module):
         separable: Whether the layers in between are separable, with shortcuts.
         norm: One of `dilax.blocks.NORMS`, for the layers in between; see `dilax.blocks.Norm`.
         dtype: Dtype of the computation; parameters and outputs stay float32.
+        degridding: One of `dilax.blocks.DEGRIDDINGS`, for all dilated layers; see `dilax.blocks.degridded_conv`.
 
     Example:
         >>> model, image = IRCNN(), jnp.zeros((1, 40, 32, 1))
@@ -47,6 +47,7 @@ class IRCNN(nn.Module):
     separable: bool = False
     norm: str = "none"
     dtype: DTypeLike | None = None
+    degridding: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -55,10 +56,10 @@ class IRCNN(nn.Module):
         if len(self.dilations) < 2:
             raise UserError(f"IRCNN: dilations={self.dilations} must have an entry for the first and one for the last layer, or more.")
         first, *between, last = self.dilations
-        shared: dict[str, Any] = dict(dtype=self.dtype)
+        shared: dict[str, Any] = dict(dtype=self.dtype, degridding=self.degridding)
         y = ConvNormAct(self.features, dilation=first, norm="none", **shared)(x, train=train)
         for dilation in between:
             z = ConvNormAct(self.features, dilation=dilation, separable=self.separable, norm=self.norm, **shared)(y, train=train)
             y = y + z if self.separable else z
-        residual = DilatedConv(x.shape[-1], (3, 3), dilation=last, name="residual", **shared)(y)
+        residual = degridded_conv(x.shape[-1], (3, 3), dilation=last, name="residual", **shared)(y)
         return x.astype(jnp.float32) - residual.astype(jnp.float32)
