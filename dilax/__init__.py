@@ -20,7 +20,9 @@ from dilax import (
     pooling,
     profiling,
     publishing,
+    smoothing,
     sounds,
+    spacings,
     spec,
     streaming,
     summary,
@@ -46,6 +48,8 @@ from dilax.publishing import read_weights, save_weights
 from dilax.quantisation import use_quantisation
 from dilax.receptive_fields import ReceptiveField, effective_receptive_field, receptive_field, suggest_dilations
 from dilax.resizing import resize
+from dilax.smoothing import SmoothedConv, smoothed_conv
+from dilax.spacings import DCLSConv
 from dilax.spec import DataSpec
 from dilax.streaming import check_causal, check_streamable, end_stream
 from dilax.tiling import tiled
@@ -60,6 +64,7 @@ __all__ = [
     "ContextModule",
     "ConvPlan",
     "CumulativeNorm",
+    "DCLSConv",
     "DataSpec",
     "DenseASPP",
     "DepthwiseConv",
@@ -73,6 +78,7 @@ __all__ = [
     "Pruned",
     "ReceptiveField",
     "SeparableConv",
+    "SmoothedConv",
     "UserError",
     "audio",
     "autotune",
@@ -122,7 +128,10 @@ __all__ = [
     "save_weights",
     "select_lowering",
     "separable_conv",
+    "smoothed_conv",
+    "smoothing",
     "sounds",
+    "spacings",
     "spec",
     "streaming",
     "suggest_dilations",

@@ -108,6 +108,14 @@ def check_positive(module: nn.Module, *fields: str) -> None:
         arguments.integer(type(module).__name__, field, getattr(module, field), minimum=1)
 
 
+def check_groups(module: nn.Module, c_in: int, features: int, groups: int) -> None:
+    """Refuse groups that divide the channels of neither side, before a kernel of the wrong shape is created."""
+    check_positive(module, "features", "groups")
+    for what, count in (("input channels", c_in), ("features", features)):
+        if count % groups:
+            raise UserError(f"{type(module).__name__}: {count} {what} cannot be split into groups={groups}; choose a divisor of {count}.")
+
+
 def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Add a bias (channels,), if there is one, to the last axis."""
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
@@ -186,17 +194,28 @@ class TimeConv(ConvModule, Layer):
         """Return the outputs for a chunk, and the next ring."""
         raise NotImplementedError
 
-    def _step_kernel(self, x: jax.Array, ring: Ring, kernel: jax.Array, dilation: IntOrTuple, groups: int) -> tuple[jax.Array, Ring]:
-        """Convolve a chunk with a kernel, along time by steps, without the bias."""
+    def _step_kernel(
+        self,
+        x: jax.Array,
+        ring: Ring,
+        kernel: jax.Array,
+        dilation: IntOrTuple,
+        groups: int,
+        *,
+        stride: IntOrTuple | None = None,
+        padding: Padding | None = None,
+    ) -> tuple[jax.Array, Ring]:
+        """Convolve a chunk with a kernel, along time by steps, without the bias; stride and padding are the module's unless given."""
         rank = kernel.ndim - 2
+        stride, padding = (self.stride if stride is None else stride), (self.padding if padding is None else padding)
         # The other lowerings need not support the shapes of chunks.
         options: Any = dict(groups=groups, precision=self.precision, lowering="lax" if self.lowering == "lax" else "auto")
         chunk, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        stride, gaps = (per_axis(value, rank, "", type(self).__name__) for value in (self.stride, dilation))
+        steps, gaps = (per_axis(value, rank, "", type(self).__name__) for value in (stride, dilation))
         if rank == 1:
-            return conv_step(chunk, kernel, ring, stride=stride[0], dilation=gaps[0], **options)
-        words = tuple(self.padding) if isinstance(self.padding, (tuple, list)) else (self.padding,) * rank
-        return conv_step_nd(chunk, kernel, ring, stride=stride, padding=words, dilation=gaps, **options)
+            return conv_step(chunk, kernel, ring, stride=steps[0], dilation=gaps[0], **options)
+        words = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * rank
+        return conv_step_nd(chunk, kernel, ring, stride=steps, padding=words, dilation=gaps, **options)
 
     def _add_stored_bias(self, y: jax.Array) -> jax.Array:
         return add_bias(y, self.get_variable("params", "bias").astype(y.dtype)) if self.use_bias else y

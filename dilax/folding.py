@@ -18,6 +18,8 @@ from dilax.errors import UserError
 from dilax.modules import DepthwiseConv, DilatedConv, SeparableConv
 from dilax.precision import wide_dtype
 from dilax.pruning import Pruned
+from dilax.smoothing import SmoothedConv
+from dilax.spacings import DCLSConv
 
 CALLER = "fold_batch_norm"
 KINDS = ("batch", "frozen")
@@ -26,6 +28,8 @@ KERNELS: dict[type, str] = {
     DilatedConv: "kernel",
     DepthwiseConv: "kernel",
     SeparableConv: "pointwise_kernel",
+    SmoothedConv: "kernel",
+    DCLSConv: "kernel",
     nn.Conv: "kernel",
     nn.Dense: "kernel",
 }

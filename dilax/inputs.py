@@ -150,6 +150,12 @@ def to_pixels(image: Any, channels: int) -> np.ndarray:
     return _converted(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), channels, "the image")
 
 
+def to_colours(image: Any) -> np.ndarray:
+    """Return an image as uint8 (height, width, 3), or (height, width, 1) if it is grey; arguments and errors as those of `to_pixels`."""
+    pixels = to_pixels(image, 3)
+    return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels
+
+
 def _converted(image: Any, channels: int, name: str) -> np.ndarray:
     """Convert an open image: upright, and on white where it is transparent, unless it is asked for as RGBA."""
     from PIL import Image

@@ -1,5 +1,6 @@
 """Metrics as sums and counts under a mask: added over batches and devices, and divided once at the end."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -107,6 +108,132 @@ def _checked(caller: str, logits: jax.Array, labels: jax.Array, mask: jax.Array)
             "give (batch, *space, classes), (batch, *space) and (batch,)."
         )
     return logits, labels, mask
+
+
+# Of BT.601, in studio range: what MATLAB's rgb2ycbcr gives, by which papers on restoration score images in colour.
+_LUMA, _BLACK = (65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255
+_SSIM_RADIUS, _SSIM_SIGMA = 5, 1.5  # a window of 11x11, as in the paper
+_SSIM_CONSTANTS = (0.01**2, 0.03**2)
+
+
+def luminance(images: jax.Array) -> jax.Array:
+    """Return the luminance of images: BT.601 in studio range, from 16/255 to 235/255, as papers on super-resolution score it.
+
+    Args:
+        images: (batch, height, width, 3), RGB in 0..1; or (batch, height, width, 1), grey, which is returned as it is.
+
+    Returns:
+        (batch, height, width, 1), float32.
+
+    Raises:
+        UserError: if images are neither.
+
+    Example:
+        >>> (255 * luminance(jnp.ones((1, 1, 1, 3)))).round(3).tolist()
+        [[[[235.0]]]]
+    """
+    images = arguments.array("luminance", "images", images, "floating-point").astype(jnp.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"luminance: images of shape {images.shape} must be (batch, height, width, 1 or 3).")
+    weights = jnp.array(_LUMA, jnp.float32)
+    return images if images.shape[-1] == 1 else jnp.sum(images * weights, -1, keepdims=True) + _BLACK
+
+
+def psnr(images: jax.Array, targets: jax.Array, *, border: int = 0) -> jax.Array:
+    """Return the peak signal-to-noise ratio of each image in dB, -10 log10 of the mean squared error of all its values.
+
+    Args:
+        images: (batch, height, width, channels), floats in 0..1.
+        targets: What they should be, of the same shape.
+        border: Pixels along each edge that do not count, as papers on super-resolution leave out the factor by which they enlarge.
+
+    Returns:
+        (batch,), float32; infinite where an image equals its target.
+
+    Raises:
+        UserError: if the shapes differ, or the border leaves nothing.
+
+    Example:
+        >>> psnr(jnp.full((1, 8, 8, 1), 0.6), jnp.full((1, 8, 8, 1), 0.5)).round(3).tolist()
+        [20.0]
+    """
+    images, targets = _cut("psnr", images, targets, border, least=1)
+    return -10 * jnp.log10(jnp.mean(jnp.square(images - targets), (1, 2, 3)))
+
+
+def ssim(images: jax.Array, targets: jax.Array, *, border: int = 0) -> jax.Array:
+    """Return the structural similarity of each image, the mean of `ssim_map` (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
+
+    Args:
+        images: (batch, height, width, channels), floats in 0..1; at least 11 pixels high and wide within the border.
+        targets: As those of `psnr`.
+        border: As that of `psnr`.
+
+    Returns:
+        (batch,), float32, from -1 to 1: that of scikit-image with `gaussian_weights=True, use_sample_covariance=False, data_range=1`.
+
+    Raises:
+        UserError: if the shapes differ, or the images are too small.
+
+    Example:
+        >>> images = jax.random.uniform(jax.random.key(0), (1, 16, 16, 1))
+        >>> ssim(images, images).tolist()
+        [1.0]
+    """
+    images, targets = _cut("ssim", images, targets, border, least=2 * _SSIM_RADIUS + 1)
+    return ssim_map(images, targets).mean((1, 2, 3))
+
+
+def ssim_map(images: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the structural similarity at each pixel whose window of 11x11, weighted by a Gaussian of sigma 1.5, lies within the image.
+
+    Args:
+        images: As those of `ssim`.
+        targets: As those of `psnr`.
+
+    Returns:
+        (batch, height - 10, width - 10, channels), float32.
+
+    Raises:
+        UserError: as `ssim`.
+    """
+    images, targets = _cut("ssim_map", images, targets, 0, least=2 * _SSIM_RADIUS + 1)
+    # Float32 then loses little where variances are small beside the square of the mean: they do not depend on an offset.
+    middle = targets.mean((1, 2), keepdims=True)
+    x, y = images - middle, targets - middle
+    products = jnp.concatenate([x, y, x * x, y * y, x * y], -1)
+    mean_x, mean_y, xx, yy, xy = jnp.split(_smoothed(_smoothed(products, 1), 2), 5, -1)
+    var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
+    (c1, c2), mean_x, mean_y = _SSIM_CONSTANTS, mean_x + middle, mean_y + middle
+    return ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def _smoothed(x: jax.Array, axis: int) -> jax.Array:
+    """Return the means under the Gaussian window along an axis, where it fits."""
+    taps = np.exp(-0.5 * (np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1) / _SSIM_SIGMA) ** 2)
+    size = x.shape[axis] - 2 * _SSIM_RADIUS
+    parts = (jax.lax.slice_in_dim(x, i, i + size, axis=axis) * tap for i, tap in enumerate((taps / taps.sum()).tolist()))
+    return functools.reduce(jnp.add, parts)
+
+
+def _cut(caller: str, images: jax.Array, targets: jax.Array, border: int, *, least: int) -> tuple[jax.Array, jax.Array]:
+    """Return images and targets in float32 without their border, checked against each other."""
+    images, targets = (
+        arguments.array(caller, name, each, "floating-point").astype(jnp.float32) for name, each in (("images", images), ("targets", targets))
+    )
+    border = arguments.integer(caller, "border", border, minimum=0)
+    if images.ndim != 4 or images.shape != targets.shape:
+        raise UserError(
+            f"{caller}: images of shape {images.shape} and targets of shape {targets.shape} must have one shape, "
+            "(batch, height, width, channels)."
+        )
+    if min(images.shape[1:3]) - 2 * border < least:
+        raise UserError(
+            f"{caller}: of images of {images.shape[1]} x {images.shape[2]} pixels, border={border} leaves less than {least} x {least}; "
+            "give larger images, or a smaller border."
+        )
+    height, width = (size - border for size in images.shape[1:3])
+    return images[:, border:height, border:width], targets[:, border:height, border:width]
 
 
 def class_iou(confusion: Confusion) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from flax.linen.dtypes import promote_dtype
 
 from dilax import arguments
 from dilax.arguments import per_axis
-from dilax.convolution import ConvModule, Initializer, TimeConv, add_bias, check_positive
+from dilax.convolution import ConvModule, Initializer, TimeConv, add_bias, check_groups, check_positive
 from dilax.errors import UserError, shown
 from dilax.functional import depthwise_conv, dilated_conv, dilated_conv_transpose, separable_conv
 from dilax.geometry import IntOrTuple
@@ -63,7 +63,7 @@ class DilatedConv(TimeConv):
         """Map (*batch, *space, c_in) to (*batch, *space_out, features)."""
         taps = self._taps(x)
         arguments.flag("DilatedConv", "weight_norm", self.weight_norm)
-        _check_groups(self, x.shape[-1], self.features, self.groups)
+        check_groups(self, x.shape[-1], self.features, self.groups)
         kernel = self.param("kernel", self.kernel_init, (*taps, x.shape[-1] // self.groups, self.features), self.param_dtype)
         if self.weight_norm:
             kernel = _with_lengths(kernel, self.param("kernel_scale", lambda _: _lengths(kernel)))
@@ -208,7 +208,7 @@ class DilatedConvTranspose(ConvModule, Layer):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (*batch, *space, c_in) to (*batch, *output_size, features)."""
         taps = self._taps(x)
-        _check_groups(self, x.shape[-1], self.features, self.groups)
+        check_groups(self, x.shape[-1], self.features, self.groups)
         kernel = self.param("kernel", self.kernel_init, (*taps, self.features // self.groups, x.shape[-1]), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, self._bias(self.features), dtype=self.dtype)
         options = dict(dilation=self.dilation, groups=self.groups, output_size=self.output_size)
@@ -256,7 +256,7 @@ class MultiDilationConv(TimeConv):
         """Map (*batch, *space, c_in) to (*batch, *space_out, features or features * len(dilations))."""
         taps = self._taps(x)
         self._check_fields(len(taps))
-        _check_groups(self, x.shape[-1], self.features, self.groups)
+        check_groups(self, x.shape[-1], self.features, self.groups)
         shape = (*taps, x.shape[-1] // self.groups, self.features)
         kernels = [self.param(name, self.kernel_init, shape, self.param_dtype) for name in self._kernel_names()]
         bias = self._bias(self.features * (len(self.dilations) if self.merge == "concat" else 1))
@@ -296,14 +296,6 @@ class MultiDilationConv(TimeConv):
             per_axis(dilation, rank, f"dilations[{i}]", caller)
         arguments.flag(caller, "share_kernel", self.share_kernel)
         arguments.word(caller, "merge", self.merge, ("concat", "sum"))
-
-
-def _check_groups(module: ConvModule, c_in: int, features: int, groups: int) -> None:
-    """Refuse groups that divide the channels of neither side, before a kernel of the wrong shape is created."""
-    check_positive(module, "features", "groups")
-    for what, count in (("input channels", c_in), ("features", features)):
-        if count % groups:
-            raise UserError(f"{type(module).__name__}: {count} {what} cannot be split into groups={groups}; choose a divisor of {count}.")
 
 
 def _lengths(kernel: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ class DataSpec:
         pixels: How images become sequences: "" leaves them images, "rows" reads their pixels row by row, "permuted" in one fixed random
             order.
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
+        enlarged: How many times images are enlarged, by bicubic interpolation, before a model restores them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSpec:
     std: tuple[float, ...] = ()
     pixels: str = ""
     class_weights: tuple[float, ...] = ()
+    enlarged: int = 1
 
     @property
     def dtype(self) -> str:

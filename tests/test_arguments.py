@@ -17,7 +17,23 @@ import numpy as np
 import pytest
 
 import dilax
-from dilax import audio, blocks, causal, context, functional, generate, geometry, losses, lowerings, metrics, modules, pooling, resizing
+from dilax import (
+    audio,
+    blocks,
+    causal,
+    context,
+    functional,
+    generate,
+    geometry,
+    losses,
+    lowerings,
+    metrics,
+    modules,
+    pooling,
+    resizing,
+    smoothing,
+    spacings,
+)
 from dilax.errors import UserError, shown
 
 KEY = jax.random.key(0)
@@ -126,6 +142,38 @@ CASES = {
         dilax.dilated_conv_transpose,
         {"x": X, "kernel": real(3, 2, 4), **VALID_TRANSPOSED, "groups": 1, "output_size": 9},
         {"x": "floats", "kernel": "floats", **TRANSPOSED, "groups": "positive", "output_size": "axes"},
+    ),
+    "smoothed_conv": Case(
+        dilax.smoothed_conv,
+        {"x": X, "kernel": K, "weights": real(3, 1, 1), "smoothing": "separable_shared", **VALID_CONV, "groups": 1},
+        {"x": "floats", "kernel": "floats", "weights": "floats", "smoothing": "word", **CONV, "groups": "positive"},
+    ),
+    "group_interaction": Case(
+        smoothing.group_interaction,
+        {"x": X, "weights": real(2, 2), "dilation": 2, "precision": "highest"},
+        {"x": "floats", "weights": "floats", "dilation": "axes", "precision": "precision"},
+    ),
+    "separable_shared_conv": Case(
+        smoothing.separable_shared_conv,
+        {"x": X, "weights": real(3, 1, 1), **VALID_TRANSPOSED, "padding_mode": "zeros"},
+        {"x": "floats", "weights": "floats", **TRANSPOSED, "padding_mode": "word"},
+    ),
+    "interpolated_kernel": Case(
+        spacings.interpolated_kernel,
+        {
+            "weights": real(2, 4, 6),
+            "positions": real(1, 2, 4, 6),
+            "widths": real(1, 2, 4, 6),
+            "kernel_size": 5,
+            "interpolation": "triangle",
+        },
+        {"weights": "floats", "positions": "floats", "widths": "floats", "kernel_size": "axes", "interpolation": "word"},
+    ),
+    "grid_positions": Case(
+        lambda **options: spacings.grid_positions(**options)(KEY, (1, 3, 4, 6), jnp.float32),
+        {"kernel_size": (3,), "dilation": 2},
+        {"kernel_size": "axes", "dilation": "axes"},
+        {"kernel_size": ((1,) * 7,)},
     ),
     "effective_kernel_size": Case(
         geometry.effective_kernel_size, {"kernel_size": 3, "dilation": 2}, {"kernel_size": "axes", "dilation": "axes"}, ANY_RANK
@@ -282,6 +330,18 @@ CASES = {
         {"features": 6, "dilations": (1, 2), "dilation": None, "share_kernel": False, "merge": "sum", "groups": 1},
         {"features": "positive", "dilations": "dilations", "share_kernel": "flag", "merge": "word", "groups": "positive"},
     ),
+    "SmoothedConv": layer(
+        dilax.SmoothedConv,
+        {"features": 6, "dilation": 2, "groups": 1, "smoothing": "separable_shared", "padding_mode": "zeros"},
+        {"features": "positive", "dilation": "axes", "groups": "positive", "smoothing": "word", "padding_mode": "word"},
+    ),
+    "DCLSConv": layer(
+        dilax.DCLSConv,
+        {"features": 6, "kernel_count": 2, "interpolation": "triangle", "dilation": None, "groups": 1, "padding_mode": "zeros"}
+        | {"positions_init": ZEROS, "widths_init": ZEROS},
+        {"features": "positive", "kernel_count": "positive", "interpolation": "word", "groups": "positive", "padding_mode": "word"}
+        | {"positions_init": "function", "widths_init": "function"},
+    ),
     "CausalConvTranspose": Case(
         module(dilax.CausalConvTranspose, X),
         {"features": 3, "kernel_size": 3, "stride": 2, "dilation": 1, "use_bias": True, "dtype": jnp.float32},
@@ -341,8 +401,8 @@ CASES = {
         {"features": "positive", "dilations": "dilations", "norm": "word", "activation": "word"},
     ),
 }
-del CASES["MultiDilationConv"].valid["dilation"]
-del CASES["MultiDilationConv"].kinds["dilation"]
+for name, argument in (("MultiDilationConv", "dilation"), ("DCLSConv", "dilation"), ("separable_shared_conv", "stride")):
+    del CASES[name].valid[argument], CASES[name].kinds[argument]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -482,7 +542,7 @@ INTERNAL = {
 
 
 def test_every_public_function_and_module_is_here():
-    files = (functional, geometry, pooling, resizing, audio, losses, metrics, generate, context, modules, causal)
+    files = (functional, geometry, pooling, resizing, audio, losses, metrics, generate, context, modules, causal, smoothing, spacings)
     public = {
         name
         for file in (*files, lowerings.registry)

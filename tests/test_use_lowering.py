@@ -30,6 +30,8 @@ MODULES: dict[str, Any] = {
     "SeparableConv": lambda **options: dilax.SeparableConv(6, (3, 3), **options),
     "DilatedConvTranspose": lambda **options: dilax.DilatedConvTranspose(6, (3, 3), stride=2, **options),
     "MultiDilationConv": lambda **options: dilax.MultiDilationConv(6, (3, 3), dilations=(1, 2), **options),
+    "SmoothedConv": lambda **options: dilax.SmoothedConv(6, (3, 3), dilation=2, smoothing="separable_shared", **options),
+    "DCLSConv": lambda **options: dilax.DCLSConv(6, (5, 5), kernel_count=4, **options),
 }
 IMAGES = random_input((1, 32, 32, 3))
 CODES = jnp.asarray(np.random.default_rng(0).integers(0, 8, (1, 16)), jnp.int32)

@@ -76,7 +76,7 @@ def main() -> None:
             file=sys.stderr,
         )
     trained = dataclasses.replace(trained, setup=build(setup.config, setup.spec, task=setup.task.with_flags(args)))
-    splits = type(setup.task).open(setup.config, setup.spec)  # prepared as what the run was trained on
+    splits = type(setup.task).open(trained.setup.task.config, setup.spec)  # prepared as what the run was trained on
     print(splits.describe(), file=sys.stderr)
     for name, value in evaluate(trained, splits, args.split).items():
         print(f"{args.split}/{name} {value:.4f}")

@@ -9,12 +9,14 @@ conv.py        activations, conv-norm-act, squeeze-excite, residual blocks
 
 from dilax.blocks.conv import (
     ACTIVATIONS,
+    DEGRIDDINGS,
     BasicBlock,
     Bottleneck,
     ConvNormAct,
     SeparableResidual,
     SqueezeExcite,
     activation,
+    degridded_conv,
 )
 from dilax.blocks.norm import BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
 from dilax.blocks.sequences import embed_sequence, masked
@@ -22,6 +24,7 @@ from dilax.blocks.sequences import embed_sequence, masked
 __all__ = [
     "ACTIVATIONS",
     "BATCH_MOMENTUM",
+    "DEGRIDDINGS",
     "NORMS",
     "BasicBlock",
     "Bottleneck",
@@ -32,6 +35,7 @@ __all__ = [
     "SqueezeExcite",
     "activation",
     "batch_axis",
+    "degridded_conv",
     "embed_sequence",
     "masked",
 ]

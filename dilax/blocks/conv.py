@@ -1,5 +1,6 @@
 """Convolution blocks: conv-norm-act, squeeze-excite, residual blocks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ from jax.typing import DTypeLike
 from dilax import arguments
 from dilax.annotated import checked, settled
 from dilax.blocks.norm import NORMS, Norm
-from dilax.geometry import IntOrTuple, Padding
+from dilax.errors import UserError
+from dilax.geometry import IntOrTuple, Padding, effective_kernel_size
 from dilax.modules import DilatedConv, SeparableConv
+from dilax.smoothing import SMOOTHINGS, SmoothedConv
+from dilax.spacings import DCLSConv, grid_positions
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -21,6 +25,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "elu": nn.elu,
     "tanh": nn.tanh,
 }
+# What keeps a dilated convolution from gridding: nothing, smoothing before or after it, or positions that are learned.
+DEGRIDDINGS = ("none", *SMOOTHINGS, "learnable_spacings")
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -28,7 +34,29 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[arguments.word("activation", "name", name, ACTIVATIONS)]
 
 
-@checked(norm=NORMS, activation=(*ACTIVATIONS, "none"))
+def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, dilation: IntOrTuple = 1, **fields: Any) -> nn.Module:
+    """Return a dilated convolution that is kept from gridding in one of several ways; without dilation, a `dilax.DilatedConv`.
+
+    Args:
+        features: Output channels.
+        kernel_size: Taps per axis.
+        degridding: "none" for `dilax.DilatedConv`; "group_interaction" or "separable_shared" for `dilax.SmoothedConv`;
+            "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, within a kernel of
+            its extent. All of them initially compute what the dilated convolution does.
+        dilation: See `dilax.dilated_conv`.
+        **fields: Further fields that all of these modules have.
+    """
+    arguments.word("degridded_conv", "degridding", degridding, DEGRIDDINGS)
+    span = effective_kernel_size(kernel_size, dilation)
+    if degridding == "none" or span == kernel_size:
+        return DilatedConv(features, kernel_size, dilation=dilation, **fields)
+    if degridding in SMOOTHINGS:
+        return SmoothedConv(features, kernel_size, dilation=dilation, smoothing=degridding, **fields)
+    count = math.prod(kernel_size) if isinstance(kernel_size, tuple) else kernel_size
+    return DCLSConv(features, span, count, "bilinear", positions_init=grid_positions(kernel_size, dilation=dilation), **fields)
+
+
+@checked(norm=NORMS, activation=(*ACTIVATIONS, "none"), degridding=DEGRIDDINGS)
 class ConvNormAct(nn.Module):
     """Dilated convolution, normalisation, activation; the convolution has a bias only if no normalisation follows.
 
@@ -43,6 +71,7 @@ class ConvNormAct(nn.Module):
         norm: One of `NORMS`; see `Norm`.
         activation: A key of `ACTIVATIONS`, or "none".
         dtype: Dtype of the computation.
+        degridding: One of `DEGRIDDINGS`; see `degridded_conv`. Separable convolutions have none.
     """
 
     features: int
@@ -55,6 +84,7 @@ class ConvNormAct(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dtype: DTypeLike | None = None
+    degridding: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -62,10 +92,14 @@ class ConvNormAct(nn.Module):
         shared: dict[str, Any] = dict(
             stride=self.stride, padding=self.padding, dilation=self.dilation, use_bias=self.norm == "none", dtype=self.dtype
         )
+        if self.separable and self.degridding != "none":
+            raise UserError(f"ConvNormAct: separable=True has no degridding={self.degridding!r}; use 'none', or separable=False.")
         if self.separable:
             x = SeparableConv(self.features, self.kernel_size, **shared)(x)
         else:
-            x = DilatedConv(self.features, self.kernel_size, groups=self.groups, **shared)(x)
+            # One name for all, so that the parameters of a plain network fit one whose convolutions are smoothed.
+            shared |= dict(groups=self.groups, name="DilatedConv_0")
+            x = degridded_conv(self.features, self.kernel_size, self.degridding, **shared)(x)
         x = Norm(self.norm, self.dtype)(x, train=train)
         return x if self.activation == "none" else activation(self.activation)(x)
 

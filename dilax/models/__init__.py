@@ -16,6 +16,7 @@ from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
+from dilax.models.ircnn import IRCNN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
@@ -39,6 +40,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
     "gated_dilated_cnn": GatedDilatedCNN,
+    "ircnn": IRCNN,
     "mobilenet_v2": MobileNetV2,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
@@ -46,6 +48,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
+    "separable_ircnn": functools.partial(IRCNN, separable=True),
     "separable_tcn": SeparableTCN,
     "tcn": TCN,
     "wavenet": WaveNet,
@@ -72,6 +75,7 @@ MODELS |= {
 __all__ = [
     "DRN",
     "FCN",
+    "IRCNN",
     "LRASPP",
     "MODELS",
     "TCN",

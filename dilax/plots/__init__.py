@@ -7,6 +7,7 @@ dilation.py      which samples dilated kernels read
 fields.py        receptive fields
 training.py      learning curves, classifiers, kernels and feature maps
 segmentation.py  masks
+restoration.py   images before and after
 sequences.py     series and waveforms
 layers.py        what the layers of a network cost
 """
@@ -15,6 +16,7 @@ from dilax.plots.canvas import save
 from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
 from dilax.plots.layers import layer_bars
+from dilax.plots.restoration import restoration_grid
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
 from dilax.plots.sequences import series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
@@ -32,6 +34,7 @@ __all__ = [
     "mask_colours",
     "prediction_grid",
     "receptive_field_overlay",
+    "restoration_grid",
     "save",
     "segmentation_comparison",
     "segmentation_grid",

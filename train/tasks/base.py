@@ -178,11 +178,16 @@ class Task(abc.ABC):
 
     def evaluate(self, model: nn.Module, variables: VariableDict, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         """Return sums over the examples that batch["mask"] counts, and arrays (batch, ...) that are kept for each example."""
-        return self.sums(self.outputs(model, variables, batch), batch), {}
+        outputs = self.outputs(model, variables, batch)
+        return self.sums(outputs, batch), self.kept(outputs, batch)
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:
         """Return sums over the examples that batch["mask"] counts."""
         raise NotImplementedError
+
+    def kept(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Return arrays (batch, ...) that are kept for each example, for metrics that are not ratios of sums."""
+        return {}
 
     @abc.abstractmethod
     def metrics(self, scores: Scores) -> dict[str, float]:

@@ -29,11 +29,13 @@ class Answer:
         name: Name of the result.
         of: Outputs of the model, and the number of valid steps (batch,) -> result.
         outputs: Result -> outputs of the model as `Task.sums` takes them, or as good as these for the metric `best_by`.
+        images: Batch of evaluation -> the images that a program is given; None gives those of the batch.
     """
 
     name: str
     of: Callable[[jax.Array, jax.Array], jax.Array]
     outputs: Callable[[np.ndarray], Any]
+    images: Callable[[dict[str, Any]], np.ndarray] | None = None
 
 
 PROBABILITIES = Answer("probabilities", lambda outputs, _: jax.nn.softmax(outputs), lambda found: np.log(np.maximum(found, 1e-30)))
@@ -97,7 +99,12 @@ def portable(inference: Inference, answer: Answer) -> Portable:
         return answer.of(outputs, jnp.full(x.shape[0], spec.input_shape[0], jnp.int32) if length is None else length)
 
     inputs = (_port(spec),) if _is_image(spec) else (_port(spec), Port(LENGTH, (BATCH,), "int32"))
-    return Portable(function, inputs, answer.name, lambda batch: _arguments(spec, batch), answer.outputs, _about(spec))
+    images = answer.images
+
+    def arguments(batch: dict[str, Any]) -> tuple[np.ndarray, ...]:
+        return _arguments(spec, batch) if images is None else (images(batch),)
+
+    return Portable(function, inputs, answer.name, arguments, answer.outputs, _about(spec))
 
 
 def silenced(whole: Portable) -> Portable:

@@ -86,19 +86,25 @@ def image_channels(files: Sequence[pathlib.Path], image_size: int) -> int:
     Raises:
         UserError: if a file is not an image or has more than 8 bits per channel, or images differ in size and `image_size` is 0.
     """
-    headers = list(map(_header, files))
+    headers = read_headers(files)
     if not image_size:
         check_shapes("image", {header.size for header in headers})
+    return 1 if all(header.grey for header in headers) else 3
+
+
+def read_headers(files: Sequence[pathlib.Path]) -> list["Header"]:
+    """Return what is known of each image before its pixels are decoded; lines and errors as those of `image_channels`."""
+    headers = list(map(_header, files))
     for count, what in (
         (sum(header.transparent for header in headers), "have an alpha channel: where they are transparent, they are laid on white"),
         (sum(header.animated for header in headers), "hold several pictures, of which the first is read"),
     ):
         if count:
             print(f"note: {count} of {len(files)} images {what}.", file=sys.stderr)
-    return 1 if all(header.grey for header in headers) else 3
+    return headers
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """What is known of an image before its pixels are decoded; its size is (height, width)."""
 
     grey: bool
@@ -107,7 +113,7 @@ class _Header(NamedTuple):
     animated: bool
 
 
-def _header(file: pathlib.Path) -> _Header:
+def _header(file: pathlib.Path) -> Header:
     with open_image(file) as image:
         check_depth(image, str(file))
         # PIL decodes the whole of a PNG to look for an orientation after its pixels. It swaps the sides of a TIFF itself.
@@ -115,4 +121,4 @@ def _header(file: pathlib.Path) -> _Header:
         turned = known and orientation(image) >= 5  # these swap the sides
         animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
         size = (image.width, image.height) if turned else (image.height, image.width)
-        return _Header(image.mode in _GREY, size, image.has_transparency_data, animated)
+        return Header(image.mode in _GREY, size, image.has_transparency_data, animated)

@@ -1,0 +1,44 @@
+"""Grey photographs without their noise: IRCNN at a standard deviation of 25, trained on the 400 images that papers train on.
+
+    python -m train.main --config configs/denoise.py --config.data.dir=Train400 --config.data.test_dir=BSD68
+    python -m train.evaluate --workdir runs/denoise --test_dir Set12
+    python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn, split by columns
+"""
+
+from ml_collections import ConfigDict
+
+from train.config import check_variant, default_config, model_config
+
+DILATIONS = (1, 2, 3, 4, 3, 2, 1)
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "no_dilation", "smoke"))
+    config = default_config("denoise" if variant == "full" else f"denoise_{variant}", task="restoration")
+    config.data.name = "folder"
+    config.data.validation = 0.05
+    config.model = ConfigDict(model_config("ircnn", dilations=(1,) * len(DILATIONS) if variant == "no_dilation" else DILATIONS))
+    config.restoration.sigma = 25.0
+    config.restoration.channels = 1
+    config.restoration.crop = 40
+    config.restoration.window = 180
+    config.batch_size = 32
+    config.total_epochs = 400.0
+    config.eval_every_epochs = 40.0
+    config.augment.flip = True
+    config.augment.turn = True
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.0
+    config.optim.warmup_epochs = 5.0
+    config.optim.ema_decay = 0.999
+    if variant == "smoke":
+        config.data.name = "photographs"
+        config.model = ConfigDict(model_config("ircnn", features=16))
+        config.restoration.window = 0
+        config.batch_size = 8
+        config.total_epochs = 8.0
+        config.eval_every_epochs = 4.0
+        config.optim.lr = 4e-3
+        config.optim.warmup_epochs = 0.5
+        config.optim.ema_decay = 0.0
+    return config
