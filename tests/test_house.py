@@ -93,6 +93,8 @@ DILAX = [
     "dilax.models.conv_tasnet",
     "dilax.models.gated_dilated_cnn",
     "dilax.models.unet",
+    "dilax.models.meshnet",
+    "dilax.models.highres3dnet",
     "dilax.models",
     "dilax.weights",
     "dilax.pruning.labels",
