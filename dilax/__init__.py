@@ -24,6 +24,7 @@ from dilax import (
     spec,
     streaming,
     summary,
+    volumes,
     weights,
 )
 from dilax.autotuning import autotune
@@ -130,5 +131,6 @@ __all__ = [
     "tiled",
     "use_lowering",
     "use_quantisation",
+    "volumes",
     "weights",
 ]

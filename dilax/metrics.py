@@ -184,8 +184,8 @@ def dice_sums(
     ignored_label = arguments.integer(caller, "ignored_label", ignored_label)
     if labels.ndim < 2 or predictions.shape != labels.shape or mask.shape != labels.shape[:1]:
         raise UserError(
-            f"{caller}: predictions of shape {predictions.shape}, labels of shape {labels.shape} and mask of shape {mask.shape} do not fit; "
-            "give (batch, *space) twice, and (batch,)."
+            f"{caller}: predictions of shape {predictions.shape}, labels of shape {labels.shape} and mask of shape {mask.shape} do not "
+            "fit; give (batch, *space) twice, and (batch,)."
         )
     space, counts = tuple(range(1, labels.ndim)), labels != ignored_label
 
@@ -205,7 +205,7 @@ def dice_sums(
 def hausdorff_distance(
     prediction: np.ndarray, truth: np.ndarray, *, spacing: float | Sequence[float] = 1.0, percentile: float = 95.0
 ) -> float:
-    """Return how far the surfaces of two regions lie apart: the Hausdorff distance, or a percentile of the distances instead of the largest.
+    """Return how far apart the surfaces of two regions lie: the Hausdorff distance, or a percentile in place of the largest distance.
 
     From each pixel on the surface of a region the distance to the nearest one on the surface of the other is measured, between their
     centres, and the percentile of these distances is taken; the result is the larger one of the two directions. A pixel of a region is on
