@@ -26,6 +26,7 @@ from dilax import (
     spec,
     streaming,
     summary,
+    volumes,
     weights,
 )
 from dilax.autotuning import autotune
@@ -139,5 +140,6 @@ __all__ = [
     "tiled",
     "use_lowering",
     "use_quantisation",
+    "volumes",
     "weights",
 ]

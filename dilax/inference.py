@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import arguments, generate, inputs
+from dilax import arguments, generate, inputs, volumes
 from dilax.audio import mu_law_decode, mu_law_encode
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
 from dilax.pruning import unpruned
-from dilax.resizing import resize
 from dilax.spec import DataSpec
 from dilax.tiling import tiled
+from dilax.views import average_views as average_views
 
 POOLS = ("last", "mean", "max")
 TILE = 256  # pixels along each axis that are restored at once
@@ -80,7 +80,8 @@ class Inference:
         `task`                    one input                               its result
         ========================= ======================================= ======================================================
         "classification"          an image                                [(class, probability), ...], the `top` most probable
-        "segmentation"            an image                                uint8 (height, width), the class of each of its pixels
+        "segmentation"            an image; a volume, for a run on        uint8 (height, width) or (x, y, z), the class of each of its
+                                  volumes                                 pixels
         "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
                                   a text, a series (time, channels), or
                                   an image that is read pixel by pixel
@@ -93,11 +94,12 @@ class Inference:
 
         An image is a path, an image of PIL, or an array uint8 of any size, (height, width) or (height, width, channels). A sound is a path,
         or an array of floats (samples,) in -1..1. A text is a string, or the
-        `pathlib.Path` of a file.
+        `pathlib.Path` of a file. A volume is the path of a NIfTI file, or an array of intensities (x, y, z) or (x, y, z, channels), whose
+        axes point to the right, to the front and upwards; the classes have the axes of the file or array.
 
         Args:
-            given: One input; or several, as a list, or as an array of images (batch, height, width, channels). A list of numbers, or
-                of lists of numbers, is one series or table.
+            given: One input; or several, as a list, or as an array of images (batch, height, width, channels) or volumes. A list of
+                numbers, or of lists of numbers, is one series or table.
             top: Number of classes to give; None is 1.
             steps: Number of samples, symbols or rows to add; None is 200. `sample` and `forecast` have further options.
             rate: Samples per second of sounds given as arrays; None is that of the training, `spec.sample_rate`.
@@ -126,8 +128,8 @@ class Inference:
             if name not in known:
                 raise UserError(f"predict: {name}={value} does not apply to a run of the task {self.task}; leave it out.")
             options[name] = arguments.integer("predict", name, value, minimum=1)
-        images = isinstance(given, np.ndarray | jax.Array) and given.ndim == 4
-        if images or (isinstance(given, list | tuple) and not all(map(_is_row, given))):
+        batch = isinstance(given, np.ndarray | jax.Array) and given.ndim == (5 if self.spec.is_volume else 4)
+        if batch or (isinstance(given, list | tuple) and not all(map(_is_row, given))):
             return [function(one, **options) for one in given]
         return function(given, **options)
 
@@ -147,6 +149,10 @@ class Inference:
         return self.rank(x, top=top, length=length)[0]
 
     def _predict_mask(self, one: Any) -> np.ndarray:
+        if self.spec.is_volume:
+            volume = volumes.read_volume(one) if isinstance(one, str | os.PathLike) else None
+            labels = self.segment_whole(self.levels(volume.values, name=str(one)) if volume else self.levels(np.asarray(one)))
+            return volume.unturned(labels) if volume else labels
         image = inputs.to_pixels(one, self.spec.input_shape[-1])
         return self.segment_whole(image)
 
@@ -185,6 +191,17 @@ class Inference:
         if not text:
             raise UserError("the text is empty; give at least one character.")
         return inputs.encode(text, self.spec.symbols, self.spec.units, name=name)
+
+    def levels(self, values: np.ndarray, *, name: str = "the volume") -> np.ndarray:
+        """Map the intensities of a volume, (x, y, z) or (x, y, z, channels), to levels as in training; see `dilax.volumes.to_levels`.
+
+        Raises:
+            UserError: if it is not a volume, or has other channels than those of the training; `name` is what the message calls it.
+        """
+        found, channels = volumes.to_levels(values, self.spec.intensities), self.spec.input_shape[-1]
+        if found.shape[-1] != channels:
+            raise UserError(f"{name} has {found.shape[-1]} channels, and the run was trained on {channels}; give the same channels.")
+        return found
 
     def padded(self, values: np.ndarray, *, name: str = "the input") -> tuple[np.ndarray, np.ndarray]:
         """Standardise a sequence, codes (time,) or floats (time, channels), as in training and pad it to the length of the run.
@@ -270,23 +287,42 @@ class Inference:
         """Return the most probable class of each pixel.
 
         Args:
-            images: uint8 (batch, height, width, channels).
+            images: uint8 (batch, height, width, channels), or volumes (batch, x, y, z, channels) as `levels` returns them.
             scales: Sizes at which the model runs, relative to the image; the probabilities are averaged.
-            flip: Whether it also runs on mirrored images.
+            flip: Whether it also runs on images that are mirrored along their last axis.
 
         Returns:
-            uint8 (batch, height, width).
+            uint8 (batch, *space).
         """
         self._check_task("segment", "segmentation")
         return np.asarray(self._segment(self.variables, jnp.asarray(images), tuple(scales), flip))
 
-    def segment_whole(self, image: np.ndarray, *, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> np.ndarray:
-        """Return the class of each pixel, uint8 (height, width), of one image of any size, uint8 (height, width, channels).
+    def segment_whole(
+        self, image: np.ndarray, *, scales: tuple[float, ...] = (1.0,), flip: bool = False, tile: tuple[int, ...] = ()
+    ) -> np.ndarray:
+        """Return the class of each pixel, uint8 (*space), of one image or volume of any size, uint8 (*space, channels).
 
-        It is scaled to `image_size`, if that is set, and the classes are scaled back; see `segment` for the other arguments.
+        An image is scaled to `image_size`, if that is set, and the classes are scaled back. A volume is padded to the size of those of the
+        training, as these are in evaluation. With `tile`, sizes per axis, parts of that size are computed one after the other, with the
+        same result (see `dilax.tiled`). See `segment` for the other arguments.
         """
+        if self.spec.is_volume:
+            padded = volumes.pad_to(image, self.spec.input_shape[:-1])
+            return self._classes(padded, scales, flip, tile)[tuple(slice(size) for size in image.shape[:-1])]
         scaled = inputs.resize_pixels(image, *inputs.scaled_size(image.shape[:2], self.image_size)) if self.image_size else image
-        return inputs.nearest(self.segment(scaled[None], scales=scales, flip=flip)[0], *image.shape[:2])
+        return inputs.nearest(self._classes(scaled, scales, flip, tile), *image.shape[:2])
+
+    def _classes(self, image: np.ndarray, scales: tuple[float, ...], flip: bool, tile: tuple[int, ...]) -> np.ndarray:
+        if not tile:
+            return self.segment(image[None], scales=scales, flip=flip)[0]
+        self._check_task("segment", "segmentation")
+        if flip or tuple(scales) != (1.0,):
+            raise UserError(f"segment_whole: tile={shown(tile)} cannot be combined with scales or flip; leave one of them out.")
+        return self._tiled(tuple(tile))(image[None])[0].argmax(-1).astype(np.uint8)
+
+    @functools.cached_property
+    def _tiled(self) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
+        return functools.lru_cache(lambda tile: tiled(self.apply, tile))
 
     @functools.cached_property
     def _segment(self) -> Callable[..., Any]:
@@ -431,28 +467,3 @@ def enlarged(images: jax.Array | np.ndarray, scale: int) -> jax.Array:
     """Return images (batch, height, width, channels), floats, `scale` times as high and wide by bicubic interpolation."""
     n, height, width, channels = images.shape
     return jax.image.resize(images, (n, height * scale, width * scale, channels), "cubic")
-
-
-def average_views(logits: Callable[[jax.Array], jax.Array], images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:
-    """Return the logits of a segmentation model or, for several views of the image, the logarithm of their mean probabilities.
-
-    Args:
-        logits: Maps float images (batch, height, width, channels) to (batch, height, width, classes).
-        images: Float (batch, height, width, channels).
-        scales: Sizes at which the model runs, relative to the image; the probabilities are resized to the image, bilinearly.
-        flip: Whether each scale also runs on the mirrored image.
-
-    Returns:
-        (batch, height, width, classes).
-    """
-    if scales == (1.0,) and not flip:
-        return logits(images)
-    shape = images.shape[1:3]
-    total: Any = 0.0
-    for scale in scales:
-        resized = resize(images, (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))))
-        for mirrored in (False, True)[: 1 + flip]:
-            view = resized[:, :, ::-1] if mirrored else resized
-            p = jax.nn.softmax(logits(view).astype(jnp.float32))
-            total += resize(p[:, :, ::-1] if mirrored else p, shape)
-    return jnp.log(jnp.maximum(total / (len(scales) * (1 + flip)), 1e-30))

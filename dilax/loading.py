@@ -30,7 +30,7 @@ _KINDS: dict[str, Any] = {
 # What the items of lists in their description of the data are.
 _ITEMS: dict[str, Any] = {
     **{"input_shape": int, "outputs": str, "symbols": str},
-    **dict.fromkeys(("mean", "std", "class_weights"), int | float),
+    **dict.fromkeys(("mean", "std", "class_weights", "intensities"), int | float),
 }
 FORMAT = 3  # of run.json; folders of another format are refused
 PUBLISHED_FORMAT = 1  # of model.json

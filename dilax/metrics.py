@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dilax import arguments
-from dilax.errors import UserError
+from dilax.errors import UserError, shown
 from dilax.losses import IGNORED
 from dilax.losses import si_sdr as si_sdr  # a metric that is also the basis of a loss
 
@@ -272,3 +273,126 @@ def mean_iou(confusion: Confusion) -> float:
     iou = class_iou(confusion)
     occurring = iou[~np.isnan(iou)]
     return float(occurring.mean()) if len(occurring) else float("nan")
+
+
+def dice_sums(
+    predictions: jax.Array, labels: jax.Array, mask: jax.Array, *, num_classes: int, ignored_label: int = IGNORED
+) -> dict[str, jax.Array]:
+    """Return the sums of the Dice coefficient of each class over the examples, of which each counts alike, whatever its size.
+
+    The coefficient of a class in an example is 2 |P and T| / (|P| + |T|), where P are the pixels predicted as that class and T those that
+    are labelled so. An example counts for the classes that occur in it, as labels or as predictions.
+
+    Args:
+        predictions: (batch, *space), integers.
+        labels: (batch, *space), integers.
+        mask: bool (batch,), False for padded examples, which do not count.
+        num_classes: Number of classes.
+        ignored_label: Label of the pixels that do not count.
+
+    Returns:
+        "dice": the sums, float32 (classes,). "dice_count": the number of examples by which each is to be divided, int32 (classes,).
+
+    Raises:
+        UserError: if shapes or dtypes do not fit.
+
+    Example:
+        >>> sums = dice_sums(jnp.array([[0, 1, 1, 1]]), jnp.array([[0, 0, 0, 1]]), jnp.array([True]), num_classes=3)
+        >>> sums["dice"].tolist(), sums["dice_count"].tolist()
+        ([0.5, 0.5, 0.0], [1, 1, 0])
+
+    Reference:
+        Dice 1945, "Measures of the amount of ecologic association between species".
+    """
+    caller = "dice_sums"
+    predictions, labels = (arguments.array(caller, name, x, "integer") for name, x in (("predictions", predictions), ("labels", labels)))
+    mask = arguments.array(caller, "mask", mask, "bool")
+    num_classes = arguments.integer(caller, "num_classes", num_classes, minimum=1)
+    ignored_label = arguments.integer(caller, "ignored_label", ignored_label)
+    if labels.ndim < 2 or predictions.shape != labels.shape or mask.shape != labels.shape[:1]:
+        raise UserError(
+            f"{caller}: predictions of shape {predictions.shape}, labels of shape {labels.shape} and mask of shape {mask.shape} do not "
+            "fit; give (batch, *space) twice, and (batch,)."
+        )
+    space, counts = tuple(range(1, labels.ndim)), labels != ignored_label
+
+    def per_class(number: int) -> tuple[jax.Array, jax.Array]:
+        found, true = ((x == number) & counts for x in (predictions, labels))
+        both, either = (found & true).sum(space), found.sum(space) + true.sum(space)
+        return 2 * both / jnp.maximum(either, 1), (either > 0) & mask
+
+    # A loop, since one-hot arrays of volumes take `classes` times their memory.
+    pairs = [per_class(number) for number in range(num_classes)]
+    return {
+        "dice": jnp.stack([jnp.where(counted, dice, 0.0).sum() for dice, counted in pairs]),
+        "dice_count": jnp.stack([counted.astype(jnp.int32).sum() for _, counted in pairs]),
+    }
+
+
+def hausdorff_distance(
+    prediction: np.ndarray, truth: np.ndarray, *, spacing: float | Sequence[float] = 1.0, percentile: float = 95.0
+) -> float:
+    """Return how far apart the surfaces of two regions lie: the Hausdorff distance, or a percentile in place of the largest distance.
+
+    From each pixel on the surface of a region the distance to the nearest one on the surface of the other is measured, between their
+    centres, and the percentile of these distances is taken; the result is the larger one of the two directions. A pixel of a region is on
+    its surface if one of the pixels that share a face with it is not in the region, as are those beyond the border of the array.
+
+    Args:
+        prediction: bool (*space).
+        truth: bool (*space).
+        spacing: Distance of neighbouring pixels, one for all axes or one per axis; the result is in its unit, such as millimetres.
+        percentile: From 0 to 100; 100 is the Hausdorff distance itself, which a single pixel decides.
+
+    Returns:
+        The distance; infinite if one of the regions is empty, NaN if both are.
+
+    Raises:
+        UserError: if the shapes differ, or an option is out of range.
+
+    Example:
+        >>> truth = np.zeros((1, 8), bool)
+        >>> truth[0, 2:5] = True
+        >>> hausdorff_distance(np.roll(truth, 2, axis=1), truth, spacing=(1.0, 0.5), percentile=100)
+        1.0
+
+    Reference:
+        Huttenlocher et al. 1993, section 2; the 95th percentile as in the BraTS challenge, Menze et al. 2015, section III-C.
+    """
+    from scipy.spatial import KDTree
+
+    caller = "hausdorff_distance"
+    regions = [_region(caller, name, x) for name, x in (("prediction", prediction), ("truth", truth))]
+    if regions[0].shape != regions[1].shape:
+        raise UserError(f"{caller}: prediction of shape {regions[0].shape} and truth of shape {regions[1].shape} differ; give equal ones.")
+    sizes = np.asarray(arguments.host_array(caller, "spacing", spacing), np.float64)
+    if sizes.shape not in ((), (regions[0].ndim,)) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise UserError(
+            f"{caller}: spacing={shown(spacing)} must be a number above 0, or one for each of the {regions[0].ndim} axes of the regions."
+        )
+    percentile = arguments.number(caller, "percentile", percentile, minimum=0)
+    if percentile > 100:
+        raise UserError(f"{caller}: percentile={percentile} is above 100; give 0 to 100, of which 100 is the largest distance.")
+    points = [np.argwhere(_surface(region)) * sizes for region in regions]
+    if not (len(points[0]) and len(points[1])):
+        return math.inf if len(points[0]) or len(points[1]) else math.nan
+    directed = (KDTree(theirs).query(ours)[0] for ours, theirs in (points, points[::-1]))
+    return float(max(np.percentile(distances, percentile) for distances in directed))
+
+
+def _region(caller: str, argument: str, value: Any) -> np.ndarray:
+    region = np.asarray(value) if isinstance(value, np.ndarray | jax.Array) else np.asarray(None)
+    if region.dtype != bool or not 1 <= region.ndim <= 6:
+        raise UserError(f"{caller}: {argument}={shown(value)} is not a region; give an array bool (*space), such as mask == 1.")
+    return region
+
+
+def _surface(region: np.ndarray) -> np.ndarray:
+    """Return the pixels of a region of which a neighbour across a face is not in it."""
+    padded = np.pad(region, 1)
+    inner = tuple(slice(1, -1) for _ in range(region.ndim))
+    interior = region.copy()
+    for axis in range(region.ndim):
+        for shift in (-1, 1):
+            interior &= np.roll(padded, shift, axis)[inner]
+    return region & ~interior

@@ -16,7 +16,7 @@ class DataSpec:
 
     Attributes:
         name: Name of the dataset.
-        input_shape: Shape of one model input: (height, width, channels), (time, channels), or (time,) for codes.
+        input_shape: Shape of one model input: (height, width, channels), (x, y, z, channels), (time, channels), or (time,) for codes.
         outputs: Name of each output: the classes, the columns of a table, the sources of a mixture, ...
         examples: Number of training examples; 0 if unknown.
         symbols: What each code stands for, if inputs are integer codes.
@@ -28,6 +28,7 @@ class DataSpec:
             order.
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
         enlarged: How many times images are enlarged, by bicubic interpolation, before a model restores them.
+        intensities: Of volumes, the two intensities that become black and white; () takes percentiles. See `dilax.volumes.to_levels`.
     """
 
     name: str
@@ -42,6 +43,12 @@ class DataSpec:
     pixels: str = ""
     class_weights: tuple[float, ...] = ()
     enlarged: int = 1
+    intensities: tuple[float, ...] = ()
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether inputs are volumes, images of three axes."""
+        return len(self.input_shape) == 4
 
     @property
     def dtype(self) -> str:

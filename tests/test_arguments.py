@@ -266,6 +266,24 @@ CASES = {
         {**PIXELS, "mask": "bools"},
         NEGATIVE,
     ),
+    "dice_sums": Case(
+        metrics.dice_sums,
+        {
+            "predictions": jnp.ones((2, 9), jnp.int32),
+            "labels": jnp.ones((2, 9), jnp.int32),
+            "mask": jnp.ones(2, bool),
+            "num_classes": 3,
+            "ignored_label": 255,
+        },
+        {"predictions": "integers", "labels": "integers", "mask": "bools", "num_classes": "positive", "ignored_label": "count"},
+        NEGATIVE,
+    ),
+    "hausdorff_distance": Case(
+        metrics.hausdorff_distance,
+        {"prediction": np.eye(3, dtype=bool), "truth": np.ones((3, 3), bool), "spacing": 2.0, "percentile": 50.0},
+        {"prediction": "bools", "truth": "bools", "spacing": "array", "percentile": "number"},
+        {"spacing": (real(),)},
+    ),
     "class_iou": Case(metrics.class_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
     "mean_iou": Case(metrics.mean_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
     "sample_codes": Case(

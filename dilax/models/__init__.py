@@ -16,7 +16,9 @@ from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
+from dilax.models.highres3dnet import HighRes3DNet
 from dilax.models.ircnn import IRCNN
+from dilax.models.meshnet import MeshNet
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
@@ -41,6 +43,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
     "gated_dilated_cnn": GatedDilatedCNN,
     "ircnn": IRCNN,
+    "highres3dnet": HighRes3DNet,
+    "meshnet": MeshNet,
     "mobilenet_v2": MobileNetV2,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
@@ -86,6 +90,8 @@ __all__ = [
     "DilatedCNN",
     "DilatedFCN",
     "GatedDilatedCNN",
+    "HighRes3DNet",
+    "MeshNet",
     "MobileNetV2",
     "ResNet",
     "Segmenter",

@@ -69,6 +69,11 @@ def block_geometry(stage: Stage, index: int, *, grid: tuple[int, ...] = (1,)) ->
 
 def check_image(caller: str, x: jax.Array) -> None:
     """Check that x is a batch of images."""
+    if x.ndim == 5:
+        raise UserError(
+            f"{caller}: x of shape {x.shape} is a batch of volumes, and this model takes images (batch, height, width, channels); use one "
+            "that takes volumes, such as meshnet, highres3dnet or unet_dilated."
+        )
     if x.ndim != 4:
         raise UserError(f"{caller}: x of shape {x.shape} must be (batch, height, width, channels); add the missing axes.")
 

@@ -8,6 +8,7 @@ fields.py        receptive fields
 training.py      learning curves, classifiers, kernels and feature maps
 segmentation.py  masks
 restoration.py   images before and after
+volumes.py       slices of volumes with their masks
 sequences.py     series and waveforms
 layers.py        what the layers of a network cost
 """
@@ -20,6 +21,7 @@ from dilax.plots.restoration import restoration_grid
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
 from dilax.plots.sequences import series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
+from dilax.plots.volumes import volume_slices
 
 __all__ = [
     "class_bars",
@@ -41,5 +43,6 @@ __all__ = [
     "segmentation_overlay",
     "series_grid",
     "step_outputs",
+    "volume_slices",
     "waveforms",
 ]

@@ -1,5 +1,6 @@
-"""Datasets of images by name: with a class for each image, or with a mask of classes."""
+"""Datasets of images by name: with a class for each image, or with a mask of classes; and of volumes, which are images of three axes."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +9,9 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from dilax.spec import DataSpec
+from dilax.volumes import check_intensities
 from train.data import source as sources
-from train.data.readers import cells, images, mask_folders, masks, packaged, tfds
+from train.data.readers import cells, ellipsoids, images, mask_folders, masks, packaged, tfds, volumes
 from train.data.source import Source
 from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
 from train.keys import ON_BAD, OTHER, UNLIMITED, Key, Keys, Reads
@@ -34,16 +36,30 @@ IMAGE_KEYS: Keys = {
 MASK_KEYS: Keys = {
     **_SHARED_KEYS,
     "data.image_size": Key(0, "longer side that images and masks are scaled to, then padded to a square; 0 leaves them", (0, LARGEST)),
-    "data.image_field": Key("", 'image feature of a set of TFDS ("" is "image"), or folder of the images ("" is "images")'),
-    "data.mask_field": Key("", 'mask feature of a set of TFDS ("" is "segmentation_mask"), or folder of the masks ("" is "masks")'),
+    "data.image_field": Key("", 'image feature of a set of TFDS ("" is "image"), or folder of the images or volumes ("" is "images")'),
+    "data.mask_field": Key(
+        "", 'mask feature of a set of TFDS ("" is "segmentation_mask"), or folder of the masks ("" is "masks", of volumes "labels")'
+    ),
     "data.mask_values": Key((), "value of each class in the masks, in order; all others are ignored; () is 0, 1, 2 and so on"),
     "data.class_names": Key((), "names of the classes; () takes those of the dataset, or numbers them as far as its masks go", items=str),
-    "data.lists": Key("", 'with data.name="folder", folder below data.dir of train.txt, validation.txt and test.txt: a file stem per line'),
+    "data.lists": Key("", "folder below data.dir of train.txt, validation.txt and test.txt, with the name of a file per line"),
+    "data.intensities": Key(
+        (), "the intensities of volumes that become black and white, such as (-100, 300); () takes percentiles 0.5 and 99.5 of each"
+    ),
+    "data.test": Key(0.2, "share of the volumes of a folder without splits that is the test split, whatever the seed", (0.001, 0.999)),
 }
 # The keys that one kind of labelled images, or of images with masks, reads and another may not.
 IMAGE_READS: Reads = {"digits": (), "digits8x8": (), "folder": ("data.dir", "data.on_bad"), OTHER: ("data.dir", "data.download")}
 _FOUND = ("data.dir", "data.image_field", "data.mask_field", "data.mask_values", "data.class_names")
-MASK_READS: Reads = {"cells": (), "folder": (*_FOUND, "data.lists", "data.on_bad"), OTHER: (*_FOUND, "data.download")}
+_FILES, _IMAGES = (*_FOUND, "data.lists", "data.on_bad"), ("data.image_size",)
+MASK_READS: Reads = {
+    "cells": _IMAGES,
+    "ellipsoids": (),
+    "folder": (*_FILES, *_IMAGES),
+    "volumes": (*_FILES, "data.intensities", "data.test"),
+    OTHER: (*_FOUND, *_IMAGES, "data.download"),
+}
+VOLUMES = ("ellipsoids", "volumes")  # those of them that have three axes
 _STRATIFIED = 100_000  # records up to which the validation split is stratified: TFDS has to read all images to know the labels
 
 
@@ -85,7 +101,7 @@ def open_labelled(data: ConfigDict, *, seed: int) -> Splits:
 
 
 def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
-    """Open a dataset of images with a mask of classes each.
+    """Open a dataset of images, or of volumes, with a mask of classes each.
 
     The dataset's own validation split is used, unless data.validation is 0; if it has none, a share of the training split is held out.
 
@@ -94,7 +110,8 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
         seed: Seed of the choice of the validation split.
         ignored: Label of pixels that count neither in the loss nor in the metrics.
 
-    Returns: records {"image": uint8 (height, width, channels), "label": uint8 (height, width)}.
+    Returns: records {"image": uint8 (height, width, channels), "label": uint8 (height, width)}; those of volumes have three axes of space,
+        and the "spacing" of their voxels, float32 (3,), in millimetres.
     Raises: UserError: if the dataset is missing, the keys do not fit it, a mask does not fit its image or the classes, or a split has no
         pixel that counts. What is streamed is checked as it is read.
     """
@@ -109,7 +126,7 @@ def open_masked(data: ConfigDict, *, seed: int, ignored: int) -> Splits:
             "list the values of the others in config.data.mask_values."
         )
     if given.validation == 0:
-        opened.pop("validation", None)  # that of the cells
+        opened.pop("validation", None)  # of data that comes with the code
     elif "validation" not in opened:
         opened["train"], validation = hold_out(opened["train"], given.validation, seed)
         opened |= {} if validation is None else {"validation": validation}
@@ -137,8 +154,12 @@ def _masked_sources(data: Any, ignored: int) -> tuple[Mapping[str, Source], tupl
     """Return {split: source}, the class names and the origin."""
     if data.name == "cells":
         return cells.cells(data.image_size, ignored), cells.CLASS_NAMES, ""
+    if data.name == "ellipsoids":
+        return ellipsoids.ellipsoids(ignored), ellipsoids.CLASS_NAMES, "made-up ellipsoids"
     if data.name == "folder":
         return mask_folders.open_mask_folder(data, ignored)
+    if data.name == "volumes":
+        return volumes.open_volume_folder(data, ignored)
     if data.name in ("digits", "digits8x8"):
         raise UserError(f'data.name="{data.name}" has no masks to segment; use "cells", "folder", or a set of TFDS with masks.')
     return tfds.open_tfds_masks(data, ignored)
@@ -149,7 +170,10 @@ def _splits(data: Any, class_names: tuple[str, ...], opened: dict[str, Source], 
     held = dict(zip(opened, _hold(list(opened.values()), data.memory_mb)))
     shape = held["train"][0]["image"].shape
     spec = DataSpec(data.name, shape, class_names, len(held["train"]), mean=tuple(data.mean), std=tuple(data.std))
-    return Splits(spec, held["train"], held.get("validation"), held["test"], origin)
+    if data.name not in VOLUMES:
+        return Splits(spec, held["train"], held.get("validation"), held["test"], origin)
+    spec = dataclasses.replace(spec, intensities=tuple(map(float, data.intensities)))
+    return Splits(spec, held["train"], held.get("validation"), held["test"], origin, ("classes", "volumes"))
 
 
 def _hold(splits: list[Source], memory_mb: float) -> list[Source]:
@@ -187,6 +211,7 @@ def _keep_per_class(train: Source, per_class: int, class_names: tuple[str, ...],
 
 
 def _check_mask_keys(data: Any) -> None:
+    check_intensities("config.data.intensities", data.intensities)
     values, names = tuple(data.mask_values), tuple(data.class_names)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"config.data.class_names names {twice[0]!r} twice; give each class a name of its own.")

@@ -211,21 +211,23 @@ def first_of_each(labels: np.ndarray, count: int, *key: int) -> np.ndarray:
     return chosen
 
 
-def fixed_test(labels: np.ndarray, where: object, records: str) -> np.ndarray:
-    """Choose the test split of data that does not define one: a fifth of the records, whatever the seed of a run.
+def fixed_test(labels: np.ndarray, where: object, records: str, *, share: float = 0.2) -> np.ndarray:
+    """Choose the test split of data that does not define one: a fifth of the records, or another share, whatever the seed of a run.
 
     Args:
         labels: Class of each record, (n,); all alike if the records have none.
         where: What holds them, for the error.
         records: What they are called, such as "images".
+        share: The share of the test split.
 
     Returns: bool (n,), True for the test split.
     Raises: UserError: if there are too few records.
     """
-    chosen = stratified(labels, round(len(labels) / 5), TEST_SPLIT)
-    if not chosen.any():
+    chosen = stratified(labels, round(len(labels) * share), TEST_SPLIT)
+    if not chosen.any() or chosen.all():
+        part = "a fifth" if share == 0.2 else f"config.data.test={share:g} of them"
         raise UserError(
-            f"{where} holds {len(labels)} {records}, too few to hold out a fifth for testing; add {records}, or folders train and test."
+            f"{where} holds {len(labels)} {records}, too few to hold out {part} for testing; add {records}, or folders train and test."
         )
     return chosen
 

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError
 from dilax.losses import distillation_loss
+from train.data.readers.files import stem_of
 from train.data.splits import Splits
 from train.keys import Keys, Reads
 from train.tasks.portable import Answer
@@ -90,6 +91,8 @@ class Task(abc.ABC):
             kind is the value of config.data.name up to a colon, or `train.keys.OTHER`.
         curves: Metrics drawn as learning curves.
         spatial: Fields of an augmented batch, (batch, size, ...), whose second axis is the first axis of space or time.
+        tile: Sizes of the parts, one per axis of space, in which evaluation computes the outputs of inputs that do not fit into memory; ()
+            computes them whole. A task that sets it must judge outputs by `judge`.
     """
 
     name: ClassVar[str]
@@ -99,6 +102,7 @@ class Task(abc.ABC):
     spatial: ClassVar[tuple[str, ...]] = ("image", "input")
     best_by: str
     lower_is_better: bool = False
+    tile: Shape = ()
 
     def __init__(self, config: ConfigDict, spec: DataSpec):
         """Bind the task to a whole config and the description of its data."""
@@ -178,7 +182,10 @@ class Task(abc.ABC):
 
     def evaluate(self, model: nn.Module, variables: VariableDict, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         """Return sums over the examples that batch["mask"] counts, and arrays (batch, ...) that are kept for each example."""
-        outputs = self.outputs(model, variables, batch)
+        return self.judge(self.outputs(model, variables, batch), batch)
+
+    def judge(self, outputs: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        """Return what `evaluate` returns, from the outputs of the model."""
         return self.sums(outputs, batch), self.kept(outputs, batch)
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:
@@ -354,7 +361,13 @@ def add_inputs(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def output_files(
-    paths: Sequence[str], endings: Sequence[str], folder: pathlib.Path, *, replace: bool, rename: bool = False
+    paths: Sequence[str],
+    endings: Sequence[str],
+    folder: pathlib.Path,
+    *,
+    replace: bool,
+    rename: bool = False,
+    suffixes: Collection[str] = (),
 ) -> list[list[pathlib.Path]]:
     """Return the files STEM + ending, in `folder`, that prediction writes for each input file.
 
@@ -364,13 +377,14 @@ def output_files(
         folder: Where they are written; made by the caller.
         replace: Whether files that exist are replaced.
         rename: Whether a second input of the same stem gets another name instead of an error.
+        suffixes: Those that are removed from the names of the inputs, such as ".nii.gz"; () removes what follows the last dot.
 
     Raises:
         UserError: if a file would be overwritten.
     """
     given, taken, files = {pathlib.Path(path).resolve() for path in paths}, set[pathlib.Path](), []
     for path in paths:
-        stem = pathlib.Path(path).stem
+        stem = stem_of(pathlib.Path(path).name, suffixes) if suffixes else pathlib.Path(path).stem
         while rename and taken & {folder / f"{stem}{ending}" for ending in endings}:
             stem += "_"
         files.append([folder / f"{stem}{ending}" for ending in endings])

@@ -61,15 +61,24 @@ def in_parts(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, s
 
 
 def feature_map_pictures(inference: Inference, images: np.ndarray) -> dict[str, tuple[str, Any]]:
-    """Return the picture of the feature maps of one image (1, height, width, channels); nothing if no layer has any to show."""
+    """Return the picture of the feature maps of one image (1, *space, channels); nothing if no layer has any to show.
+
+    Of a volume, the slice in the middle of its last axis is shown.
+    """
     maps = feature_maps(inference, images)
     if not maps:
         return {}
-    return {"Feature maps, the first layer of each dilation": ("feature_maps", plots.feature_maps(maps, images[0]))}
+    shown = {name: middle_slice(values) for name, values in maps.items()}
+    return {"Feature maps, the first layer of each dilation": ("feature_maps", plots.feature_maps(shown, middle_slice(images[0])))}
+
+
+def middle_slice(image: np.ndarray) -> np.ndarray:
+    """Return an image (height, width, channels) unchanged; of a volume (x, y, z, channels) the slice in the middle of its last axis."""
+    return image if image.ndim == 3 else image[:, :, image.shape[2] // 2]
 
 
 def feature_maps(inference: Inference, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return {"layer, dilation d": (height, width, channels)} of the first layer of each dilation, in the order they run."""
+    """Return {"layer, dilation d": (*space, channels)} of the first layer of each dilation, in the order they run."""
     maps: dict[Any, tuple[str, np.ndarray]] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -107,7 +116,8 @@ def first_kernel(inference: Inference) -> np.ndarray | None:
 
 def image_report(pictures: dict[str, tuple[str, Any]], inference: Inference, images: np.ndarray, sections: Sequence[str] = ()) -> Report:
     """Return a report with feature maps after the other pictures, sections, and the first images for TensorBoard."""
-    return Report({**pictures, **feature_map_pictures(inference, images[:1])}, sections, images=images[:16])
+    shown = np.stack([middle_slice(image) for image in images[:16]])
+    return Report({**pictures, **feature_map_pictures(inference, images[:1])}, sections, images=shown)
 
 
 def most_telling(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

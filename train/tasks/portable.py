@@ -165,7 +165,7 @@ def silence_of(spec: DataSpec) -> np.ndarray:
 
 
 def _is_image(spec: DataSpec) -> bool:
-    return len(spec.input_shape) == 3 or bool(spec.pixels)
+    return len(spec.input_shape) == 3 or spec.is_volume or bool(spec.pixels)
 
 
 def _port(spec: DataSpec) -> Port:
@@ -204,7 +204,8 @@ def _about(spec: DataSpec) -> dict[str, Any]:
     """Return what the first input holds, in words, and the parts of the spec that belong to it."""
     parts = {name: value for name, value in spec.to_json().items() if value and name in ("mean", "std", "sample_rate", "symbols", "units")}
     if _is_image(spec):
-        return {"holds": "images, colours from 0 to 255", **parts}
+        what = "volumes (x, y, z, channels), levels from 0 to 255" if spec.is_volume else "images, colours from 0 to 255"
+        return {"holds": what, **parts}
     if spec.symbols:
         kind = "mu-law codes of sound" if spec.sample_rate else f"places in symbols of {spec.units}" if spec.units else "places in symbols"
         return {"holds": kind, **parts}

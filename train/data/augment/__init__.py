@@ -55,8 +55,8 @@ def augment(
     `ignored`. Images are interpolated linearly; masks take the nearest pixel.
 
     Masks and boxes are unchanged where `cutout` covers the image, as in random erasing (Zhong et al. 2020, arXiv:1708.04896): what is
-    covered is to be inferred from its surroundings. Volumes are flipped along their last spatial axis, rotated about their first (each
-    slice in its plane), and zoomed, cropped, shifted and cut out along all three.
+    covered is to be inferred from its surroundings. Volumes are flipped along their last spatial axis, rotated in each plane of
+    two axes, and zoomed, cropped, shifted and cut out along all three.
 
     Args:
         key: Of the whole batch.

@@ -19,14 +19,14 @@ from train.data.augment.geometry import (
     read_linear,
     read_slice,
 )
-from train.data.augment.pixels import cutout, random_colour
+from train.data.augment.pixels import cutout, random_colour, random_noise
 
 Keys = dict[str, jax.Array]
 Options = types.SimpleNamespace
 
 # `fold_in(key, i)` equals `split(key, n)[i]`, so these numbers must be larger than those of the splits in `draw_keys`. Changing a number or
 # a split changes the draws of every run.
-_NUMBERS = {"position": 8, "colour": 9, "shift": 10, "rotation": 11, "cutout": 12}
+_NUMBERS = {"position": 8, "colour": 9, "shift": 10, "rotation": 11, "cutout": 12, "flips": 13, "noise": 14}
 
 
 def draw_keys(key: jax.Array, *, alone: bool) -> Keys:
@@ -40,12 +40,25 @@ def draw_keys(key: jax.Array, *, alone: bool) -> Keys:
 
 def augment_example(keys: Keys, example: dict[str, Any], options: Options, *, ignored: int) -> dict[str, Any]:
     """Augment the image, mask and boxes of one example; arguments and result as for `augment`, without the batch axis."""
+    if options.flip_axes:
+        example = _flip(keys["flips"], example, options.flip_axes)
     if "mask" in example or "boxes" in example:
         example = _move_together(keys, example, options, ignored)
     else:
         example = {"image": _move_alone(keys, example["image"], options)}
+    if options.noise:
+        example["image"] = random_noise(keys["noise"], example["image"], strength=options.noise)
     if options.cutout:
         example["image"] = cutout(keys["cutout"], example["image"], side=options.cutout)
+    return example
+
+
+def _flip(key: jax.Array, example: dict[str, Any], axes: tuple[int, ...]) -> dict[str, Any]:
+    """Mirror the image and the mask of an example along each of some axes of space, with probability 1/2."""
+    mirrored = jax.random.bernoulli(key, shape=(len(axes),))
+    for name in ("image", "mask"):
+        for axis, flip in zip(axes, mirrored) if name in example else ():
+            example = {**example, name: jnp.where(flip, jnp.flip(example[name], axis), example[name])}
     return example
 
 
@@ -60,7 +73,7 @@ def _move_alone(keys: Keys, image: jax.Array, options: Options) -> jax.Array:
         image = read_slice(image, window, sizes=new, padding=options.crop_padding)
     image = _as_float(image)
     if options.rotate or options.scale:
-        rotation = random_rotation(keys["rotation"], degrees=options.rotate, scale=options.scale)
+        rotation = random_rotation(keys["rotation"], degrees=options.rotate, scale=options.scale, axes=len(new))
         image = read_linear(image, rotation.coordinates(new))
     return image
 
@@ -75,7 +88,7 @@ def _move_together(keys: Keys, example: dict[str, Any], options: Options, ignore
     if new == old and not (options.flip or options.crop_padding or options.rotate or options.scale):
         return moved
     window = _draw_window(keys, options, old, new, scale=options.scale)
-    rotation = random_rotation(keys["rotation"], degrees=options.rotate, scale=0.0) if options.rotate else None
+    rotation = random_rotation(keys["rotation"], degrees=options.rotate, scale=0.0, axes=len(new)) if options.rotate else None
     coordinates = window.coordinates(_pixels(new) if rotation is None else rotation.coordinates(new), new)
     for name, fill in {"image": 0, "mask": ignored}.items():
         if name in moved and (options.rotate or options.scale):

@@ -2,10 +2,12 @@
 
 The output is a window of the input, rotated about the centre of the window. Both maps lead from the output to the input, because each pixel
 of the output is read from where it comes from; `undo` leads back, which is how the corners of boxes move. Coordinates are in pixels, whose
-centres lie at 0, 1, ..., with one array per spatial axis. The array is 1-D where the coordinate depends on its own axis alone, which is
-cheap to read; the two axes of a rotated plane have 2-D arrays.
+centres lie at 0, 1, ..., with one array per spatial axis. The arrays are 1-D where each coordinate depends on its own axis alone, which is
+cheap to read; those of a rotated output have all of its axes.
 """
 
+import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -19,28 +21,27 @@ Sizes = tuple[int, ...]
 
 
 class Rotation(NamedTuple):
-    """A rotation of the last two spatial axes and a zoom of all of them, about the centre.
+    """A rotation and a zoom of all axes, about the centre.
 
     Attributes:
-        angle: In radians, ().
+        matrix: Of the rotation, (axes, axes), from the output to the input.
         zoom: Magnification, ().
     """
 
-    angle: jax.Array
+    matrix: jax.Array
     zoom: jax.Array
 
     def coordinates(self, sizes: Sizes) -> Coordinates:
         """Return where each pixel of an output of spatial shape `sizes` comes from, in an input of the same shape."""
-        centred = [jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2 for size in sizes]
-        row, column = jnp.meshgrid(*centred[-2:], indexing="ij")
-        rows = row * jnp.cos(self.angle) - column * jnp.sin(self.angle)
-        columns = row * jnp.sin(self.angle) + column * jnp.cos(self.angle)
-        return tuple(each / self.zoom + (size - 1) / 2 for each, size in zip((*centred[:-2], rows, columns), sizes))
+        centred = jnp.meshgrid(*(jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2 for size in sizes), indexing="ij")
+        turned = (sum((weight * each for weight, each in zip(row[1:], centred[1:])), row[0] * centred[0]) for row in self.matrix)
+        return tuple(each / self.zoom + (size - 1) / 2 for each, size in zip(turned, sizes))
 
     def undo(self, rows: jax.Array, columns: jax.Array, sizes: Sizes) -> Coordinates:
         """Map coordinates in the input to coordinates in the output, for two spatial axes."""
         row, column = ((each - (size - 1) / 2) * self.zoom for each, size in zip((rows, columns), sizes))
-        row, column = row * jnp.cos(self.angle) + column * jnp.sin(self.angle), column * jnp.cos(self.angle) - row * jnp.sin(self.angle)
+        (cosine, _), (sine, _) = self.matrix
+        row, column = row * cosine + column * sine, column * cosine - row * sine
         return row + (sizes[0] - 1) / 2, column + (sizes[1] - 1) / 2
 
 
@@ -69,11 +70,26 @@ class Window(NamedTuple):
         return rows, jnp.where(self.mirrored, sizes[-1] - 1 - columns, columns)
 
 
-def random_rotation(key: jax.Array, *, degrees: float, scale: float) -> Rotation:
-    """Draw an angle of up to `degrees` in either direction, and a zoom as `random_zoom`."""
+def random_rotation(key: jax.Array, *, degrees: float, scale: float, axes: int = 2) -> Rotation:
+    """Draw a rotation and a zoom, the latter as `random_zoom`.
+
+    Images are rotated by an angle of up to `degrees` in either direction. Volumes are rotated so in each of the planes of their axes, one
+    after the other: about their last axis, their second and their first.
+    """
     angle_key, zoom_key = jax.random.split(key)
-    angle = jax.random.uniform(angle_key, (), minval=-1.0) * jnp.deg2rad(degrees)
-    return Rotation(angle, random_zoom(zoom_key, scale=scale))
+    planes = list(itertools.combinations(range(axes), 2))
+    angles = jax.random.uniform(angle_key, () if axes == 2 else (len(planes),), minval=-1.0).reshape(-1) * jnp.deg2rad(degrees)
+    matrix = _plane_rotation(angles[0], planes[0], axes)
+    for angle, plane in zip(angles[1:], planes[1:]):
+        matrix = jnp.matmul(_plane_rotation(angle, plane, axes), matrix, precision=jax.lax.Precision.HIGHEST)
+    return Rotation(matrix, random_zoom(zoom_key, scale=scale))
+
+
+def _plane_rotation(angle: jax.Array, plane: tuple[int, int], axes: int) -> jax.Array:
+    """Return the matrix (axes, axes) of a rotation in the plane of two axes."""
+    i, j = plane
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    return jnp.eye(axes).at[jnp.array([i, i, j, j]), jnp.array([i, j, i, j])].set(jnp.stack([cosine, -sine, sine, cosine]))
 
 
 def random_zoom(key: jax.Array, *, scale: float) -> jax.Array:
@@ -132,17 +148,15 @@ def read_filled(array: jax.Array, coordinates: Coordinates, *, fill: int) -> jax
 
 def read_linear(image: jax.Array, coordinates: Coordinates) -> jax.Array:
     """Read a float image (*space, channels) by linear interpolation, repeating the pixels of the edge beyond it."""
-    for axis, line in enumerate(coordinates):
-        if line.ndim == 1:
-            image = _interpolate(image, line, axis)
     if coordinates[-1].ndim == 1:
+        for axis, line in enumerate(coordinates):
+            image = _interpolate(image, line, axis)
         return image
 
-    def read(plane: jax.Array) -> jax.Array:
-        return map_coordinates(plane, list(coordinates[-2:]), order=1, mode="nearest")
+    def read(channel: jax.Array) -> jax.Array:
+        return map_coordinates(channel, list(coordinates), order=1, mode="nearest")
 
-    read_plane = jax.vmap(read, -1, -1)
-    return read_plane(image) if len(coordinates) == 2 else jax.vmap(read_plane)(image)
+    return jax.vmap(read, -1, -1)(image)
 
 
 def _interpolate(image: jax.Array, line: jax.Array, axis: int) -> jax.Array:
@@ -157,23 +171,19 @@ def _interpolate(image: jax.Array, line: jax.Array, axis: int) -> jax.Array:
 def _read_nearest(array: jax.Array, coordinates: Coordinates) -> jax.Array:
     """Read an array (*space) at the nearest pixels, repeating the pixels of the edge beyond it."""
     pixels = [jnp.clip(jnp.floor(each + 0.5), 0, size - 1).astype(jnp.int32) for each, size in zip(coordinates, array.shape)]
+    if pixels[-1].ndim > 1:
+        return array[tuple(pixels)]
     for axis, line in enumerate(pixels):
-        if line.ndim == 1:
-            array = jnp.take(array, line, axis)
-    return array if pixels[-1].ndim == 1 else array[..., pixels[-2], pixels[-1]]
+        array = jnp.take(array, line, axis)
+    return array
 
 
 def _inside(coordinates: Coordinates, sizes: Sizes) -> jax.Array:
     """Return which coordinates lie inside an array of spatial shape `sizes`, bool (*output)."""
     inside = [(each >= -0.5) & (each < size - 0.5) for each, size in zip(coordinates, sizes)]
-    axes = len(inside)
-    result = jnp.ones((1,) * axes, bool)
-    if inside[-1].ndim == 2:
-        *inside, rows, columns = inside
-        result = (rows & columns)[(None,) * (axes - 2)]
-    for axis, line in enumerate(inside):
-        result = result & _along(line, axis, axes)
-    return result
+    if inside[-1].ndim == 1:
+        inside = [_along(line, axis, len(inside)) for axis, line in enumerate(inside)]
+    return functools.reduce(jnp.logical_and, inside)
 
 
 def _along(line: jax.Array, axis: int, axes: int) -> jax.Array:

@@ -13,13 +13,19 @@ from train.keys import UNLIMITED, Key, Keys
 GEOMETRY_KEYS: Keys = {
     "augment.crop_padding": Key(0, "Shift by a random number of pixels, up to this many in each direction.", (0, UNLIMITED)),
     "augment.flip": Key(False, "Mirror half of the examples left to right."),
-    "augment.rotate": Key(0.0, "Rotate by a random angle of up to this many degrees in either direction.", (0, 180)),
+    "augment.rotate": Key(
+        0.0, "Rotate by a random angle of up to this many degrees in either direction; volumes in each of their three planes.", (0, 180)
+    ),
     "augment.scale": Key(0.0, "Zoom by a random factor between 1 / (1 + scale) and 1 + scale.", (0, UNLIMITED)),
 }
 MASK_KEYS: Keys = {
     "augment.crop": Key(
-        (), "Size (height, width) of a random crop, padded where it extends beyond the image; () keeps the size of the image."
+        (),
+        "Size (height, width) of a random crop, of volumes (x, y, z), padded where it extends beyond the image; () keeps the size of the "
+        "image.",
     ),
+    "augment.flip_axes": Key((), "Axes of space, counted from 0, along each of which half of the examples are mirrored.", items=int),
+    "augment.noise": Key(0.0, "Add noise of a random deviation of up to this fraction of the range from black to white.", (0, 1)),
 }
 COLOUR_KEYS: Keys = {
     "augment.colour": Key(0.0, "Change brightness, contrast and saturation by a random fraction of up to this.", (0, 1)),
@@ -53,6 +59,8 @@ def read_options(options: Mapping[str, Any] | ConfigDict, *, axes: int = 2) -> t
     read = types.SimpleNamespace(**{name: given.get(name, key.default) for name, key in _KEYS.items()})
     if read.crop and (len(read.crop) != axes or not all(isinstance(side, int) and side >= 1 for side in read.crop)):
         raise UserError(f"config.augment.crop={tuple(read.crop)} must be {_AXES[axes]} in pixels, or () for the size of the image.")
+    if len(set(read.flip_axes)) < len(read.flip_axes) or not all(isinstance(axis, int) and 0 <= axis < axes for axis in read.flip_axes):
+        raise UserError(f"config.augment.flip_axes={tuple(read.flip_axes)} must be different axes of space, from 0 to {axes - 1}.")
     return read
 
 
@@ -78,6 +86,8 @@ def check_batch(batch: Mapping[str, Any], options: types.SimpleNamespace, *, ign
         raise UserError('augment: the batch has a "box_mask" but no "boxes"; add the boxes or leave out the "box_mask".')
     if "boxes" in batch and len(space) == 3:
         raise UserError('augment: boxes are two-dimensional and cannot accompany volumes; use a "mask" instead.')
+    if options.flip_axes and "boxes" in batch:
+        raise UserError(f"config.augment.flip_axes={tuple(options.flip_axes)} does not move boxes; set it to (), or use flip.")
     number, classes = ((*batch[name].shape, 0)[1:2] if name in batch else () for name in ("boxes", "target"))
     _check_array(batch, "mask", (count, *space), jnp.integer, "integers (batch, *space)")
     _check_array(batch, "boxes", (count, *number, 4), jnp.floating, "floats (batch, boxes, 4)")

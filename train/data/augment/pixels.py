@@ -38,6 +38,13 @@ def random_colour(key: jax.Array, image: jax.Array, *, strength: float) -> jax.A
     return jnp.clip(image, -1, 1)
 
 
+def random_noise(key: jax.Array, image: jax.Array, *, strength: float) -> jax.Array:
+    """Add Gaussian noise to a float image (*space, channels) in -1..1, of a deviation uniform in 0 .. strength of that range; clipped."""
+    size_key, noise_key = jax.random.split(key)
+    deviation = 2 * strength * jax.random.uniform(size_key)
+    return jnp.clip(image + deviation * jax.random.normal(noise_key, image.shape), -1, 1)
+
+
 def cutout(key: jax.Array, image: jax.Array, *, side: int) -> jax.Array:
     """Overlay a square (a cube for volumes) of zeros, which is grey, on a float image (*space, channels).
 

@@ -54,12 +54,18 @@ def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.
             continue
         listed.add((info.st_dev, info.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [pathlib.Path(path, name) for name in names if not name.startswith(".") and pathlib.Path(name).suffix.lower() in suffixes]
+        found += [pathlib.Path(path, name) for name in names if not name.startswith(".") and name.lower().endswith(tuple(suffixes))]
     for path in found:
         if not path.is_file():
             kind = "a broken link" if path.is_symlink() and not path.exists() else "a pipe or a device, not a regular file"
             raise UserError(f"{path} is {kind}; remove or replace it.")
     return sorted(found)
+
+
+def stem_of(name: str, suffixes: Collection[str]) -> str:
+    """Return the name of a file without that of `suffixes` which it has, in any letter case; the longest, such as ".nii.gz"."""
+    longest = max((suffix for suffix in suffixes if name.lower().endswith(suffix)), key=len, default="")
+    return name[: len(name) - len(longest)]
 
 
 def _refuse_folder(error: OSError) -> None:

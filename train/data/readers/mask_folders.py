@@ -4,18 +4,13 @@ import functools
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from dilax.errors import UserError
 from dilax.files import user_path
-from train.data.readers.files import intact, list_files
+from train.data.readers.files import intact
 from train.data.readers.images import SUFFIXES, decode, image_channels
-from train.data.readers.masks import MaskReader, decode_mask
-from train.data.readers.text import read_text
+from train.data.readers.masks import MaskReader, count_classes, decode_mask
+from train.data.readers.pairs import Layout, Pairs, split_pairs
 from train.data.source import Lazy, Record, Source
-from train.data.splits import divided, fixed_test, origin_of
-
-Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
 
 
 def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[str, ...], str]:
@@ -39,9 +34,9 @@ def open_mask_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[
     if not data.dir or not directory.is_dir():
         raise UserError(f'data.name="folder" needs data.dir to be a folder of images and masks; "{data.dir}" is not a folder.')
     names = (data.image_field or "images", data.mask_field or "masks")
-    pairs, origin = _split_pairs(directory, names, data.lists, bool(data.validation))
+    pairs, origin = split_pairs(directory, Layout(names, SUFFIXES, lists=data.lists, validation=bool(data.validation)))
     pairs = {split: tuple(intact(part, _decode_both, data.on_bad, f"images for {split}")) for split, part in pairs.items()}
-    class_names = tuple(data.class_names) or _count_classes(pairs["train"], data.mask_values, ignored)
+    class_names = tuple(data.class_names) or count_classes((decode_mask(file) for _, file in pairs["train"]), data.mask_values, ignored)
     reader = MaskReader(len(class_names), tuple(data.mask_values), ignored, data.image_size)
     channels = image_channels([image for split in pairs.values() for image, _ in split], data.image_size)
     sources: dict[str, Source] = {split: _source(files, directory, channels, reader) for split, files in pairs.items()}
@@ -64,94 +59,3 @@ def _read(files: Pairs, channels: int, reader: MaskReader, indices: list[int]) -
 
 def _record(image_file: pathlib.Path, mask_file: pathlib.Path, channels: int, reader: MaskReader) -> Record:
     return reader.record(decode(image_file, channels, 0), decode_mask(mask_file), str(mask_file))
-
-
-def _split_pairs(directory: pathlib.Path, names: tuple[str, str], lists: str, validation: bool) -> tuple[dict[str, Pairs], str]:
-    """Return {split: pairs of files}, and the origin."""
-    if lists:
-        return _listed_pairs(directory, names, directory / user_path(lists), validation)
-    folders = divided(directory, validation=validation)
-    if folders:
-        return {split: _pairs(folder, names) for split, folder in folders.items()}, origin_of(directory, folders)
-    pairs = _pairs(directory, names)
-    test = fixed_test(np.zeros(len(pairs), np.int32), directory, "images")
-    parts = {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
-    return parts, origin_of(directory, {})
-
-
-def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
-    """Return (image, mask) of every stem, which both folders must have."""
-    images, masks = (_by_stem(directory / name) for name in names)
-    for present, other, folder, what in ((images, masks, names[1], "mask"), (masks, images, names[0], "image")):
-        missing = sorted(present.keys() - other.keys())
-        if missing:
-            raise UserError(
-                f"{present[missing[0]]} has no {what} of the same name in {directory / folder} ({len(missing)} such files); "
-                "add or remove it."
-            )
-    return tuple((images[stem], masks[stem]) for stem in sorted(images))
-
-
-def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path, validation: bool) -> tuple[dict[str, Pairs], str]:
-    """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
-    files = divided(lists, suffix=".txt", validation=validation)
-    if not files:
-        raise UserError(
-            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
-        )
-    images, masks = (_by_stem(directory / name) for name in names)
-    pairs: dict[str, Pairs] = {}
-    listed: dict[str, pathlib.Path] = {}
-    for split, file in files.items():
-        stems = [_stem(name) for line in read_text(file).splitlines() if (name := line.strip())]
-        if not stems:
-            raise UserError(f"{file} names no image; add some, or remove the file.")
-        for stem in stems:
-            if stem not in images or stem not in masks:
-                folder = directory / names[stem in images]
-                raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
-            if stem in listed:
-                both = f"{file} names {stem} twice" if listed[stem] == file else f"{listed[stem]} and {file} both name {stem}"
-                raise UserError(f"{both}; remove one, so that no image counts twice.")
-            listed[stem] = file
-        pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
-    return pairs, f"{directory}, lists {origin_of(lists, files)}"
-
-
-def _stem(name: str) -> str:
-    """Return the name of a line of a list without the suffix of an image, if it has one."""
-    path = pathlib.PurePath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
-
-
-def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return {path relative to the folder without suffix: file}."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the two folders in config.data.image_field and config.data.mask_field.")
-    files: dict[str, pathlib.Path] = {}
-    for path in list_files(folder, SUFFIXES):
-        stem = str(path.relative_to(folder).with_suffix(""))
-        if stem in files:
-            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their mask is ambiguous; rename one.")
-        files[stem] = path
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}); add some.")
-    return files
-
-
-def _count_classes(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
-    """Return "class 0", "class 1", ...: one for each of `values`, or up to the highest number in the masks of the training split."""
-    if values:
-        return tuple(f"class {value}" for value in values)
-    present = np.zeros(256, bool)
-    for _, file in pairs:
-        present[decode_mask(file)] = True
-    numbers = np.flatnonzero(present).tolist()
-    classes = [number for number in numbers if number != ignored]
-    # The numbers of black and white masks, and of classes drawn as shades of grey, are not labels.
-    if len(classes) < 2 or (len(classes) < 8 and classes[-1] >= 4 * len(classes)):
-        raise UserError(
-            f"the masks hold {', '.join(map(str, numbers[:8]))}, of which {ignored} is ignored: these are not the numbers of two or more "
-            f"classes; list the values that are classes in config.data.mask_values, such as {tuple(numbers[:8])}."
-        )
-    return tuple(f"class {i}" for i in range(classes[-1] + 1))

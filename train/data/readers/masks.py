@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,11 @@ class MaskReader:
         """
         if mask.shape != image.shape[:2]:
             raise UserError(f"{where}: the mask has {_size(mask)} pixels, its image {_size(image)}; make them the same size.")
-        image, label = fit_inside(image, self._labels(mask, where), self.image_size, self.ignored)
+        image, label = fit_inside(image, self.labels(mask, where), self.image_size, self.ignored)
         return {"image": image, "label": label}
 
-    def _labels(self, mask: np.ndarray, where: str) -> np.ndarray:
+    def labels(self, mask: np.ndarray, where: str) -> np.ndarray:
+        """Return the labels of a mask, uint8 of any shape; `where` and errors as those of `record`."""
         table = np.full(_VALUES, self.ignored, np.uint8)
         if self.values:
             table[list(self.values)] = np.arange(self.classes)
@@ -153,6 +154,28 @@ def class_pixels(source: Source, classes: int, ignored: int) -> tuple[np.ndarray
             pixels += counts
             totals += np.where(counts > 0, counts.sum(), 0)
     return pixels, totals
+
+
+def count_classes(masks: Iterable[np.ndarray], values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
+    """Return "class 0", "class 1", ...: one for each of `values`, or up to the highest number in `masks`, those of training.
+
+    Raises:
+        UserError: if they hold one number alone, or numbers that are not those of classes.
+    """
+    if values:
+        return tuple(f"class {value}" for value in values)
+    present = np.zeros(256, bool)
+    for mask in masks:
+        present[mask] = True
+    numbers = np.flatnonzero(present).tolist()
+    classes = [number for number in numbers if number != ignored]
+    # The numbers of black and white masks, and of classes drawn as shades of grey, are not labels.
+    if len(classes) < 2 or (len(classes) < 8 and classes[-1] >= 4 * len(classes)):
+        raise UserError(
+            f"the masks hold {', '.join(map(str, numbers[:8]))}, of which {ignored} is ignored: these are not the numbers of two or more "
+            f"classes; list the values that are classes in config.data.mask_values, such as {tuple(numbers[:8])}."
+        )
+    return tuple(f"class {i}" for i in range(classes[-1] + 1))
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,0 +1,38 @@
+from ml_collections import ConfigDict
+
+from train.config import check_variant, default_config, model_config
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    check_variant(__file__, variant, ("full", "no_dilation", "smoke"))
+    config = default_config("hippocampus", task="segmentation")
+    config.data.name = "volumes"
+    config.data.dir = "../shared/data/hippocampus"
+    config.data.class_names = ("background", "anterior", "posterior")
+    config.data.test = 60 / 260
+    config.data.validation = 0.1
+    dilations = (1, 1, 1, 2, 4, 8, 1)
+    config.model = ConfigDict(model_config("meshnet", features=24, dilations=dilations))
+    config.batch_size = 4
+    config.total_epochs = 60.0
+    config.eval_every_epochs = 5.0
+    config.augment.crop = (32, 48, 32)
+    config.augment.rotate = 10.0
+    config.augment.scale = 0.15
+    config.augment.colour = 0.2
+    config.augment.noise = 0.03
+    config.segmentation.loss = "cross_entropy+dice"
+    config.optim.lr = 5e-3
+    config.optim.warmup_epochs = 2.0
+    config.optim.ema_decay = 0.99
+    if variant == "no_dilation":
+        config.name = "hippocampus_no_dilation"
+        config.model.dilations = (1,) * len(dilations)
+    if variant == "smoke":
+        config.name = "hippocampus_smoke"
+        config.data.update(name="ellipsoids", dir="", class_names=(), test=0.2)
+        config.model.features = 8
+        config.augment.crop = (16, 16, 16)
+        config.total_epochs = 12.0
+        config.optim.ema_decay = 0.0
+    return config

@@ -1,0 +1,109 @@
+"""Two folders of files, matched by their names without suffixes and divided into splits: an image, or a volume, and its mask."""
+
+import dataclasses
+import pathlib
+from collections.abc import Collection
+
+import numpy as np
+
+from dilax.errors import UserError
+from dilax.files import user_path
+from train.data.readers.files import list_files, stem_of
+from train.data.readers.text import read_text
+from train.data.splits import divided, fixed_test, origin_of
+
+Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is looked for in a folder.
+
+    Attributes:
+        names: Names of the folders of images and of masks.
+        suffixes: Those of the files.
+        what: What the images are called, such as "images".
+        lists: Folder of lists of file names, one for each split, below that of the data; "" if there is none.
+        validation: Whether a validation split is wanted.
+        test: Share of the pairs that is the test split, if the folder does not have one.
+    """
+
+    names: tuple[str, str]
+    suffixes: Collection[str]
+    what: str = "images"
+    lists: str = ""
+    validation: bool = True
+    test: float = 0.2
+
+
+def split_pairs(directory: pathlib.Path, layout: Layout) -> tuple[dict[str, Pairs], str]:
+    """Return {split: pairs of files}, and the origin.
+
+    Raises:
+        UserError: if a folder or a file is missing, or there are too few files.
+    """
+    if layout.lists:
+        return _listed_pairs(directory, directory / user_path(layout.lists), layout)
+    folders = divided(directory, validation=layout.validation)
+    if folders:
+        return {split: _pairs(folder, layout) for split, folder in folders.items()}, origin_of(directory, folders)
+    pairs = _pairs(directory, layout)
+    test = fixed_test(np.zeros(len(pairs), np.int32), directory, layout.what, share=layout.test)
+    parts = {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
+    return parts, origin_of(directory, {})
+
+
+def _pairs(directory: pathlib.Path, layout: Layout) -> Pairs:
+    """Return (image, mask) of every stem, which both folders must have."""
+    names, singular = layout.names, layout.what.removesuffix("s")
+    images, masks = (_by_stem(directory / name, layout) for name in names)
+    for present, other, folder, what in ((images, masks, names[1], "mask"), (masks, images, names[0], singular)):
+        missing = sorted(present.keys() - other.keys())
+        if missing:
+            raise UserError(
+                f"{present[missing[0]]} has no {what} of the same name in {directory / folder} ({len(missing)} such files); "
+                "add or remove it."
+            )
+    return tuple((images[stem], masks[stem]) for stem in sorted(images))
+
+
+def _listed_pairs(directory: pathlib.Path, lists: pathlib.Path, layout: Layout) -> tuple[dict[str, Pairs], str]:
+    """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
+    files = divided(lists, suffix=".txt", validation=layout.validation)
+    if not files:
+        raise UserError(
+            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
+        )
+    names, singular = layout.names, layout.what.removesuffix("s")
+    images, masks = (_by_stem(directory / name, layout) for name in names)
+    pairs: dict[str, Pairs] = {}
+    listed: dict[str, pathlib.Path] = {}
+    for split, file in files.items():
+        stems = [stem_of(str(pathlib.PurePath(name)), layout.suffixes) for line in read_text(file).splitlines() if (name := line.strip())]
+        if not stems:
+            raise UserError(f"{file} names no {singular}; add some, or remove the file.")
+        for stem in stems:
+            if stem not in images or stem not in masks:
+                folder = directory / names[stem in images]
+                raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
+            if stem in listed:
+                both = f"{file} names {stem} twice" if listed[stem] == file else f"{listed[stem]} and {file} both name {stem}"
+                raise UserError(f"{both}; remove one, so that no {singular} counts twice.")
+            listed[stem] = file
+        pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
+    return pairs, f"{directory}, lists {origin_of(lists, files)}"
+
+
+def _by_stem(folder: pathlib.Path, layout: Layout) -> dict[str, pathlib.Path]:
+    """Return {path relative to the folder without suffix: file}."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the two folders in config.data.image_field and config.data.mask_field.")
+    files: dict[str, pathlib.Path] = {}
+    for path in list_files(folder, layout.suffixes):
+        stem = stem_of(str(path.relative_to(folder)), layout.suffixes)
+        if stem in files:
+            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their mask is ambiguous; rename one.")
+        files[stem] = path
+    if not files:
+        raise UserError(f"{folder} holds no {layout.what} ({', '.join(sorted(layout.suffixes))}); add some.")
+    return files
