@@ -20,6 +20,7 @@ from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
 from dilax.pruning import unpruned
 from dilax.resizing import resize
+from dilax.segments import Segment, segments
 from dilax.spec import DataSpec
 
 POOLS = ("last", "mean", "max")
@@ -82,6 +83,7 @@ class Inference:
         "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
                                   a text, a series (time, channels), or
                                   an image that is read pixel by pixel
+        "sequence_labelling"      features (time, channels)               [(start, end, class), ...], the segments
         "sequence_prediction"     a table (time, columns)                 (`steps`, columns), the rows that follow it
         "language_model"          the beginning of a text                 the text with `steps` more symbols
         "waveform"                a sound                                 float32 (samples + `steps`,), the sound continued
@@ -109,6 +111,7 @@ class Inference:
             "classification": (self._predict_class, {"top"}),
             "segmentation": (self._predict_mask, set()),
             "sequence_classification": (self._predict_class, {"top", "rate"}),
+            "sequence_labelling": (self._predict_segments, set()),
             "sequence_prediction": (self._predict_rows, {"steps"}),
             "language_model": (self._predict_text, {"steps"}),
             "waveform": (self._predict_sound, {"steps", "rate"}),
@@ -145,6 +148,9 @@ class Inference:
     def _predict_mask(self, one: Any) -> np.ndarray:
         image = inputs.to_pixels(one, self.spec.input_shape[-1])
         return self.segment_whole(image)
+
+    def _predict_segments(self, one: Any) -> list[Segment]:
+        return segments(self.label(_numbers(one, "features", "(time, channels)")))
 
     def _predict_rows(self, one: Any, *, steps: int = 200) -> np.ndarray:
         values, columns = _numbers(one, "a table", "(time, columns)"), len(self.spec.outputs)
@@ -290,6 +296,17 @@ class Inference:
             return average_views(logits, self.arguments(images)["x"], scales, flip).argmax(-1).astype(jnp.uint8)
 
         return jax.jit(run, static_argnums=(2, 3))
+
+    def label(self, values: np.ndarray) -> list[str]:
+        """Return the class of every step of features (time, channels), which may be longer than those of the training."""
+        self._check_task("label", "sequence_labelling")
+        longest, channels = self.spec.input_shape
+        if values.ndim != 2 or values.shape[1] != channels or not len(values):
+            raise UserError(f"label: features of shape {values.shape} do not fit the run; give (time, {channels}).")
+        # Shorter ones are padded, so that the model is compiled once.
+        x = np.pad(self.spec.scale(values), ((0, max(0, longest - len(values))), (0, 0)))
+        found = np.asarray(self.outputs(x[None], length=np.array([len(values)], np.int32)))[0, : len(values)].argmax(-1)
+        return [self.spec.outputs[i] for i in found.tolist()]
 
     def separate(self, mixture: np.ndarray) -> np.ndarray:
         """Separate a mixture (time,) into its sources (time, sources).

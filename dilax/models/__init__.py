@@ -16,7 +16,9 @@ from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
+from dilax.models.id_cnn import IDCNN
 from dilax.models.mobilenet import MobileNetV2
+from dilax.models.ms_tcn import MSTCN
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
 from dilax.models.separable_tcn import SeparableTCN
@@ -39,7 +41,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
     "gated_dilated_cnn": GatedDilatedCNN,
+    "id_cnn": IDCNN,
     "mobilenet_v2": MobileNetV2,
+    "ms_tcn": MSTCN,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
     "resnet50": ResNet,
@@ -72,8 +76,10 @@ MODELS |= {
 __all__ = [
     "DRN",
     "FCN",
+    "IDCNN",
     "LRASPP",
     "MODELS",
+    "MSTCN",
     "TCN",
     "ByteNet",
     "ConvTasNet",

@@ -16,7 +16,7 @@ from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
 from dilax.plots.layers import layer_bars
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
-from dilax.plots.sequences import series_grid, step_outputs, waveforms
+from dilax.plots.sequences import segment_bars, series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "prediction_grid",
     "receptive_field_overlay",
     "save",
+    "segment_bars",
     "segmentation_comparison",
     "segmentation_grid",
     "segmentation_overlay",

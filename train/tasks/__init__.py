@@ -6,6 +6,7 @@ from train.tasks.language_model import LanguageModel
 from train.tasks.segmentation import Segmentation
 from train.tasks.separation import Separation
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.sequence_labelling import SequenceLabelling
 from train.tasks.sequence_prediction import SequencePrediction
 from train.tasks.waveform import Waveform
 
@@ -13,5 +14,14 @@ __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Classification, Segmentation, SequenceClassification, SequencePrediction, LanguageModel, Waveform, Separation)
+    for task in (
+        Classification,
+        Segmentation,
+        SequenceClassification,
+        SequenceLabelling,
+        SequencePrediction,
+        LanguageModel,
+        Waveform,
+        Separation,
+    )
 }
