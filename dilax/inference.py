@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import arguments, generate, inputs
+from dilax import arguments, generate, inputs, tagging
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError
 from dilax.files import read_bytes
@@ -83,7 +83,7 @@ class Inference:
         "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
                                   a text, a series (time, channels), or
                                   an image that is read pixel by pixel
-        "sequence_labelling"      features (time, channels)               [(start, end, class), ...], the segments
+        "sequence_labelling"      features (time, channels), or a text    [(start, end, class), ...]: its segments, or its spans
         "sequence_prediction"     a table (time, columns)                 (`steps`, columns), the rows that follow it
         "language_model"          the beginning of a text                 the text with `steps` more symbols
         "waveform"                a sound                                 float32 (samples + `steps`,), the sound continued
@@ -150,7 +150,7 @@ class Inference:
         return self.segment_whole(image)
 
     def _predict_segments(self, one: Any) -> list[Segment]:
-        return segments(self.label(_numbers(one, "features", "(time, channels)")))
+        return self.spans(_text(one)) if self.spec.symbols else segments(self.label(_numbers(one, "features", "(time, channels)")))
 
     def _predict_rows(self, one: Any, *, steps: int = 200) -> np.ndarray:
         values, columns = _numbers(one, "a table", "(time, columns)"), len(self.spec.outputs)
@@ -297,16 +297,24 @@ class Inference:
 
         return jax.jit(run, static_argnums=(2, 3))
 
-    def label(self, values: np.ndarray) -> list[str]:
-        """Return the class of every step of features (time, channels), which may be longer than those of the training."""
+    def label(self, values: np.ndarray | Sequence[str]) -> list[str]:
+        """Return the class of every step of features (time, channels), or the tag of every word of a list of words."""
         self._check_task("label", "sequence_labelling")
-        longest, channels = self.spec.input_shape
-        if values.ndim != 2 or values.shape[1] != channels or not len(values):
-            raise UserError(f"label: features of shape {values.shape} do not fit the run; give (time, {channels}).")
-        # Shorter ones are padded, so that the model is compiled once.
-        x = np.pad(self.spec.scale(values), ((0, max(0, longest - len(values))), (0, 0)))
-        found = np.asarray(self.outputs(x[None], length=np.array([len(values)], np.int32)))[0, : len(values)].argmax(-1)
-        return [self.spec.outputs[i] for i in found.tolist()]
+        (longest, size), names, symbols = self.spec.input_shape, self.spec.outputs, self.spec.symbols
+        if not symbols and (np.ndim(values) != 2 or np.shape(values)[1] != size or not len(values)):
+            raise UserError(f"label: features of shape {np.shape(values)} do not fit the run; give (time, {size}).")
+        x = tagging.encode_words(list(values), symbols, characters=size - 2) if symbols else self.spec.scale(np.asarray(values))
+        length = np.array([len(x)], np.int32)
+        # What is longer than in training is run as it is; the others are padded, so that the model is compiled once.
+        outputs = self.outputs(np.pad(x, ((0, max(0, longest - len(x))), (0, 0)))[None], length=length)
+        found = tagging.decode_tags(outputs, valid_steps(outputs.shape[1], length), names) if symbols else outputs.argmax(-1)
+        return [names[i] for i in np.asarray(found)[0, : len(x)].tolist()]
+
+    def spans(self, text: str) -> list[Segment]:
+        """Return the spans that the tags of a text's words make, with where they begin and end in characters."""
+        words = tagging.words_of(text)
+        found = tagging.spans(self.label([word.label for word in words])) if words else []
+        return [Segment(words[one.start].start, words[one.end - 1].end, one.label) for one in found]
 
     def separate(self, mixture: np.ndarray) -> np.ndarray:
         """Separate a mixture (time,) into its sources (time, sources).

@@ -163,6 +163,22 @@ def write_recordings(folder: pathlib.Path) -> str:
     return str(folder)
 
 
+def write_tagged(folder: pathlib.Path) -> str:
+    """Sentences in which what follows a "the" is a span of one to three words."""
+    rng = random(6)
+    for split, count in (("train", 40), ("dev", 10), ("test", 12)):
+        lines = []
+        for _ in range(count):
+            for word in rng.choice(["a", "ox", "Sees", "the"], rng.integers(1, 5)):
+                lines.append(f"{word}\tO")
+                if word == "the":
+                    lines += [f"{rng.choice(['Rain', 'BRCA2', 'colon-x'])}\t{'BI'[i > 0]}-Thing" for i in range(rng.integers(1, 4))]
+            lines.append("")
+        (folder / f"{split}.tsv").write_text("\n".join(["-DOCSTART-\tO", "", *lines]))
+    (folder / "new.txt").write_text("a the Rain, the\n\nSees BRCA2 the colon-x\n")
+    return str(folder)
+
+
 def nothing(folder: pathlib.Path) -> str:
     return ""
 
@@ -242,6 +258,17 @@ CASES = {
         2,
         streamed=lambda folder: b"1,0,0,0.2\n0 1 0 0\n\n0,1,0,0\n",
         wrong=("words.txt", "{0} is not a file of features"),
+    ),
+    "tags": Case(
+        "sequence_labelling",
+        "conll",
+        write_tagged,
+        ("id_cnn", dict(features=6, dilations=(1, 2), iterations=2, embedding_features=4, character_features=4, crf=True, dropout=0.0)),
+        {"sequence.characters": 5, "sequence.crop": 6},
+        ("new.txt",),
+        2,
+        streamed=lambda folder: b"a the Rain\n\nox\n",
+        wrong=("nowhere.txt", "{0} does not exist"),
     ),
     "table": Case(
         "sequence_prediction",
