@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import arguments, generate, inputs, volumes
+from dilax import arguments, generate, inputs, tagging, volumes
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError, shown
 from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
 from dilax.pruning import unpruned
+from dilax.segments import Segment, segments
 from dilax.spec import DataSpec
 from dilax.tiling import tiled
 from dilax.views import average_views as average_views
@@ -85,6 +86,7 @@ class Inference:
         "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
                                   a text, a series (time, channels), or
                                   an image that is read pixel by pixel
+        "sequence_labelling"      features (time, channels), or a text    [(start, end, class), ...]: its segments, or its spans
         "sequence_prediction"     a table (time, columns)                 (`steps`, columns), the rows that follow it
         "language_model"          the beginning of a text                 the text with `steps` more symbols
         "waveform"                a sound                                 float32 (samples + `steps`,), the sound continued
@@ -114,6 +116,7 @@ class Inference:
             "classification": (self._predict_class, {"top"}),
             "segmentation": (self._predict_mask, set()),
             "sequence_classification": (self._predict_class, {"top", "rate"}),
+            "sequence_labelling": (self._predict_segments, set()),
             "sequence_prediction": (self._predict_rows, {"steps"}),
             "language_model": (self._predict_text, {"steps"}),
             "waveform": (self._predict_sound, {"steps", "rate"}),
@@ -155,6 +158,9 @@ class Inference:
             return volume.unturned(labels) if volume else labels
         image = inputs.to_pixels(one, self.spec.input_shape[-1])
         return self.segment_whole(image)
+
+    def _predict_segments(self, one: Any) -> list[Segment]:
+        return self.spans(_text(one)) if self.spec.symbols else segments(self.label(_numbers(one, "features", "(time, channels)")))
 
     def _predict_rows(self, one: Any, *, steps: int = 200) -> np.ndarray:
         values, columns = _numbers(one, "a table", "(time, columns)"), len(self.spec.outputs)
@@ -361,6 +367,25 @@ class Inference:
             return self.model.apply(self.variables, **self.arguments(x), train=False)
 
         return tiled(run, TILE, check=False)
+
+    def label(self, values: np.ndarray | Sequence[str]) -> list[str]:
+        """Return the class of every step of features (time, channels), or the tag of every word of a list of words."""
+        self._check_task("label", "sequence_labelling")
+        (longest, size), names, symbols = self.spec.input_shape, self.spec.outputs, self.spec.symbols
+        if not symbols and (np.ndim(values) != 2 or np.shape(values)[1] != size or not len(values)):
+            raise UserError(f"label: features of shape {np.shape(values)} do not fit the run; give (time, {size}).")
+        x = tagging.encode_words(list(values), symbols, characters=size - 2) if symbols else self.spec.scale(np.asarray(values))
+        length = np.array([len(x)], np.int32)
+        # What is longer than in training is run as it is; the others are padded, so that the model is compiled once.
+        outputs = self.outputs(np.pad(x, ((0, max(0, longest - len(x))), (0, 0)))[None], length=length)
+        found = tagging.decode_tags(outputs, valid_steps(outputs.shape[1], length), names) if symbols else outputs.argmax(-1)
+        return [names[i] for i in np.asarray(found)[0, : len(x)].tolist()]
+
+    def spans(self, text: str) -> list[Segment]:
+        """Return the spans that the tags of a text's words make, with where they begin and end in characters."""
+        words = tagging.words_of(text)
+        found = tagging.spans(self.label([word.label for word in words])) if words else []
+        return [Segment(words[one.start].start, words[one.end - 1].end, one.label) for one in found]
 
     def separate(self, mixture: np.ndarray) -> np.ndarray:
         """Separate a mixture (time,) into its sources (time, sources).

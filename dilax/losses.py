@@ -1,4 +1,4 @@
-"""Losses that optax lacks, as pure functions: for dense prediction and for waveforms.
+"""Losses that optax lacks, as pure functions: for dense prediction, for labelled sequences and for waveforms.
 
 The losses for dense prediction take logits (batch, *space, classes) and integer labels (batch, *space), and return one value per example.
 Pixels labelled `ignored_label` do not contribute; an example of such pixels alone has loss 0 and gradient 0. Other labels that are not a
@@ -162,6 +162,43 @@ def distillation_loss(logits: jax.Array, teacher: jax.Array, *, temperature: flo
     divergence = temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)
     valid = jnp.broadcast_to(valid, divergence.shape)
     return _weighted_mean(jnp.where(valid, divergence, 0.0), valid.astype(jnp.float32))
+
+
+def smoothing_loss(logits: jax.Array, *, threshold: float = 4.0, mask: jax.Array | None = None) -> jax.Array:
+    """Return the truncated mean squared difference of the log-probabilities at neighbouring steps, which penalises short segments.
+
+    The mean over steps t > 0 and classes of min(|log p[t] - log p[t - 1]|, threshold)^2. No gradient flows into p[t - 1].
+
+    Args:
+        logits: (batch, time, classes), floats.
+        threshold: Above which a difference does not grow, so that true changes of class cost little; above 0.
+        mask: bool (batch, time), False at steps that do not contribute, nor the differences to their neighbours.
+
+    Returns:
+        (batch,), float32; 0 for a sequence without two neighbouring steps.
+
+    Raises:
+        UserError: if the shapes do not match, or the threshold is not above 0.
+
+    Example:
+        >>> smoothing_loss(jnp.array([[[0.0, 0.0], [0.0, 0.0], [1000.0, 0.0]]])).tolist()  # differences of 0, then of log 2 and above 4
+        [4.120113372802734]
+
+    Reference:
+        Farha & Gall 2019, arXiv:1903.01945, section 3.3.
+    """
+    caller = "smoothing_loss"
+    logits = arguments.array(caller, "logits", logits, "floating-point")
+    threshold = arguments.number(caller, "threshold", threshold, above=0)
+    if logits.ndim != 3 or not logits.shape[-1]:
+        raise UserError(f"{caller}: logits of shape {logits.shape} must be (batch, time, classes).")
+    valid = jnp.ones(logits.shape[:-1], bool) if mask is None else arguments.mask(caller, mask, logits)
+    valid = jnp.broadcast_to(valid, logits.shape[:-1])
+    both = valid[:, 1:] & valid[:, :-1]
+    # What is not counted may hold anything, and gives no gradient.
+    log_p = jax.nn.log_softmax(jnp.where(valid[..., None], logits, jnp.zeros_like(logits)).astype(jnp.float32))
+    step = jnp.minimum(jnp.abs(log_p[:, 1:] - jax.lax.stop_gradient(log_p[:, :-1])), threshold)
+    return _weighted_mean(jnp.square(step).mean(-1), both.astype(jnp.float32))
 
 
 def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np.ndarray:

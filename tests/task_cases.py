@@ -150,6 +150,35 @@ def write_rolls(folder: pathlib.Path) -> str:
     return str(folder / "rolls.npz")
 
 
+def write_recordings(folder: pathlib.Path) -> str:
+    """Arrays (channels, time) of different lengths, and a mapping that also has a class without steps."""
+    rng = random(5)
+    for name in ("features", "groundTruth"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "mapping.txt").write_text("0 rest\n1 cut\n2 mix\n3 never\n")
+    for i in range(24):
+        labels = np.repeat(rng.permutation([0, 1, 2, 0, 1]), rng.integers(2, 6, 5))
+        np.save(folder / "features" / f"video-{i}.npy", (np.eye(4)[labels].T + 0.3 * rng.normal(size=(4, len(labels)))).astype(np.float32))
+        (folder / "groundTruth" / f"video-{i}.txt").write_text("".join(f"{('rest', 'cut', 'mix')[label]}\n" for label in labels))
+    return str(folder)
+
+
+def write_tagged(folder: pathlib.Path) -> str:
+    """Sentences in which what follows a "the" is a span of one to three words."""
+    rng = random(6)
+    for split, count in (("train", 40), ("dev", 10), ("test", 12)):
+        lines = []
+        for _ in range(count):
+            for word in rng.choice(["a", "ox", "Sees", "the"], rng.integers(1, 5)):
+                lines.append(f"{word}\tO")
+                if word == "the":
+                    lines += [f"{rng.choice(['Rain', 'BRCA2', 'colon-x'])}\t{'BI'[i > 0]}-Thing" for i in range(rng.integers(1, 4))]
+            lines.append("")
+        (folder / f"{split}.tsv").write_text("\n".join(["-DOCSTART-\tO", "", *lines]))
+    (folder / "new.txt").write_text("a the Rain, the\n\nSees BRCA2 the colon-x\n")
+    return str(folder)
+
+
 def nothing(folder: pathlib.Path) -> str:
     return ""
 
@@ -218,6 +247,28 @@ CASES = {
         ("dark/0.png", "light/3.png"),
         2,
         wrong=("words.txt", "{0} cannot be read as an image"),
+    ),
+    "recordings": Case(
+        "sequence_labelling",
+        "recordings",
+        write_recordings,
+        ("ms_tcn", dict(stages=2, features=6, dilations=(1, 2), dropout=0.0, causal=True)),
+        {"sequence.background": "rest"},
+        ("features/video-0.npy", "features/video-3.npy"),
+        2,
+        streamed=lambda folder: b"1,0,0,0.2\n0 1 0 0\n\n0,1,0,0\n",
+        wrong=("words.txt", "{0} is not a file of features"),
+    ),
+    "tags": Case(
+        "sequence_labelling",
+        "conll",
+        write_tagged,
+        ("id_cnn", dict(features=6, dilations=(1, 2), iterations=2, embedding_features=4, character_features=4, crf=True, dropout=0.0)),
+        {"sequence.characters": 5, "sequence.crop": 6},
+        ("new.txt",),
+        2,
+        streamed=lambda folder: b"a the Rain\n\nox\n",
+        wrong=("nowhere.txt", "{0} does not exist"),
     ),
     "table": Case(
         "sequence_prediction",

@@ -17,9 +17,11 @@ from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.highres3dnet import HighRes3DNet
+from dilax.models.id_cnn import IDCNN
 from dilax.models.ircnn import IRCNN
 from dilax.models.meshnet import MeshNet
 from dilax.models.mobilenet import MobileNetV2
+from dilax.models.ms_tcn import MSTCN
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
 from dilax.models.separable_tcn import SeparableTCN
@@ -45,7 +47,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ircnn": IRCNN,
     "highres3dnet": HighRes3DNet,
     "meshnet": MeshNet,
+    "id_cnn": IDCNN,
     "mobilenet_v2": MobileNetV2,
+    "ms_tcn": MSTCN,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
     "resnet50": ResNet,
@@ -79,9 +83,11 @@ MODELS |= {
 __all__ = [
     "DRN",
     "FCN",
+    "IDCNN",
     "IRCNN",
     "LRASPP",
     "MODELS",
+    "MSTCN",
     "TCN",
     "ByteNet",
     "ConvTasNet",

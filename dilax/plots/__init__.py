@@ -19,7 +19,7 @@ from dilax.plots.fields import effective_receptive_fields, receptive_field_overl
 from dilax.plots.layers import layer_bars
 from dilax.plots.restoration import restoration_grid
 from dilax.plots.segmentation import class_bars, mask_colours, segmentation_comparison, segmentation_grid, segmentation_overlay
-from dilax.plots.sequences import series_grid, step_outputs, waveforms
+from dilax.plots.sequences import segment_bars, series_grid, step_outputs, waveforms
 from dilax.plots.training import confusion_matrix, feature_maps, kernels, learning_curves, prediction_grid
 from dilax.plots.volumes import volume_slices
 
@@ -38,6 +38,7 @@ __all__ = [
     "receptive_field_overlay",
     "restoration_grid",
     "save",
+    "segment_bars",
     "segmentation_comparison",
     "segmentation_grid",
     "segmentation_overlay",

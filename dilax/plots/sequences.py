@@ -1,4 +1,4 @@
-"""Plots of sequences: classified series, predictions at every step, waveforms."""
+"""Plots of sequences: classified series, predictions at every step, segments, waveforms."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from dilax import arguments
 from dilax.annotated import checked_call
 from dilax.errors import UserError
 from dilax.plots.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, as_float, new_figure, truncate
+from dilax.plots.segmentation import mask_colours
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,6 +190,54 @@ def waveforms(samples: ArrayLike, rate: float, names: Sequence[str]) -> "Figure"
         axes.set(ylim=(-1.05, 1.05))
         axes.set_ylabel(truncate(name, 16), size=8, parse_math=False)
     panels[-1].set_xlabel("seconds")
+    return figure
+
+
+@checked_call()
+def segment_bars(truths: Sequence[ArrayLike], predictions: Sequence[ArrayLike], class_names: Sequence[str]) -> "Figure":
+    """Draw the classes of sequences as coloured bars: the true ones above those that were found.
+
+    Args:
+        truths: n arrays (time,), integers; the sequences may differ in length.
+        predictions: n arrays of the same shapes.
+        class_names: One name per class.
+
+    Returns:
+        Two bars per sequence on a common axis of steps, with a legend of the classes that occur.
+
+    Raises:
+        UserError: if there are no sequences, their lengths differ, or a label is not a class.
+    """
+    pairs = [[np.asarray(row) for row in pair] for pair in zip(truths, predictions, strict=False)]
+    if not pairs or len(truths) != len(predictions) or any(a.ndim != 1 or a.shape != b.shape or not a.size for a, b in pairs):
+        raise UserError(
+            f"segment_bars: {len(truths)} truths and {len(predictions)} predictions must be as many arrays (time,) of equal lengths."
+        )
+    for row in (row for pair in pairs for row in pair):
+        arguments.labels("segment_bars", row, len(class_names))
+    from matplotlib.patches import Patch
+
+    colours, longest = mask_colours(len(class_names)), max(len(a) for a, _ in pairs)
+    present = sorted({int(label) for pair in pairs for row in pair for label in np.unique(row)})
+    columns = max(1, min(6, len(present)))
+    below = 0.22 * math.ceil(len(present) / columns) + 0.6
+    figure = new_figure("segment_bars", 9, 0.75 * len(pairs) + below, layout="constrained")
+    cells: Any = figure.subplots(len(pairs), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, pair in zip(cells, pairs):
+        picture = np.full((2, longest, 3), 255, np.uint8)
+        for line, row in zip(picture, pair):
+            line[: len(row)] = colours[row.astype(int)]
+        axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(-0.5, longest - 0.5, 1.5, -0.5))
+        axes.axhline(0.5, color="white", linewidth=2)
+        axes.set_yticks([0, 1], ["true", "found"], size=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    cells[-1].set_xlabel("step", size=8)
+    handles = [Patch(facecolor=colours[i] / 255, label=truncate(class_names[i], 24)) for i in present]
+    labels = [truncate(class_names[i], 24) for i in present]  # collected by hand: matplotlib leaves out those that start with an underscore
+    legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

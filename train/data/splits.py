@@ -15,7 +15,7 @@ from train.data.source import Source, subset
 # What a permutation is for: the first number of its key, so that no two choices are correlated.
 TEST_SPLIT, VALIDATION, PER_CLASS, EPOCH = 1, 2, 3, 4
 # The names by which files and folders call a split, in any letter case.
-WORDS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
+WORDS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev", "devel"), "test": ("test", "testing")}
 _SPOKEN = {"train": "training", "validation": "validation", "test": "test"}
 # Names such as train2017 or test_set, which are neither splits nor classes.
 _LIKE_A_SPLIT = re.compile(

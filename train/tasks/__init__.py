@@ -7,6 +7,7 @@ from train.tasks.restoration import Restoration
 from train.tasks.segmentation import Segmentation
 from train.tasks.separation import Separation
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.sequence_labelling import SequenceLabelling
 from train.tasks.sequence_prediction import SequencePrediction
 from train.tasks.waveform import Waveform
 
@@ -14,5 +15,15 @@ __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Classification, Segmentation, SequenceClassification, SequencePrediction, LanguageModel, Waveform, Separation, Restoration)
+    for task in (
+        Classification,
+        Segmentation,
+        SequenceClassification,
+        SequenceLabelling,
+        SequencePrediction,
+        LanguageModel,
+        Waveform,
+        Separation,
+        Restoration,
+    )
 }

@@ -151,7 +151,7 @@ class Task(abc.ABC):
             average: The variables with the moving average of the parameters, if the run keeps one: a teacher.
             teacher: The logits of another network for the batch, as `class_logits` returns them, if config.distill_from names one.
         """
-        outputs, collections = run_training(model, variables, self.inputs(batch, model), key)
+        outputs, collections = self.training_outputs(model, variables, batch, key)
         losses, measures = self.losses(outputs, batch), self.measures(outputs, batch)
         if teacher is not None:
             weight, (logits, counted) = self.config.distill.weight, self.class_logits(outputs, batch)
@@ -159,6 +159,10 @@ class Task(abc.ABC):
             losses, measures = (1 - weight) * losses + weight * soft, {**measures, "distillation": soft}
         sums = {name: values.sum() for name, values in {"loss": losses, **measures}.items()}
         return Loss(sums, jnp.float32(len(losses)), collections)
+
+    def training_outputs(self, model: nn.Module, variables: VariableDict, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        """Return what the losses are of, and the collections after the batch."""
+        return run_training(model, variables, self.inputs(batch, model), key)
 
     def losses(self, outputs: Any, batch: Batch) -> jax.Array:
         """Return one loss for each example, (batch,), of what the model returned in training."""

@@ -1,4 +1,4 @@
-"""Synthetic tasks that measure memory, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5) define and size them."""
+"""Synthetic data: memory tasks, as Bai, Kolter & Koltun 2018 (arXiv:1803.01271, section 5) define and size them, and actions."""
 
 import numpy as np
 
@@ -7,6 +7,8 @@ from train.data.source import Table
 
 ADDING_EXAMPLES, COPY_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000, 1_000
 SYMBOLS = 10
+ACTIONS = ("background", "pour", "cut", "mix", "serve")
+ACTION_RECORDINGS = 40
 _COPIED, _BLANK, _GO = 10, 0, 9
 
 
@@ -70,3 +72,32 @@ def copy_memory(examples: int, length: int, *key: int) -> Table:
     x[:, :_COPIED], x[:, -_COPIED - 1 :], y[:, -_COPIED:] = codes, _GO, codes
     lengths = np.full(examples, total, np.int32)
     return Table({"input": x, "length": lengths, "label": y, "counted": np.ones((examples, total), bool)})
+
+
+def actions(count: int, length: int, *key: int) -> list[tuple[np.ndarray, list[str]]]:
+    """Return recordings of actions: runs of `ACTIONS`, none after itself, whose features are noisy, so that single steps are ambiguous.
+
+    Args:
+        count: The number of recordings.
+        length: The steps of the longest, at least 24; the others have half as many or more.
+        *key: Integers that seed the random numbers; the same key returns the same recordings.
+
+    Returns:
+        For each recording features, float32 (time, 6), and the action of each step.
+
+    Raises:
+        UserError: if the length is below 24.
+    """
+    if length < 24:
+        raise UserError(f'config.sequence.length={length} is too short for data.name="actions"; give 24 or more, or 0 for 200.')
+    random, kinds = np.random.default_rng(np.random.SeedSequence(key)), len(ACTIONS)
+    centres = np.random.default_rng(0).normal(size=(kinds, 6))
+    found = []
+    for steps in random.integers(length // 2, length + 1, count).tolist():
+        labels, action = list[int](), int(random.integers(kinds))
+        while len(labels) < steps:
+            labels += [action] * int(random.integers(6, 25))
+            action = (action + int(random.integers(1, kinds))) % kinds
+        labels = labels[:steps]
+        found.append(((centres[labels] + 1.5 * random.normal(size=(steps, 6))).astype(np.float32), [ACTIONS[i] for i in labels]))
+    return found

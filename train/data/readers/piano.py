@@ -1,11 +1,7 @@
 """Piano rolls: which keys sound at each step, in sequences of unequal length and three splits."""
 
 import io
-import os
 import pathlib
-import pickle
-import subprocess
-import sys
 import zipfile
 from typing import Any
 
@@ -13,30 +9,10 @@ import numpy as np
 
 from dilax.errors import UserError, reason
 from dilax.files import read_bytes
+from train.data.readers.mat import read_cells
 
 SPLITS = ("train", "validation", "test")
 _CELLS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
-_INFLATION = 2 * 1032  # zlib compresses up to 1032 times, and the arrays are pickled
-_PATIENCE = 120  # seconds, and another per megabyte
-# scipy reads .mat files in a process of its own, because a damaged one can make it access invalid memory, which ends the process, or
-# allocate what its header claims.
-_LOAD_MAT = """
-import io, pickle, sys
-memory, *names = sys.argv[1:]
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
-except (ImportError, ValueError):  # on Windows, or below a lower limit
-    pass
-try:
-    from scipy.io import loadmat
-    result = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=names)
-except NotImplementedError:
-    result = "7.3"
-except BaseException as error:
-    result = f"{error}"[:120] or type(error).__name__
-sys.stdout.buffer.write(pickle.dumps(result))
-"""
 
 
 def read_piano_rolls(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
@@ -84,30 +60,8 @@ def _check_form(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _read_mat(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]:
-    memory = 2**32 + _INFLATION * len(content)
-    command = [sys.executable, "-P", "-c", _LOAD_MAT, str(memory), *_CELLS.values()]
-    one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each would take of the memory
-    try:
-        patience = _PATIENCE + len(content) / 1e6
-        done = subprocess.run(command, input=content, capture_output=True, check=False, timeout=patience, env=one_thread)
-        variables: Any = "scipy crashed" if done.returncode else pickle.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        variables = "scipy did not finish"
-    except Exception:  # of many kinds: what scipy reads from invalid memory need not be an array that can be sent
-        variables = "scipy misread it"
-    if variables == "7.3":
-        raise UserError(f"{path} is a .mat file of version 7.3; save it with -v7.")
-    if isinstance(variables, str):
-        raise UserError(f"{path} cannot be read as a .mat file ({variables}); it is truncated, damaged or in another format.")
-    splits = {}
-    for split, name in _CELLS.items():
-        cells = variables.get(name)
-        if cells is None:
-            raise UserError(f"{path} has no {name}; give a file with the cells {', '.join(_CELLS.values())}.")
-        if cells.dtype != object or cells.ndim != 2 or cells.shape[0] != 1:
-            raise UserError(f"{path}: {name} is {cells.dtype} of shape {cells.shape}; give cells of shape (1, sequences).")
-        splits[split] = [np.asarray(cell) for cell in cells[0]]
-    return splits
+    cells = read_cells(path, content, tuple(_CELLS.values()))
+    return {split: cells[name] for split, name in _CELLS.items()}
 
 
 def _read_npz(path: pathlib.Path, content: bytes) -> dict[str, list[np.ndarray]]:
