@@ -27,6 +27,7 @@ class DataSpec:
         pixels: How images become sequences: "" leaves them images, "rows" reads their pixels row by row, "permuted" in one fixed random
             order.
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
+        stretched: Whether images whose boxes are detected are scaled to `input_shape` whatever their aspect, instead of being padded.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSpec:
     std: tuple[float, ...] = ()
     pixels: str = ""
     class_weights: tuple[float, ...] = ()
+    stretched: bool = False
 
     @property
     def dtype(self) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from train.data.readers.files import intact, list_files
+from train.data.readers.files import by_stem, intact
 from train.data.readers.images import SUFFIXES, decode, image_channels
+from train.data.readers.lists import read_lists
 from train.data.readers.masks import MaskReader, decode_mask
-from train.data.readers.text import read_text
 from train.data.source import Lazy, Record, Source
 from train.data.splits import divided, fixed_test, origin_of
 
@@ -94,49 +94,18 @@ def _pairs(directory: pathlib.Path, names: tuple[str, str]) -> Pairs:
 
 def _listed_pairs(directory: pathlib.Path, names: tuple[str, str], lists: pathlib.Path, validation: bool) -> tuple[dict[str, Pairs], str]:
     """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
-    files = divided(lists, suffix=".txt", validation=validation)
-    if not files:
-        raise UserError(
-            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
-        )
     images, masks = (_by_stem(directory / name) for name in names)
-    pairs: dict[str, Pairs] = {}
-    listed: dict[str, pathlib.Path] = {}
-    for split, file in files.items():
-        stems = [_stem(name) for line in read_text(file).splitlines() if (name := line.strip())]
-        if not stems:
-            raise UserError(f"{file} names no image; add some, or remove the file.")
-        for stem in stems:
-            if stem not in images or stem not in masks:
-                folder = directory / names[stem in images]
-                raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
-            if stem in listed:
-                both = f"{file} names {stem} twice" if listed[stem] == file else f"{listed[stem]} and {file} both name {stem}"
-                raise UserError(f"{both}; remove one, so that no image counts twice.")
-            listed[stem] = file
-        pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
-    return pairs, f"{directory}, lists {origin_of(lists, files)}"
 
+    def lacks(stem: str) -> pathlib.Path | None:
+        return None if stem in images and stem in masks else directory / names[stem in images]
 
-def _stem(name: str) -> str:
-    """Return the name of a line of a list without the suffix of an image, if it has one."""
-    path = pathlib.PurePath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
+    stems, origin = read_lists(lists, lacks, validation=validation)
+    pairs = {split: tuple((images[stem], masks[stem]) for stem in part) for split, part in stems.items()}
+    return pairs, f"{directory}, lists {origin}"
 
 
 def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return {path relative to the folder without suffix: file}."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the two folders in config.data.image_field and config.data.mask_field.")
-    files: dict[str, pathlib.Path] = {}
-    for path in list_files(folder, SUFFIXES):
-        stem = str(path.relative_to(folder).with_suffix(""))
-        if stem in files:
-            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their mask is ambiguous; rename one.")
-        files[stem] = path
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}); add some.")
-    return files
+    return by_stem(folder, SUFFIXES, "mask", hint="name the two folders in config.data.image_field and config.data.mask_field")
 
 
 def _count_classes(pairs: Pairs, values: tuple[int, ...], ignored: int) -> tuple[str, ...]:
