@@ -2,6 +2,7 @@
 
 from train.tasks.base import Task
 from train.tasks.classification import Classification
+from train.tasks.detection import Detection
 from train.tasks.language_model import LanguageModel
 from train.tasks.segmentation import Segmentation
 from train.tasks.separation import Separation
@@ -13,5 +14,5 @@ __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Classification, Segmentation, SequenceClassification, SequencePrediction, LanguageModel, Waveform, Separation)
+    for task in (Classification, Segmentation, Detection, SequenceClassification, SequencePrediction, LanguageModel, Waveform, Separation)
 }

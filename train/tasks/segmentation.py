@@ -82,7 +82,8 @@ class Segmentation(Task):
     def check(cls, config: ConfigDict) -> None:
         """Refuse unknown losses, and weights and crops that mean nothing."""
         images.check_colours(config)
-        options, crop = config.segmentation, config.augment.crop
+        images.check_crop(config)
+        options = config.segmentation
         for name in loss_names(config):
             if name not in LOSSES:
                 raise UserError(
@@ -97,8 +98,6 @@ class Segmentation(Task):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} must be numbers of 0 or more.")
         if options.class_weights and not any(options.class_weights):
             raise UserError(f"config.segmentation.class_weights={tuple(options.class_weights)} leaves nothing to learn; give one above 0.")
-        if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
-            raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
 
     @classmethod
     def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:
