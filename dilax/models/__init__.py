@@ -12,18 +12,24 @@ from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
+from dilax.models.detector import Detections, Detector
 from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
+from dilax.models.fcos import FCOS
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.resnet import ResNet
+from dilax.models.retinanet import RetinaNet
 from dilax.models.segmenter import Segmenter
+from dilax.models.separable_detector import SeparableDetector
 from dilax.models.separable_tcn import SeparableTCN
 from dilax.models.tcn import TCN
+from dilax.models.trident import TridentDetector
 from dilax.models.unet import UNet, UNetEncoder
 from dilax.models.wavenet import WaveNet
 from dilax.models.xception import Xception
+from dilax.models.yolof import YOLOF
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "bytenet": ByteNet,
@@ -46,6 +52,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
+    "separable_detector": SeparableDetector,
     "separable_tcn": SeparableTCN,
     "tcn": TCN,
     "wavenet": WaveNet,
@@ -65,28 +72,42 @@ MODELS |= {
     **{f"{name}_segmenter": functools.partial(Segmenter, backbone=MODELS[name], dropout=0.0) for name in DRNS},
     "fcn_resnet50": FCN,
     "fcn_resnet101": functools.partial(FCN, backbone=MODELS["resnet101"]),
+    "fcos_resnet18_fpn": functools.partial(FCOS, backbone=MODELS["resnet18"]),
+    "fcos_resnet50_fpn": FCOS,
     "lraspp_mobilenet_v2": functools.partial(LRASPP, backbone=MobileNetV2),
+    "retinanet_resnet18_fpn": functools.partial(RetinaNet, backbone=MODELS["resnet18"]),
+    "retinanet_resnet50_fpn": RetinaNet,
+    "trident_resnet50": TridentDetector,
     "unet_dilated": UNet,
+    "yolof_resnet18": functools.partial(YOLOF, backbone=MODELS["resnet18"]),
+    "yolof_resnet50": YOLOF,
 }
 
 __all__ = [
     "DRN",
     "FCN",
+    "FCOS",
     "LRASPP",
     "MODELS",
     "TCN",
+    "YOLOF",
     "ByteNet",
     "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "Detections",
+    "Detector",
     "DilatedCNN",
     "DilatedFCN",
     "GatedDilatedCNN",
     "MobileNetV2",
     "ResNet",
+    "RetinaNet",
     "Segmenter",
     "SeparableCNN",
+    "SeparableDetector",
     "SeparableTCN",
+    "TridentDetector",
     "UNet",
     "UNetEncoder",
     "WaveNet",
