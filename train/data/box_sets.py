@@ -75,23 +75,34 @@ def open_boxed(data: ConfigDict, *, seed: int) -> Splits:
     return Splits(spec, opened["train"], opened.get("validation"), opened["test"], origin)
 
 
+def count_training(data: ConfigDict) -> tuple[int, bool]:
+    """Return the number of images for training in a folder, and whether it has a validation split of its own; arguments as `open_boxed`."""
+    given: Any = data
+    pairs, *_ = _read_files(given)
+    return len(pairs["train"]), "validation" in pairs
+
+
 def _marked(data: Any) -> tuple[dict[str, Marked], tuple[str, ...], str]:
     """Return {split: images with their objects}, the class names and the origin."""
     if data.name == "shapes":
         return {split: _drawn(*shapes.shapes(split)) for split in shapes.IMAGES}, shapes.CLASS_NAMES, "shapes, which are made up"
     if data.name not in ("voc_xml", "coco_json"):
         return tfds.open_tfds_boxes(data)
+    pairs, class_names, origin = _read_files(data)
+    pairs = {split: intact(part, lambda pair: decode(pair[0], 3, 0), data.on_bad, f"images for {split}") for split, part in pairs.items()}
+    channels = image_channels([file for part in pairs.values() for file, _ in part], bool(data.image_shape))
+    return {split: _of_files(part, user_path(data.dir), channels) for split, part in pairs.items()}, class_names, origin
+
+
+def _read_files(data: Any) -> tuple[dict[str, voc.Pairs], tuple[str, ...], str]:
+    """Return {split: image files with their objects}, the class names and the origin."""
     directory = user_path(data.dir)
     if not data.dir or not directory.is_dir():
         raise UserError(f'data.name="{data.name}" needs data.dir to be a folder of images and boxes; "{data.dir}" is not a folder.')
-    if data.name == "voc_xml":
-        pairs, origin = voc.read_voc(directory, data.lists, validation=bool(data.validation))
-        class_names = tuple(data.class_names) or class_order(name for _, one in pairs["train"] for name in one.names)
-    else:
-        pairs, class_names, origin = coco.read_coco(directory, validation=bool(data.validation))
-    pairs = {split: intact(part, lambda pair: decode(pair[0], 3, 0), data.on_bad, f"images for {split}") for split, part in pairs.items()}
-    channels = image_channels([file for part in pairs.values() for file, _ in part], bool(data.image_shape))
-    return {split: _of_files(part, directory, channels) for split, part in pairs.items()}, class_names, origin
+    if data.name == "coco_json":
+        return coco.read_coco(directory, validation=bool(data.validation))
+    pairs, origin = voc.read_voc(directory, data.lists, validation=bool(data.validation))
+    return pairs, tuple(data.class_names) or class_order(name for _, one in pairs["train"] for name in one.names), origin
 
 
 def _of_files(pairs: Sequence[tuple[pathlib.Path, Objects]], directory: pathlib.Path, channels: int) -> Marked:
