@@ -294,7 +294,7 @@ class Inference:
         return jax.jit(run, static_argnums=(2, 3))
 
     def detect(
-        self, image: np.ndarray, *, score_threshold: float = 0.3, iou_threshold: float = 0.5, max_detections: int = 100
+        self, image: np.ndarray, *, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
     ) -> list[tuple[str, float, detection.Box]]:
         """Return class, score and box (x_min, y_min, x_max, y_max) in pixels of the objects in an image, by falling score.
 

@@ -97,13 +97,14 @@ def sequence_batch(config: Any, shape: tuple[int, ...], outputs: int, symbols: i
 def test_builds_and_steps(name, variant):
     config = get(name, variant)
     assert to_json(from_json(to_json(config))) == to_json(config)
+    config.batch_size = max(config.batch_size, jax.device_count())
     config.lock()
     if "sequence" in config:
         shape, outputs, symbols = SEQUENCES.get(config.data.name) or SEQUENCES[f"{config.data.name}, {config.task}"]
         batch = sequence_batch(config, shape, outputs, symbols)
     else:
         shape, symbols = SHAPES[config.data.name], 0
-        outputs = SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
+        outputs = SEGMENTED.get(config.data.name) or len(config.data.get("classes", ())) or 10
         batch = box_batch(shape, outputs) if config.task == "detection" else image_batch(config, shape, outputs)
     order = "" if shape != (784, 1) else "permuted" if config.sequence.permute else "rows"
     names, codes = (tuple(map(str, range(count))) for count in (outputs, symbols))

@@ -140,7 +140,9 @@ def precision_recall(precision: ArrayLike, class_names: Sequence[str], *, label:
     few = f"{len(chosen)} of {len(order)} classes, the highest and the lowest" if len(chosen) < len(order) else ""
     axes.set_title(truncate("; ".join(filter(None, (label, few))), 90), size=10, color=INK, parse_math=False)
     if chosen:
-        legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, title="average precision")
+        legend = axes.legend(
+            handles=axes.lines, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, title="average precision"
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
     else:

@@ -42,7 +42,7 @@ from train.tasks.base import (
 )
 
 SAMPLED, WORST = 240, 6  # test images that the report chooses from, and shows
-SHOWN_SCORE, OVERLAP = 0.3, 0.5  # from which score on boxes are shown, and from which overlap on one suppresses another
+SHOWN_SCORE, OVERLAP = 0.5, 0.5  # from which score on boxes are shown, and from which overlap on one suppresses another
 _ANCHORS_OF = 2000  # training images whose boxes are compared with the anchors
 _CHUNK = 16
 _TRUTHS, _FOUND = ("true_boxes", "true_classes", "true_mask", "crowd"), ("boxes", "scores", "classes", "mask")
@@ -183,10 +183,13 @@ class Detection(Task):
             [f"AP@.5 {value:.3f}, {images.shorten(file)}" for value, file in zip(ranked, files)],
         )
         few = f"The worst of {min(SAMPLED, len(splits.test))} test images: truth and detections with a score of {SHOWN_SCORE} or more"
-        curves = plots.precision_recall(scored.curve(0.5), names, label="boxes that overlap by half of their union")
+        curves = plots.precision_recall(scored.curve(0.5), names, label="at an intersection over union of 0.5")
         pictures = {
             "Precision and recall": ("precision_recall", curves),
-            "Average precision of each class, COCO's": ("class_ap", plots.class_bars(scored.class_ap(), names, label="average precision")),
+            "Average precision of each class": (
+                "class_ap",
+                plots.class_bars(scored.class_ap(), names, label="average precision, mean over overlaps of 0.5 to 0.95"),
+            ),
             few: ("worst", grid),
         }
         listed = report_table("Files of the worst test images", ("file", "AP@.5"), zip(files, (f"{value:.3f}" for value in ranked)))
