@@ -248,8 +248,8 @@ def _checked(caller: str, boxes: jax.Array, mask: jax.Array, anchors: jax.Array 
     mask = arguments.array(caller, "mask", mask, "bool")
     if boxes.ndim < 2 or boxes.shape[-1] != 4 or not boxes.shape[-2] or mask.shape != boxes.shape[:-1]:
         raise UserError(
-            f"{caller}: boxes of shape {boxes.shape} and mask of shape {mask.shape} do not fit; give (..., n, 4) and (..., n) "
-            "with n of at least 1."
+            f"{caller}: boxes of shape {boxes.shape} and mask of shape {mask.shape} do not fit; give (..., n, 4) "
+            "and (..., n), with n at least 1."
         )
     anchors = arguments.array(caller, "anchors", anchors, "floating-point").astype(jnp.float32)
     if anchors.ndim != 2 or anchors.shape[1] != 4 or not anchors.shape[0]:

@@ -4,6 +4,7 @@ Coordinates are in pixels, x points to the right and y down, and they are those 
 around a whole image of 480 x 640 pixels is (0, 0, 640, 480). Everything is computed in float32.
 """
 
+import functools
 import math
 
 import jax
@@ -290,19 +291,26 @@ def _nms(
     *leading, n = scores.shape
     if n == 0 or 0 in leading:
         return jnp.zeros((*leading, outputs), jnp.int32), jnp.zeros((*leading, outputs), bool)
+    flat = (each.reshape(-1, *each.shape[len(leading) :]) for each in (boxes, scores, classes))
+    indices, mask = _suppress(*flat, threshold=threshold, outputs=outputs)
+    return jnp.where(mask, indices, 0).reshape(*leading, outputs), mask.reshape(*leading, outputs)
+
+
+# Compiled as a whole, so that it is compiled once where it is called without `jax.jit`.
+@functools.partial(jax.jit, static_argnames=("threshold", "outputs"))
+def _suppress(boxes: jax.Array, scores: jax.Array, classes: jax.Array, *, threshold: float, outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Return the indices of the kept boxes, and which of them are valid, (batch, outputs)."""
 
     def one(boxes: jax.Array, scores: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
         def keep(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             best = jnp.argmax(left).astype(jnp.int32)
             near = _divided(*_overlap(boxes[best][None], boxes))[0] > threshold
-            gone = (near & (classes == classes[best])) | (jnp.arange(n, dtype=jnp.int32) == best)
+            gone = (near & (classes == classes[best])) | (jnp.arange(left.size, dtype=jnp.int32) == best)
             return jnp.where(gone, -jnp.inf, left), (best, left[best] > -jnp.inf)
 
         return lax.scan(keep, scores, None, length=outputs)[1]
 
-    flat = [each.reshape(-1, *each.shape[len(leading) :]) for each in (boxes, scores, classes)]
-    indices, mask = jax.vmap(one)(*flat)
-    return jnp.where(mask, indices, 0).reshape(*leading, outputs), mask.reshape(*leading, outputs)
+    return jax.vmap(one)(boxes, scores, classes)
 
 
 def _area(boxes: jax.Array) -> jax.Array:
