@@ -30,7 +30,8 @@ def get_config(data: str = "") -> ConfigDict:
     if data:
         config.data.dir = data
         folder = user_path(data)
-        config.data.name = "voc_xml" if (folder / voc.ANNOTATIONS).is_dir() else "coco_json"
+        if folder.is_dir() and not (folder / voc.ANNOTATIONS).is_dir():
+            config.data.name = "coco_json"
         examples, own_validation = count_training(config.data)
         own_data.scale_to(config, examples, own_validation=own_validation, largest_batch=4, fewest_steps=1000)
         config.data.image_shape = own_data.image_shape(folder, longest=320, unit=16)

@@ -175,6 +175,7 @@ def _draw_boxes(axes: "Axes", drawn: Drawn, class_names: Sequence[str], *, size:
     """Draw boxes on an image, the last beneath, with names unless there are too many."""
     from matplotlib.patches import Rectangle
 
+    margin = 0.04 * axes.get_ylim()[0]  # within which a name above a box would be cut off
     for (left, top, right, bottom), label, score in reversed(drawn):
         colour = mask_colours(label + 1)[-1] / 255
         corner = left - 0.5, top - 0.5  # pixels are centred on whole numbers
@@ -185,7 +186,7 @@ def _draw_boxes(axes: "Axes", drawn: Drawn, class_names: Sequence[str], *, size:
                 f"{truncate(class_names[label], 14)}{score}",
                 size=size,
                 color="white" if colour.mean() < 0.6 else INK,
-                va="bottom" if top > 0 else "top",
+                va="bottom" if top > margin else "top",
                 clip_on=True,
                 parse_math=False,
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
