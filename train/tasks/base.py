@@ -193,7 +193,11 @@ class Task(abc.ABC):
 
     def evaluate(self, model: nn.Module, variables: VariableDict, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         """Return sums over the examples that batch["mask"] counts, and arrays (batch, ...) that are kept for each example."""
-        return self.sums(self.outputs(model, variables, batch), batch), {}
+        return self.judge(self.outputs(model, variables, batch), batch)
+
+    def judge(self, outputs: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        """Return what `evaluate` does from the outputs of the model, or from what `Answer.outputs` makes of a result."""
+        return self.sums(outputs, batch), {}
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:
         """Return sums over the examples that batch["mask"] counts."""

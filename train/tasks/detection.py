@@ -14,6 +14,7 @@ from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, inputs, models, plots
+from dilax.boxes import batched_nms, clip_boxes
 from dilax.detection import Box, detector_of, is_detector
 from dilax.detection_metrics import DetectionScores, score_detections
 from dilax.inference import model_arguments
@@ -40,6 +41,7 @@ from train.tasks.base import (
     run_training,
     table_lines,
 )
+from train.tasks.portable import Answer
 
 SAMPLED, WORST = 240, 6  # test images that the report chooses from, and shows
 SHOWN_SCORE, OVERLAP = 0.5, 0.5  # from which score on boxes are shown, and from which overlap on one suppresses another
@@ -139,19 +141,30 @@ class Detection(Task):
 
     def evaluate(self, model: nn.Module, variables: VariableDict, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         """The loss, and the detections and the true boxes of every image."""
-        outputs, options = self.outputs(model, variables, batch), self.config.detection
-        exist = batch["box_mask"] & batch["mask"][:, None]
-        parts, matched = self._losses(model, outputs, batch, exist)
-        total = jnp.where(batch["mask"], sum(parts.values(), jnp.zeros(len(exist))), 0.0)
-        found = detector_of(model).detections(
-            outputs,
-            batch["image"].shape[1:3],
-            score_threshold=options.score_threshold,
-            iou_threshold=options.iou_threshold,
-            max_detections=options.max_detections,
-        )
-        truths = dict(zip(_TRUTHS, (batch["boxes"], batch["classes"], batch["box_mask"], batch["crowd"])))
-        return {"loss": total.sum(), "count": matched.sum()}, {**dict(zip(_FOUND, found)), **truths}
+        outputs, detector = self.outputs(model, variables, batch), detector_of(model)
+        parts, matched = self._losses(model, outputs, batch, batch["box_mask"] & batch["mask"][:, None])
+        total = jnp.where(batch["mask"], sum(parts.values(), jnp.zeros(len(matched))), 0.0)
+        found = detector.detections(outputs, batch["image"].shape[1:3], score_threshold=self._lowest, **self._limits)
+        return {"loss": total.sum(), "count": matched.sum()}, _kept(found, batch)
+
+    def judge(self, outputs: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        """The detections and the true boxes of every image, from candidates (batch, anchors, 4 + classes) as `answer` gives them."""
+        boxes, scores = outputs[..., :4], outputs[..., 4:]
+        classes = jnp.broadcast_to(jnp.arange(scores.shape[-1], dtype=jnp.int32), scores.shape)
+        boxes = jnp.repeat(boxes, scores.shape[-1], axis=1)
+        scores, classes = (each.reshape(len(scores), -1) for each in (jnp.where(scores > self._lowest, scores, -jnp.inf), classes))
+        limits = self._limits
+        chosen, mask = batched_nms(boxes, scores, classes, iou_threshold=limits["iou_threshold"], max_outputs=limits["max_detections"])
+        parts = (jnp.take_along_axis(boxes, chosen[..., None], 1), *(jnp.take_along_axis(each, chosen, 1) for each in (scores, classes)))
+        return {"loss": jnp.zeros(()), "count": jnp.zeros(())}, _kept(models.Detections(*parts, mask), batch)
+
+    @property
+    def _lowest(self) -> float:
+        return self.config.detection.score_threshold
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {name: self.config.detection[name] for name in ("iou_threshold", "max_detections")}
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """COCO's mean average precision, that at an intersection over union of 0.5, and the loss."""
@@ -195,6 +208,19 @@ class Detection(Task):
         listed = report_table("Files of the worst test images", ("file", "AP@.5"), zip(files, (f"{value:.3f}" for value in ranked)))
         return images.image_report(pictures, inference, pixels, [_class_table(scored, names), listed])
 
+    def answer(self, *, step: bool = False) -> Answer:
+        """Candidates (batch, anchors, 4 + classes): the box that each anchor predicts, in pixels, and its score for each class."""
+        fields = {name: value for name, value in self.config.model.to_dict().items() if name not in ("name", "changes")}
+        detector: Any = models.create(self.config.model.name, num_classes=len(self.spec.outputs), **fields)
+        size = self.spec.input_shape[:2]
+        anchors = np.concatenate([level.anchors for level in detector.levels(size)])
+
+        def candidates(outputs: Any, _: jax.Array) -> jax.Array:
+            boxes = clip_boxes(detector.decode(outputs["boxes"], jnp.asarray(anchors)[None]), size)
+            return jnp.concatenate([boxes, detector.scores(outputs)], -1)
+
+        return Answer("candidates", candidates, lambda found: found)
+
     @classmethod
     def add_prediction_flags(cls, parser: argparse.ArgumentParser) -> None:
         """The lowest score, and image files."""
@@ -215,15 +241,13 @@ class Detection(Task):
         if not 0 <= args.score < 1:
             raise UserError(f"--score={args.score:g} is not a score of detections; give a number from 0 to below 1.")
         files = output_files(args.inputs, ("_boxes.png", "_boxes.json"), args.out, replace=args.replace, rename=True)
-        names, options = self.spec.outputs, self.config.detection
+        names = self.spec.outputs
         pixels = [inputs.to_pixels(path, self.spec.input_shape[2]) for path in args.inputs]
         make_folder(args.out)
 
         def rows() -> Iterator[tuple[str, ...]]:
             for path, image, (picture, listed) in zip(args.inputs, pixels, files):
-                found = inference.detect(
-                    image, score_threshold=args.score, iou_threshold=options.iou_threshold, max_detections=options.max_detections
-                )
+                found = inference.detect(image, score_threshold=args.score, **self._limits)
                 write_text(listed, _to_json(path, image.shape, found))
                 boxes, labels = np.array([box for *_, box in found]).reshape(-1, 4), [names.index(name) for name, *_ in found]
                 scored = np.array([score for _, score, _ in found])
@@ -258,6 +282,12 @@ class Detection(Task):
         values = np.array([self._of_rows(scores, chosen[i : i + 1]).mean_ap(0.5) for i in range(len(chosen))])
         order = [i for i in np.argsort(values, kind="stable") if not np.isnan(values[i])][:WORST]
         return chosen[order], values[order].tolist()
+
+
+def _kept(found: models.Detections, batch: Batch) -> dict[str, jax.Array]:
+    """Return what evaluation keeps of each image."""
+    truths = (batch["boxes"], batch["classes"], batch["box_mask"], batch["crowd"])
+    return {**dict(zip(_FOUND, found)), **dict(zip(_TRUTHS, truths))}
 
 
 def _class_table(scored: DetectionScores, names: Sequence[str]) -> str:
