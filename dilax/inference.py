@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from dilax import arguments, generate, inputs, tagging, volumes
+from dilax import arguments, detection, generate, inputs, tagging, volumes
 from dilax.audio import mu_law_decode, mu_law_encode
 from dilax.errors import UserError, shown
 from dilax.files import read_bytes
@@ -83,6 +83,7 @@ class Inference:
         "classification"          an image                                [(class, probability), ...], the `top` most probable
         "segmentation"            an image; a volume, for a run on        uint8 (height, width) or (x, y, z), the class of each of its
                                   volumes                                 pixels
+        "detection"               an image                                [(class, score, box), ...], as `detect` returns them
         "sequence_classification" what the run was trained on: a sound,   [(class, probability), ...], the `top` most probable
                                   a text, a series (time, channels), or
                                   an image that is read pixel by pixel
@@ -115,6 +116,7 @@ class Inference:
         predictors: dict[str, tuple[Callable[..., Any], set[str]]] = {
             "classification": (self._predict_class, {"top"}),
             "segmentation": (self._predict_mask, set()),
+            "detection": (lambda one: self.detect(inputs.to_pixels(one, self.spec.input_shape[-1])), set()),
             "sequence_classification": (self._predict_class, {"top", "rate"}),
             "sequence_labelling": (self._predict_segments, set()),
             "sequence_prediction": (self._predict_rows, {"steps"}),
@@ -386,6 +388,26 @@ class Inference:
         words = tagging.words_of(text)
         found = tagging.spans(self.label([word.label for word in words])) if words else []
         return [Segment(words[one.start].start, words[one.end - 1].end, one.label) for one in found]
+
+    def detect(
+        self, image: np.ndarray, *, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
+    ) -> list[tuple[str, float, detection.Box]]:
+        """Return class, score and box (x_min, y_min, x_max, y_max) in pixels of the objects in an image, by falling score.
+
+        The image is uint8 (height, width, channels), of any size; see `dilax.models.Detector.detections` for the options.
+        """
+        self._check_task("detect", "detection")
+        options = dict(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections)
+        found = self._detect(self.variables, jnp.asarray(detection.fitted(image, self.spec))[None], tuple(options.items()))
+        return detection.objects_in(image.shape, found, self.spec)
+
+    @functools.cached_property
+    def _detect(self) -> Callable[..., Any]:
+        def run(variables: VariableDict, images: jax.Array, options: tuple[tuple[str, Any], ...]) -> Any:
+            outputs = dataclasses.replace(self, variables=variables).apply(images)
+            return detection.detector_of(self.model).detections(outputs, images.shape[1:3], **dict(options))
+
+        return jax.jit(run, static_argnums=2)
 
     def separate(self, mixture: np.ndarray) -> np.ndarray:
         """Separate a mixture (time,) into its sources (time, sources).

@@ -19,6 +19,7 @@ from dilax.files import check_file
 from dilax.sounds import check_samples, decode_sound, mixed_down, resample
 
 IMAGE_KINDS = "a PNG, JPEG or other image file"
+GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PIXELS_PER_BYTE = 8 * 1032  # of 1 bit each, compressed as far as zlib can
@@ -196,6 +197,19 @@ def scaled_size(shape: Sequence[int], size: int) -> tuple[int, int]:
     """Return (height, width), scaled so that the longer of them is `size`."""
     height, width = (max(1, round(n * size / max(shape))) for n in shape)
     return height, width
+
+
+def inner_size(shape: Sequence[int], height: int, width: int, *, stretch: bool = False) -> tuple[int, int]:
+    """Return (height, width), scaled to the largest size that lies inside of another, or with `stretch` to that very size."""
+    scale = min(height / shape[0], width / shape[1])
+    return (height, width) if stretch else (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+
+
+def fit_inside(image: np.ndarray, height: int, width: int, *, stretch: bool = False) -> np.ndarray:
+    """Scale an image, uint8 (old height, old width, channels), to its `inner_size`, and pad it below and on the right with grey."""
+    tall, wide = inner_size(image.shape, height, width, stretch=stretch)
+    resized = resize_pixels(image, tall, wide)
+    return np.pad(resized, ((0, height - tall), (0, width - wide), (0, 0)), constant_values=GREY)
 
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:

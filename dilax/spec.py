@@ -29,6 +29,7 @@ class DataSpec:
         class_weights: Weight of each class in the training loss; () weighs all classes alike.
         enlarged: How many times images are enlarged, by bicubic interpolation, before a model restores them.
         intensities: Of volumes, the two intensities that become black and white; () takes percentiles. See `dilax.volumes.to_levels`.
+        stretched: Whether images whose boxes are detected are scaled to `input_shape` whatever their aspect, instead of being padded.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DataSpec:
     class_weights: tuple[float, ...] = ()
     enlarged: int = 1
     intensities: tuple[float, ...] = ()
+    stretched: bool = False
 
     @property
     def is_volume(self) -> bool:

@@ -85,6 +85,26 @@ def write_masks(folder: pathlib.Path) -> str:
     return str(folder)
 
 
+def write_boxes(folder: pathlib.Path) -> str:
+    """Pascal VOC: bright and dark squares on grey."""
+    rng = random(5)
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(exist_ok=True)
+    for i in range(24):
+        image, objects = rng.integers(110, 140, (24, 40, 3), np.uint8), []
+        for column in range(0, 40, 20)[: 1 + i % 2]:
+            left, top, side = column + int(rng.integers(0, 6)), int(rng.integers(0, 10)), int(rng.integers(8, 14))
+            name, level = (("bright", 230), ("dark", 20))[rng.integers(2)]
+            image[top : top + side, left : left + side] = level
+            corners = "".join(
+                f"<{key}>{edge}</{key}>" for key, edge in (("xmin", left), ("ymin", top), ("xmax", left + side), ("ymax", top + side))
+            )
+            objects.append(f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>")
+        Image.fromarray(image).save(folder / "JPEGImages" / f"{i}.png")
+        (folder / "Annotations" / f"{i}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+    return str(folder)
+
+
 def write_series(folder: pathlib.Path) -> str:
     rng = random(2)
     for split in ("TRAIN", "TEST"):
@@ -203,6 +223,19 @@ CASES = {
         ("dilated_fcn", dict(features=(4, 6), strides=(1, 1), dilations=(1, 2), norm="group", dropout=0.0)),
         {"augment.flip": True, "augment.scale": 0.2, "augment.rotate": 10.0, "segmentation.loss": "cross_entropy+dice"},
         ("images/0.png", "images/1.png"),
+        2,
+        wrong=("nowhere.png", "{0} does not exist"),
+    ),
+    "boxes": Case(
+        "detection",
+        "voc_xml",
+        write_boxes,
+        (
+            "separable_detector",
+            dict(stem_features=6, stage_features=(8,), blocks=(1,), features=8, dilations=(1, 2), head_blocks=1, norm="group"),
+        ),
+        {"data.image_shape": (32, 40), "augment.flip": True, "augment.scale": 0.2, "detection.max_detections": 5},
+        ("JPEGImages/0.png", "JPEGImages/1.png"),
         2,
         wrong=("nowhere.png", "{0} does not exist"),
     ),

@@ -22,6 +22,7 @@ from dilax import (
     blocks,
     causal,
     context,
+    detection_metrics,
     functional,
     generate,
     geometry,
@@ -286,6 +287,20 @@ CASES = {
     ),
     "class_iou": Case(metrics.class_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
     "mean_iou": Case(metrics.mean_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
+    "score_detections": Case(
+        lambda **options: detection_metrics.score_detections(**options).precision,
+        {
+            **{"boxes": [[[0, 0, 2, 3]]], "scores": [[0.5]], "classes": [[1]], "mask": [[True]]},
+            **{"true_boxes": [[[0, 0, 2, 2]]], "true_classes": [[1]], "true_mask": [[True]], "crowd": [[False]]},
+            **{"num_classes": 2, "iou_thresholds": (0.5,), "max_detections": 3},
+        },
+        {
+            **dict.fromkeys(("boxes", "scores", "classes", "true_boxes", "true_classes"), "array"),
+            **dict.fromkeys(("mask", "true_mask", "crowd"), "bools"),
+            **{"num_classes": "positive", "iou_thresholds": "array", "max_detections": "positive"},
+        },
+        {"crowd": (None,)},
+    ),
     "sample_codes": Case(
         generate.sample_codes, {"key": KEY, "logits": real(2, 5), **VALID_DRAW}, {"logits": "floats", **DRAW}, {"top_k": (0,)}
     ),

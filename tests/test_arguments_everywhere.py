@@ -118,6 +118,7 @@ def test_scalars_of_other_libraries_and_lists_make_equal_modules(name):
 
 IMAGE, SERIES = RNG.normal(size=(6, 5, 3)).astype(np.float32), RNG.normal(size=(2, 9, 4)).astype(np.float32)
 MASK = RNG.integers(0, 2, (6, 5)).astype(np.uint8)
+BOX = np.array([[1.0, 0.0, 4.0, 5.0]])
 TCN = models.TCN(out_features=2, kernel_size=2, features=(3,))
 TCN_VARIABLES = jax.jit(lambda: TCN.init(KEY, SERIES[..., :2], train=False))()
 STATE = TCN.apply(TCN_VARIABLES, 2, method="init_stream")
@@ -169,6 +170,18 @@ CALLS: dict[str, dict[str, Any]] = {
     "masked": {"x": jnp.asarray(SERIES), "mask": jnp.ones((2, 9), bool)},
     "class_bars": {"values": [0.5, 0.2], "class_names": ("a", "b"), "label": "IoU"},
     "confusion_matrix": {"counts": np.eye(2), "class_names": ("a", "b")},
+    "detection_grid": {
+        "images": IMAGE[None],
+        "true_boxes": BOX[None],
+        "true_labels": [[1]],
+        "boxes": BOX[None],
+        "labels": [[0]],
+        "scores": [[0.5]],
+        "class_names": ("a", "b"),
+        "titles": ("x",),
+    },
+    "detection_overlay": {"image": IMAGE, "boxes": BOX, "labels": [1], "scores": [0.5], "class_names": ("a", "b")},
+    "precision_recall": {"precision": np.full((5, 2), 0.5), "class_names": ("a", "b"), "label": "at 0.5"},
     "dilation_stacks": {"kernel_size": 3, "stacks": ((1, 1), (1, 2))},
     "dilation_taps": {"kernel_size": 3, "dilations": (1, 2), "input_size": 11},
     "effective_receptive_fields": {"maps": {"a": np.abs(IMAGE[..., 0])}},

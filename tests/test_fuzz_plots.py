@@ -206,6 +206,39 @@ def test_segmentation_grid_and_comparison(case, title, without):
 
 
 @st.composite
+def boxed(draw: Any) -> tuple[Any, ...]:
+    """An image, boxes with classes and scores, and names of classes."""
+    height, width = draw(st.sampled_from([(3, 4), (1, 1), (1, 90), (90, 1), (0, 3)]))
+    names, n = draw(st.lists(words, max_size=4)), draw(st.sampled_from([0, 1, 3, 70]))
+    labels = draw(integers(n, most=len(names) - 1) | integers(n, most=9) | arrays(n)) if names else np.zeros(n, int)
+    return draw(arrays(height, width, draw(st.sampled_from([1, 3, 2])))), draw(arrays(n, 4, low=-3, high=9)), labels, draw(arrays(n)), names
+
+
+@fuzz(1, boxed(), words)
+def test_detection_overlay_and_grid(case, title):
+    image, boxes, labels, scores, names = case
+    figures = (
+        attempt("detection_overlay", image, boxes, labels, scores, names),
+        attempt("detection_grid", image[None], boxes[None], labels[None], boxes[None], labels[None], scores[None], names, [title]),
+    )
+    for figure in figures:
+        for axes in figure.axes if figure else ():
+            drawn = [box for box, label in zip(wide(boxes), labels) if 0 <= label < len(names)]
+            corners = [(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in axes.patches][::-1]
+            np.testing.assert_allclose(np.reshape(corners, (-1, 2)), np.reshape(drawn, (-1, 4))[:, :2], atol=1e-6)
+
+
+@fuzz(1, st.lists(words, max_size=5), st.data(), words)
+def test_precision_recall(names, data, label):
+    values = data.draw(arrays(None, len(names)))
+    figure = attempt("precision_recall", values, names, label=label)
+    if figure is not None:
+        means = wide(values).mean(0)
+        drawn = [np.asarray(line.get_ydata()).mean() for line in figure.axes[0].lines]
+        np.testing.assert_allclose(drawn, sorted(means[~np.isnan(means)], reverse=True))
+
+
+@st.composite
 def classified(draw: Any) -> tuple[Any, ...]:
     names = draw(st.lists(words, min_size=1, max_size=4))
     n = draw(st.sampled_from([1, 2, 5, 0]))

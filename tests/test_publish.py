@@ -39,7 +39,13 @@ RUNS = ("digits", *CASES)  # the first has running statistics
 SHOWN = ("images", "masks", "table", "text", "waves", "series", "codes", "rolls")
 HUB_TASKS = {
     **dict.fromkeys(("digits", "images", "pixels"), "image-classification"),
-    **{"masks": "image-segmentation", "sounds": "audio-classification", "texts": "text-classification", "mixtures": "audio-to-audio"},
+    **{
+        "masks": "image-segmentation",
+        "boxes": "object-detection",
+        "sounds": "audio-classification",
+        "texts": "text-classification",
+        "mixtures": "audio-to-audio",
+    },
     **{"table": "time-series-forecasting", "text": "text-generation"},
     **dict.fromkeys(("series", "rolls", "codes", "sums", "waves")),
 }

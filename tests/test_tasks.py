@@ -4,6 +4,7 @@ import argparse
 import csv
 import functools
 import io
+import json
 import pathlib
 import tempfile
 from typing import Any
@@ -72,8 +73,13 @@ def evaluation_of(name: str) -> Any:
     return jax.jit(opened(name)[2].steps.evaluate)
 
 
+def scores_of(name: str, batch: dict[str, Any], mask: np.ndarray) -> Scores:
+    sums, kept = jax.device_get(evaluation_of(name)(variables_of(name), {**batch, "mask": mask}))
+    return Scores(sums, {field: rows[mask] for field, rows in kept.items()})
+
+
 def sums_of(name: str, batch: dict[str, Any], mask: np.ndarray) -> dict[str, np.ndarray]:
-    return jax.device_get(evaluation_of(name)(variables_of(name), {**batch, "mask": mask})[0])
+    return scores_of(name, batch, mask).sums
 
 
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
@@ -184,11 +190,12 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(name):
 def test_metrics_of_two_halves_are_those_of_the_whole(name):
     _, splits, setup = opened(name)
     batch = batch_of(splits)
-    first, second = (sums_of(name, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
-    whole = sums_of(name, batch, np.ones(8, bool))
-    together = {field: np.asarray(first[field] + second[field]) for field in whole}
-    metrics = setup.task.metrics(Scores({field: np.asarray(value) for field, value in whole.items()}, {}))
-    assert setup.task.metrics(Scores(together, {})) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+    first, second = (scores_of(name, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
+    whole = scores_of(name, batch, np.ones(8, bool))
+    sums = {field: np.asarray(first.sums[field] + second.sums[field]) for field in whole.sums}
+    kept = {field: np.concatenate([first.kept[field], second.kept[field]]) for field in whole.kept}
+    metrics = setup.task.metrics(whole)
+    assert setup.task.metrics(Scores(sums, kept)) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert setup.task.best_by in metrics
 
 
@@ -210,7 +217,7 @@ def test_a_run_is_evaluated_reported_and_loaded(name):
     loaded, batch = dilax.load(workdir), gather(splits.test, np.arange(min(2, len(splits.test))))
     field = "image" if "image" in batch else "input"
     expected = run.inference.outputs(batch[field], length=batch.get("length"))
-    np.testing.assert_array_equal(loaded.outputs(batch[field], length=batch.get("length")), expected)
+    jax.tree.map(np.testing.assert_array_equal, loaded.outputs(batch[field], length=batch.get("length")), expected)
 
 
 def flags(name: str, workdir: pathlib.Path, *words: str) -> argparse.Namespace:
@@ -367,6 +374,11 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         assert label == cells[1] and probability == pytest.approx(float(cells[2]), abs=2e-4)
     elif name == "masks":
         np.testing.assert_array_equal(result, np.asarray(Image.open(cells[1].replace("_overlay", "_mask"))))
+    elif name == "boxes":
+        listed = json.loads(pathlib.Path(cells[1].replace(".png", ".json")).read_text())["objects"]
+        assert [label for label, *_ in result] == [one["class"] for one in listed]
+        for (_, value, box), one in zip(result, listed):
+            np.testing.assert_allclose([value, *box], [one["score"], *one["box"]], atol=0.01)
     elif name == "mixtures":
         np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
     elif name == "waves":

@@ -94,7 +94,8 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None, teach
     paths: list[str] = []
     with recorded(paths):
         outputs, shapes = jax.eval_shape(init_with_output, key)
-    _check_outputs(config, outputs, task)
+    if refusal := task.refusal(model, outputs):
+        raise UserError(f"config.model.name={config.model.name!r} {refusal}; choose another model, or another task.")
     optim.check_patterns(config.remat, paths, "remat", "module")
     tx = optim.make(config, shapes["params"], steps_per_epoch, total_steps)
     # Of weight 0 it changes nothing, and need not run.
@@ -107,16 +108,6 @@ def build(config: ConfigDict, spec: DataSpec, *, task: Task | None = None, teach
 def example_of(config: ConfigDict, spec: DataSpec) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of a batch of one model input."""
     return jax.ShapeDtypeStruct((1, *spec.input_shape), jnp.dtype(spec.dtype if spec.symbols else config.dtype))
-
-
-def _check_outputs(config: ConfigDict, outputs: Any, task: Task) -> None:
-    """Refuse a model of another task."""
-    shape, wanted = getattr(outputs, "shape", None), [(1, *one) for one in task.output_shapes()]
-    if shape not in wanted:
-        raise UserError(
-            f"config.model.name={config.model.name!r} gives outputs of shape {shape}, and config.task={config.task!r} needs "
-            f"{' or '.join(map(str, wanted))}; choose another model, or another task."
-        )
 
 
 def make_model(config: ConfigDict, spec: DataSpec) -> Any:

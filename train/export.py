@@ -68,11 +68,11 @@ class Test:
 def test(trained: Trained, whole: Portable, run: Run, source: Source, batch: int) -> Test:
     """Run a split through a loaded file and through JAX, `batch` examples at a time, and compare."""
     task = trained.setup.task
-    score = jax.jit(lambda outputs, records: (task.sums(outputs, records), task.kept(outputs, records)))
+    judge = jax.jit(task.judge)
     programs = {"jax": lambda *arrays: (np.asarray(compiled(*arrays)),), "file": run}
     compiled = jax.jit(whole.function)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in programs}
-    kept: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in programs}
+    kept: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in programs}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     differences, low, high = [], np.inf, -np.inf
     for records in eval_batches(source, batch, workers=trained.setup.config.data.workers):
@@ -81,21 +81,20 @@ def test(trained: Trained, whole: Portable, run: Run, source: Source, batch: int
             start = time.perf_counter()
             (results[name],) = program(*whole.arguments(records))
             seconds[name].append(time.perf_counter() - start)
-            sums, arrays = score(whole.outputs(results[name]), records)
+            sums, rows = judge(whole.outputs(results[name]), records)
             add_sums(totals[name], sums)
-            for field, rows in arrays.items():
-                kept[name].setdefault(field, []).append(np.asarray(rows)[records["mask"]])
+            kept[name].append({field: np.asarray(values)[records["mask"]] for field, values in rows.items()})
         mine, reference = (results[name][records["mask"]] for name in ("file", "jax"))
         is_class = reference.dtype.kind in "iu"
         differences.append((mine != reference).mean() if is_class else np.abs(mine - reference).max())
         low, high = min(low, reference.min()), max(high, reference.max())
-    scores = {
-        name: Scores(total, {field: np.concatenate(rows) for field, rows in kept[name].items()}) for name, total in totals.items()
+    metrics = {
+        name: task.metrics(Scores(total, {field: np.concatenate([rows[field] for rows in kept[name]]) for field in kept[name][0]}))
+        for name, total in totals.items()
     }
-    metrics = {name: task.metrics(score)[task.best_by] for name, score in scores.items()}
     difference = float(np.mean(differences) if is_class else max(differences) / (high - low or 1.0))
     times = {name: 1e3 * statistics.median(parts[1:] or parts) / batch for name, parts in seconds.items()}  # the first compiles
-    return Test(difference, metrics["file"], metrics["jax"], times["file"], times["jax"], len(source))
+    return Test(difference, metrics["file"][task.best_by], metrics["jax"][task.best_by], times["file"], times["jax"], len(source))
 
 
 def problem_of(trained: Trained, result: Test, dtype: str | None) -> str:

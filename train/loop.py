@@ -57,7 +57,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
             _open(held, config, workdir)
         splits = task_class(config.task).open(config)
         setup = build(config, splits.spec, teacher=open_teacher(config, splits.spec))
-        print(describe(setup), splits.describe(), f"folder: {workdir}", sep="\n", flush=True)
+        remarks = setup.task.remarks(setup.steps.model, splits)
+        print(describe(setup), splits.describe(), *remarks, f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
         for split in (splits.train, splits.validation, splits.test):
             if split is not None:

@@ -60,6 +60,18 @@ def image_side(folder: pathlib.Path, *, longer: bool, limits: tuple[int, int]) -
     return int(np.clip(np.median(sides), *limits)) if sides else limits[1]
 
 
+def image_shape(folder: pathlib.Path, *, longest: int, unit: int) -> tuple[int, int]:
+    """Return (height, width), multiples of `unit`, for the images of a folder: the median of their sizes, scaled to a longer side."""
+    files = list_files(folder, SUFFIXES)
+    sizes = []
+    for file in [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]:
+        with open_image(file) as image:
+            sizes.append((image.height, image.width))
+    height, width = np.median(sizes, 0) if sizes else (longest, longest)
+    scale = min(1.0, longest / max(height, width))
+    return tuple(int(max(2, round(side * scale / unit))) * unit for side in (height, width))
+
+
 def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
     """Return the values of masks that are not numbered 0, 1, 2, ..., such as (0, 255) of black and white ones, or () if they are.
 

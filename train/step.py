@@ -154,8 +154,9 @@ class Steps:
             grads, total = (gradient, sums) if grads is None else jax.tree.map(jnp.add, (grads, total), (gradient, sums))
         grads, total = self.devices.sum((grads, total))
         collections, seen = self.devices.mean((collections, seen))
-        # The gradients are of sums over fixed numbers of examples: here they are divided, once, by what the task counts.
-        scale = (size // parts) / jnp.maximum(total["count"], 1e-12)
+        # The gradients are of sums over fixed numbers of examples: here they are divided, once, by what the task counts. Where there is
+        # nothing to count, as in a batch without any object, they are divided by 1.
+        scale = (size // parts) / jnp.maximum(total["count"], 1.0)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         after = self._updated(state, grads, collections, seen)
         # A step may overflow though its loss did not.

@@ -139,7 +139,7 @@ def add_step(sums: dict[str, float], values: dict[str, Any]) -> dict[str, float]
 def means(sums: dict[str, float]) -> dict[str, float]:
     """Return what a line of metrics says of the steps that were added up: means over their examples."""
     names = [name for name in sums if name not in ("count", "steps", "gradient_norm", "parameter_norm")]
-    over_examples = {f"train/{name}": sums[name] / sums["count"] for name in names}
+    over_examples = {f"train/{name}": sums[name] / max(sums["count"], 1.0) for name in names}
     return {**over_examples, "train/gradient_norm": sums["gradient_norm"] / sums["steps"]}
 
 

@@ -12,8 +12,10 @@ from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
+from dilax.models.detector import Detections, Detector
 from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
+from dilax.models.fcos import FCOS
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.highres3dnet import HighRes3DNet
@@ -23,12 +25,16 @@ from dilax.models.meshnet import MeshNet
 from dilax.models.mobilenet import MobileNetV2
 from dilax.models.ms_tcn import MSTCN
 from dilax.models.resnet import ResNet
+from dilax.models.retinanet import RetinaNet
 from dilax.models.segmenter import Segmenter
+from dilax.models.separable_detector import SeparableDetector
 from dilax.models.separable_tcn import SeparableTCN
 from dilax.models.tcn import TCN
+from dilax.models.trident import TridentDetector
 from dilax.models.unet import UNet, UNetEncoder
 from dilax.models.wavenet import WaveNet
 from dilax.models.xception import Xception
+from dilax.models.yolof import YOLOF
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "bytenet": ByteNet,
@@ -57,6 +63,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
     "separable_ircnn": functools.partial(IRCNN, separable=True),
+    "separable_detector": SeparableDetector,
     "separable_tcn": SeparableTCN,
     "tcn": TCN,
     "wavenet": WaveNet,
@@ -76,23 +83,34 @@ MODELS |= {
     **{f"{name}_segmenter": functools.partial(Segmenter, backbone=MODELS[name], dropout=0.0) for name in DRNS},
     "fcn_resnet50": FCN,
     "fcn_resnet101": functools.partial(FCN, backbone=MODELS["resnet101"]),
+    "fcos_resnet18_fpn": functools.partial(FCOS, backbone=MODELS["resnet18"]),
+    "fcos_resnet50_fpn": FCOS,
     "lraspp_mobilenet_v2": functools.partial(LRASPP, backbone=MobileNetV2),
+    "retinanet_resnet18_fpn": functools.partial(RetinaNet, backbone=MODELS["resnet18"]),
+    "retinanet_resnet50_fpn": RetinaNet,
+    "trident_resnet50": TridentDetector,
     "unet_dilated": UNet,
+    "yolof_resnet18": functools.partial(YOLOF, backbone=MODELS["resnet18"]),
+    "yolof_resnet50": YOLOF,
 }
 
 __all__ = [
     "DRN",
     "FCN",
+    "FCOS",
     "IDCNN",
     "IRCNN",
     "LRASPP",
     "MODELS",
     "MSTCN",
     "TCN",
+    "YOLOF",
     "ByteNet",
     "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "Detections",
+    "Detector",
     "DilatedCNN",
     "DilatedFCN",
     "GatedDilatedCNN",
@@ -100,9 +118,12 @@ __all__ = [
     "MeshNet",
     "MobileNetV2",
     "ResNet",
+    "RetinaNet",
     "Segmenter",
     "SeparableCNN",
+    "SeparableDetector",
     "SeparableTCN",
+    "TridentDetector",
     "UNet",
     "UNetEncoder",
     "WaveNet",

@@ -5,7 +5,8 @@ convolutions after the strided one is multiplied by the stride instead. The stri
 stage, keeps the dilation of the previous stage. The map at output stride 32 is therefore a subsampling of those at 16 and 8.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -97,6 +98,16 @@ def output_stride_or(natural: int, output_stride: int | None, caller: str) -> in
     if not is_integer(output_stride) or output_stride not in OUTPUT_STRIDES:
         raise UserError(f"{caller}: output_stride={shown(output_stride)} is not supported; use one of {OUTPUT_STRIDES}.")
     return int(output_stride)
+
+
+def make_backbone(caller: str, backbone: Callable[..., nn.Module], **fields: Any) -> Any:
+    """Return a backbone named `backbone`, made by a class of backbones or a `functools.partial` of one."""
+    if not callable(backbone) or isinstance(backbone, nn.Module):
+        raise UserError(
+            f"{caller}: backbone={type(backbone).__name__}(...) is not a class; give a class such as "
+            "dilax.models.ResNet, or functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False)."
+        )
+    return backbone(name="backbone", **fields)
 
 
 def global_average(x: jax.Array) -> jax.Array:

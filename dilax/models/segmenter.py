@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from dilax.annotated import checked
 from dilax.blocks import NORMS, ConvNormAct, Dropout
-from dilax.errors import UserError
+from dilax.models.backbone import make_backbone
 from dilax.models.resnet import ResNet
 from dilax.modules import DilatedConv
 from dilax.resizing import resize
@@ -50,12 +50,8 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         """Create the backbone, which `features` and `__call__` share."""
-        if not callable(self.backbone) or isinstance(self.backbone, nn.Module):
-            raise UserError(
-                f"{type(self).__name__}: backbone={type(self.backbone).__name__}(...) is not a class; give a class such as "
-                "dilax.models.ResNet, or functools.partial(dilax.models.ResNet, blocks=(2, 2, 2, 2), bottleneck=False)."
-            )
-        self.encoder: Any = self.backbone(norm=self.norm, multi_grid=self.multi_grid, dtype=self.dtype, name="backbone")
+        fields: dict[str, Any] = dict(norm=self.norm, multi_grid=self.multi_grid, dtype=self.dtype)
+        self.encoder: Any = make_backbone(type(self).__name__, self.backbone, **fields)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, output_stride: int | None = None, image_mean: jax.Array | None = None) -> Any:

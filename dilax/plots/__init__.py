@@ -9,11 +9,13 @@ training.py      learning curves, classifiers, kernels and feature maps
 segmentation.py  masks
 restoration.py   images before and after
 volumes.py       slices of volumes with their masks
+detection.py     boxes
 sequences.py     series and waveforms
 layers.py        what the layers of a network cost
 """
 
 from dilax.plots.canvas import save
+from dilax.plots.detection import detection_grid, detection_overlay, precision_recall
 from dilax.plots.dilation import dilation_stacks, dilation_taps
 from dilax.plots.fields import effective_receptive_fields, receptive_field_overlay
 from dilax.plots.layers import layer_bars
@@ -26,6 +28,8 @@ from dilax.plots.volumes import volume_slices
 __all__ = [
     "class_bars",
     "confusion_matrix",
+    "detection_grid",
+    "detection_overlay",
     "dilation_stacks",
     "dilation_taps",
     "effective_receptive_fields",
@@ -34,6 +38,7 @@ __all__ = [
     "layer_bars",
     "learning_curves",
     "mask_colours",
+    "precision_recall",
     "prediction_grid",
     "receptive_field_overlay",
     "restoration_grid",

@@ -16,9 +16,9 @@ from train.data.source import Source
 from train.data.splits import PER_CLASS, Splits, check_classes, first_of_each, hold_out
 from train.keys import ON_BAD, OTHER, UNLIMITED, Key, Keys, Reads
 
-# The config keys that `open_labelled` reads, in addition to data.name, dir, validation, memory_mb and workers.
 LARGEST = 2**14  # side of images that are scaled, in pixels
-_SHARED_KEYS: Keys = {
+# The config keys of all image sets, in addition to data.name, dir, validation, memory_mb and workers.
+SHARED_KEYS: Keys = {
     "data.download": Key(True, "download and prepare a set of TFDS that is missing", may_change=True),
     "data.on_bad": ON_BAD,
     "data.mean": Key((), "mean of the colours, from 0 to 1, that is subtracted: one number, or one per channel; () is 0.5"),
@@ -26,15 +26,16 @@ _SHARED_KEYS: Keys = {
         (), "standard deviation of the colours, by which they are then divided; () is 0.5: colours are from -1 to 1 with both ()"
     ),
 }
+# Those that `open_labelled` reads.
 IMAGE_KEYS: Keys = {
-    **_SHARED_KEYS,
+    **SHARED_KEYS,
     "data.classes": Key((), "labels of the classes to keep, which are renumbered in this order; () keeps all", items=int),
     "data.per_class": Key(0, "training examples of each class to keep; 0 keeps all", (0, UNLIMITED)),
     "data.image_size": Key(0, "side that images are scaled and cropped to; 0 leaves them as they are", (0, LARGEST)),
 }
 # The same for `open_masked`.
 MASK_KEYS: Keys = {
-    **_SHARED_KEYS,
+    **SHARED_KEYS,
     "data.image_size": Key(0, "longer side that images and masks are scaled to, then padded to a square; 0 leaves them", (0, LARGEST)),
     "data.image_field": Key("", 'image feature of a set of TFDS ("" is "image"), or folder of the images or volumes ("" is "images")'),
     "data.mask_field": Key(

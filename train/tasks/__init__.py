@@ -2,6 +2,7 @@
 
 from train.tasks.base import Task
 from train.tasks.classification import Classification
+from train.tasks.detection import Detection
 from train.tasks.language_model import LanguageModel
 from train.tasks.restoration import Restoration
 from train.tasks.segmentation import Segmentation
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         Classification,
         Segmentation,
+        Detection,
         SequenceClassification,
         SequenceLabelling,
         SequencePrediction,

@@ -130,6 +130,21 @@ class Task(abc.ABC):
     def output_shapes(self) -> tuple[Shape, ...]:
         """Return the shapes of model outputs that fit the task, without the batch axis."""
 
+    def refusal(self, model: nn.Module, outputs: Any) -> str:
+        """Return why a model is not one for the task, in words that follow its name, or "" if it is.
+
+        Args:
+            model: The Flax module.
+            outputs: What it returns in evaluation, as shapes and dtypes, with a batch axis of 1.
+        """
+        shape, wanted = getattr(outputs, "shape", None), [(1, *one) for one in self.output_shapes()]
+        given = f"outputs of shape {shape}" if shape else "several outputs"
+        return "" if shape in wanted else f"gives {given}, and config.task={self.name!r} needs {' or '.join(map(str, wanted))}"
+
+    def remarks(self, model: nn.Module, splits: Splits) -> Sequence[str]:
+        """Return lines that a run prints before its first step."""
+        return ()
+
     @abc.abstractmethod
     def inputs(self, batch: Batch, model: nn.Module) -> Batch:
         """Return the arguments of the model by name, the first of them "x"; the batch may be augmented or not."""
@@ -189,7 +204,7 @@ class Task(abc.ABC):
         return self.judge(self.outputs(model, variables, batch), batch)
 
     def judge(self, outputs: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
-        """Return what `evaluate` returns, from the outputs of the model."""
+        """Return what `evaluate` returns, from the outputs of the model or from what `Answer.outputs` makes of a result."""
         return self.sums(outputs, batch), self.kept(outputs, batch)
 
     def sums(self, outputs: Any, batch: Batch) -> Sums:

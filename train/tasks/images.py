@@ -28,6 +28,13 @@ def check_colours(config: ConfigDict) -> None:
             )
 
 
+def check_crop(config: ConfigDict) -> None:
+    """Refuse an augment.crop that is not (height, width)."""
+    crop = config.augment.crop
+    if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
+        raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
+
+
 def check_channels(config: ConfigDict, channels: int) -> None:
     """Refuse data.mean and data.std that do not fit the channels of the images."""
     for key in ("mean", "std"):

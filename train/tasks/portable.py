@@ -28,7 +28,7 @@ class Answer:
     Attributes:
         name: Name of the result.
         of: Outputs of the model, and the number of valid steps (batch,) -> result.
-        outputs: Result -> outputs of the model as `Task.sums` takes them, or as good as these for the metric `best_by`.
+        outputs: Result -> outputs of the model as `Task.judge` takes them, or as good as these for the metric `best_by`.
         images: Batch of evaluation -> the images that a program is given; None gives those of the batch.
     """
 

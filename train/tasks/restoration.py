@@ -1,7 +1,6 @@
 """Restoration of degraded images: noise, lost resolution and JPEG artefacts, made from clean images while training."""
 
 import argparse
-import dataclasses
 import functools
 import math
 import pathlib
@@ -23,9 +22,9 @@ from train.data.augment import GEOMETRY_KEYS, augment, example_keys
 from train.data.image_windows import Cut, Picture, cut_images, seed_of, trimmed, window_side
 from train.data.readers.images import SUFFIXES
 from train.data.readers.photographs import open_photographs, packaged_photographs
-from train.data.source import Source, gather
+from train.data.source import gather
 from train.data.splits import Splits
-from train.keys import ON_BAD, POSITIVE, UNLIMITED, Key, Keys, Reads
+from train.keys import ON_BAD, UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,

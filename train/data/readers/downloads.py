@@ -25,7 +25,7 @@ from train.data.readers.archives import EXAMPLES
 _TIMEOUT_S = 10  # without a byte, after which a download fails
 _BLOCK = 1 << 20  # bytes read at once
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>(\d+|\*)\.(\d+|\*)\.(\d+|\*)))?")  # as TFDS writes it
-_BUILT_IN = ("cells", "digits", "digits8x8", "folder")
+_BUILT_IN = ("cells", "coco_json", "digits", "digits8x8", "folder", "shapes", "voc_xml")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,32 @@ def stem_of(name: str, suffixes: Collection[str]) -> str:
     return name[: len(name) - len(longest)]
 
 
+def by_stem(folder: pathlib.Path, suffixes: Collection[str], partner: str, *, kind: str = "images", hint: str) -> dict[str, pathlib.Path]:
+    """Return {path relative to a folder without suffix: file} of the files of `list_files`.
+
+    Args:
+        folder: The folder.
+        suffixes: Suffixes of the files, in lower case.
+        partner: What is found by that name for each file, such as "mask", for the error.
+        kind: What the files are.
+        hint: What to do if there is no such folder.
+
+    Raises:
+        UserError: if there is no such folder, it holds no such file, or two files differ in their suffix alone.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; {hint}.")
+    files: dict[str, pathlib.Path] = {}
+    for path in list_files(folder, suffixes):
+        stem = stem_of(str(path.relative_to(folder)), suffixes)
+        if stem in files:
+            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their {partner} is ambiguous; rename one.")
+        files[stem] = path
+    if not files:
+        raise UserError(f"{folder} holds no {kind} ({', '.join(sorted(suffixes))}); add some.")
+    return files
+
+
 def _refuse_folder(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or remove it.") from error
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from dilax.inputs import name_of, nearest, open_image, resize_pixels, scaled_size, upright_image
+from dilax.inputs import GREY, name_of, nearest, open_image, resize_pixels, scaled_size, upright_image
 from train.data.source import Record, Source, read
 
-GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
 _VALUES = 256
 _CHUNK = 64  # records read at once
 

@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from train.data.readers.files import list_files, stem_of
-from train.data.readers.text import read_text
+from train.data.readers.files import by_stem
+from train.data.readers.lists import read_lists
 from train.data.splits import divided, fixed_test, origin_of
 
 Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
@@ -69,41 +70,17 @@ def _pairs(directory: pathlib.Path, layout: Layout) -> Pairs:
 
 def _listed_pairs(directory: pathlib.Path, lists: pathlib.Path, layout: Layout) -> tuple[dict[str, Pairs], str]:
     """Return the pairs that the files train.txt, validation.txt and test.txt name, and the origin."""
-    files = divided(lists, suffix=".txt", validation=layout.validation)
-    if not files:
-        raise UserError(
-            f"data.lists: there is no {lists / 'train.txt'}; give the folder, below data.dir, that holds train.txt and validation.txt."
-        )
-    names, singular = layout.names, layout.what.removesuffix("s")
-    images, masks = (_by_stem(directory / name, layout) for name in names)
-    pairs: dict[str, Pairs] = {}
-    listed: dict[str, pathlib.Path] = {}
-    for split, file in files.items():
-        stems = [stem_of(str(pathlib.PurePath(name)), layout.suffixes) for line in read_text(file).splitlines() if (name := line.strip())]
-        if not stems:
-            raise UserError(f"{file} names no {singular}; add some, or remove the file.")
-        for stem in stems:
-            if stem not in images or stem not in masks:
-                folder = directory / names[stem in images]
-                raise UserError(f"{file} names {stem}, but {folder} does not hold it; add it, or correct the list.")
-            if stem in listed:
-                both = f"{file} names {stem} twice" if listed[stem] == file else f"{listed[stem]} and {file} both name {stem}"
-                raise UserError(f"{both}; remove one, so that no {singular} counts twice.")
-            listed[stem] = file
-        pairs[split] = tuple((images[stem], masks[stem]) for stem in stems)
-    return pairs, f"{directory}, lists {origin_of(lists, files)}"
+    images, masks = (_by_stem(directory / name, layout) for name in layout.names)
+
+    def lacks(stem: str) -> pathlib.Path | None:
+        return None if stem in images and stem in masks else directory / layout.names[stem in images]
+
+    options: Any = dict(validation=layout.validation, suffixes=layout.suffixes, what=layout.what.removesuffix("s"))
+    stems, origin = read_lists(lists, lacks, **options)
+    pairs = {split: tuple((images[stem], masks[stem]) for stem in part) for split, part in stems.items()}
+    return pairs, f"{directory}, lists {origin}"
 
 
 def _by_stem(folder: pathlib.Path, layout: Layout) -> dict[str, pathlib.Path]:
-    """Return {path relative to the folder without suffix: file}."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the two folders in config.data.image_field and config.data.mask_field.")
-    files: dict[str, pathlib.Path] = {}
-    for path in list_files(folder, layout.suffixes):
-        stem = stem_of(str(path.relative_to(folder)), layout.suffixes)
-        if stem in files:
-            raise UserError(f"{files[stem]} and {path} differ only in their suffix, so their mask is ambiguous; rename one.")
-        files[stem] = path
-    if not files:
-        raise UserError(f"{folder} holds no {layout.what} ({', '.join(sorted(layout.suffixes))}); add some.")
-    return files
+    hint = "name the two folders in config.data.image_field and config.data.mask_field"
+    return by_stem(folder, layout.suffixes, "mask", kind=layout.what, hint=hint)

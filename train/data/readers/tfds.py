@@ -1,12 +1,15 @@
-"""Any image set of TensorFlow Datasets (TFDS) with class labels or masks, read without TensorFlow."""
+"""Any image set of TensorFlow Datasets (TFDS) with class labels, masks or boxes, read without TensorFlow."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dilax.errors import UserError, did_you_mean
+from dilax.inputs import open_image
 from train.data.readers import downloads
+from train.data.readers.boxes import Marked, Objects
 from train.data.readers.images import decode
 from train.data.readers.masks import MaskReader, decode_mask
 from train.data.source import Lazy, Record
@@ -100,7 +103,62 @@ def open_tfds_masks(data: Any, ignored: int) -> tuple[dict[str, Lazy], tuple[str
     return found, class_names, _origin(builder, found, names)
 
 
-def _origin(builder: Any, found: dict[str, Lazy], names: dict[str, str]) -> str:
+def open_tfds_boxes(data: Any) -> tuple[dict[str, Marked], tuple[str, ...], str]:
+    """Return {split: images with their objects}, the class names and the origin of a set of images with boxes, such as "coco/2017".
+
+    The splits are as those of `open_tfds_masks`; a test split without any box is not one. All records are read once, but no image is
+    decoded.
+
+    Args:
+        data: The part `data` of a config.
+
+    Raises: UserError: if it is missing, has no boxes with labels, or is not in array_record files.
+    """
+    builder = _prepared(data.name, data.dir, data.download)
+    features: Any = builder.info.features
+    known: dict[str, Any] = dict(features)
+    objects = getattr(known.get("objects"), "feature", None)  # that of each object in a sequence
+    if not {"bbox", "label"} <= set(objects or ()):
+        raise UserError(f'data.name="{data.name}" needs the feature "objects" with "bbox" and "label"; it has {sorted(known)}.')
+    channels, class_names = _image_channels(data.name, features, ("image", "image")), tuple(objects["label"].names)
+    found, names = {}, split_names(builder.info.splits, data.name)
+    for split, own in names.items():
+        records = _records(builder, own, ("image",))
+        chunks = [range(start, min(start + _CHUNK, len(records))) for start in range(0, len(records), _CHUNK)]
+        marked = [
+            _objects(record, class_names, f"{data.name}/{own}[{i}]") for c in chunks for i, record in zip(c, records.__getitems__(list(c)))
+        ]
+        found[split] = Marked(marked, functools.partial(_read_images, records, channels), ())
+    if "test" in found and "validation" in found and not any(one.names for one in found["test"].objects):
+        del found["test"]
+    if "test" not in found and "validation" in found:
+        found["test"], names["test"] = found.pop("validation"), names["validation"]
+    if not {"train", "test"} <= found.keys():
+        raise UserError(
+            f'data.name="{data.name}" has the splits {sorted(builder.info.splits)}; training needs "train", and "test" or "validation".'
+        )
+    if not data.validation:
+        found.pop("validation", None)
+    return found, class_names, _origin(builder, found, names)
+
+
+def _objects(record: Any, class_names: tuple[str, ...], where: str) -> Objects:
+    """Return the objects of a record, whose boxes are (y_min, x_min, y_max, x_max) in sizes of the image."""
+    objects = record["objects"]
+    with open_image(record["image"]) as image:
+        height, width = image.height, image.width
+    boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]] * np.array([width, height, width, height], np.float32)
+    crowd = np.zeros(len(boxes), bool)
+    for name in ("is_crowd", "is_difficult"):
+        crowd |= np.asarray(objects.get(name, crowd), bool)
+    return Objects(where, (height, width), boxes, tuple(class_names[label] for label in np.asarray(objects["label"]).tolist()), crowd)
+
+
+def _read_images(records: Any, channels: int, indices: list[int]) -> list[np.ndarray]:
+    return [decode(record["image"], channels, 0) for record in records.__getitems__(indices)]
+
+
+def _origin(builder: Any, found: Mapping[str, object], names: dict[str, str]) -> str:
     """Return the folder of a set, and which of its splits is taken for which; `names` are its own."""
     return f"{builder.data_path} ({taken_parts({split: names[split] for split in found})})"
 
