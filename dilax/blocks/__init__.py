@@ -9,6 +9,7 @@ conv.py        activations, conv-norm-act, squeeze-excite, residual blocks
 
 from dilax.blocks.conv import (
     ACTIVATIONS,
+    GATES,
     BasicBlock,
     Bottleneck,
     ConvNormAct,
@@ -16,12 +17,14 @@ from dilax.blocks.conv import (
     SqueezeExcite,
     activation,
 )
-from dilax.blocks.norm import BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
+from dilax.blocks.norm import BATCH_EPSILON, BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
 from dilax.blocks.sequences import embed_sequence, masked
 
 __all__ = [
     "ACTIVATIONS",
+    "BATCH_EPSILON",
     "BATCH_MOMENTUM",
+    "GATES",
     "NORMS",
     "BasicBlock",
     "Bottleneck",

@@ -12,11 +12,14 @@ from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
+from dilax.models.densenet import DenseNet
 from dilax.models.drn import DRN
+from dilax.models.efficientnet import EfficientNet
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fully_convolutional import DilatedFCN
 from dilax.models.gated_dilated_cnn import GatedDilatedCNN
 from dilax.models.mobilenet import MobileNetV2
+from dilax.models.mobilenet_v3 import MobileNetV3
 from dilax.models.resnet import ResNet
 from dilax.models.segmenter import Segmenter
 from dilax.models.separable_tcn import SeparableTCN
@@ -28,6 +31,7 @@ from dilax.models.xception import Xception
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "bytenet": ByteNet,
     "conv_tasnet": ConvTasNet,
+    "densenet121": DenseNet,
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
@@ -38,8 +42,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_38": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
     "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
+    "efficientnet_b0": EfficientNet,
     "gated_dilated_cnn": GatedDilatedCNN,
     "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_large": MobileNetV3,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
     "resnet50": ResNet,
@@ -47,6 +53,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "separable_cnn": SeparableCNN,
     "separable_cnn_single_layer": SeparableCNN.single_layer,
     "separable_tcn": SeparableTCN,
+    "seresnet50": functools.partial(ResNet, squeeze_excite=True),
     "tcn": TCN,
     "wavenet": WaveNet,
     "xception": Xception,
@@ -55,7 +62,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 DRNS = ("drn_c_26", "drn_c_42", "drn_d_22", "drn_d_38", "drn_d_54", "drn_d_105")
-BACKBONES = (*DRNS, "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception", "xception_slim")
+BACKBONES = (
+    *DRNS,
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "seresnet50",
+    "xception",
+    "xception_slim",
+)
 MODELS |= {
     "deeplabv3_resnet50": DeepLabV3,
     "deeplabv3_resnet101": functools.partial(DeepLabV3, backbone=MODELS["resnet101"]),
@@ -79,10 +99,13 @@ __all__ = [
     "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "DenseNet",
     "DilatedCNN",
     "DilatedFCN",
+    "EfficientNet",
     "GatedDilatedCNN",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "Segmenter",
     "SeparableCNN",
