@@ -18,7 +18,6 @@ from dilax.errors import UserError
 from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict
 
 
-
 def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
         arrays = dict(file)
