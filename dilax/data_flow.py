@@ -60,12 +60,14 @@ class Flow:
         others: Path of each normalisation that was called on something else -> what computes that.
         key: Equal for models that compute the same.
         raw: Paths of the layers whose outputs are also used without normalisation.
+        norms: Path of each normalisation that was called -> the module, unbound.
     """
 
     pairs: dict[str, set[str]]
     others: dict[str, str]
     key: int = 0
     raw: frozenset[str] = frozenset()
+    norms: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
 
 
 def trace(
@@ -96,6 +98,7 @@ def trace(
         UserError: if a normalisation uses the statistics of the batch in inference.
     """
     calls: list[Call] = []
+    norms: dict[str, nn.Module] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -105,7 +108,8 @@ def trace(
         number, path = len(calls), "/".join(module.path)
         if kwargs.get("train") and not train:
             raise UserError(f"fold_batch_norm: {path!r} is called with train=True in inference, too; pass it the `train` of the model.")
-        kwargs = {**kwargs, "train": False} if is_norm(module) else kwargs
+        if is_norm(module):
+            kwargs, norms[path] = {**kwargs, "train": False}, module.clone(parent=None)
         calls.append(Call(is_norm(module), path))
         for leaf_path, leaf in _leaves(module.variables):
             collection, _, name = leaf_path.partition("/")
@@ -121,6 +125,7 @@ def trace(
 
     closed = jax.make_jaxpr(run)(dict(variables), x)
     walk = _Walk(calls, changed)
+    walk.flow.norms = norms
     inputs = [Value(hash((leaf, walk.is_changed(leaf))), f"the variable {leaf!r}") for leaf, _ in _leaves(variables)]
     outputs = walk.run(closed.jaxpr, closed.consts, [*inputs, Value(hash("x"), "the input of the model")])
     walk.flow.key = hash(tuple(value.key for value in outputs))

@@ -86,11 +86,11 @@ def fold_batch_norm(
     shapes = _shapes(collections)
     x, created = _find_input(model, shapes) if x is None else (x, _init(model, x))
     _check_variables(created, shapes)
-    pairs = _find_pairs(model, created, x)
+    pairs, norms = _find_pairs(model, created, x)
     _check_stacked(pairs, shapes)
     params, stats = collections.pop("params"), collections.pop("batch_stats", {})
     # Jitted as a whole: layer by layer, dozens of small programs would be compiled.
-    folded = jax.jit(lambda params, stats: _fold(params, stats, pairs))(params, stats)
+    folded = jax.jit(lambda params, stats: _fold(params, stats, pairs, norms))(params, stats)
     without = model.clone(model=model.model.clone(norm="none")) if pruned else model.clone(norm="none")
     _check_folded(model, without, created, {"params": _shapes(folded)}, pairs, x)
     return without, {"params": folded, **collections}
@@ -183,17 +183,18 @@ def _norm_of(statistics: str) -> str:
     return module.removesuffix("BatchNorm_0").rstrip("/") or module
 
 
-def _find_pairs(model: nn.Module, shapes: Mapping[str, Any], x: Any) -> dict[str, str]:
-    """Return {path of a layer: path of its norm}."""
+def _find_pairs(model: nn.Module, shapes: Mapping[str, Any], x: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return {path of a layer: path of its norm}, and {path of a norm: the norm}."""
     flow = _trace(model, shapes, x)
-    pairs = _pairs_of(flow)
+    pairs, found = _pairs_of(flow), flow.norms
     norms = {_norm_of(path) for path in _flat(shapes, "batch_stats")}
     if norms - set(pairs.values()) and takes_train(model):
-        pairs |= _pairs_of(_trace(model, shapes, x, train=True))  # such as an auxiliary head, which runs in training only
+        flow = _trace(model, shapes, x, train=True)  # such as an auxiliary head, which runs in training only
+        pairs, found = pairs | _pairs_of(flow), found | flow.norms
     unused = [path for path in _flat(shapes, "batch_stats") if _norm_of(path) not in pairs.values()]
     if unused:
         raise UserError(f"{CALLER}: the statistics {unused[0]!r} do not belong to a Norm after a convolution; they cannot be folded.")
-    return pairs
+    return pairs, found
 
 
 def _check_stacked(pairs: Mapping[str, str], shapes: Mapping[str, Any]) -> None:
@@ -259,7 +260,7 @@ def _check_folded(model: nn.Module, without: nn.Module, before: Any, after: Any,
         )
 
 
-def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
+def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], pairs: Mapping[str, str], norms: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of the layers with their norms folded in, without those of the norms."""
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     flat_stats: dict[str, Any] = traverse_util.flatten_dict(dict(stats), sep="/")
@@ -267,7 +268,7 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], pairs: Mapping[st
     folded = {path: leaf for path, leaf in flat.items() if not any(path.startswith(f"{norm}/") for norm in scopes)}
     for layer, norm in pairs.items():
         inner = {path.removeprefix(f"{layer}/"): leaf for path, leaf in flat.items() if path.startswith(f"{layer}/")}
-        folded |= {f"{layer}/{name}": leaf for name, leaf in _fold_layer(inner, *scopes[norm]).items()}
+        folded |= {f"{layer}/{name}": leaf for name, leaf in _fold_layer(inner, norms[norm].epsilon, *scopes[norm]).items()}
     return traverse_util.unflatten_dict(folded, sep="/")
 
 
@@ -278,7 +279,7 @@ def _beneath(scope: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _fold_layer(params: Mapping[str, Any], norm: Any, stats: Any) -> dict[str, Any]:
+def _fold_layer(params: Mapping[str, Any], epsilon: float, norm: Any, stats: Any) -> dict[str, Any]:
     """Return the parameters of one layer with its norm folded in."""
     # The length of a kernel with weight normalisation is a parameter of its own.
     name = next(name for name in ("kernel_scale", "pointwise_kernel", "kernel") if name in params)
@@ -286,7 +287,7 @@ def _fold_layer(params: Mapping[str, Any], norm: Any, stats: Any) -> dict[str, A
     wide = wide_dtype(kernel.dtype)
     bias = params.get("bias", jnp.zeros(kernel.shape[-1:], kernel.dtype))
     norm, stats = jax.tree.map(lambda leaf: leaf.astype(wide), (norm, stats))
-    scale, shift = _scale_and_shift(norm, stats, jnp.zeros(kernel.shape[-1:], wide))
+    scale, shift = _scale_and_shift(epsilon, norm, stats, jnp.zeros(kernel.shape[-1:], wide))
     return {
         **params,
         name: jnp.asarray(kernel.astype(wide) * jnp.broadcast_to(scale, kernel.shape), kernel.dtype),
@@ -294,13 +295,13 @@ def _fold_layer(params: Mapping[str, Any], norm: Any, stats: Any) -> dict[str, A
     }
 
 
-def _scale_and_shift(params: Any, stats: Any, zeros: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the scale and shift per channel that `Norm` applies in inference, by running it, so that its own epsilon is used.
+def _scale_and_shift(epsilon: float, params: Any, stats: Any, zeros: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the scale and shift per channel that `Norm` applies in inference, by running it.
 
     The scale is its output for 1 with mean and bias set to 0: the difference of two outputs would lose digits to a large shift.
     """
     rows = zeros[None]
-    norm = Norm("batch")
+    norm = Norm("batch", epsilon=epsilon)
 
     def apply(x: jax.Array, params: Any, stats: Any) -> jax.Array:
         y: Any = norm.apply({"params": params, "batch_stats": stats}, x, train=False)

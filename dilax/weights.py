@@ -12,7 +12,7 @@ import numpy as np
 
 from dilax import arguments, models
 from dilax.errors import UserError, did_you_mean, shown
-from dilax.models import DRNS, deeplab, drn, fcn, resnet
+from dilax.models import DRNS, deeplab, densenet, drn, efficientnet, fcn, mobilenet_v3, resnet
 from dilax.state_dicts import Rules, convert, read_state_dict, target
 
 SOURCES: dict[str, dict[str, Rules]] = {
@@ -20,7 +20,11 @@ SOURCES: dict[str, dict[str, Rules]] = {
         **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), resnet.RULES),
         **dict.fromkeys(("fcn_resnet50", "fcn_resnet101"), fcn.RULES),
         **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet101"), deeplab.RULES),
+        "densenet121": densenet.RULES,
+        "efficientnet_b0": efficientnet.RULES,
+        "mobilenet_v3_large": mobilenet_v3.RULES,
     },
+    "timm": {"seresnet50": resnet.RULES},
     "drn": {
         **dict.fromkeys(DRNS, drn.RULES),
         **{f"{name}_segmenter": drn.C_SEGMENTER_RULES if "_c_" in name else drn.D_SEGMENTER_RULES for name in DRNS},

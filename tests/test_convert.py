@@ -17,15 +17,42 @@ from dilax import models, weights
 from dilax.errors import UserError
 from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict
 
-with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
-    ARRAYS: dict[str, Any] = dict(file)
-ABOUT = json.loads(str(ARRAYS["about"]))
+
+def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
+        arrays = dict(file)
+    return json.loads(str(arrays["about"])), arrays
+
+
+FIXTURES = {name: read(name) for name in ("networks", "backbones")}
+PUBLISHED = {source: shapes for about, _ in FIXTURES.values() for source, shapes in about["published"].items()}
+SMALL = [
+    pytest.param(case, arrays["x"], arrays[f"y{case['seed']}"], id=f"{case['kind']} at {case['output_stride']}")
+    for about, arrays in FIXTURES.values()
+    for case in about["small"]
+]
 WIDTHS = dict(blocks=(2, 1, 2, 2), stage_features=(4, 6, 8, 10))
 DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), stage_features=(4, 4, 6, 6, 8, 8, 8, 8))
 BACKBONE = dict(backbone=functools.partial(models.ResNet, **WIDTHS))
 FIELDS: dict[str, dict[str, Any]] = {
     "basic": WIDTHS,
     "bottleneck": WIDTHS,
+    "mobilenet_v3": dict(
+        kernel_sizes=(3, 3, 5, 5, 3, 5, 5),
+        inner_features=(8, 16, 24, 40, 32, 72, 40),
+        block_features=(8, 16, 16, 16, 24, 24, 24),
+        strides=(1, 2, 2, 1, 2, 2, 1),
+        squeeze_excite_blocks=(3, 4, 6, 7),
+        relu_blocks=4,
+        stem_features=8,
+        last_features=144,
+        head_features=16,
+    ),
+    "efficientnet": dict(
+        blocks=(1, 2, 1, 1, 1, 2, 1), stage_features=(8, 8, 16, 16, 24, 24, 32), stem_features=8, last_features=40, expansion=3
+    ),
+    "densenet": dict(blocks=(2, 1, 2, 2), growth_features=4, stem_features=8, expansion=2),
+    "seresnet": dict(blocks=(1, 1, 1, 2), stage_features=(64, 32, 32, 32)),
     "fcn": BACKBONE,
     "deeplabv3": BACKBONE,
     **{f"drn {kind}": DRN for kind in ("C", "D", "D wide")},
@@ -36,18 +63,18 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", ABOUT["small"], ids=lambda case: f"{case['kind']} at {case['output_stride']}")
-def test_outputs_equal_those_of_torch(case, tmp_path):
+@pytest.mark.parametrize(("case", "x", "expected"), SMALL)
+def test_outputs_equal_those_of_torch(case, x, expected, tmp_path):
     np.savez(tmp_path / "weights.npz", allow_pickle=False, **random_state(case["shapes"], case["seed"]))
     model, variables = dilax.load_weights(case["source"], tmp_path / "weights.npz", fields=FIELDS[case["kind"]])
     run = jax.jit(functools.partial(model.apply, train=False, output_stride=case["output_stride"]))
-    y, expected = np.asarray(run(variables, ARRAYS["x"])), ARRAYS[f"y{case['seed']}"]
+    y = np.asarray(run(variables, x))
     chex.assert_trees_all_close(y if y.ndim == 2 else y[:, 9:-8:7, 9:-8:7], expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("source", ABOUT["published"])
+@pytest.mark.parametrize("source", PUBLISHED)
 def test_published_state_dicts_fit(source):
-    shapes = ABOUT["published"][source]
+    shapes = PUBLISHED[source]
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     fields = weights.fields_of(source, state)
     assert fields == {"num_classes": 21 if "aux_classifier.4.bias" in shapes else 19 if "seg.bias" in shapes else 1000} | (
@@ -60,7 +87,7 @@ def test_published_state_dicts_fit(source):
 
 
 def test_every_source_has_a_published_state_dict():
-    assert {f"{library}:{name}" for library, known in weights.SOURCES.items() for name in known} == set(ABOUT["published"])
+    assert {f"{library}:{name}" for library, known in weights.SOURCES.items() for name in known} == set(PUBLISHED)
 
 
 STATE = {"a.weight": np.arange(6.0).reshape(2, 3), "a.bias": np.ones(2), "b.weight": np.ones(2), "b.num_batches_tracked": np.array(3)}
@@ -96,7 +123,7 @@ def test_rules_of_nested_modules():
 
 
 def test_weights_of_another_model_are_named(tmp_path):
-    shapes = ABOUT["published"]["torchvision:resnet18"]
+    shapes = PUBLISHED["torchvision:resnet18"]
     np.savez(tmp_path / "w.npz", allow_pickle=False, **random_state(shapes, 0))
     with pytest.raises(
         UserError, match=r"w\.npz holds the weights of torchvision:resnet18, not of drn:drn_d_22; give that source instead\.$"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from contract import KEY, random_input
 from jax.interpreters import partial_eval
-from test_backbones import DRN, MOBILENET, XCEPTION
+from test_backbones import DENSENET, DRN, EFFICIENTNET, MOBILENET, MOBILENET_V3, XCEPTION
 
 import dilax
 from dilax import models
@@ -40,7 +40,7 @@ def needs(fmt: str) -> None:
 
 
 RESNET = dict(stage_features=(4, 4, 6, 8), blocks=(1, 1, 1, 1))
-IMAGE, SEQUENCE, CODES = ("batch", 21, 24, 3), ("batch", 37, 3), ("batch", 21)
+IMAGE, LARGER, SEQUENCE, CODES = ("batch", 21, 24, 3), ("batch", 33, 30, 3), ("batch", 37, 3), ("batch", 21)
 TCN = dict(kernel_size=3, features=(4, 4))
 SMALL: dict[str, dict[str, Any]] = {  # by class
     "ByteNet": dict(vocabulary=6, features=8, dilations=(1, 2)),
@@ -49,8 +49,11 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "SeparableCNN": dict(stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
     "DilatedFCN": dict(features=(4, 4, 5), strides=(2, 1, 1), dilations=(1, 2, 4)),
     "DRN": DRN,
+    "DenseNet": DENSENET,
+    "EfficientNet": EFFICIENTNET,
     "GatedDilatedCNN": dict(features=4, dilations=(1, 2), vocabulary=6, embedding_features=4),
     "MobileNetV2": MOBILENET,
+    "MobileNetV3": MOBILENET_V3,
     "ResNet": RESNET,
     "SeparableTCN": dict(features=4, dilations=(1, 2)),
     "TCN": TCN,
@@ -113,7 +116,8 @@ def port_of(name: str) -> Port:
         return Port("x", CODES, "int32")
     if name == "conv_tasnet":
         return Port("x", ("batch", 37, 1), "float32")
-    return Port("x", SEQUENCE if name in ("tcn", "separable_tcn") else IMAGE, "float32")
+    image = LARGER if "densenet" in name else IMAGE
+    return Port("x", SEQUENCE if name in ("tcn", "separable_tcn") else image, "float32")
 
 
 def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int]) -> list[np.ndarray]:

@@ -27,6 +27,21 @@ DRN: dict[str, Any] = dict(stage_features=(4, 5, 4, 4, 6, 6, 5, 4), blocks=(1, 1
 MOBILENET: dict[str, Any] = dict(
     stage_features=(4, 6, 4, 4, 6, 6, 6), blocks=(1, 2, 2, 1, 1, 1, 1), stem_features=4, last_features=8, expansion=2
 )
+MOBILENET_V3: dict[str, Any] = dict(
+    kernel_sizes=(3, 3, 5, 3, 5),
+    inner_features=(4, 6, 8, 9, 10),
+    block_features=(4, 6, 6, 6, 6),
+    strides=(1, 2, 2, 2, 2),
+    squeeze_excite_blocks=(3, 5),
+    relu_blocks=3,
+    stem_features=4,
+    last_features=8,
+    head_features=6,
+)
+EFFICIENTNET: dict[str, Any] = dict(
+    stage_features=(4, 6, 4, 6, 6, 6, 6), blocks=(1, 2, 0, 0, 0, 0, 0), stem_features=4, last_features=8, expansion=2
+)
+DENSENET: dict[str, Any] = dict(blocks=(1, 2, 1, 1), growth_features=4, stem_features=6, expansion=2)
 CASES: dict[str, tuple[Any, jax.Array]] = {
     "dilated_cnn": (models.create("dilated_cnn", features=(6, 8), dilations=(1, (2, 1)), pools=(2, 1), hidden=(5,), dropout=0.2), IMAGE),
     "dilated_cnn_mnist": (models.create("dilated_cnn_mnist", norm="none"), random_input((2, 8, 8, 1))),
@@ -37,6 +52,9 @@ CASES: dict[str, tuple[Any, jax.Array]] = {
     "resnet50": (models.create("resnet50", stage_features=(4, 4, 3, 4), blocks=(1, 2, 1, 1), norm="frozen"), IMAGE),
     "drn_c_26": (models.create("drn_c_26", **DRN), IMAGE),
     "mobilenet_v2": (models.create("mobilenet_v2", **MOBILENET), IMAGE),
+    "mobilenet_v3_large": (models.create("mobilenet_v3_large", **MOBILENET_V3), IMAGE),
+    "efficientnet_b0": (models.create("efficientnet_b0", **EFFICIENTNET), IMAGE),
+    "densenet121": (models.create("densenet121", **DENSENET), random_input((2, 29, 31, 3))),
     "xception": (
         models.create("xception", stem_features=(4, 4), entry_features=(4, 5, 6), middle_blocks=1, exit_features=(6, 5, 7, 4, 6, 8)),
         IMAGE,

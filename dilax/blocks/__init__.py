@@ -10,6 +10,7 @@ conv.py        activations, conv-norm-act, squeeze-excite, residual blocks
 from dilax.blocks.conv import (
     ACTIVATIONS,
     DEGRIDDINGS,
+    GATES,
     BasicBlock,
     Bottleneck,
     ConvNormAct,
@@ -18,13 +19,15 @@ from dilax.blocks.conv import (
     activation,
     degridded_conv,
 )
-from dilax.blocks.norm import BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
+from dilax.blocks.norm import BATCH_EPSILON, BATCH_MOMENTUM, NORMS, Dropout, Norm, batch_axis
 from dilax.blocks.sequences import embed_sequence, masked
 
 __all__ = [
     "ACTIVATIONS",
+    "BATCH_EPSILON",
     "BATCH_MOMENTUM",
     "DEGRIDDINGS",
+    "GATES",
     "NORMS",
     "BasicBlock",
     "Bottleneck",

@@ -10,10 +10,11 @@ from jax.typing import DTypeLike
 
 from dilax import arguments
 from dilax.annotated import checked, settled
-from dilax.blocks.norm import NORMS, Norm
+from dilax.blocks.norm import BATCH_EPSILON, NORMS, Norm
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple, Padding, effective_kernel_size
 from dilax.modules import DilatedConv, SeparableConv
+from dilax.pooling import max_pool
 from dilax.smoothing import SMOOTHINGS, SmoothedConv
 from dilax.spacings import DCLSConv, grid_positions
 
@@ -22,11 +23,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu6": nn.relu6,
     "gelu": nn.gelu,
     "silu": nn.silu,
+    "hard_silu": nn.hard_silu,
     "elu": nn.elu,
     "tanh": nn.tanh,
 }
 # What keeps a dilated convolution from gridding: nothing, smoothing before or after it, or positions that are learned.
 DEGRIDDINGS = ("none", *SMOOTHINGS, "learnable_spacings")
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {"sigmoid": nn.sigmoid, "hard_sigmoid": nn.hard_sigmoid}
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -72,6 +75,7 @@ class ConvNormAct(nn.Module):
         activation: A key of `ACTIVATIONS`, or "none".
         dtype: Dtype of the computation.
         degridding: One of `DEGRIDDINGS`; see `degridded_conv`. Separable convolutions have none.
+        epsilon: See `Norm`.
     """
 
     features: int
@@ -85,6 +89,7 @@ class ConvNormAct(nn.Module):
     activation: str = "relu"
     dtype: DTypeLike | None = None
     degridding: str = "none"
+    epsilon: float = BATCH_EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -100,29 +105,39 @@ class ConvNormAct(nn.Module):
             # One name for all, so that the parameters of a plain network fit one whose convolutions are smoothed.
             shared |= dict(groups=self.groups, name="DilatedConv_0")
             x = degridded_conv(self.features, self.kernel_size, self.degridding, **shared)(x)
-        x = Norm(self.norm, self.dtype)(x, train=train)
+        x = Norm(self.norm, self.dtype, self.epsilon)(x, train=train)
         return x if self.activation == "none" else activation(self.activation)(x)
 
 
-@checked()
+@checked(activation=ACTIVATIONS, gate=GATES)
 class SqueezeExcite(nn.Module):
     """Scale each channel by a gate that is computed from the spatial means of all channels (Hu et al. 2018, arXiv:1709.01507).
 
     Attributes:
         ratio: Reduction ratio: channels per hidden unit.
         dtype: Dtype of the computation.
+        hidden: Number of hidden units; None is one per `ratio` channels.
+        activation: A key of `ACTIVATIONS`, after the hidden units.
+        gate: "sigmoid" or "hard_sigmoid".
+        stride: Spacing of the samples that are averaged, along each axis. In a network in which strides of 2 are replaced by dilations, it
+            is the product of those strides: the gates are then those of the network with its strides.
     """
 
     ratio: int = 4
     dtype: DTypeLike | None = None
+    hidden: int | None = None
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (batch, *space, channels) to the same shape."""
-        space = tuple(range(1, x.ndim - 1))
-        gate = x.mean(space, keepdims=True)
-        gate = nn.relu(nn.Dense(max(1, x.shape[-1] // self.ratio), dtype=self.dtype)(gate))
-        return x * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype)(gate))
+        # Pooling subsamples, rather than a slice, because it stays on its device where an axis of space is split over several.
+        samples = x if self.stride == 1 else max_pool(x, 1, stride=self.stride)
+        y = samples.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+        y = activation(self.activation)(nn.Dense(self.hidden or max(1, x.shape[-1] // self.ratio), dtype=self.dtype)(y))
+        return x * GATES[self.gate](nn.Dense(x.shape[-1], dtype=self.dtype)(y))
 
 
 @checked(norm=NORMS, activation=ACTIVATIONS)
@@ -177,6 +192,7 @@ class BasicBlock(nn.Module):
         norm: One of `NORMS`; see `Norm`.
         activation: A key of `ACTIVATIONS`.
         dtype: Dtype of the computation.
+        excite: Makes the `SqueezeExcite` that ends the residual branch, such as the class itself; None for none.
     """
 
     features: int
@@ -187,6 +203,7 @@ class BasicBlock(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dtype: DTypeLike | None = None
+    excite: Callable[..., Any] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -197,6 +214,8 @@ class BasicBlock(nn.Module):
             x, train=train
         )
         y = ConvNormAct(self.features, (3, 3), dilation=second, activation="none", name="conv2", **shared)(y, train=train)
+        if self.excite is not None:
+            y = self.excite(dtype=self.dtype, name="excite")(y)
         if self.residual:
             if self.project:
                 x = ConvNormAct(self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
@@ -218,6 +237,7 @@ class Bottleneck(nn.Module):
         norm: One of `NORMS`; see `Norm`.
         activation: A key of `ACTIVATIONS`.
         dtype: Dtype of the computation.
+        excite: See `BasicBlock`.
     """
 
     features: int
@@ -227,6 +247,7 @@ class Bottleneck(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dtype: DTypeLike | None = None
+    excite: Callable[..., Any] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -236,6 +257,8 @@ class Bottleneck(nn.Module):
         y = ConvNormAct(self.features, (1, 1), name="conv1", **inner)(x, train=train)
         y = ConvNormAct(self.features, (3, 3), self.stride, dilation=self.dilation[0], name="conv2", **inner)(y, train=train)
         y = ConvNormAct(4 * self.features, (1, 1), activation="none", name="conv3", **shared)(y, train=train)
+        if self.excite is not None:
+            y = self.excite(dtype=self.dtype, name="excite")(y)
         if self.project:
             x = ConvNormAct(4 * self.features, (1, 1), self.stride, activation="none", name="shortcut", **shared)(x, train=train)
         return activation(self.activation)(x + y)

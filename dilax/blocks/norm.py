@@ -20,6 +20,7 @@ from dilax.precision import widened
 
 # Epsilon of the normalisation over a whole example, that of the authors of Conv-TasNet: encoded quiet sound has variances below 1e-6.
 GLOBAL_EPSILON = 1e-8
+BATCH_EPSILON = 1e-5  # that of Flax and PyTorch
 BATCH_MOMENTUM = 0.9  # share of the running statistics of batch normalisation that a step of training keeps
 NORMS = ("batch", "group", "layer", "global", "cumulative", "none", "frozen")
 _BATCH_AXIS: contextvars.ContextVar[str | None] = contextvars.ContextVar("dilax_batch_axis", default=None)
@@ -67,10 +68,12 @@ class Norm(nn.Module):
             - "none": no normalisation.
         dtype: Dtype of the result; statistics are always computed in float32, the variance as the mean squared distance from the mean, so
             that it is accurate far from zero.
+        epsilon: Added to the variance by "batch" and "frozen"; the other kinds have their own.
     """
 
     kind: str = "batch"
     dtype: DTypeLike | None = None
+    epsilon: float = BATCH_EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -89,7 +92,7 @@ class Norm(nn.Module):
 
     def _normalise(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
         if self.kind == "frozen":
-            return nn.BatchNorm(use_running_average=True)(x)
+            return nn.BatchNorm(use_running_average=True, epsilon=self.epsilon)(x)
         if self.kind == "batch":
             axis, values_per_channel = _BATCH_AXIS.get(), x.size // x.shape[-1]
             if train and values_per_channel == 1 and axis is None and not self.is_initializing():
@@ -98,8 +101,8 @@ class Norm(nn.Module):
                     "use a larger batch, or norm='group' or 'frozen'."
                 )
             norm = _BatchNorm if train else nn.BatchNorm
-            options: Any = dict(use_running_average=not train, momentum=BATCH_MOMENTUM, axis_name=axis, use_fast_variance=False)
-            return norm(name="BatchNorm_0", **options)(x, mask=mask)
+            options: Any = dict(momentum=BATCH_MOMENTUM, epsilon=self.epsilon, axis_name=axis, use_fast_variance=False)
+            return norm(use_running_average=not train, name="BatchNorm_0", **options)(x, mask=mask)
         if self.kind == "group":
             groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
             return nn.GroupNorm(num_groups=groups, use_fast_variance=False)(x, mask=mask)

@@ -12,8 +12,10 @@ from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
+from dilax.models.densenet import DenseNet
 from dilax.models.detector import Detections, Detector
 from dilax.models.drn import DRN
+from dilax.models.efficientnet import EfficientNet
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fcos import FCOS
 from dilax.models.fully_convolutional import DilatedFCN
@@ -23,6 +25,7 @@ from dilax.models.id_cnn import IDCNN
 from dilax.models.ircnn import IRCNN
 from dilax.models.meshnet import MeshNet
 from dilax.models.mobilenet import MobileNetV2
+from dilax.models.mobilenet_v3 import MobileNetV3
 from dilax.models.ms_tcn import MSTCN
 from dilax.models.resnet import ResNet
 from dilax.models.retinanet import RetinaNet
@@ -39,6 +42,7 @@ from dilax.models.yolof import YOLOF
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "bytenet": ByteNet,
     "conv_tasnet": ConvTasNet,
+    "densenet121": DenseNet,
     "dilated_cnn": DilatedCNN,
     "dilated_cnn_mnist": DilatedCNN.mnist,
     "dilated_cnn_rgb": DilatedCNN.rgb,
@@ -49,12 +53,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "drn_d_38": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1)),
     "drn_d_54": functools.partial(DRN, blocks=(1, 1, 3, 4, 6, 3, 1, 1), bottleneck=True),
     "drn_d_105": functools.partial(DRN, blocks=(1, 1, 3, 4, 23, 3, 1, 1), bottleneck=True),
+    "efficientnet_b0": EfficientNet,
     "gated_dilated_cnn": GatedDilatedCNN,
-    "ircnn": IRCNN,
     "highres3dnet": HighRes3DNet,
-    "meshnet": MeshNet,
     "id_cnn": IDCNN,
+    "ircnn": IRCNN,
+    "meshnet": MeshNet,
     "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_large": MobileNetV3,
     "ms_tcn": MSTCN,
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
@@ -65,6 +71,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "separable_ircnn": functools.partial(IRCNN, separable=True),
     "separable_detector": SeparableDetector,
     "separable_tcn": SeparableTCN,
+    "seresnet50": functools.partial(ResNet, squeeze_excite=True),
     "tcn": TCN,
     "wavenet": WaveNet,
     "xception": Xception,
@@ -73,7 +80,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 DRNS = ("drn_c_26", "drn_c_42", "drn_d_22", "drn_d_38", "drn_d_54", "drn_d_105")
-BACKBONES = (*DRNS, "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "xception", "xception_slim")
+BACKBONES = (
+    *DRNS,
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "seresnet50",
+    "xception",
+    "xception_slim",
+)
 MODELS |= {
     "deeplabv3_resnet50": DeepLabV3,
     "deeplabv3_resnet101": functools.partial(DeepLabV3, backbone=MODELS["resnet101"]),
@@ -109,14 +129,17 @@ __all__ = [
     "ConvTasNet",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "DenseNet",
     "Detections",
     "Detector",
     "DilatedCNN",
     "DilatedFCN",
+    "EfficientNet",
     "GatedDilatedCNN",
     "HighRes3DNet",
     "MeshNet",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "RetinaNet",
     "Segmenter",

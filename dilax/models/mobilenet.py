@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with the padding of torchvision, at any output stride with the same parameters."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 from jax.typing import DTypeLike
 
 from dilax.annotated import checked
-from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout
+from dilax.blocks import ACTIVATIONS, BATCH_EPSILON, NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.models.backbone import block_geometry, check_image, check_lengths, check_multi_grid, global_average, output_stride_or, stages
 
@@ -17,38 +18,47 @@ LAST = (2, 3, 5, 7)  # the last groups at strides 4, 8, 16 and 32
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to `expansion` times the channels, a depthwise 3x3 convolution, and a 1x1 convolution without activation.
+    """A 1x1 convolution to more channels, a depthwise convolution, and a 1x1 convolution without activation.
 
     Attributes:
         features: Output channels.
-        expansion: Ratio of the inner channels to those of the input; 1 omits the first convolution.
+        inner: Channels of the depthwise convolution.
+        expand: Whether there is the first convolution; otherwise the input has the inner channels.
+        kernel_size: Taps of the depthwise convolution along each axis.
         stride: Stride of the depthwise convolution.
         dilation: Dilation of the depthwise convolution.
         residual: Whether to add the input. This is explicit rather than inferred from the shapes, so that the network stays the same where
             a stride is replaced by a dilation.
+        excite: Makes the `dilax.blocks.SqueezeExcite` after the depthwise convolution; None for none.
         norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
+        epsilon: See `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
         dtype: Dtype of the computation.
     """
 
     features: int
-    expansion: int = 6
+    inner: int
+    expand: bool = True
+    kernel_size: int = 3
     stride: int = 1
     dilation: int = 1
     residual: bool = False
+    excite: Callable[..., Any] | None = None
     norm: str = "batch"
+    epsilon: float = BATCH_EPSILON
     activation: str = "relu6"
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map (batch, height, width, c_in) to (batch, height_out, width_out, features)."""
-        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, dtype=self.dtype)
-        inner: dict[str, Any] = dict(activation=self.activation, **shared)
-        y, wide = x, self.expansion * x.shape[-1]
-        if self.expansion != 1:
-            y = ConvNormAct(wide, (1, 1), name="expand", **inner)(y, train=train)
-        y = ConvNormAct(wide, (3, 3), self.stride, dilation=self.dilation, groups=wide, name="depthwise", **inner)(y, train=train)
+        shared: dict[str, Any] = dict(padding="TORCH", norm=self.norm, epsilon=self.epsilon, dtype=self.dtype)
+        act: dict[str, Any] = dict(activation=self.activation, **shared)
+        depthwise: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation, groups=self.inner, **act)
+        y = ConvNormAct(self.inner, (1, 1), name="expand", **act)(x, train=train) if self.expand else x
+        y = ConvNormAct(self.inner, (self.kernel_size,) * 2, name="depthwise", **depthwise)(y, train=train)
+        if self.excite is not None:
+            y = self.excite(dtype=self.dtype, name="excite")(y)
         y = ConvNormAct(self.features, (1, 1), activation="none", name="project", **shared)(y, train=train)
         return x + y if self.residual else y
 
@@ -91,7 +101,7 @@ class MobileNetV2(nn.Module):
 
     def setup(self) -> None:
         """Create the layers after the features."""
-        wide = _scaled(self.last_features, max(1.0, self.width_multiplier))
+        wide = scaled(self.last_features, max(1.0, self.width_multiplier))
         self.last = ConvNormAct(wide, (1, 1), norm=self.norm, activation=self.activation, dtype=self.dtype)
         self.drop = Dropout(self.dropout)
         self.head = nn.Dense(self.num_classes)
@@ -116,17 +126,27 @@ class MobileNetV2(nn.Module):
         self._check(x)
         plan = stages(STRIDES, 2, output_stride_or(32, output_stride, "MobileNetV2"))
         shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
-        x = ConvNormAct(_scaled(self.stem_features, self.width_multiplier), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
+        x = ConvNormAct(scaled(self.stem_features, self.width_multiplier), (3, 3), 2, "TORCH", name="stem", **shared)(x, train=train)
         maps, number, grid = [], 0, itertools.cycle(self.multi_grid)
         for group, (channels, blocks, stage) in enumerate(zip(self.stage_features, self.blocks, plan), start=1):
-            features, expansion = _scaled(channels, self.width_multiplier), 1 if group == 1 else self.expansion
+            features, expansion = scaled(channels, self.width_multiplier), 1 if group == 1 else self.expansion
             for index in range(blocks):
                 number += 1
                 stride, (dilation, _) = block_geometry(stage, index)
                 if group > LAST[-2]:
                     dilation *= next(grid)
                 residual = (index > 0 or STRIDES[group - 1] == 1) and x.shape[-1] == features
-                x = InvertedResidual(features, expansion, stride, dilation, residual, name=f"block{number}", **shared)(x, train=train)
+                block = InvertedResidual(
+                    features,
+                    expansion * x.shape[-1],
+                    expansion != 1,
+                    stride=stride,
+                    dilation=dilation,
+                    residual=residual,
+                    name=f"block{number}",
+                    **shared,
+                )
+                x = block(x, train=train)
             if group in LAST:
                 maps.append(x)
         return tuple(maps)
@@ -139,9 +159,12 @@ class MobileNetV2(nn.Module):
             raise UserError(f"MobileNetV2: width_multiplier={self.width_multiplier} must be positive; use 0.5, for instance.")
 
 
-def _scaled(channels: int, factor: float) -> int:
-    """Scale channels to the nearest multiple of 8 that is at most 10 % too small; a factor of 1 leaves them unchanged."""
-    if factor == 1:
-        return channels
-    rounded = max(8, int(channels * factor + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels * factor else rounded + 8
+def scaled(channels: int, factor: float) -> int:
+    """Scale channels to multiples of 8, see `rounded`; a factor of 1 leaves them unchanged."""
+    return channels if factor == 1 else rounded(channels * factor)
+
+
+def rounded(channels: float) -> int:
+    """Return the nearest multiple of 8, of at least 8, that is at most 10 % too small."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
