@@ -19,7 +19,7 @@ from flax.typing import VariableDict
 from dilax import arguments
 from dilax.arguments import takes_train
 from dilax.errors import UserError, reason
-from dilax.pruning import multiply_adds
+from dilax.pruning import multiply_adds_for
 from dilax.summary import Call, Layer, aligned, format_field, layers_of_calls, recorded_calls, variables_at, words_of
 
 TURN_S = 2e-3  # a turn of a shorter program consists of several calls
@@ -149,7 +149,7 @@ def profile(model: nn.Module, variables: Mapping[str, Any], x: jax.Array, *, rep
     if not x.size:
         raise UserError(f"profile: x of shape {x.shape} holds no example; give a batch of one or more.")
     try:
-        total, programs, rows = multiply_adds(model, variables, x), *_prepare(model, variables, x)
+        total, programs, rows = multiply_adds_for("profile", model, variables, x), *_prepare(model, variables, x)
     except jax.errors.UnexpectedTracerError:
         raise UserError(
             f"profile: {type(model).__name__} has layers inside a transformation of flax.linen, such as remat, which cannot be run alone; "
@@ -194,7 +194,7 @@ def _prepare(model: nn.Module, variables: VariableDict, x: jax.Array) -> tuple[l
     def run(variables: Any, x: jax.Array) -> Any:
         return model.apply(variables, x, **options)
 
-    found = layers_of_calls(model, x, variables=variables)
+    found = layers_of_calls("profile", model, x, variables=variables)
     inputs, calls = _inputs_of_layers(run, variables, x)
     programs, rows = [_compile(run, variables, x), _compile(lambda x: x + 1, jnp.zeros(()))], []
     for (layer, one), call, arrays in zip(found, calls, inputs, strict=True):
@@ -212,7 +212,7 @@ def _inputs_of_layers(run: Callable[..., Any], variables: Any, x: jax.Array) -> 
     found: list[Call] = []
 
     def inputs(variables: Any, x: jax.Array) -> list[dict[int, jax.Array]]:
-        with recorded_calls(variables) as calls:
+        with recorded_calls("profile", variables) as calls:
             run(variables, x)
         found[:] = calls
         return [_arrays(call) for call in calls]

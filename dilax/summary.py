@@ -62,7 +62,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def recorded_calls(variables: VariableDict) -> Iterator[list[Call]]:
+def recorded_calls(caller: str, variables: VariableDict) -> Iterator[list[Call]]:
     """Record the calls of the layers that have parameters of their own among `variables`, in the order in which they end.
 
     Raises:
@@ -75,7 +75,7 @@ def recorded_calls(variables: VariableDict) -> Iterator[list[Call]]:
         y = call(*args, **kwargs)
         own = own_parameters(variables, module.path) if context.method_name == "__call__" else {}
         if own:
-            _check_shapes(module, own)
+            _check_shapes(caller, module, own)
             calls.append(Call(module.unbind()[0], module.path, (args, kwargs), y, len(calls) > before))
         return y
 
@@ -83,12 +83,12 @@ def recorded_calls(variables: VariableDict) -> Iterator[list[Call]]:
         yield calls
 
 
-def _check_shapes(module: nn.Module, own: Mapping[str, Any]) -> None:
+def _check_shapes(caller: str, module: nn.Module, own: Mapping[str, Any]) -> None:
     """Refuse a layer that sees parts of its parameters alone."""
     seen = module.variables["params"]
     if any(name in seen and seen[name].shape != leaf.shape for name, leaf in own.items()):
         raise UserError(
-            f"the layer {'/'.join(module.path)!r} holds the parameters of several layers in one array, as flax.linen.scan and vmap make "
+            f"{caller}: the layer {'/'.join(module.path)!r} holds the parameters of several layers in one array, as flax.linen.scan and vmap make "
             "them, and cannot be looked at alone; make the layers one by one."
         )
 
@@ -121,13 +121,13 @@ def layers(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct, *, variables: 
     Raises:
         UserError: if the receptive field cannot be analysed, or layers are inside `flax.linen.scan` or `vmap`.
     """
-    return [layer for layer, _ in layers_of_calls(model, x, variables=variables)]
+    return [layer for layer, _ in layers_of_calls("layers", model, x, variables=variables)]
 
 
 def layers_of_calls(
-    model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct, *, variables: VariableDict | None = None
+    caller: str, model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct, *, variables: VariableDict | None = None
 ) -> list[tuple[Layer, Call]]:
-    """Return what `layers` does, with the calls, which hold shapes for one example."""
+    """Return what `layers` does for a caller that errors name, with the calls, which hold shapes for one example."""
     options: dict[str, Any] = {"train": False} if takes_train(model) else {}
     x = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     if variables is None:
@@ -139,7 +139,7 @@ def layers_of_calls(
 
     def outputs(given: jax.Array) -> list[jax.Array]:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        with recorded_calls(shapes) as calls:
+        with recorded_calls(caller, shapes) as calls:
             model.apply(zeros, given[..., 0].astype(x.dtype) if codes else given, **options)
         found[:] = [dataclasses.replace(call, arguments=_shapes(call.arguments), output=_shapes(call.output)) for call in calls]
         return [jax.tree.leaves(call.output)[0] for call in calls]
@@ -166,7 +166,7 @@ def summary(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct) -> str:
         head                           Dense          10             650            640  global
         total                                                        933         14,656
     """
-    table = layers(model, x)
+    table = [layer for layer, _ in layers_of_calls("summary", model, x)]
     parameters, multiply_adds = sum(layer.parameters for layer in table), sum(layer.multiply_adds for layer in table)
     head = ("layer", "kind", "output", "parameters", "multiply-adds", "receptive field")
     total = ("total", "", "", f"{parameters:,}", f"{multiply_adds:,}", "")

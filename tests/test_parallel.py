@@ -87,9 +87,9 @@ def initial(case: str) -> Any:
 
 
 @functools.cache
-def on_one_device(case: str, parts: int, steps: int) -> tuple[Any, list[Any]]:
+def on_one_device(case: str, parts: int, steps: int, quantise: str = "") -> tuple[Any, list[Any]]:
     """The state after steps of the pure function, without any placement, and the sums of each."""
-    setup = setup_of(case, **{"optim.accumulate": parts})
+    setup = setup_of(case, **{"optim.accumulate": parts, "quantise": quantise})
     state, step = setup.steps.init(initial(case)), jax.jit(setup.steps.train)
     found = []
     for batch in batches(case, steps):
@@ -127,6 +127,17 @@ def assert_same_training(got: tuple[Any, list[Any]], expected: tuple[Any, list[A
 def test_twenty_steps_equal_those_of_one_device(case, parts, mode):
     got = on_eight_devices(case, 20, **MODES[mode], **{"optim.accumulate": parts})
     assert_same_training(got, on_one_device(case, parts, 20))
+
+
+@pytest.mark.parametrize("mode", ["data", "all three", "pmap"])
+def test_training_for_int8_equals_that_of_one_device(mode):
+    """Each example is rounded by itself, so that how a batch is spread does not matter."""
+    steps = 4  # a number on the border between two levels is rounded to either, so that longer training may differ
+    plain, rounded = (on_one_device("digits", 1, steps, quantise) for quantise in ("", "int8"))
+    got = on_eight_devices("digits", steps, **MODES[mode], quantise="int8")
+    assert_same_training(got, rounded)
+    with pytest.raises(AssertionError):  # the rounding is seen
+        assert_same_training(got, plain)
 
 
 def test_the_cases_are_of_every_task():

@@ -187,12 +187,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another input": (
         lambda: dilax.profile(MODEL, variables_of(MODEL, X), X[..., :1]),
-        "multiply_adds: DilatedCNN does not run with these variables and this x",
+        "profile: DilatedCNN does not run with these variables and this x",
     ),
     "no layers": (lambda: dilax.profile(nn.Sequential([nn.relu]), {"params": {}}, X), "profile: Sequential has no layers with parameters;"),
     "a loop": (
         lambda: dilax.profile(Scan(), Scan().init(KEY, jnp.ones((2, 3))), jnp.ones((2, 3))),
-        "the layer 'inner' holds the parameters of several layers in one array, as flax.linen.scan and vmap make them, and cannot be looked",
+        "profile: the layer 'inner' holds the parameters of several layers in one array, as flax.linen.scan and vmap make them, and cannot be looked",
     ),
     "computed again": (
         lambda: dilax.profile(Remat(), Remat().init(KEY, jnp.ones((2, 3))), jnp.ones((2, 3))),

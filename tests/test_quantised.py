@@ -139,6 +139,19 @@ def test_kernels_have_a_scale_for_each_channel(name, fmt):
     np.testing.assert_allclose(actual, wanted, rtol=0, atol=0.03 * np.ptp(wanted))
 
 
+@pytest.mark.parametrize("fmt", QUANTISED)
+def test_products_that_are_no_layers_keep_their_meaning(fmt):
+    """In TFLite, a resize between corners is two products with a constant on the left."""
+    needs(fmt)
+    function = lambda x: dilax.resize(dilax.dilated_conv(x, KERNELS["dense"]), (25, 21), align_corners=True)  # noqa: E731
+    x = images((13, 11, 3), 100)
+    data = export(function, [Port("x", x.shape, "float32")], format=fmt, outputs=("y",))
+    small = quantise(data, format=fmt, dtype="int8", calibration=[x])
+    (actual,), wanted = load_exported(small, format=fmt)(x), np.asarray(function(x))
+    assert 0 < np.abs(actual - wanted).max() <= 0.03 * np.ptp(wanted)
+    assert kernel_dtypes(small, format=fmt) == {"int8": 3 if fmt == "tflite" else 1, "float32": 0}
+
+
 def stored_kernel(data: bytes, fmt: str) -> np.ndarray:
     """The one kernel of a program, (output channels, all else), as its integers and scales say."""
     if fmt == "onnx":

@@ -23,12 +23,23 @@ def int8(data: bytes, calibration: Sequence[Sequence[np.ndarray]]) -> bytes:
     if not (names := read_appended(data).get("inputs")):
         raise UserError("quantise: the data is not a program that dilax.export wrote; give one of that format.")
     quantizer = _quantizer(data, recipes.static_wi8_ai8())
+    quantizer.update_quantization_recipe(".*", "BATCH_MATMUL", op_config=_one_scale())
     for kind in _KEPT:
         quantizer.update_quantization_recipe(".*", kind, algorithm_key="no_quantize")
     batches = [dict(zip(names, batch, strict=True)) for batch in calibration]
     with _in_our_words():
         ranges = quantizer.calibrate({tflite.SIGNATURE: batches})
         return _with_names(quantizer.quantize(ranges).quantized_model, data)
+
+
+def _one_scale() -> Any:
+    """Return the config of products whose arrays have one scale each.
+
+    A constant on the left, as of a resize, would get a scale for each index that the product sums over; LiteRT applies the first to all.
+    """
+    types = required("ai_edge_quantizer.qtyping", "tflite")
+    activations, weights = (types.TensorQuantizationConfig(num_bits=8, symmetric=symmetric) for symmetric in (False, True))
+    return types.OpQuantizationConfig(activations, weights, types.ComputePrecision.INTEGER)
 
 
 def half(data: bytes) -> bytes:

@@ -10,6 +10,6 @@ removal.py      `prune` and `multiply_adds`
 
 from dilax.pruning.follow import multiply_adds_of
 from dilax.pruning.pruned import Pruned, unpruned
-from dilax.pruning.removal import multiply_adds, prune
+from dilax.pruning.removal import multiply_adds, multiply_adds_for, prune
 
-__all__ = ["Pruned", "multiply_adds", "multiply_adds_of", "prune", "unpruned"]
+__all__ = ["Pruned", "multiply_adds", "multiply_adds_for", "multiply_adds_of", "prune", "unpruned"]

@@ -118,10 +118,15 @@ def multiply_adds(model: nn.Module, variables: Mapping[str, Any], x: jax.Array |
         >>> multiply_adds(layer, layer.init(jax.random.key(0), x), x)  # 32 * 32 * 16 * 3 * 3 * 3
         442368
     """
-    arguments.module("multiply_adds", "model", model)
-    x, collections = arguments.image("multiply_adds", "x", x), _collections("multiply_adds", variables)
+    return multiply_adds_for("multiply_adds", model, variables, x)
+
+
+def multiply_adds_for(caller: str, model: nn.Module, variables: Mapping[str, Any], x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Return what `multiply_adds` does, with errors that name the function that the user called."""
+    arguments.module(caller, "model", model)
+    x, collections = arguments.image(caller, "x", x), _collections(caller, variables)
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    found = follow(model, collections, one, label(collections), caller="multiply_adds")
+    found = follow(model, collections, one, label(collections), caller=caller)
     return sum(product.multiply_adds for product in found.products)
 
 
