@@ -191,7 +191,7 @@ CASES = {
     ),
     "unknown activation": (
         model("dilated_cnn", activation="rulu"),
-        "DilatedCNN: activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
+        "DilatedCNN: activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'hard_silu', 'elu', 'tanh'). Did you mean \"relu\"?",
     ),
     "dropout of 1": (model("dilated_cnn", dropout=1.0), "DilatedCNN: dropout=1.0 is not a valid probability; use 0 <= dropout < 1."),
     "batch statistics of one value": (

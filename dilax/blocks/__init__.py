@@ -9,7 +9,6 @@ conv.py        activations, conv-norm-act, squeeze-excite, residual blocks
 
 from dilax.blocks.conv import (
     ACTIVATIONS,
-    GATES,
     BasicBlock,
     Bottleneck,
     ConvNormAct,
@@ -24,7 +23,6 @@ __all__ = [
     "ACTIVATIONS",
     "BATCH_EPSILON",
     "BATCH_MOMENTUM",
-    "GATES",
     "NORMS",
     "BasicBlock",
     "Bottleneck",
