@@ -3,17 +3,20 @@
 `python docs/generate_tables.py` writes that of the models into models.md and those of the config keys into configuration.md.
 """
 
+import functools
 import inspect
 import math
 import pathlib
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import dilax
 from dilax import weights
+from dilax.blocks import SqueezeExcite
 from dilax.receptive_fields import receptive_fields
 from dilax.summary import layers
 from train.config import KEYS
@@ -29,12 +32,15 @@ PAPERS = {
     "DRN": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
     "DeepLabV3": ("Chen et al. 2017", "1706.05587"),
     "DeepLabV3Plus": ("Chen et al. 2018", "1802.02611"),
+    "DenseNet": ("Huang et al. 2017", "1608.06993"),
     "DilatedCNN": ("none: small dilated layers", ""),
     "DilatedFCN": ("after Long et al. 2015", "1411.4038"),
+    "EfficientNet": ("Tan & Le 2019", "1905.11946"),
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
     "LRASPP": ("Howard et al. 2019", "1905.02244"),
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
+    "MobileNetV3": ("Howard et al. 2019", "1905.02244"),
     "ResNet": ("He et al. 2016", "1512.03385"),
     "Segmenter": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
     "SeparableCNN": ("none: small separable residual blocks", ""),
@@ -44,9 +50,10 @@ PAPERS = {
     "WaveNet": ("van den Oord et al. 2016", "1609.03499"),
     "Xception": ("Chen et al. 2018", "1802.02611"),
 }
+OTHER_PAPERS = {"seresnet50": ("Hu et al. 2018", "1709.01507")}  # models that differ from the class
 GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
-    "Backbones, which are classifiers too": ("DRN", "MobileNetV2", "ResNet", "Xception"),
+    "Backbones, which are classifiers too": ("DRN", "DenseNet", "EfficientNet", "MobileNetV2", "MobileNetV3", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "SeparableTCN", "TCN", "WaveNet"),
 }
@@ -85,7 +92,7 @@ def model_row(name: str) -> str:
 
 def paper(name: str) -> str:
     """Return the paper of a model, with a link."""
-    words, number = PAPERS[class_name(name)]
+    words, number = OTHER_PAPERS.get(name) or PAPERS[class_name(name)]
     return f"{words}, [arXiv:{number}](https://arxiv.org/abs/{number})" if number else words
 
 
@@ -113,13 +120,23 @@ def field(name: str) -> str:
     shape, _, fields = INPUTS.get(name, IMAGES)
     model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
-    output = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
+    gates: list[str] = []
+    with nn.intercept_methods(functools.partial(_ungated, gates)):
+        output, table = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], layers(model, x)
     if output and output[0].size is not None:  # a vector of logits has no axis of its own
         return f"{output[0].size:,}"
     if name == "conv_tasnet":
         return "all, by its normalisation"
-    bounded = max(layer.receptive_field[0].size or 0 for layer in layers(model, x))
-    return f"{bounded:,}, then pooled"
+    bounded = max(layer.receptive_field[0].size or 0 for layer in table)
+    return f"{bounded:,}{', all by its gates' * bool(gates)}, then pooled"
+
+
+def _ungated(gates: list[str], call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Leave out squeeze-and-excitation, and note its paths; an interceptor for `flax.linen.intercept_methods`."""
+    if isinstance(context.module, SqueezeExcite) and context.method_name == "__call__" and not context.module.is_initializing():
+        gates.append("/".join(context.module.path))
+        return args[0]
+    return call(*args, **kwargs)
 
 
 def strides(name: str) -> str:

@@ -15,7 +15,7 @@ from foreign import random_state
 import dilax
 from dilax import models, weights
 from dilax.errors import UserError
-from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict
+from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict, target
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,6 +84,15 @@ def test_published_state_dicts_fit(source):
     shapes = weights.shapes_of(models.create(name, **fields))
     variables = convert(state, weights.SOURCES[library][name], shapes)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), variables) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+
+
+def test_older_names_of_densenet_fit():
+    """Its published file has "norm.1" for "norm1"."""
+    shapes = PUBLISHED["torchvision:densenet121"]
+    names = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", name): name for name in shapes}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in names and len(names) == len(shapes)
+    rules = weights.SOURCES["torchvision"]["densenet121"]
+    assert [target(name, rules) for name in names] == [target(name, rules) for name in names.values()]
 
 
 def test_every_source_has_a_published_state_dict():

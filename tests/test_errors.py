@@ -191,7 +191,11 @@ CASES = {
     ),
     "unknown activation": (
         model("dilated_cnn", activation="rulu"),
-        "DilatedCNN: activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'elu', 'tanh'). Did you mean \"relu\"?",
+        "DilatedCNN: activation='rulu' is unknown; use one of ('relu', 'relu6', 'gelu', 'silu', 'hard_silu', 'elu', 'tanh'). Did you mean \"relu\"?",
+    ),
+    "unknown gate": (
+        lambda: blocks.SqueezeExcite(gate="soft").init(jax.random.key(0), jnp.ones((1, 4, 4, 4))),
+        "SqueezeExcite: gate='soft' is unknown; use one of ('sigmoid', 'hard_sigmoid').",
     ),
     "dropout of 1": (model("dilated_cnn", dropout=1.0), "DilatedCNN: dropout=1.0 is not a valid probability; use 0 <= dropout < 1."),
     "batch statistics of one value": (

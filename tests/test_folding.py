@@ -384,11 +384,17 @@ def nested(variables: Any, name: str) -> Any:
     return {collection: {name: tree} for collection, tree in variables.items()}
 
 
+DENSENET, IMAGE = models.DenseNet(blocks=(1, 0, 0, 0), growth_features=2, stem_features=16), random_input((1, 32, 32, 3))
 TRAINED = trained(CONV_NORM_ACT)
 ERRORS = {
     "no norm": (
         lambda: fold_batch_norm(blocks.SqueezeExcite(), {}),
         "fold_batch_norm: SqueezeExcite has no field `norm`; give a model or a block of dilax with norm='batch'.",
+    ),
+    "norms before convolutions": (
+        lambda: fold_batch_norm(DENSENET, trained(DENSENET, IMAGE), IMAGE),
+        "fold_batch_norm: 'block1_norm' normalises the output of the operation 'concatenate'; a norm can be folded only where it directly "
+        "follows a convolution or a linear layer, as in ConvNormAct.",
     ),
     "group": (
         lambda: fold_batch_norm(CONV_NORM_ACT.clone(norm="group"), TRAINED),

@@ -53,6 +53,16 @@ def test_it_is_accurate_at_every_scale(kind, masked):
             np.testing.assert_allclose((running["var"] - 0.9) * 10, variance, rtol=1e-2, atol=2e-6)
 
 
+@pytest.mark.parametrize(("kind", "train"), [("batch", True), ("batch", False), ("frozen", True)])
+def test_epsilon_is_added_to_the_variance(kind, train):
+    x, _ = data(0.5, 0.3)
+    norm = Norm(kind, epsilon=0.25)
+    y, _ = norm.apply(norm.init(KEY, x, train=False), x, train=train, mutable=["batch_stats"])
+    wide = np.asarray(x, np.float64)
+    mean, variance = (wide.mean((0, 1)), wide.var((0, 1))) if kind == "batch" and train else (0, 1)
+    np.testing.assert_allclose(y, (wide - mean) / np.sqrt(variance + 0.25), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_batch_over_devices_is_accurate_at_every_scale(masked):
     norm = Norm("batch")

@@ -39,7 +39,7 @@ COUNTS = {  # (model, aux_head): parameters with 21 classes
 DRNS = [name for name in BACKBONES if name.startswith("drn")]
 NAMES = sorted({*(name for name, _ in COUNTS), *(f"deeplabv3plus_{name}" for name in BACKBONES), *(f"{name}_segmenter" for name in DRNS)})
 # The others consist of the same parts, and take long to trace.
-TRACED = [f"deeplabv3plus_{name}" for name in ("drn_d_22", "mobilenet_v2", "resnet18", "xception_slim")]
+TRACED = [f"deeplabv3plus_{name}" for name in ("densenet121", "drn_d_22", "efficientnet_b0", "mobilenet_v2", "resnet18", "xception_slim")]
 
 
 class Tiny(nn.Module):

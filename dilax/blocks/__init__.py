@@ -10,7 +10,6 @@ conv.py        activations, conv-norm-act, squeeze-excite, residual blocks
 from dilax.blocks.conv import (
     ACTIVATIONS,
     DEGRIDDINGS,
-    GATES,
     BasicBlock,
     Bottleneck,
     ConvNormAct,
@@ -27,7 +26,6 @@ __all__ = [
     "BATCH_EPSILON",
     "BATCH_MOMENTUM",
     "DEGRIDDINGS",
-    "GATES",
     "NORMS",
     "BasicBlock",
     "Bottleneck",
