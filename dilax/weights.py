@@ -12,7 +12,7 @@ import numpy as np
 
 from dilax import arguments, models
 from dilax.errors import UserError, did_you_mean, shown
-from dilax.models import DRNS, deeplab, densenet, drn, efficientnet, fcn, mobilenet_v3, resnet
+from dilax.models import DRNS, deeplab, densenet, drn, efficientnet, fcn, fcos, mobilenet_v3, resnet, retinanet
 from dilax.state_dicts import Rules, convert, read_state_dict, target
 
 SOURCES: dict[str, dict[str, Rules]] = {
@@ -23,6 +23,8 @@ SOURCES: dict[str, dict[str, Rules]] = {
         "densenet121": densenet.RULES,
         "efficientnet_b0": efficientnet.RULES,
         "mobilenet_v3_large": mobilenet_v3.RULES,
+        "fcos_resnet50_fpn": fcos.RULES,
+        "retinanet_resnet50_fpn": retinanet.RULES,
     },
     "timm": {"seresnet50": resnet.RULES},
     "drn": {
@@ -77,6 +79,8 @@ def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         path = target(name, rules)
         if path in _LOGITS and name.endswith(".bias") and array.ndim == 1:
             fields["num_classes"] = int(array.shape[0])
+        elif path == "class_head/logits" and name.endswith(".bias"):
+            fields["num_classes"] = int(array.shape[0]) // (retinanet.ANCHORS if rules is retinanet.RULES else 1)
         elif path and path.startswith("aux_classifier/"):
             fields["aux_head"] = True
     return fields

@@ -25,7 +25,10 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 FIXTURES = {name: read(name) for name in ("networks", "backbones")}
-PUBLISHED = {source: shapes for about, _ in FIXTURES.values() for source, shapes in about["published"].items()}
+DETECTORS, _ = read("detectors")
+PUBLISHED = {
+    source: shapes for about in (*(about for about, _ in FIXTURES.values()), DETECTORS) for source, shapes in about["published"].items()
+}
 SMALL = [
     pytest.param(case, arrays["x"], arrays[f"y{case['seed']}"], id=f"{case['kind']} at {case['output_stride']}")
     for about, arrays in FIXTURES.values()
@@ -77,7 +80,8 @@ def test_published_state_dicts_fit(source):
     shapes = PUBLISHED[source]
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     fields = weights.fields_of(source, state)
-    assert fields == {"num_classes": 21 if "aux_classifier.4.bias" in shapes else 19 if "seg.bias" in shapes else 1000} | (
+    classes = {"aux_classifier.4.bias": 21, "seg.bias": 19, "head.classification_head.cls_logits.bias": 91}
+    assert fields == {"num_classes": next((number for name, number in classes.items() if name in shapes), 1000)} | (
         {"aux_head": True} if "aux_classifier.4.bias" in shapes else {}
     )
     library, _, name = source.partition(":")
