@@ -50,6 +50,8 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "DilatedFCN": dict(features=(4, 4, 5), strides=(2, 1, 1), dilations=(1, 2, 4)),
     "DRN": DRN,
     "GatedDilatedCNN": dict(features=4, dilations=(1, 2), vocabulary=6, embedding_features=4),
+    "IDCNN": dict(features=4, dilations=(1, 2), iterations=2, vocabulary=6, embedding_features=4),
+    "MSTCN": dict(stages=2, features=4, dilations=(1, 2)),
     "MobileNetV2": MOBILENET,
     "ResNet": RESNET,
     "SeparableTCN": dict(features=4, dilations=(1, 2)),
@@ -113,7 +115,7 @@ def port_of(name: str) -> Port:
         return Port("x", CODES, "int32")
     if name == "conv_tasnet":
         return Port("x", ("batch", 37, 1), "float32")
-    return Port("x", SEQUENCE if name in ("tcn", "separable_tcn") else IMAGE, "float32")
+    return Port("x", SEQUENCE if name in ("ms_tcn", "tcn", "separable_tcn") else IMAGE, "float32")
 
 
 def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int]) -> list[np.ndarray]:
