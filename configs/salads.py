@@ -22,8 +22,10 @@ def get_config(variant: str = "full") -> ConfigDict:
     layers = dict(causal=variant == "causal", dilations=(1,) * 7 if variant == "no_dilation" else tuple(2**i for i in range(7)))
     config.model = ConfigDict(model_config("ms_tcn", **layers))
     config.batch_size = 4
-    config.total_epochs = 50.0
-    config.optim.lr = 5e-4
+    config.total_epochs = 25.0
+    config.eval_every_epochs = 25.0
+    config.optim.lr = 2e-3
+    config.optim.ema_decay = 0.98
     if variant == "smoke":
         config.name = "salads_smoke"
         config.data.name = "actions"
@@ -32,4 +34,6 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.sequence.length = 64
         config.model.update(stages=2, features=16, dilations=(1, 2, 4, 8))
         config.total_epochs = 5.0
+        config.eval_every_epochs = 5.0
+        config.sequence.crop = 32
     return config

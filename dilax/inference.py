@@ -371,7 +371,7 @@ class Inference:
         return tiled(run, TILE, check=False)
 
     def label(self, values: np.ndarray | Sequence[str]) -> list[str]:
-        """Return the class of every step of features (time, channels), or the tag of every word of a list of words."""
+        """Return the class of every step of features (time, channels), or the tag of every word of a list."""
         self._check_task("label", "sequence_labelling")
         (longest, size), names, symbols = self.spec.input_shape, self.spec.outputs, self.spec.symbols
         if not symbols and (np.ndim(values) != 2 or np.shape(values)[1] != size or not len(values)):
@@ -386,7 +386,7 @@ class Inference:
     def spans(self, text: str) -> list[Segment]:
         """Return the spans that the tags of a text's words make, with where they begin and end in characters."""
         words = tagging.words_of(text)
-        found = tagging.spans(self.label([word.label for word in words])) if words else []
+        found = tagging.spans(self.label([word.label for word in words]))
         return [Segment(words[one.start].start, words[one.end - 1].end, one.label) for one in found]
 
     def detect(

@@ -150,9 +150,9 @@ def _parts(caller: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return for each tag 0 for O, 1 for B- and 2 for I-, and the number of its kind, -1 for O."""
     if isinstance(names, str) or not len(names) or names[0] != OUTSIDE:
         raise UserError(f'{caller}: names={shown(names)} do not begin with "O"; give the tags, that first.')
-    if wrong := [name for name in names[1:] if not isinstance(name, str) or name[:2] not in ("B-", "I-") or not name[2:]]:
+    if wrong := [name for name in names if name != OUTSIDE and not (isinstance(name, str) and name[:2] in ("B-", "I-") and name[2:])]:
         raise UserError(f'{caller}: names hold {shown(wrong[0])}; tags are "O", and "B-" and "I-" before the name of a kind.')
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(name[2:] for name in names[1:]))}
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(name[2:] for name in names if name != OUTSIDE))}
     return np.array([" BI".index(name[0]) if name != OUTSIDE else 0 for name in names]), np.array(
         [kinds.get(name[2:], -1) for name in names]
     )

@@ -38,7 +38,9 @@ PAPERS = {
     "EfficientNet": ("Tan & Le 2019", "1905.11946"),
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
+    "IDCNN": ("Strubell et al. 2017", "1702.02098"),
     "LRASPP": ("Howard et al. 2019", "1905.02244"),
+    "MSTCN": ("Farha & Gall 2019", "1903.01945"),
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
     "MobileNetV3": ("Howard et al. 2019", "1905.02244"),
     "ResNet": ("He et al. 2016", "1512.03385"),
@@ -55,7 +57,7 @@ GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
     "Backbones, which are classifiers too": ("DRN", "DenseNet", "EfficientNet", "MobileNetV2", "MobileNetV3", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
-    "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "SeparableTCN", "TCN", "WaveNet"),
+    "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "IDCNN", "MSTCN", "SeparableTCN", "TCN", "WaveNet"),
 }
 # What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
 IMAGES: tuple[tuple[int, ...], Any, dict[str, Any]] = ((1, 64, 64, 3), jnp.float32, {})
@@ -64,6 +66,8 @@ INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
     "conv_tasnet": ((1, 640, 1), jnp.float32, {}),
     "dilated_cnn_mnist": ((1, 28, 28, 1), jnp.float32, {}),
     "gated_dilated_cnn": ((1, 64, 2), jnp.float32, {}),
+    "id_cnn": ((1, 64, 2), jnp.float32, {}),
+    "ms_tcn": ((1, 64, 2), jnp.float32, {}),
     "separable_tcn": ((1, 64, 40), jnp.float32, {}),
     "tcn": ((1, 64, 2), jnp.float32, {}),
     "wavenet": ((1, 64), jnp.int32, {"outputs": "mixture"}),

@@ -22,6 +22,7 @@ from dilax import (
     blocks,
     causal,
     context,
+    crf,
     detection_metrics,
     functional,
     generate,
@@ -32,8 +33,10 @@ from dilax import (
     modules,
     pooling,
     resizing,
+    segments,
     smoothing,
     spacings,
+    tagging,
 )
 from dilax.errors import UserError, shown
 
@@ -109,6 +112,7 @@ VALID_LAYER = {"use_bias": True, "dtype": jnp.float32, "param_dtype": jnp.float3
 WAVENET = dilax.models.WaveNet(vocabulary=8, dilations=(1, 2), features=4)
 CODES = jnp.ones((2, 3), jnp.int32)
 VARIABLES = jax.jit(lambda: WAVENET.init(KEY, CODES, train=False))()
+TAGS, CHAIN = ("O", "B-x", "I-x"), real(2, 9, 4, 4)
 OUTPUTS, STATE = jax.jit(lambda: WAVENET.apply(VARIABLES, CODES, WAVENET.apply(VARIABLES, 2, method="init_stream"), method="stream"))()
 TCN = dilax.models.TCN(out_features=2, kernel_size=2, features=(3,))
 TCN_VARIABLES = jax.jit(lambda: TCN.init(KEY, X[..., :2], train=False))()
@@ -234,6 +238,59 @@ CASES = {
         losses.distillation_loss,
         {"logits": X, "teacher": X + 1, "temperature": 2.0, "mask": jnp.ones((2, 9), bool)},
         {"logits": "floats", "teacher": "floats", "temperature": "number", "mask": "bools"},
+    ),
+    "smoothing_loss": Case(
+        losses.smoothing_loss,
+        {"logits": X, "threshold": 4.0, "mask": jnp.ones((2, 9), bool)},
+        {"logits": "floats", "threshold": "number", "mask": "bools"},
+    ),
+    "segment_scores": Case(
+        segments.segment_scores,
+        {"found": CODES, "labels": CODES, "mask": jnp.ones((2, 3), bool), "overlaps": (0.5,), "ignored": 0},
+        {"found": "integers", "labels": "integers", "mask": "bools", "overlaps": "array", "ignored": "count"},
+        {"ignored": (-1, None)},
+    ),
+    "f1_score": Case(segments.f1_score, {"found": 2, "wrong": 1, "missed": 0}, dict.fromkeys(("found", "wrong", "missed"), "array")),
+    "segments": Case(segments.segments, {"labels": np.array([1, 2])}, {"labels": "array"}, {"labels": ("text",)}),
+    "chain_scores": Case(
+        crf.chain_scores,
+        {"emissions": X, "transitions": real(4, 4), "allowed": jnp.ones((4, 4), bool)},
+        {"emissions": "floats", "transitions": "floats", "allowed": "bools"},
+        {"allowed": (None,)},
+    ),
+    "forbid": Case(crf.forbid, {"scores": CHAIN, "allowed": jnp.ones((4, 4), bool)}, {"scores": "floats", "allowed": "bools"}),
+    "log_partition": Case(
+        crf.log_partition, {"scores": CHAIN, "mask": jnp.ones((2, 9), bool)}, {"scores": "floats", "mask": "bools"}, {"mask": (None,)}
+    ),
+    "log_likelihood": Case(
+        crf.log_likelihood,
+        {"scores": CHAIN, "labels": jnp.ones((2, 9), jnp.int32), "mask": jnp.ones((2, 9), bool)},
+        {"scores": "floats", "labels": "integers", "mask": "bools"},
+        {"mask": (None,)},
+    ),
+    "marginals": Case(
+        crf.marginals, {"scores": CHAIN, "mask": jnp.ones((2, 9), bool)}, {"scores": "floats", "mask": "bools"}, {"mask": (None,)}
+    ),
+    "best_path": Case(
+        crf.best_path, {"scores": CHAIN, "mask": jnp.ones((2, 9), bool)}, {"scores": "floats", "mask": "bools"}, {"mask": (None,)}
+    ),
+    "decode_tags": Case(
+        tagging.decode_tags,
+        {"outputs": X[..., :3], "mask": jnp.ones((2, 9), bool), "names": TAGS},
+        {"outputs": "floats", "mask": "bools", "names": "word"},
+        {"mask": (None,)},
+    ),
+    "span_scores": Case(
+        tagging.span_scores,
+        {"found": CODES, "labels": CODES, "mask": jnp.ones((2, 3), bool), "names": TAGS},
+        {"found": "integers", "labels": "integers", "mask": "bools", "names": "word"},
+    ),
+    "allowed_transitions": Case(tagging.allowed_transitions, {"names": TAGS}, {"names": "word"}),
+    "encode_words": Case(
+        tagging.encode_words,
+        {"words": ["ox"], "symbols": (tagging.UNKNOWN, "ox"), "characters": 4},
+        {"words": "word", "symbols": "word", "characters": "positive"},
+        {"words": (["lax"], ("lax",), ())},
     ),
     "dice_loss": Case(losses.dice_loss, VALID_PIXELS, PIXELS, NEGATIVE),
     "median_frequency_weights": Case(

@@ -218,6 +218,7 @@ PREDICT = {
     "classification": ("image files to classify", "--scales"),
     "segmentation": ("--scales", "--stream"),
     "sequence_classification": ("--stream", "--scales"),
+    "sequence_labelling": ("--stream", "--steps"),
     "language_model": ("--temperature", "--flip"),
     "separation": ("--stream", "--temperature"),
 }

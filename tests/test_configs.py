@@ -25,7 +25,9 @@ VARIANTS = {
     "blood_cells": ("full", "no_dilation", "smoke"),
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
+    "disease_names": ("full", "no_dilation", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
+    "salads": ("full", "causal", "no_dilation", "smoke"),
     "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
@@ -45,11 +47,14 @@ SHAPES = {
 }
 # Of sequences: shape of an input, outputs, symbols. Some windows are shorter here: only how long a step takes depends on it.
 SEQUENCES = {
+    "actions": ((40, 6), 5, 0),
     "adding": ((40, 2), 1, 0),
     "bible": ((40,), 66, 66),
     "copy_memory": ((40,), 10, 10),
     "csv": ((40, 3), 3, 0),
+    "conll": ((40, 18), 3, 20),
     "digits": ((784, 1), 10, 0),
+    "mat": ((40, 18), 18, 0),
     "piano": ((40, 88), 88, 0),
     "ucr:ACSF1": ((60, 1), 10, 0),
     "ucr:GunPoint": ((60, 1), 2, 0),
@@ -88,6 +93,10 @@ def sequence_batch(config: Any, shape: tuple[int, ...], outputs: int, symbols: i
         return {"input": x, "length": lengths, "label": RNG.integers(0, outputs, 2, np.int32)}
     if config.task == "separation":
         return {"input": x, "length": lengths, "label": RNG.normal(size=(2, shape[0], outputs)).astype(np.float32)}
+    if config.task == "sequence_labelling":
+        # Tags begin with O and go on with B-, then I-.
+        label = np.tile(np.arange(shape[0]) % outputs, (2, 1)).astype(np.int32)
+        return {"input": x, "length": lengths, "label": label, "counted": np.arange(shape[0])[None] < lengths[:, None]}
     shaped = (2, shape[0]) if symbols else (2, shape[0], outputs)
     label = RNG.integers(0, outputs, shaped, np.int32) if symbols else RNG.random(shaped).astype(np.float32)
     return {"input": x, "length": lengths, "label": label, "counted": np.arange(shape[0])[None] < lengths[:, None]}
@@ -108,6 +117,7 @@ def test_builds_and_steps(name, variant):
         batch = box_batch(shape, outputs) if config.task == "detection" else image_batch(config, shape, outputs)
     order = "" if shape != (784, 1) else "permuted" if config.sequence.permute else "rows"
     names, codes = (tuple(map(str, range(count))) for count in (outputs, symbols))
+    names = ("O", "B-x", "I-x") if config.data.name == "conll" else names
     setup = build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order))
     if variant != "smoke":  # which takes the same step on fewer or narrower layers, and compiles
         state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))

@@ -52,6 +52,8 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "DenseNet": DENSENET,
     "EfficientNet": EFFICIENTNET,
     "GatedDilatedCNN": dict(features=4, dilations=(1, 2), vocabulary=6, embedding_features=4),
+    "IDCNN": dict(features=4, dilations=(1, 2), iterations=2, vocabulary=6, embedding_features=4),
+    "MSTCN": dict(stages=2, features=4, dilations=(1, 2)),
     "MobileNetV2": MOBILENET,
     "MobileNetV3": MOBILENET_V3,
     "ResNet": RESNET,
@@ -117,7 +119,7 @@ def port_of(name: str) -> Port:
     if name == "conv_tasnet":
         return Port("x", ("batch", 37, 1), "float32")
     image = LARGER if "densenet" in name else IMAGE
-    return Port("x", SEQUENCE if name in ("tcn", "separable_tcn") else image, "float32")
+    return Port("x", SEQUENCE if name in ("ms_tcn", "tcn", "separable_tcn") else image, "float32")
 
 
 def random_inputs(ports: tuple[Port, ...], sizes: dict[str, int]) -> list[np.ndarray]:

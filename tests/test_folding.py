@@ -98,7 +98,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 
 def test_every_model_class_is_covered():
-    without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN}  # without batch normalisation
+    # Without batch normalisation.
+    without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN, models.MSTCN, models.IDCNN}
     refused = {models.DenseNet}  # whose normalisations come before the convolutions
     assert {type(models.create(name)) for name in models.names()} - without - refused <= {type(model) for model in CASES.values()}
 

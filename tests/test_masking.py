@@ -36,6 +36,9 @@ CASES: dict[str, tuple[Any, jax.Array, bool]] = {
         False,
     ),
     "gated_dilated_cnn of codes": (models.create("gated_dilated_cnn", dilations=(2,), pooling="both", vocabulary=7), CODES, False),
+    "ms_tcn": (models.create("ms_tcn", out_features=3, stages=2, features=4, dilations=(1, 4), dropout=0.2), X, True),
+    "id_cnn": (models.create("id_cnn", features=4, dilations=(1, 2), iterations=2, dropout=0.2), X, True),
+    "id_cnn of codes": (models.create("id_cnn", features=4, dilations=(2,), vocabulary=7, embedding_features=3), CODES, True),
     "separable_tcn, looking ahead": (
         models.create("separable_tcn", out_features=2, features=4, dilations=(1, 3), causal=False, dropout=0.2),
         X,

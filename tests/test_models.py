@@ -29,7 +29,7 @@ COUNTS = {  # (model, fields, input channels): parameters, counted by hand
 }
 
 
-SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # tested in other files
+SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "id_cnn", "ms_tcn", "separable_tcn", "tcn", "wavenet")  # tested in other files
 
 
 def test_every_model_is_tested():
@@ -148,6 +148,8 @@ def test_a_batch_split_over_devices_is_one_batch_inside_batch_axis(masks):
 OUTPUTS = {
     "bytenet": "vocabulary",
     "conv_tasnet": "sources",
+    "id_cnn": "out_features",
+    "ms_tcn": "out_features",
     "separable_tcn": "out_features",
     "tcn": "out_features",
     "wavenet": "vocabulary",
@@ -167,7 +169,7 @@ def test_the_field_of_the_outputs_sets_their_number():
         x = codes if symbols else jnp.zeros((1, 64, 1))
         y = jax.eval_shape(lambda name=name, fields=fields, x=x: models.create(name, **fields).init_with_output(KEY, x, train=False)[0])
         assert y.shape[-1] == 7
-    assert {name for name in models.names() if models.symbol_fields(name)} == {"bytenet", "gated_dilated_cnn", "tcn", "wavenet"}
+    assert {name for name in models.names() if models.symbol_fields(name)} == {"bytenet", "gated_dilated_cnn", "id_cnn", "tcn", "wavenet"}
 
 
 @pytest.mark.parametrize("function", [models.output_fields, models.symbol_fields, models.create])

@@ -64,6 +64,7 @@ AHEAD = {
     "TORCH": dilax.DepthwiseConv((5,), dilation=2, padding="TORCH"),
     "pairs": dilax.DilatedConv(5, (3,), dilation=2, padding=((1, 3),)),
     "TCN that looks ahead": models.TCN(3, 3, (5, 6), causal=False),
+    "MSTCN that looks ahead": models.MSTCN(3, 2, 4, 3, (1, 2)),
     "SeparableTCN that looks ahead": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="layer"),
     "SeparableTCN, cumulative": models.SeparableTCN(3, 4, 3, (1, 3), causal=False, norm="cumulative"),
     "SAME, then CAUSAL": Both(),
@@ -74,10 +75,11 @@ MODELS = {
     "TCN of codes": models.TCN(3, 3, (5,), vocabulary=7, embedding_features=4),
     "ByteNet": models.ByteNet(7, 6, 3, (1, 2, 3)),
     "SeparableTCN": models.SeparableTCN(3, 4, 3, (1, 4), norm="cumulative"),
+    "MSTCN": models.MSTCN(3, 2, 4, 3, (1, 3), causal=True),
     "WaveNet": models.WaveNet(7, (1, 4), features=4, skip_features=5),
     "WaveNet of waves": models.WaveNet(dilations=(1, 3), kernel_size=3, features=4, skip_features=5, outputs="mixture", mixtures=2),
 }
-TRAINED = models.TCN | models.ByteNet | models.SeparableTCN | models.WaveNet  # models with the argument `train`
+TRAINED = models.TCN | models.ByteNet | models.SeparableTCN | models.WaveNet | models.MSTCN  # models with the argument `train`
 TIME = 24
 
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -148,7 +149,9 @@ def damage(values: np.ndarray) -> np.ndarray:
     return np.zeros_like(values) if values.dtype != np.int32 else np.ones_like(values)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].data in ("ucr:toy", "wav", "text", "piano", "mixtures", "csv")])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if CASES[name].data in ("ucr:toy", "wav", "text", "piano", "mixtures", "csv", "recordings", "conll")]
+)
 def test_padded_steps_never_count(name):
     case, splits, _ = opened(name)
     batch = batch_of(splits)
@@ -354,6 +357,10 @@ def raw_inputs(name: str) -> list[tuple[Any, ...]]:
         return [(one, one[:, 0].tolist()) for one in series.read_ts(files[0])[0]]
     if name == "texts":
         return [(file.read_text(), file) for file in files]
+    if name == "recordings":
+        return [(np.load(file).T, np.load(file).T.tolist()) for file in files]
+    if name == "tags":
+        return [(line,) for line in files[0].read_text().splitlines() if line]
     if name == "table":
         return [(np.loadtxt(file, delimiter=",", skiprows=1),) for file in files]
     if files[0].suffix == ".wav":
@@ -372,6 +379,13 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
     if CASES[name].task in ("classification", "sequence_classification"):
         ((label, probability),) = result
         assert label == cells[1] and probability == pytest.approx(float(cells[2]), abs=2e-4)
+    elif name == "recordings":
+        rows = [",".join(map(str, segment)) for segment in result]
+        assert pathlib.Path(cells[2]).read_text().splitlines() == ["start,end,label", *rows]
+        written = pathlib.Path(cells[1]).read_text().split()
+        assert written == [label for start, end, label in result for _ in range(start, end)]
+    elif name == "tags":
+        assert re.findall(r"\[(.*?)\]\((.*?)\)", cells[1]) == [(re.sub(r"\[|\]\(\w+\)", "", cells[1])[a:b], kind) for a, b, kind in result]
     elif name == "masks":
         np.testing.assert_array_equal(result, np.asarray(Image.open(cells[1].replace("_overlay", "_mask"))))
     elif name == "boxes":

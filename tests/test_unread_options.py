@@ -36,6 +36,7 @@ PIXELS = (
     f"{IMAGES} sequence.permute augment.crop_padding augment.flip augment.rotate augment.scale augment.cutout augment.mixup data.validation"
 )
 MASKS = "data.dir data.image_field data.mask_field data.mask_values data.class_names"
+SEGMENTS = "sequence.background sequence.smoothing sequence.threshold"
 READ = {
     ("classification", "digits"): "",
     ("classification", "digits8x8"): "",
@@ -55,6 +56,10 @@ READ = {
     ("sequence_classification", "ucr"): "data.dir sequence.length",
     ("sequence_classification", "wav"): "data.dir sequence.length sequence.bands",
     ("sequence_classification", "text"): "data.dir sequence.length sequence.units",
+    ("sequence_labelling", "recordings"): f"data.dir sequence.split {SEGMENTS}",
+    ("sequence_labelling", "mat"): f"data.dir sequence.split {SEGMENTS}",
+    ("sequence_labelling", "actions"): SEGMENTS,
+    ("sequence_labelling", "conll"): "data.dir sequence.characters sequence.min_count sequence.word_dropout",
     ("sequence_prediction", "adding"): "sequence.examples",
     ("sequence_prediction", "copy_memory"): "sequence.examples",
     ("sequence_prediction", "piano"): "data.dir",
