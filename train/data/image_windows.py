@@ -56,8 +56,8 @@ class Cut:
 
 
 def trimmed(size: Sequence[int], grid: int) -> tuple[int, int]:
-    """Return height and width without the rows and columns that do not fill a square of the grid."""
-    height, width = (side // grid * grid for side in size)
+    """Return the first two of some sizes, height and width, without the rows and columns that do not fill a square of the grid."""
+    height, width = (side // grid * grid for side in size[:2])
     return height, width
 
 

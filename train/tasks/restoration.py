@@ -311,7 +311,7 @@ def scored(batch: Batch, margin: int) -> jax.Array:
     counted = batch["mask"][:, None, None]
     for axis in range(2):
         first, stop = batch["kept"][:, 2 * axis], batch["kept"][:, 2 * axis + 1]
-        line = batch["place"][:, axis, None] + jnp.arange(side)
+        line = batch["place"][:, axis, None] + jnp.arange(side)[None]
         inside = (line >= jnp.maximum(first, margin)[:, None]) & (line < jnp.minimum(stop, batch["size"][:, axis] - margin)[:, None])
         counted &= inside[:, :, None] if axis == 0 else inside[:, None, :]
     return counted
@@ -352,7 +352,13 @@ def cut_of(config: ConfigDict, channels: int, pictures: list[Picture]) -> Cut:
                 f"{picture.name} has {picture.size[0]} x {picture.size[1]} pixels, fewer than {what}; leave it out"
                 f"{', or choose a smaller crop' if least == options.crop else ''}."
             )
-    return Cut(window_side(pictures, options.window, LARGEST, grid, margin), margin, grid, channels)
+    window = window_side(pictures, options.window, max(LARGEST, least), grid, margin)
+    if window < options.crop:
+        raise UserError(
+            f"config.restoration.crop={options.crop} does not fit into config.restoration.window={options.window}; choose a smaller crop, "
+            "or a larger window."
+        )
+    return Cut(window, margin, grid, channels)
 
 
 def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
@@ -373,7 +379,7 @@ def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
     if any(field.size is None or field.period is None for field in fields_seen):
         raise UserError(
             f"config.model.name={fields['name']!r} sees the whole image at once, so that images cannot be restored in windows; choose "
-            "another model, such as 'ircnn'."
+            "another model, such as 'ircnn' without a norm of whole images."
         )
     radius = max(max(field.left, field.right, 0) for field in fields_seen)
     return radius, math.lcm(*(field.period for field in fields_seen))
