@@ -219,7 +219,8 @@ def _smoothed(x: jax.Array, axis: int) -> jax.Array:
 def _cut(caller: str, images: jax.Array, targets: jax.Array, border: int, *, least: int) -> tuple[jax.Array, jax.Array]:
     """Return images and targets in float32 without their border, checked against each other."""
     images, targets = (
-        arguments.array(caller, name, each, "floating-point").astype(jnp.float32) for name, each in (("images", images), ("targets", targets))
+        arguments.array(caller, name, each, "floating-point").astype(jnp.float32)
+        for name, each in (("images", images), ("targets", targets))
     )
     border = arguments.integer(caller, "border", border, minimum=0)
     if images.ndim != 4 or images.shape != targets.shape:

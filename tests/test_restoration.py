@@ -365,7 +365,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "as 'ircnn' without a norm of whole images.",
     ),
     "no folder": ({"data.dir": ""}, LARGE, 'config.data.dir="" is not a folder; set it to a folder of clean images.'),
-    "no test folder": ({"data.test_dir": "gone"}, LARGE, 'config.data.test_dir="gone" is not a folder; set it to a folder of clean images.'),
+    "no test folder": (
+        {"data.test_dir": "gone"},
+        LARGE,
+        'config.data.test_dir="gone" is not a folder; set it to a folder of clean images.',
+    ),
     "unknown data": (
         {"data.name": "photograph"},
         LARGE,

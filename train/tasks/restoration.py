@@ -1,7 +1,6 @@
 """Restoration of degraded images: noise, lost resolution and JPEG artefacts, made from clean images while training."""
 
 import argparse
-import dataclasses
 import functools
 import math
 import pathlib
@@ -23,7 +22,7 @@ from train.data.augment import GEOMETRY_KEYS, augment, example_keys
 from train.data.image_windows import Cut, Picture, cut_images, seed_of, trimmed, window_side
 from train.data.readers.images import SUFFIXES
 from train.data.readers.photographs import open_photographs, packaged_photographs
-from train.data.source import Source, gather
+from train.data.source import field, gather
 from train.data.splits import Splits
 from train.keys import ON_BAD, POSITIVE, UNLIMITED, Key, Keys, Reads
 from train.tasks import images
@@ -118,6 +117,15 @@ class Restoration(Task):
         words = ("channels", f"windows of {cut.window} x {cut.window} pixels of {counts} images")
         return Splits(spec, train, sources.get("validation"), sources["test"], origin, words)
 
+    @classmethod
+    def count(cls, config: ConfigDict) -> tuple[int, int]:
+        """Return the number of the training images of a config, and that of their windows, from the headers of the files."""
+        trial = config.copy_and_resolve_references()
+        with trial.unlocked():
+            trial.data.memory_mb, trial.data.validation = 0, 0.0
+        train = cls.open(trial).train
+        return len(np.unique(field(train, "number"))), len(train)
+
     def hub_task(self) -> str:
         """Images from images."""
         return "image-to-image"
@@ -206,7 +214,9 @@ class Restoration(Task):
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
         pictures = {heading: ("worst", plots.restoration_grid(*shown, titles))}
         names = ("psnr_degraded", "psnr", "ssim_degraded", "ssim")
-        rows = [(file, *(f"{found[name][number]:.{2 + 2 * name.startswith('ssim')}f}" for name in names)) for file, number in zip(files, worst)]
+        rows = [
+            (file, *(f"{found[name][number]:.{2 + 2 * name.startswith('ssim')}f}" for name in names)) for file, number in zip(files, worst)
+        ]
         listed = report_table("Scores of these images", ("file", *names), rows)
         return images.image_report(pictures, inference, panels[0], [listed])
 
@@ -258,7 +268,9 @@ class Restoration(Task):
         pixels = [inputs.to_pixels(path, self.spec.input_shape[-1]) if args.degrade else inputs.to_colours(path) for path in args.inputs]
         for path, image in zip(args.inputs, pixels) if args.degrade else ():
             if min(trimmed(image.shape, degradations.grid(self.config.restoration))) < self._least():
-                raise UserError(f"{path} has {image.shape[0]} x {image.shape[1]} pixels, too few to be scored; give {self._least()} or more.")
+                raise UserError(
+                    f"{path} has {image.shape[0]} x {image.shape[1]} pixels, too few to be scored; give {self._least()} or more."
+                )
         make_folder(args.out)
 
         def rows() -> Iterator[tuple[str, ...]]:
