@@ -127,7 +127,7 @@ def test_windows_cover_every_pixel_once(tmp_path):
             assert (place % grid == 0).all()
             for axis in range(2):
                 first, stop = place[axis], place[axis] + window
-                assert 0 <= first and stop <= size[axis]
+                assert first >= 0 and stop <= size[axis]
                 assert kept[2 * axis] - first >= margin or kept[2 * axis] == first == 0
                 assert stop - kept[2 * axis + 1] >= margin or kept[2 * axis + 1] == stop == size[axis]
         assert all((one == 1).all() for one in counted)

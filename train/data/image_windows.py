@@ -6,6 +6,7 @@ scores of all windows of an image, added up, are those of the whole image.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -124,8 +125,8 @@ def _along(length: int, cut: Cut) -> list[tuple[int, tuple[int, int]]]:
     step = max(1, (cut.window - 2 * cut.margin) // cut.grid) * cut.grid
     count = -(-free // step) + 1
     starts = [i * free // max(1, count - 1) // cut.grid * cut.grid for i in range(count)]
-    edges = [0, *((first + cut.window + second) // 2 for first, second in zip(starts, starts[1:])), length]
-    return list(zip(starts, zip(edges, edges[1:])))
+    edges = [0, *((first + cut.window + second) // 2 for first, second in itertools.pairwise(starts)), length]
+    return list(zip(starts, itertools.pairwise(edges)))
 
 
 @functools.lru_cache(maxsize=4)  # an image is read once for its windows where they follow each other, as in evaluation

@@ -24,7 +24,7 @@ from train.data.readers.images import SUFFIXES
 from train.data.readers.photographs import open_photographs, packaged_photographs
 from train.data.source import field, gather
 from train.data.splits import Splits
-from train.keys import ON_BAD, POSITIVE, UNLIMITED, Key, Keys, Reads
+from train.keys import ON_BAD, UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
@@ -48,6 +48,7 @@ _NOISE = (_DEGRADATION, (degradations.NOISE,))
 COLOURS = {1: ("grey",), 3: ("red", "green", "blue")}
 LARGEST = 160  # side of windows unless the config says otherwise: some hundred MB of activations for a batch
 SSIM_MARGIN = 5  # pixels that structural similarity sees on either side
+SCORES = ("psnr_degraded", "psnr", "ssim_degraded", "ssim")
 WORST, SHOWN = 6, 128  # test images that the report shows, and how many pixels of each along an axis
 _ANALYSED = 512  # side of the image by which the receptive field of a model is found
 
@@ -120,7 +121,7 @@ class Restoration(Task):
     @classmethod
     def count(cls, config: ConfigDict) -> tuple[int, int]:
         """Return the number of the training images of a config, and that of their windows, from the headers of the files."""
-        trial = config.copy_and_resolve_references()
+        trial: Any = config.copy_and_resolve_references()
         with trial.unlocked():
             trial.data.memory_mb, trial.data.validation = 0, 0.0
         train = cls.open(trial).train
@@ -181,7 +182,7 @@ class Restoration(Task):
 
     def kept(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Of each window the number of its image, squared errors and similarities of the restored and the degraded image, and counts."""
-        border = self.spec.enlarged if self.spec.enlarged > 1 else 0
+        border = self._border()
         clean = metrics.luminance(batch["image"].astype(jnp.float32) / 255)
         pixels = scored(batch, border).astype(jnp.float32)
         places = scored(batch, border + SSIM_MARGIN)[:, SSIM_MARGIN:-SSIM_MARGIN, SSIM_MARGIN:-SSIM_MARGIN].astype(jnp.float32)
@@ -213,11 +214,8 @@ class Restoration(Task):
         shown = [panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels]
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
         pictures = {heading: ("worst", plots.restoration_grid(*shown, titles))}
-        names = ("psnr_degraded", "psnr", "ssim_degraded", "ssim")
-        rows = [
-            (file, *(f"{found[name][number]:.{2 + 2 * name.startswith('ssim')}f}" for name in names)) for file, number in zip(files, worst)
-        ]
-        listed = report_table("Scores of these images", ("file", *names), rows)
+        rows = [(file, *_cells(found, number)) for file, number in zip(files, worst)]
+        listed = report_table("Scores of these images", ("file", *SCORES), rows)
         return images.image_report(pictures, inference, panels[0], [listed])
 
     @classmethod
@@ -228,7 +226,7 @@ class Restoration(Task):
 
     def with_flags(self, args: argparse.Namespace) -> "Restoration":
         """Evaluate at another level of noise, or on other images."""
-        config = self.config.copy_and_resolve_references()
+        config: Any = self.config.copy_and_resolve_references()
         with config.unlocked():
             if args.sigma is not None:
                 if config.restoration.degradation != degradations.NOISE:
@@ -281,12 +279,16 @@ class Restoration(Task):
                     _save(inference.restore(image), places[0])
                     yield path, str(places[0])
 
-        columns = ("restored", "comparison", "psnr_degraded", "psnr", "ssim_degraded", "ssim") if args.degrade else ("restored",)
+        columns = ("restored", "comparison", *SCORES) if args.degrade else ("restored",)
         yield from table_lines(args, ("input", *columns), rows())
+
+    def _border(self) -> int:
+        """Return the pixels along each edge that are not scored: the factor of super-resolution."""
+        return self.spec.enlarged if self.spec.enlarged > 1 else 0
 
     def _least(self) -> int:
         """Return the pixels that an image needs along each axis to be scored."""
-        return 2 * (SSIM_MARGIN + (self.spec.enlarged if self.spec.enlarged > 1 else 0)) + 1
+        return 2 * (SSIM_MARGIN + self._border()) + 1
 
     def _compare(self, inference: Inference, image: np.ndarray, files: list[pathlib.Path]) -> tuple[str, ...]:
         """Degrade an image, restore it, write both and a picture of the three; return cells of the table."""
@@ -295,8 +297,7 @@ class Restoration(Task):
         seed, place = np.array([seed_of(clean)], np.int32), np.zeros((1, 2), np.int32)
         degraded = np.asarray(self.degraded({"image": jnp.asarray(clean[None]), "seed": seed, "place": place}))[0]
         restored, shown = inference.restore(degraded), degradations.as_uint8(degraded)
-        border = self.spec.enlarged if self.spec.enlarged > 1 else 0
-        found = {}
+        border, found = self._border(), {}
         light = [metrics.luminance(jnp.asarray(each[None], jnp.float32) / 255) for each in (shown, restored, clean)]
         for end, before in (("_degraded", light[0]), ("", light[1])):
             found[f"psnr{end}"] = np.asarray(metrics.psnr(before, light[2], border=border))
@@ -305,8 +306,7 @@ class Restoration(Task):
         _save(shown, files[1])
         picture = plots.restoration_grid(shown[None], restored[None], clean[None], [_gain(found, 0)])
         plots.save(picture, files[2])
-        scores = (f"{found[name][0]:.{2 + 2 * name.startswith('ssim')}f}" for name in ("psnr_degraded", "psnr", "ssim_degraded", "ssim"))
-        return str(files[0]), str(files[2]), *scores
+        return str(files[0]), str(files[2]), *_cells(found, 0)
 
 
 _WORDS = {degradations.NOISE: "noise", degradations.RESOLUTION: "small images", degradations.JPEG: "JPEG"}
@@ -339,6 +339,11 @@ def image_scores(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found[f"psnr{end}"] = -10 * np.log10(np.maximum(mean, 1e-10))
         found[f"ssim{end}"] = total[f"ssim{end}"][present] / total["places"][present]
     return found
+
+
+def _cells(found: dict[str, np.ndarray], number: int) -> tuple[str, ...]:
+    """Return the scores of an image in words, decibels with two digits and similarities with four."""
+    return tuple(f"{found[name][number]:.{2 if name.startswith('psnr') else 4}f}" for name in SCORES)
 
 
 def _gain(found: dict[str, np.ndarray], number: int) -> str:
