@@ -39,6 +39,7 @@ PAPERS = {
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
     "IDCNN": ("Strubell et al. 2017", "1702.02098"),
+    "IRCNN": ("Zhang et al. 2017", "1704.03264"),
     "LRASPP": ("Howard et al. 2019", "1905.02244"),
     "MSTCN": ("Farha & Gall 2019", "1903.01945"),
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
@@ -57,6 +58,7 @@ GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
     "Backbones, which are classifiers too": ("DRN", "DenseNet", "EfficientNet", "MobileNetV2", "MobileNetV3", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
+    "Restoration": ("IRCNN",),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "IDCNN", "MSTCN", "SeparableTCN", "TCN", "WaveNet"),
 }
 # What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
@@ -68,6 +70,8 @@ INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
     "gated_dilated_cnn": ((1, 64, 2), jnp.float32, {}),
     "id_cnn": ((1, 64, 2), jnp.float32, {}),
     "ms_tcn": ((1, 64, 2), jnp.float32, {}),
+    "ircnn": ((1, 64, 64, 1), jnp.float32, {}),
+    "separable_ircnn": ((1, 64, 64, 1), jnp.float32, {}),
     "separable_tcn": ((1, 64, 40), jnp.float32, {}),
     "tcn": ((1, 64, 2), jnp.float32, {}),
     "wavenet": ((1, 64), jnp.int32, {"outputs": "mixture"}),

@@ -51,6 +51,7 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "DRN": DRN,
     "DenseNet": DENSENET,
     "EfficientNet": EFFICIENTNET,
+    "IRCNN": dict(features=4, dilations=(1, 2, 1)),
     "GatedDilatedCNN": dict(features=4, dilations=(1, 2), vocabulary=6, embedding_features=4),
     "IDCNN": dict(features=4, dilations=(1, 2), iterations=2, vocabulary=6, embedding_features=4),
     "MSTCN": dict(stages=2, features=4, dilations=(1, 2)),

@@ -393,6 +393,8 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         assert [label for label, *_ in result] == [one["class"] for one in listed]
         for (_, value, box), one in zip(result, listed):
             np.testing.assert_allclose([value, *box], [one["score"], *one["box"]], atol=0.01)
+    elif name == "photographs":
+        np.testing.assert_array_equal(result[..., 0], np.asarray(Image.open(cells[1])))
     elif name == "mixtures":
         np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
     elif name == "waves":
