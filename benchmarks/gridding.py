@@ -77,8 +77,8 @@ def batches(images: list[np.ndarray], args: argparse.Namespace, seed: int) -> It
         clean = np.empty((args.batch_size, args.crop, args.crop, 1), np.float32)
         for i in range(args.batch_size):
             image = images[rng.integers(len(images))]
-            y, x = (rng.integers(n - args.crop + 1) for n in image.shape)
-            crop = np.rot90(image[y : y + args.crop, x : x + args.crop], rng.integers(4))
+            y, x = (int(rng.integers(n - args.crop + 1)) for n in image.shape)
+            crop = np.rot90(image[y : y + args.crop, x : x + args.crop], int(rng.integers(4)))
             clean[i, ..., 0] = crop[:, ::-1] if rng.integers(2) else crop
         clean = clean / 127.5 - 1
         yield clean + rng.normal(0, args.sigma / 127.5, clean.shape).astype(np.float32), clean
