@@ -41,8 +41,8 @@ def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, d
         features: Output channels.
         kernel_size: Taps, one per axis.
         degridding: "none" for `dilax.DilatedConv`; "group_interaction" or "separable_shared" for `dilax.SmoothedConv`;
-            "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, in a kernel of its
-            extent. All of them initially compute what the dilated convolution does.
+            "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, in a kernel of
+            its extent. All of them initially compute what the dilated convolution does.
         dilation: See `dilax.dilated_conv`.
         **fields: Further fields that all of these modules have.
     """
