@@ -282,8 +282,8 @@ def _shared_padding(padding: Padding, rank: int) -> tuple[str, ...]:
 
 def _check_interaction(caller: str, stride: IntOrTuple, padding: Padding) -> None:
     """Refuse what group interaction is not defined for."""
-    strides = (stride,) if is_integer(stride) else stride
-    if isinstance(strides, tuple | list) and any(is_integer(step) and step > 1 for step in strides):
+    strides = stride if isinstance(stride, tuple | list) else (stride,)
+    if any(is_integer(step) and step > 1 for step in strides):
         raise UserError(
             f"{caller}: stride={stride} leaves out some of the groups that smoothing='group_interaction' mixes; use stride=1, or "
             "smoothing='separable_shared'."

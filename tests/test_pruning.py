@@ -203,6 +203,12 @@ def multi_dilation(module: nn.Module, x: jax.Array) -> jax.Array:
     return nn.Dense(2)(dilax.max_pool(nn.relu(y), 2).reshape(y.shape[0], -1))
 
 
+def degridded(module: nn.Module, x: jax.Array) -> jax.Array:
+    y = dilax.SmoothedConv(8, (3, 3), dilation=2)(nn.Conv(8, (1, 1))(x))
+    y = dilax.SmoothedConv(8, (3, 3), dilation=2, smoothing="separable_shared")(nn.relu(y))
+    return nn.Dense(2)(dilax.DCLSConv(8, (5, 5), 3, groups=8)(nn.relu(y)))
+
+
 def joined(module: nn.Module, x: jax.Array) -> jax.Array:
     y = jnp.concatenate([nn.Conv(4, (1, 1))(x), x, dilax.DepthwiseConv((3, 3), 2)(nn.Conv(4, (1, 1))(x))], axis=-1)
     return nn.Dense(2)(dilax.resize(nn.max_pool(nn.relu(y), (2, 2), (2, 2)), (7, 7)))
@@ -216,7 +222,7 @@ def looped(module: nn.Module, x: jax.Array) -> jax.Array:
     return nn.Dense(2)(y) + nn.Dense(2)(steps.mean((0, 2)))[:, None, None]
 
 
-NETWORKS = {body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, joined, looped)}
+NETWORKS = {body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, degridded, joined, looped)}
 
 
 @pytest.mark.parametrize("case", NETWORKS)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from contract import KEY, check_receptive_field, positive, random_input
+from contract import KEY, check_receptive_field, check_training, positive, random_input
 
 import dilax
-from dilax import smoothing
+from dilax import blocks, models, smoothing
 from dilax.errors import UserError
 
 KINDS = smoothing.SMOOTHINGS
@@ -83,16 +83,18 @@ def test_equals_the_definition(name, kind):
     smooth, x = module(name, kind), random_input(CASES[name][0])
     _, _, dilation, options = CASES[name]
     variables = filled(smooth, x)
+    options = {**options, "dilation": dilation}
     kernel, weights, bias = (np.asarray(variables["params"][key]) for key in ("kernel", "smoothing", "bias"))
     given = np.asarray(x)
     if kind == "group_interaction":
-        expected = interacting(reference.conv(given, kernel, dilation=dilation, **options), weights, dilation)
+        expected = interacting(reference.conv(given, kernel, **options), weights, dilation)
     else:
         shared = np.repeat(weights, 4, -1)
         mode = options.get("padding_mode", "zeros")
         given = given + reference.conv(given, shared, groups=4, padding_mode=mode)
-        expected = reference.conv(given, kernel, dilation=dilation, **options)
-    np.testing.assert_allclose(smooth.apply(variables, x), expected + bias, rtol=1e-4, atol=1e-4)
+        expected = reference.conv(given, kernel, **options)
+    y: Any = smooth.apply(variables, x)
+    np.testing.assert_allclose(y, expected + bias, rtol=1e-4, atol=1e-4)
 
 
 def test_group_interaction_is_that_of_the_paper():
@@ -125,7 +127,8 @@ def test_laws_of_modules(kind):
 
     @jax.jit
     def run(variables: Any) -> Any:
-        loss, grads = jax.value_and_grad(lambda v: jnp.sum(smooth.apply(v, x) * random_input((2, 7, 6, 6), 1)))(variables)
+        call: Any = smooth.apply
+        loss, grads = jax.value_and_grad(lambda v: jnp.sum(call(v, x) * random_input((2, 7, 6, 6), 1)))(variables)
         mapped = jax.vmap(lambda x: smooth.apply(variables, x))(x)
         half = smooth.clone(dtype=jnp.bfloat16).apply(variables, x)
         return loss, grads, smooth.apply(variables, x[None]), mapped, half
@@ -216,6 +219,25 @@ def test_normalisation_is_folded_into_it(kind):
     np.testing.assert_allclose(folded.apply(params, x, train=False), block.apply(variables, x, train=False), rtol=1e-4, atol=1e-5)  # pyright: ignore
 
 
+@pytest.mark.parametrize("degridding", blocks.DEGRIDDINGS)
+def test_blocks_and_models_start_as_dilated_convolutions(degridding):
+    """Also with the parameters of a plain block, which have the same names."""
+    plain = blocks.ConvNormAct(6, dilation=(2, 3), norm="none")
+    block, x = plain.clone(degridding=degridding), random_input((2, 7, 8, 4))
+    expected, variables = (jax.jit(lambda key, m=m: m.init(key, x, train=False))(KEY)["params"]["DilatedConv_0"] for m in (plain, block))
+    assert {*variables} - {*expected} == {"learnable_spacings": {"positions"}, "none": set()}.get(degridding, {"smoothing"})
+    # Spacings have the taps along one axis.
+    given = {**variables, "kernel": expected["kernel"].reshape(variables["kernel"].shape)}
+    y: Any = block.apply({"params": {"DilatedConv_0": given}}, x, train=False)
+    np.testing.assert_allclose(y, plain.apply({"params": {"DilatedConv_0": expected}}, x, train=False), atol=1e-6)  # pyright: ignore
+    model = models.IRCNN(features=3, dilations=(1, (2, 3), 2), norm="batch", degridding=degridding)
+    image = random_input((1, 12, 11, 1))
+    check_training(model, jax.jit(lambda: model.init(KEY, image, train=False))(), image)
+    names = {"none": dilax.DilatedConv, "learnable_spacings": dilax.DCLSConv}
+    made = names.get(degridding, dilax.SmoothedConv)
+    assert [type(blocks.degridded_conv(3, (3, 3), degridding, dilation=d)) for d in (1, 2)] == [dilax.DilatedConv, made]
+
+
 X, K = jnp.ones((1, 8, 4)), jnp.ones((3, 4, 2))
 
 
@@ -263,6 +285,14 @@ ERRORS = {
     "padding that crops": (
         lambda: smoothing.separable_shared_conv(X, jnp.ones((3, 1, 1)), dilation=2, padding="VALID"),
         "separable_shared_conv: padding='VALID' changes the size from (8,) to (6,); use 'SAME' or 'CAUSAL'.",
+    ),
+    "separable block": (
+        lambda: blocks.ConvNormAct(3, (3,), separable=True, degridding="separable_shared").init(KEY, X, train=False),
+        "ConvNormAct: separable=True has no degridding='separable_shared'; use 'none', or separable=False.",
+    ),
+    "unknown degridding": (
+        lambda: blocks.degridded_conv(3, (3,), "tail", dilation=2),
+        "degridded_conv: degridding='tail' is unknown; use one of ('none', 'group_interaction', 'separable_shared', 'learnable_spacings').",
     ),
     "no space": (
         lambda: smoothing.group_interaction(X[0], jnp.ones((2, 2)), dilation=2),

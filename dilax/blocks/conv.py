@@ -42,9 +42,9 @@ def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, d
 
     Args:
         features: Output channels.
-        kernel_size: Taps per axis.
+        kernel_size: Taps, one per axis.
         degridding: "none" for `dilax.DilatedConv`; "group_interaction" or "separable_shared" for `dilax.SmoothedConv`;
-            "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, within a kernel of
+            "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, in a kernel of
             its extent. All of them initially compute what the dilated convolution does.
         dilation: See `dilax.dilated_conv`.
         **fields: Further fields that all of these modules have.
@@ -55,7 +55,7 @@ def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, d
         return DilatedConv(features, kernel_size, dilation=dilation, **fields)
     if degridding in SMOOTHINGS:
         return SmoothedConv(features, kernel_size, dilation=dilation, smoothing=degridding, **fields)
-    count = math.prod(kernel_size) if isinstance(kernel_size, tuple) else kernel_size
+    count = math.prod(kernel_size) if isinstance(kernel_size, tuple) else kernel_size  # which is then refused
     return DCLSConv(features, span, count, "bilinear", positions_init=grid_positions(kernel_size, dilation=dilation), **fields)
 
 
