@@ -12,18 +12,18 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.test = 60 / 260
     config.data.validation = 0.1
     dilations = (1, 1, 1, 2, 4, 8, 1)
-    config.model = ConfigDict(model_config("meshnet", features=24, dilations=dilations))
-    config.batch_size = 4
-    config.total_epochs = 60.0
-    config.eval_every_epochs = 5.0
+    config.model = ConfigDict(model_config("meshnet", features=16, dilations=dilations))
+    config.batch_size = 2
+    config.total_epochs = 24.0
+    config.eval_every_epochs = 4.0
     config.augment.crop = (32, 48, 32)
     config.augment.rotate = 10.0
-    config.augment.scale = 0.15
-    config.augment.colour = 0.2
-    config.augment.noise = 0.03
+    config.augment.scale = 0.1
+    config.augment.colour = 0.1
+    config.augment.noise = 0.02
     config.segmentation.loss = "cross_entropy+dice"
-    config.optim.lr = 5e-3
-    config.optim.warmup_epochs = 2.0
+    config.optim.lr = 1e-2
+    config.optim.warmup_epochs = 1.0
     config.optim.ema_decay = 0.99
     if variant == "no_dilation":
         config.name = "hippocampus_no_dilation"

@@ -111,6 +111,23 @@ def write_boxes(folder: pathlib.Path) -> str:
             objects.append(f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>")
         Image.fromarray(image).save(folder / "JPEGImages" / f"{i}.png")
         (folder / "Annotations" / f"{i}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+
+
+def write_volumes(folder: pathlib.Path) -> str:
+    """Volumes of different sizes, types, units and orientations."""
+    import nibabel  # pyright: ignore[reportMissingImports]
+
+    rng = random(5)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+    for i in range(24):
+        shape = rng.integers(5, 9, 3)
+        mask = np.zeros(shape, np.uint8)
+        mask[: rng.integers(2, 4), :, 1:3] = 1
+        values = 1000 * 10 ** (i % 3) * (mask + 0.2 * rng.normal(size=shape))
+        affine = np.diag([(-1.0) ** i, 2.0, 1.0, 1.0])
+        for name, array in {"images": values.astype((np.float32, np.int32)[i % 2]), "labels": mask}.items():
+            nibabel.save(nibabel.Nifti1Image(array, affine), folder / name / f"{i:02}.nii.gz")
     return str(folder)
 
 
@@ -257,6 +274,23 @@ CASES = {
         ("0.png", "1.png"),
         2,
         wrong=("words.txt", "{0} cannot be read as an image"),
+    ),
+    "volumes": Case(
+        "segmentation",
+        "volumes",
+        write_volumes,
+        ("meshnet", dict(features=4, dilations=(1, 2), norm="group")),
+        {
+            "augment.crop": (6, 6, 6),
+            "augment.flip_axes": (1,),
+            "augment.rotate": 10.0,
+            "augment.scale": 0.2,
+            "augment.noise": 0.1,
+            "segmentation.loss": "cross_entropy+dice",
+        },
+        ("images/00.nii.gz", "images/01.nii.gz"),
+        2,
+        wrong=("nowhere.nii.gz", "{0} does not exist"),
     ),
     "series": Case(
         "sequence_classification",

@@ -119,6 +119,7 @@ def test_scalars_of_other_libraries_and_lists_make_equal_modules(name):
 IMAGE, SERIES = RNG.normal(size=(6, 5, 3)).astype(np.float32), RNG.normal(size=(2, 9, 4)).astype(np.float32)
 MASK = RNG.integers(0, 2, (6, 5)).astype(np.uint8)
 BOX = np.array([[1.0, 0.0, 4.0, 5.0]])
+VOLUME_MASK = np.random.default_rng(6).integers(0, 2, (6, 5, 3)).astype(np.uint8)
 TCN = models.TCN(out_features=2, kernel_size=2, features=(3,))
 TCN_VARIABLES = jax.jit(lambda: TCN.init(KEY, SERIES[..., :2], train=False))()
 STATE = TCN.apply(TCN_VARIABLES, 2, method="init_stream")
@@ -217,6 +218,15 @@ CALLS: dict[str, dict[str, Any]] = {
         "step_name": "day",
         "joined": True,
         "panels": 2,
+    },
+    "volume_slices": {
+        "volumes": IMAGE[None, ..., None],
+        "truths": VOLUME_MASK[None],
+        "predictions": VOLUME_MASK[None],
+        "class_names": ("a", "b"),
+        "titles": ("x",),
+        "spacing": (1.0, 2.0, 0.5),
+        "background": 0,
     },
     "waveforms": {"samples": SERIES[..., 0], "rate": 100.0, "names": ("a", "b")},
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from dilax.errors import UserError
 from train.data.augment import AUGMENT_KEYS, CLASS_KEYS, COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment, examples, geometry, one_hot, pixels
@@ -316,21 +317,36 @@ def test_a_sharded_batch_stays_where_it_is(name):
 # Volumes
 
 
-def test_volumes_move_in_their_slices():
-    """A volume of equal slices remains one, and its mask stays registered; slices keep their order."""
-    volumes = {"image": np.repeat(SCENES["image"][:, None], 5, 1), "mask": np.repeat(SCENES["mask"][:, None], 5, 1)}
-    result = run(volumes, flip=True, rotate=30.0)
-    for values in result.values():
-        np.testing.assert_allclose(values, np.broadcast_to(values[:, :1], values.shape), atol=1e-5)
-    slices = run({"image": SCENES["image"], "mask": SCENES["mask"]}, flip=True, rotate=30.0)
-    np.testing.assert_array_equal(result["mask"][:, 0], slices["mask"])
-    np.testing.assert_allclose(result["image"][:, 0], slices["image"], atol=1e-5)
+def test_a_rotation_of_volumes_is_that_of_scipy():
+    rotation = geometry.random_rotation(jax.random.key(3), degrees=40.0, scale=0.3, axes=3)
+    matrix = np.asarray(rotation.matrix, np.float64)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-6)
+    assert np.linalg.det(matrix) == pytest.approx(1) and np.abs(matrix[~np.eye(3, dtype=bool)]).min() > 0.05
+    volume = RNG.normal(size=(9, 11, 8, 2)).astype(np.float32)
+    centre, turn = (np.array(volume.shape[:3]) - 1) / 2, matrix / float(rotation.zoom)
+    found = geometry.read_linear(jnp.asarray(volume), rotation.coordinates(volume.shape[:3]))
+    for channel in range(2):
+        expected = ndimage.affine_transform(volume[..., channel], turn, centre - turn @ centre, order=1, mode="nearest")
+        np.testing.assert_allclose(found[..., channel], expected, atol=1e-4)
 
-    ramp = np.broadcast_to(np.arange(5, dtype=np.int16)[:, None, None], (4, 5, 9, 11))
-    result = run({"image": ramp[..., None].astype(np.float32), "mask": ramp}, flip=True, rotate=30.0)
-    inside = result["mask"] != 255
-    np.testing.assert_array_equal(result["mask"][inside], ramp[inside])
-    np.testing.assert_allclose(result["image"][inside][:, 0], ramp[inside], atol=1e-5)
+
+def test_axes_are_flipped_one_by_one_with_their_mask():
+    volumes = {"image": RNG.integers(0, 256, (24, 3, 4, 5, 1), np.uint8), "mask": RNG.integers(0, 9, (24, 3, 4, 5)).astype(np.uint8)}
+    result, seen = run(volumes, flip_axes=(0, 2)), set()
+    for i in range(24):
+        turns = [(a, c) for a in (1, -1) for c in (1, -1) if np.array_equal(volumes["mask"][i][::a, :, ::c], result["mask"][i])]
+        (a, c) = turns[0]
+        np.testing.assert_array_equal(pixel_values(result["image"][i]), volumes["image"][i][::a, :, ::c])
+        seen.add((a, c))
+    assert len(seen) == 4
+
+
+def test_noise_of_a_random_deviation():
+    images = np.zeros((40, 16, 16, 1), np.float32)
+    result = run({"image": images, "mask": np.ones((40, 16, 16), np.uint8)}, noise=0.1)
+    deviations = result["image"].std((1, 2, 3)) / 2
+    assert deviations.max() < 0.115 and 0.03 < deviations.mean() < 0.07 and deviations.min() < 0.02
+    assert np.abs(result["image"].mean()) < 0.01 and (result["mask"] == 1).all()
 
 
 @pytest.mark.parametrize("options", [dict(scale=0.5), dict(scale=0.5, rotate=20.0, crop=(6, 8, 9)), dict(crop=(4, 12, 7), crop_padding=1)])
@@ -438,7 +454,7 @@ def test_options_are_those_of_a_config():
     )
 
 
-NAMES = "('crop_padding', 'flip', 'rotate', 'scale', 'crop', 'colour', 'cutout', 'mixup', 'label_smoothing')"
+NAMES = "('crop_padding', 'flip', 'rotate', 'scale', 'crop', 'flip_axes', 'noise', 'colour', 'cutout', 'mixup', 'label_smoothing')"
 ERRORS = {
     "unknown": ({}, {"rotat": 3.0}, f'config.augment.rotat is unknown; use one of {NAMES}. Did you mean "rotate"?'),
     "range": ({}, {"rotate": 200.0}, "config.augment.rotate=200.0 is out of range; give a number from 0 to 180."),
@@ -449,6 +465,13 @@ ERRORS = {
         {"image": np.zeros((2, 3, 4, 5, 1), np.uint8)},
         {"crop": (3, 4)},
         "config.augment.crop=(3, 4) must be (depth, height, width) in pixels, or () for the size of the image.",
+    ),
+    "flip_axes": ({}, {"flip_axes": (2,)}, "config.augment.flip_axes=(2,) must be different axes of space, from 0 to 1."),
+    "flipped twice": ({}, {"flip_axes": (1, 1)}, "config.augment.flip_axes=(1, 1) must be different axes of space, from 0 to 1."),
+    "flipped boxes": (
+        {"boxes": BOXES},
+        {"flip_axes": (0,)},
+        "config.augment.flip_axes=(0,) does not move boxes; set it to (), or use flip.",
     ),
     "mixup of masks": ({"mask": MASKS}, {"mixup": 0.2}, "config.augment.mixup=0.2 cannot mix masks or boxes; set it to 0."),
     "mixup of boxes": ({"boxes": BOXES}, {"mixup": 0.2}, "config.augment.mixup=0.2 cannot mix masks or boxes; set it to 0."),

@@ -1,14 +1,17 @@
 """Compare the metrics of segmentation, which derive from the confusion matrix, with counts by hand and with scikit-learn."""
 
+import itertools
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
 from dilax import metrics
+from dilax.errors import UserError
 
 RNG = np.random.default_rng(1)
 CLASSES = 5
@@ -87,3 +90,67 @@ def test_a_label_that_is_not_a_class_makes_the_loss_nan_if_it_counts(label):
         sums = jax.jit(metrics.classification_sums)(logits, labels, jnp.array(mask))
         assert np.isnan(float(sums["loss"])) == invalid
         assert float(sums["confusion"].sum()) == 2
+
+
+def test_dice_of_each_example_counts_alike():
+    found = LOGITS.argmax(-1)
+    sums = metrics.dice_sums(jnp.asarray(found), jnp.asarray(LABELS), jnp.array([True, True, False, True]), num_classes=CLASSES)
+    expected, counts = np.zeros(CLASSES), np.zeros(CLASSES, int)
+    for i, c in itertools.product((0, 1, 3), range(CLASSES)):
+        known = LABELS[i] != 255
+        if known.any() and ((LABELS[i][known] == c) | (found[i][known] == c)).any():
+            score: Any = sklearn_metrics.f1_score(LABELS[i][known] == c, found[i][known] == c)
+            expected[c], counts[c] = expected[c] + score, counts[c] + 1
+    np.testing.assert_allclose(sums["dice"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(sums["dice_count"], counts)
+    absent = metrics.dice_sums(jnp.zeros((1, 4), jnp.int32), jnp.full((1, 4), 255), jnp.array([True]), num_classes=2)
+    assert absent["dice"].tolist() == [0, 0] and absent["dice_count"].tolist() == [0, 0]
+
+
+def surface(region):
+    return region & ~ndimage.binary_erosion(region)
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 8), (12, 15), (30,)])
+def test_distances_of_surfaces_are_those_of_distance_transforms(shape):
+    spacing = (0.7, 2.0, 1.1)[: len(shape)]
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        regions = [ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > level for level in (0.02, -0.05)]
+        edges = [surface(region) for region in regions]
+        maps = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+        for percentile in (50, 95, 100):
+            expected = max(np.percentile(maps[1][edges[0]], percentile), np.percentile(maps[0][edges[1]], percentile))
+            found = metrics.hausdorff_distance(*regions, spacing=spacing, percentile=percentile)
+            assert found == pytest.approx(expected, rel=1e-9)
+            assert metrics.hausdorff_distance(*regions[::-1], spacing=spacing, percentile=percentile) == found
+        if len(set(spacing)) > 1:
+            assert metrics.hausdorff_distance(*regions, percentile=100) != metrics.hausdorff_distance(*regions, spacing=spacing, percentile=100)
+
+
+def test_distances_of_empty_regions():
+    empty, some = np.zeros((3, 3), bool), np.eye(3, dtype=bool)
+    assert metrics.hausdorff_distance(empty, some) == metrics.hausdorff_distance(some, empty) == np.inf
+    assert np.isnan(metrics.hausdorff_distance(empty, empty)) and metrics.hausdorff_distance(some, some) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"prediction": np.eye(3)},
+            "hausdorff_distance: prediction=<array of shape (3, 3), dtype float64> is not a region; give an array bool (*space), such as "
+            "mask == 1.",
+        ),
+        (
+            {"truth": np.eye(4, dtype=bool)},
+            "hausdorff_distance: prediction of shape (3, 3) and truth of shape (4, 4) differ; give equal ones.",
+        ),
+        ({"spacing": (1.0, -2.0)}, "hausdorff_distance: spacing=(1.0, -2.0) must be a number above 0, or one for each of the 2 axes of the regions."),
+        ({"percentile": 101}, "hausdorff_distance: percentile=101.0 is above 100; give 0 to 100, of which 100 is the largest distance."),
+    ],
+)
+def test_errors_of_distances(options, text):
+    with pytest.raises(UserError) as caught:
+        metrics.hausdorff_distance(**{"prediction": np.eye(3, dtype=bool), "truth": np.eye(3, dtype=bool), **options})
+    assert str(caught.value) == text

@@ -30,7 +30,7 @@ from train.build import Setup, build, load_trained
 from train.config import check, default_config, from_json, model_config, to_json
 from train.data import Table
 from train.score import score
-from train.tasks import segmentation
+from train.tasks import segmentation, segmentation_scores
 from train.tasks.base import Scores
 from train.tasks.images import spread
 from train.tasks.segmentation import Segmentation
@@ -557,7 +557,7 @@ def test_a_larger_image_than_the_set_is_scaled(image_size, shape, tmp_path):
 def test_the_worst_images():
     truths = np.array([[[0, 0, 1]], [[1, 1, 255]], [[255, 255, 255]], [[1, 0, 0]]], np.uint8)
     predictions = np.array([[[0, 0, 0]], [[1, 1, 0]], [[0, 0, 0]], [[0, 1, 1]]], np.uint8)
-    np.testing.assert_allclose(segmentation.image_scores(truths, predictions, 2, 255), [(2 / 3 + 0) / 2, 1, np.nan, 0])
+    np.testing.assert_allclose(segmentation_scores.image_scores(truths, predictions, 2, 255), [(2 / 3 + 0) / 2, 1, np.nan, 0])
 
 
 def test_the_layers_of_a_classifier_become_those_of_a_segmenter():

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import nibabel  # pyright: ignore[reportMissingImports]
 import numpy as np
 import pytest
 import soxr
@@ -260,7 +261,7 @@ def test_predict_gives_its_lines(name):
     )
     for line in lines:
         for cell in line.split("\t")[1:]:
-            if cell.endswith((".png", ".wav")):
+            if cell.endswith((".png", ".wav", ".nii.gz")):
                 assert pathlib.Path(cell).stat().st_size > 40
 
 
@@ -363,6 +364,8 @@ def raw_inputs(name: str) -> list[tuple[Any, ...]]:
         return [(line,) for line in files[0].read_text().splitlines() if line]
     if name == "table":
         return [(np.loadtxt(file, delimiter=",", skiprows=1),) for file in files]
+    if name == "volumes":
+        return [(str(file), file) for file in files]
     if files[0].suffix == ".wav":
         return [(str(file), file, sound.read_sound(file)[0]) for file in files]
     return [(str(file), Image.open(file), np.asarray(Image.open(file)), jnp.asarray(np.asarray(Image.open(file)))) for file in files]
@@ -395,6 +398,8 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
             np.testing.assert_allclose([value, *box], [one["score"], *one["box"]], atol=0.01)
     elif name == "photographs":
         np.testing.assert_array_equal(result[..., 0], np.asarray(Image.open(cells[1])))
+    elif name == "volumes":
+        np.testing.assert_array_equal(result, np.asarray(nibabel.load(cells[1]).dataobj))
     elif name == "mixtures":
         np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
     elif name == "waves":
@@ -531,7 +536,7 @@ def test_a_folder_stands_for_its_files(name):
     if not suffixes:
         assert predict.files_of(["the rain", "http://x"], suffixes) == ["the rain", "http://x"]
         return
-    expected = sorted(str(path) for path in data.rglob("*") if path.suffix in suffixes)
+    expected = sorted(str(path) for path in data.rglob("*") if path.name.endswith(tuple(suffixes)))
     assert len(expected) > (name != "table")
     assert predict.files_of([str(data), expected[0]], suffixes) == [*expected, expected[0]]
     empty = folder_of(name) / "empty"
