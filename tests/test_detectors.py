@@ -228,6 +228,12 @@ def test_parameter_counts(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[name]
 
 
+def test_backbones_of_other_families():
+    model, x = models.FCOS(functools.partial(models.MobileNetV2, width_multiplier=0.25), 3, 8), jnp.zeros((1, 64, 96, 3))
+    outputs, _ = jax.eval_shape(lambda: model.init_with_output(KEY, x, train=False))
+    assert outputs["logits"].shape == (1, 8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 3)
+
+
 def test_branches_of_a_trident_share_all_weights():
     """A single branch, with the variables of all, has the outputs of that branch."""
     model: Any = SMALL["trident"]
