@@ -142,6 +142,8 @@ def test_padding_and_the_order_of_boxes_do_not_count(name):
     # Without boxes there is background alone.
     none, nothing = loss(outputs, BOXES, CLASSES, np.zeros_like(MASK))
     assert not nothing.any() and (none.pop("classes") > 0).all() and not any(one.any() for one in none.values())
+    unknown, _ = loss(outputs, BOXES, np.array([[0, 2, 1, 7], [3, 2, 0, 0]]), MASK)
+    assert np.isnan(unknown["classes"]).tolist() == [False, True]
     other = loss(outputs, BOXES, np.where(MASK, (CLASSES + 1) % 3, 0), MASK)
     assert (np.asarray(other[0]["classes"]) != np.asarray(sums["classes"])).all()
 
