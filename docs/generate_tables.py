@@ -36,6 +36,7 @@ PAPERS = {
     "DilatedCNN": ("none: small dilated layers", ""),
     "DilatedFCN": ("after Long et al. 2015", "1411.4038"),
     "EfficientNet": ("Tan & Le 2019", "1905.11946"),
+    "FCOS": ("Tian et al. 2019", "1904.01355"),
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
     "IDCNN": ("Strubell et al. 2017", "1702.02098"),
@@ -45,12 +46,16 @@ PAPERS = {
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
     "MobileNetV3": ("Howard et al. 2019", "1905.02244"),
     "ResNet": ("He et al. 2016", "1512.03385"),
+    "RetinaNet": ("Lin et al. 2017", "1708.02002"),
     "Segmenter": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
     "SeparableCNN": ("none: small separable residual blocks", ""),
+    "SeparableDetector": ("after Chen et al. 2021", "2103.09460"),
     "SeparableTCN": ("after Coucke et al. 2018", "1811.07684"),
     "TCN": ("Bai, Kolter & Koltun 2018", "1803.01271"),
+    "TridentDetector": ("after Li et al. 2019", "1901.01892"),
     "UNet": ("Ronneberger et al. 2015", "1505.04597"),
     "WaveNet": ("van den Oord et al. 2016", "1609.03499"),
+    "YOLOF": ("Chen et al. 2021", "2103.09460"),
     "Xception": ("Chen et al. 2018", "1802.02611"),
 }
 OTHER_PAPERS = {"seresnet50": ("Hu et al. 2018", "1709.01507")}  # models that differ from the class
@@ -58,6 +63,7 @@ GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
     "Backbones, which are classifiers too": ("DRN", "DenseNet", "EfficientNet", "MobileNetV2", "MobileNetV3", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
+    "Detection": ("FCOS", "RetinaNet", "SeparableDetector", "TridentDetector", "YOLOF"),
     "Restoration": ("IRCNN",),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "IDCNN", "MSTCN", "SeparableTCN", "TCN", "WaveNet"),
 }
@@ -128,15 +134,21 @@ def field(name: str) -> str:
     shape, _, fields = INPUTS.get(name, IMAGES)
     model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
+    if isinstance(model, dilax.models.Detector):  # the cells of its outputs are not axes of space
+        return f"{largest_field(model, x):,}"
     gates: list[str] = []
     with nn.intercept_methods(functools.partial(_ungated, gates)):
-        output, table = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], layers(model, x)
+        output, largest = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], largest_field(model, x)
     if output and output[0].size is not None:  # a vector of logits has no axis of its own
         return f"{output[0].size:,}"
     if name == "conv_tasnet":
         return "all, by its normalisation"
-    bounded = max(layer.receptive_field[0].size or 0 for layer in table)
-    return f"{bounded:,}{', all by its gates' * bool(gates)}, then pooled"
+    return f"{largest:,}{', all by its gates' * bool(gates)}, then pooled"
+
+
+def largest_field(model: Any, x: jax.ShapeDtypeStruct) -> int:
+    """Return how many samples an output of the layer that sees most sees along the first axis."""
+    return max(layer.receptive_field[0].size or 0 for layer in layers(model, x))
 
 
 def _ungated(gates: list[str], call: Any, args: Any, kwargs: Any, context: Any) -> Any:

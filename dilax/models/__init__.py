@@ -13,7 +13,7 @@ from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from dilax.models.densenet import DenseNet
-from dilax.models.detector import Detections, Detector
+from dilax.models.detector import Detections, Detector, PointDetector
 from dilax.models.drn import DRN
 from dilax.models.efficientnet import EfficientNet
 from dilax.models.fcn import FCN, LRASPP
@@ -140,6 +140,7 @@ __all__ = [
     "MeshNet",
     "MobileNetV2",
     "MobileNetV3",
+    "PointDetector",
     "ResNet",
     "RetinaNet",
     "Segmenter",
