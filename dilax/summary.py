@@ -24,7 +24,7 @@ class Layer:
         path: Names of the modules that lead to it.
         kind: Name of its class.
         output_shape: Shape of its output, without the batch axis.
-        parameters: Number of its parameters.
+        parameters: Number of its parameters; 0 in all calls but the first of a layer that is called several times.
         multiply_adds: Multiply-adds for one example. Taps that read padding are counted, as is usual in papers.
         receptive_field: The receptive field of its output with respect to the input of the model, one per spatial axis.
     """
@@ -145,7 +145,8 @@ def layers_of_calls(
         return [jax.tree.leaves(call.output)[0] for call in calls]
 
     fields = receptive_fields(outputs, jax.ShapeDtypeStruct((*x.shape, 1), jnp.float32) if codes else x)
-    return [(_layer(call, shapes, field), call) for call, field in zip(found, fields)]
+    first = {call.path: i for i, call in reversed(list(enumerate(found)))}
+    return [(_layer(call, shapes, field, first[call.path] == i), call) for i, (call, field) in enumerate(zip(found, fields))]
 
 
 def summary(model: nn.Module, x: jax.Array | jax.ShapeDtypeStruct) -> str:
@@ -197,7 +198,7 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
-def _layer(call: Call, variables: VariableDict, field: tuple[ReceptiveField, ...]) -> Layer:
+def _layer(call: Call, variables: VariableDict, field: tuple[ReceptiveField, ...], first: bool) -> Layer:
     own, others = own_parameters(variables, call.path), variables_at(variables, call.path)
     others["params"] = {name: node for name, node in others["params"].items() if name not in own}
 
@@ -206,5 +207,5 @@ def _layer(call: Call, variables: VariableDict, field: tuple[ReceptiveField, ...
 
     multiply_adds = multiply_adds_of(run, own, others, call.arguments)
     output = jax.tree.leaves(call.output)[0]
-    size = sum(leaf.size for leaf in own.values())
+    size = sum(leaf.size for leaf in own.values()) if first else 0
     return Layer(call.path, type(call.layer).__name__, tuple(output.shape[1:]), size, multiply_adds, field)

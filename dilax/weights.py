@@ -12,7 +12,7 @@ import numpy as np
 
 from dilax import arguments, models
 from dilax.errors import UserError, did_you_mean, shown
-from dilax.models import DRNS, deeplab, drn, fcn, resnet
+from dilax.models import DRNS, deeplab, drn, fcn, fcos, resnet, retinanet
 from dilax.state_dicts import Rules, convert, read_state_dict, target
 
 SOURCES: dict[str, dict[str, Rules]] = {
@@ -20,6 +20,8 @@ SOURCES: dict[str, dict[str, Rules]] = {
         **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), resnet.RULES),
         **dict.fromkeys(("fcn_resnet50", "fcn_resnet101"), fcn.RULES),
         **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet101"), deeplab.RULES),
+        "fcos_resnet50_fpn": fcos.RULES,
+        "retinanet_resnet50_fpn": retinanet.RULES,
     },
     "drn": {
         **dict.fromkeys(DRNS, drn.RULES),
@@ -73,6 +75,8 @@ def fields_of(source: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         path = target(name, rules)
         if path in _LOGITS and name.endswith(".bias") and array.ndim == 1:
             fields["num_classes"] = int(array.shape[0])
+        elif path == "class_head/logits" and name.endswith(".bias"):
+            fields["num_classes"] = int(array.shape[0]) // (retinanet.ANCHORS if rules is retinanet.RULES else 1)
         elif path and path.startswith("aux_classifier/"):
             fields["aux_head"] = True
     return fields

@@ -20,6 +20,8 @@ from dilax.state_dicts import beneath, convert, find_state_dict, read_state_dict
 with np.load(Path(__file__).parent / "golden" / "networks.npz") as file:
     ARRAYS: dict[str, Any] = dict(file)
 ABOUT = json.loads(str(ARRAYS["about"]))
+with np.load(Path(__file__).parent / "golden" / "detectors.npz") as file:
+    ABOUT["published"] |= json.loads(str(file["about"]))["published"]
 WIDTHS = dict(blocks=(2, 1, 2, 2), stage_features=(4, 6, 8, 10))
 DRN = dict(blocks=(1, 1, 2, 1, 2, 2, 1, 1), stage_features=(4, 4, 6, 6, 8, 8, 8, 8))
 BACKBONE = dict(backbone=functools.partial(models.ResNet, **WIDTHS))
@@ -50,7 +52,8 @@ def test_published_state_dicts_fit(source):
     shapes = ABOUT["published"][source]
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     fields = weights.fields_of(source, state)
-    assert fields == {"num_classes": 21 if "aux_classifier.4.bias" in shapes else 19 if "seg.bias" in shapes else 1000} | (
+    classes = {"aux_classifier.4.bias": 21, "seg.bias": 19, "head.classification_head.cls_logits.bias": 91}
+    assert fields == {"num_classes": next((number for name, number in classes.items() if name in shapes), 1000)} | (
         {"aux_head": True} if "aux_classifier.4.bias" in shapes else {}
     )
     library, _, name = source.partition(":")

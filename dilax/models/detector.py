@@ -235,12 +235,13 @@ class Detector(nn.Module):
             raise UserError(
                 f"{caller}: outputs of type {type(outputs).__name__} are not those of a detector; give what `__call__` returned."
             )
-        levels = self.levels(_size(self, image_size))
+        image_size = _size(self, image_size)
+        levels = self.levels(image_size)
         outputs = {name: arguments.array(caller, name, one, "floating-point").astype(jnp.float32) for name, one in outputs.items()}
         cells, anchors = outputs["logits"].shape[1:2], sum(len(level.anchors) for level in levels)
         if cells != (anchors,):
             raise UserError(
-                f"{caller}: outputs of shape {outputs['logits'].shape} are not those of images of image_size={tuple(image_size)}, "
+                f"{caller}: outputs of shape {outputs['logits'].shape} are not those of images of image_size={image_size}, "
                 f"which have {anchors} cells; give the size of the images that the detector was applied to."
             )
         return levels, outputs

@@ -3,6 +3,7 @@
 The paper builds on a two-stage detector. Here FCOS's heads (Tian et al. 2019, arXiv:1904.01355) predict the boxes of each branch.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,7 +75,9 @@ class TridentBlock(nn.Module):
 
 @checked(norm=NORMS, sizes=0)
 class TridentDetector(PointDetector):
-    """A backbone up to stride 16, trident blocks, and two heads that all branches share; each branch predicts boxes of other sizes.
+    """A backbone at stride 16, trident blocks, and two heads that all branches share; each branch predicts boxes of other sizes.
+
+    The default is a ResNet-50 without its fourth stage, in which the last three blocks of the third are trident blocks.
 
     A branch of a larger dilation sees more and predicts larger boxes, by the same weights. In training, each branch learns the boxes whose
     size, the square root of their area, is in its range; of what it detects, boxes of other sizes are left out. Since all weights are
@@ -85,7 +88,7 @@ class TridentDetector(PointDetector):
 
     Attributes:
         backbone: A class of backbones, or a `functools.partial` of one that sets other fields; it is called with `norm` and `dtype`. Its
-            second-to-last map, at stride 16, is used.
+            last map at output stride 16 is used.
         num_classes: Number of classes, without the background.
         features: Channels of the heads.
         trident_blocks: Number of trident blocks.
@@ -95,7 +98,7 @@ class TridentDetector(PointDetector):
         dtype: Dtype of the computation; parameters and outputs stay float32.
     """
 
-    backbone: Callable[..., nn.Module] = ResNet
+    backbone: Callable[..., nn.Module] = functools.partial(ResNet, blocks=(3, 4, 3, 0))
     num_classes: int = 80
     features: int = 256
     trident_blocks: int = 3
@@ -110,7 +113,7 @@ class TridentDetector(PointDetector):
         check_image("TridentDetector", x)
         self._check_branches()
         shared: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
-        x = make_backbone("TridentDetector", self.backbone, **shared).features(x, train=train)[-2]
+        x = make_backbone("TridentDetector", self.backbone, **shared).features(x, train=train, output_stride=STRIDE)[-1]
         x = jnp.broadcast_to(x[:, None], (x.shape[0], len(self.dilations), *x.shape[1:]))
         for i in range(self.trident_blocks):
             x = TridentBlock(self.dilations, name=f"trident{i}", **shared)(x, train=train)
