@@ -254,10 +254,10 @@ class Detection(Task):
             for path, image, (picture, listed) in zip(args.inputs, pixels, files):
                 found = inference.detect(image, score_threshold=args.score, **self._limits)
                 write_text(listed, _to_json(path, image.shape, found))
-                boxes, labels = np.array([box for *_, box in found]).reshape(-1, 4), [names.index(name) for name, *_ in found]
-                scored = np.array([score for _, score, _ in found])
-                plots.save(plots.detection_overlay(image, boxes, np.array(labels, int), scored, names), picture)
-                counts = np.bincount(labels, minlength=len(names)) if labels else np.zeros(len(names), int)
+                labels = np.array([names.index(name) for name, *_ in found], int)
+                boxes, scores = np.array([box for *_, box in found]).reshape(-1, 4), [score for _, score, _ in found]
+                plots.save(plots.detection_overlay(image, boxes, labels, scores, names), picture)
+                counts = np.bincount(labels, minlength=len(names))
                 words = [f"{names[i]} {counts[i]}" for i in np.argsort(-counts, kind="stable") if counts[i]]
                 yield path, str(picture), ", ".join(words) or "nothing"
 
@@ -308,8 +308,6 @@ def _class_table(scored: DetectionScores, names: Sequence[str]) -> str:
 
 def _to_json(path: str, shape: tuple[int, ...], found: list[tuple[str, float, Box]]) -> str:
     """Return the detections in an image as JSON, boxes in its pixels."""
-    objects = [
-        {"class": name, "score": round(score, 4), "box": [round(edge, 2) for edge in box]} for name, score, box in found
-    ]  # fmt: skip
+    objects = [{"class": name, "score": round(score, 4), "box": [round(edge, 2) for edge in box]} for name, score, box in found]
     content = {"file": pathlib.PurePath(path).name, "height": shape[0], "width": shape[1], "objects": objects}
     return json.dumps(content, indent=2) + "\n"
