@@ -405,7 +405,7 @@ class Inference:
     def _detect(self) -> Callable[..., Any]:
         def run(variables: VariableDict, images: jax.Array, options: tuple[tuple[str, Any], ...]) -> Any:
             outputs = dataclasses.replace(self, variables=variables).apply(images)
-            return detection.detector_of(self.model).detections(outputs, images.shape[1:3], **dict(options))
+            return detection.detector_of(self.model).detections(outputs, (images.shape[1], images.shape[2]), **dict(options))
 
         return jax.jit(run, static_argnums=2)
 

@@ -39,6 +39,13 @@ def opened(**changes: Any) -> Any:
 
 
 @functools.cache
+def inference() -> dilax.Inference:
+    """Of the untrained network; its programs are compiled once."""
+    setup, _, variables = opened()
+    return setup.inference(variables)
+
+
+@functools.cache
 def scored() -> tuple[dict[str, float], Scores]:
     """Of an untrained network, whose scores are all near the prior."""
     setup, splits, variables = opened()
@@ -55,12 +62,12 @@ def flags(*words: str) -> argparse.Namespace:
 
 def test_what_is_kept_is_what_detect_finds_in_the_files():
     """In pixels of the image before it was scaled."""
-    setup, splits, variables = opened()
-    kept, inference = scored()[1].kept, setup.inference(variables)
+    _, splits, _ = opened()
+    kept = scored()[1].kept
     assert kept["mask"].any()
     for i, file in enumerate(splits.test.files):
         image = np.asarray(Image.open(FOLDER / "data" / file))
-        found = inference.detect(image, score_threshold=0.05, max_detections=5)
+        found = inference().detect(image, score_threshold=0.05, max_detections=5)
         here = kept["mask"][i]
         assert [label for label, *_ in found] == [splits.spec.outputs[j] for j in kept["classes"][i, here]]
         np.testing.assert_allclose([value for _, value, _ in found], kept["scores"][i, here], rtol=1e-4)
@@ -71,7 +78,9 @@ def test_what_is_kept_is_what_detect_finds_in_the_files():
 def test_metrics_are_those_of_what_is_kept():
     setup, splits, _ = opened()
     metrics, scores = scored()
-    kept = {name: scores.kept[name] for name in ("boxes", "scores", "classes", "mask", "true_boxes", "true_classes", "true_mask", "crowd")}
+    kept: Any = {
+        name: scores.kept[name] for name in ("boxes", "scores", "classes", "mask", "true_boxes", "true_classes", "true_mask", "crowd")
+    }
     np.testing.assert_array_equal(kept["true_boxes"], field(splits.test, "boxes"))
     expected = score_detections(**kept, num_classes=2)
     assert (metrics["map"], metrics["map50"]) == (expected.mean_ap(), expected.mean_ap(0.5))
@@ -97,16 +106,15 @@ def batch_of(**changes: Any) -> dict[str, Any]:
 
 
 def loss_of(batch: dict[str, Any]) -> tuple[float, float]:
-    setup, _, variables = opened()
-    loss = compiled_loss()(variables, batch)
-    del setup
+    loss = compiled_loss()(opened()[2], batch)
     return float(loss.sums["loss"]), float(loss.count)
 
 
 @functools.cache
-def compiled_loss() -> Any:
-    setup, _, _ = opened()
-    return jax.jit(lambda variables, batch: setup.task.loss(setup.steps.model, variables, batch, KEY))
+def compiled_loss(weight: float = 1.0) -> Any:
+    setup, splits, _ = opened()
+    task = task_class("detection")(CASES["boxes"].config(FOLDER, **{"detection.box_weight": weight}), splits.spec)
+    return jax.jit(lambda variables, batch: task.loss(setup.steps.model, variables, batch, KEY))
 
 
 def test_crowds_are_not_learned():
@@ -128,19 +136,12 @@ def test_a_batch_without_objects_takes_a_step_that_is_finite():
 
 
 def test_the_weight_of_boxes():
-    once, twice = (dict(compiled(weight)(opened()[2], batch_of()).sums) for weight in (1.0, 2.0))
+    once, twice = (dict(compiled_loss(*weight)(opened()[2], batch_of()).sums) for weight in ((), (2.0,)))
     assert {"loss", "classes_loss", "boxes_loss", "centreness_loss"} == once.keys()
     for name in ("boxes_loss", "centreness_loss"):
         assert float(twice[name]) == pytest.approx(2 * float(once[name]), rel=1e-5)
     assert float(twice["classes_loss"]) == pytest.approx(float(once["classes_loss"]), rel=1e-5)
     assert float(once["loss"]) == pytest.approx(sum(float(value) for name, value in once.items() if name != "loss"), rel=1e-5)
-
-
-def compiled(weight: float) -> Any:
-    setup, splits, _ = opened()
-    config = CASES["boxes"].config(FOLDER, **{"detection.box_weight": weight})
-    task = task_class("detection")(config, splits.spec)
-    return jax.jit(lambda variables, batch: task.loss(setup.steps.model, variables, batch, KEY))
 
 
 def test_the_share_of_boxes_that_anchors_cover_is_said():
@@ -161,24 +162,23 @@ def test_the_share_of_boxes_that_anchors_cover_is_said():
 
 
 def test_predictions_are_written_in_pixels_of_the_image(tmp_path):
-    setup, splits, variables = opened()
+    setup, splits, _ = opened()
     file = FOLDER / "data" / splits.test.files[0]
     image = np.kron(np.asarray(Image.open(file)), np.ones((3, 2, 1), np.uint8))
     Image.fromarray(image).save(tmp_path / "large.png")
-    inference = setup.inference(variables)
-    (line,) = setup.task.predict(inference, flags("--score=0.05", str(tmp_path / "large.png")))
+    (line,) = setup.task.predict(inference(), flags("--score=0.05", str(tmp_path / "large.png")))
     path, picture, words = line.split("\t")
     content = json.loads(pathlib.Path(picture.replace(".png", ".json")).read_text())
     assert (path, content["file"], content["height"], content["width"]) == (str(tmp_path / "large.png"), "large.png", 72, 80)
-    found = inference.detect(image, score_threshold=0.05, max_detections=5)
+    found = inference().detect(image, score_threshold=0.05, max_detections=5)
     assert [(one["class"], one["box"]) for one in content["objects"]] == [
         (label, [round(edge, 2) for edge in box]) for label, _, box in found
     ]
     assert sum(int(word.split()[-1]) for word in words.split(", ")) == len(found) > 0
-    (line,) = setup.task.predict(inference, flags("--score=0.99", str(tmp_path / "large.png")))
+    (line,) = setup.task.predict(inference(), flags("--score=0.99", str(tmp_path / "large.png")))
     assert line.endswith("\tnothing")
     with pytest.raises(UserError, match=r"^--score=1 is not a score of detections; give a number from 0 to below 1\.$"):
-        list(setup.task.predict(inference, flags("--score=1", str(tmp_path / "large.png"))))
+        list(setup.task.predict(inference(), flags("--score=1", str(tmp_path / "large.png"))))
 
 
 def test_images_are_padded_or_stretched_as_in_training():
@@ -187,9 +187,10 @@ def test_images_are_padded_or_stretched_as_in_training():
     padded = dilax.detection.fitted(image, spec)
     assert padded.shape == (32, 32, 3) and (padded[13:] == 128).all() and padded[:13].std() > 9
     found = dilax.models.Detections(
-        *map(np.asarray, ([[[0, 0, 16, 6.5], [8, 14, 9, 20]]], [[0.9, 0.8]], [[1, 0]], [[True, True]]))
+        *map(jnp.asarray, ([[[0, 0, 16, 6.5], [8, 14, 9, 20]]], [[0.9, 0.8]], [[1, 0]], [[True, True]]))
     )  # fmt: skip
-    assert dilax.detection.objects_in(image.shape, found, spec) == [("b", 0.9, (0.0, 0.0, 25.0, 10.0))]  # the other lies in the padding
+    ((name, value, box),) = dilax.detection.objects_in(image.shape, found, spec)  # the other lies in the padding
+    assert (name, value, box) == ("b", pytest.approx(0.9), pytest.approx((0, 0, 25, 10)))
     stretched = dilax.DataSpec("x", (32, 32, 3), ("a", "b"), stretched=True)
     (_, _, box), _ = dilax.detection.objects_in(image.shape, found, stretched)
     np.testing.assert_allclose(box, (0, 0, 25, 6.5 * 20 / 32))
@@ -233,9 +234,8 @@ def test_detect_needs_a_detector():
     with pytest.raises(UserError) as error:
         dilax.detection.detector_of(dilax.models.create("dilated_cnn", num_classes=2))
     assert str(error.value) == "detect: a DilatedCNN does not detect boxes; give a detector, such as separable_detector."
-    setup, _, variables = opened()
     with pytest.raises(UserError, match=r"^segment: this run was trained for detection, not for segmentation; use predict"):
-        setup.inference(variables).segment(np.zeros((1, 32, 32, 3), np.uint8))
+        inference().segment(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

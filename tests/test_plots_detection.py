@@ -44,7 +44,8 @@ def test_boxes_are_drawn_at_their_edges_in_the_colours_of_their_classes(channels
     np.testing.assert_allclose(colours(axes), expected[[2, 0, 2]])
     assert written(axes) == ["ox 0.90", "cup 0.12", "ox 0.50"]
     assert legend(figure) == ["cup  1", "ox  2"]
-    np.testing.assert_allclose([patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()], expected[[0, 2]])
+    patches: list[Any] = figure.legends[0].get_patches()
+    np.testing.assert_allclose([patch.get_facecolor()[:3] for patch in patches], expected[[0, 2]])
     image = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(image, IMAGE / 255 if channels == 3 else IMAGE[..., 0] / 255)
     # The whole image fills the axes: a box around it is drawn on their border.
@@ -84,14 +85,14 @@ def test_the_grid_shows_truth_and_detections():
 def test_curves_are_sorted_by_their_means():
     precision = np.stack([np.linspace(0.5, 0, 11), np.full(11, np.nan), np.linspace(1, 0.2, 11)], 1)
     figure = plots.precision_recall(precision, NAMES, label="at 0.5")
-    (axes,) = figure.axes
+    axes: Any = figure.axes[0]
     assert [line.get_label() for line in axes.lines] == ["ox  0.600", "cup  0.250"]
     for line, column in zip(axes.lines, (2, 0), strict=True):
         np.testing.assert_allclose(line.get_xdata(), np.linspace(0, 1, 11))
         np.testing.assert_allclose(line.get_ydata(), precision[:, column])
     assert axes.get_title() == "at 0.5"
     many = plots.precision_recall(np.linspace(0, 1, 30)[None].repeat(3, 0), list(map(str, range(30))))
-    assert [line.get_label().split()[0] for line in many.axes[0].lines] == [*map(str, range(29, 19, -1)), *map(str, range(9, -1, -1))]
+    assert [str(line.get_label()).split()[0] for line in many.axes[0].lines] == [*map(str, range(29, 19, -1)), *map(str, range(9, -1, -1))]
     assert many.axes[0].get_title() == "20 of 30 classes, the highest and the lowest"
     none = plots.precision_recall(np.full((3, 2), np.nan), ("a", "b"))
     assert [text.get_text() for text in none.axes[0].texts] == ["no class occurs"]
@@ -101,7 +102,8 @@ def test_underscores_and_dollars_are_letters():
     names = ("_cup", "$a_$")
     figure = plots.precision_recall(np.full((3, 2), 0.5), names)
     figure.canvas.draw()
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["_cup  0.500", "$a_$  0.500"]
+    axes: Any = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["_cup  0.500", "$a_$  0.500"]
     overlay = plots.detection_overlay(IMAGE, BOXES[:2], [0, 1], [0.5, 0.5], names)
     overlay.canvas.draw()
     assert legend(overlay) == ["_cup  1", "$a_$  1"]

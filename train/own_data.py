@@ -69,7 +69,8 @@ def image_shape(folder: pathlib.Path, *, longest: int, unit: int) -> tuple[int, 
             sizes.append((image.height, image.width))
     height, width = np.median(sizes, 0) if sizes else (longest, longest)
     scale = min(1.0, longest / max(height, width))
-    return tuple(int(max(2, round(side * scale / unit))) * unit for side in (height, width))
+    tall, wide = (max(2, round(float(side) * scale / unit)) * unit for side in (height, width))
+    return tall, wide
 
 
 def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:

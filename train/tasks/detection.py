@@ -110,7 +110,7 @@ class Detection(Task):
         """The share of the boxes for training that the anchors cover."""
         boxes, mask = field(splits.train, "boxes"), field(splits.train, "box_mask") & ~field(splits.train, "crowd")
         chosen = np.linspace(0, len(boxes) - 1, min(_ANCHORS_OF, len(boxes))).astype(int)
-        covered = jax.jit(lambda boxes, mask: detector_of(model).anchor_coverage(boxes, mask, splits.spec.input_shape[:2]))
+        covered = jax.jit(lambda boxes, mask: detector_of(model).anchor_coverage(boxes, mask, self._size))
         total, found = mask[chosen].sum(), 0.0
         for start in range(0, len(chosen), _CHUNK):
             part = chosen[start : start + _CHUNK]
@@ -155,8 +155,14 @@ class Detection(Task):
         scores, classes = (each.reshape(len(scores), -1) for each in (jnp.where(scores > self._lowest, scores, -jnp.inf), classes))
         limits = self._limits
         chosen, mask = batched_nms(boxes, scores, classes, iou_threshold=limits["iou_threshold"], max_outputs=limits["max_detections"])
-        parts = (jnp.take_along_axis(boxes, chosen[..., None], 1), *(jnp.take_along_axis(each, chosen, 1) for each in (scores, classes)))
-        return {"loss": jnp.zeros(()), "count": jnp.zeros(())}, _kept(models.Detections(*parts, mask), batch)
+        scores, classes = (jnp.take_along_axis(each, chosen, 1) for each in (scores, classes))
+        found = models.Detections(jnp.take_along_axis(boxes, chosen[..., None], 1), scores, classes, mask)
+        return {"loss": jnp.zeros(()), "count": jnp.zeros(())}, _kept(found, batch)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """(height, width) of the images of the network."""
+        return self.spec.input_shape[0], self.spec.input_shape[1]
 
     @property
     def _lowest(self) -> float:
@@ -212,11 +218,10 @@ class Detection(Task):
         """Candidates (batch, anchors, 4 + classes): the box that each anchor predicts, in pixels, and its score for each class."""
         fields = {name: value for name, value in self.config.model.to_dict().items() if name not in ("name", "changes")}
         detector: Any = models.create(self.config.model.name, num_classes=len(self.spec.outputs), **fields)
-        size = self.spec.input_shape[:2]
-        anchors = np.concatenate([level.anchors for level in detector.levels(size)])
+        anchors = np.concatenate([level.anchors for level in detector.levels(self._size)])
 
         def candidates(outputs: Any, _: jax.Array) -> jax.Array:
-            boxes = clip_boxes(detector.decode(outputs["boxes"], jnp.asarray(anchors)[None]), size)
+            boxes = clip_boxes(detector.decode(outputs["boxes"], jnp.asarray(anchors)[None]), self._size)
             return jnp.concatenate([boxes, detector.scores(outputs)], -1)
 
         return Answer("candidates", candidates, lambda found: found)
@@ -249,10 +254,10 @@ class Detection(Task):
             for path, image, (picture, listed) in zip(args.inputs, pixels, files):
                 found = inference.detect(image, score_threshold=args.score, **self._limits)
                 write_text(listed, _to_json(path, image.shape, found))
-                boxes, labels = np.array([box for *_, box in found]).reshape(-1, 4), [names.index(name) for name, *_ in found]
-                scored = np.array([score for _, score, _ in found])
-                plots.save(plots.detection_overlay(image, boxes, np.array(labels, int), scored, names), picture)
-                counts = np.bincount(labels, minlength=len(names)) if labels else np.zeros(len(names), int)
+                labels = np.array([names.index(name) for name, *_ in found], int)
+                boxes, scores = np.array([box for *_, box in found]).reshape(-1, 4), [score for _, score, _ in found]
+                plots.save(plots.detection_overlay(image, boxes, labels, scores, names), picture)
+                counts = np.bincount(labels, minlength=len(names))
                 words = [f"{names[i]} {counts[i]}" for i in np.argsort(-counts, kind="stable") if counts[i]]
                 yield path, str(picture), ", ".join(words) or "nothing"
 
@@ -273,7 +278,7 @@ class Detection(Task):
         return self._scored[1]
 
     def _of_rows(self, scores: Scores, rows: np.ndarray) -> DetectionScores:
-        kept = {name: scores.kept[name][rows] for name in (*_FOUND, *_TRUTHS)}
+        kept: dict[str, Any] = {name: scores.kept[name][rows] for name in (*_FOUND, *_TRUTHS)}
         return score_detections(**kept, num_classes=len(self.spec.outputs), max_detections=self.config.detection.max_detections)
 
     def _worst(self, scores: Scores) -> tuple[np.ndarray, list[float]]:
@@ -303,8 +308,6 @@ def _class_table(scored: DetectionScores, names: Sequence[str]) -> str:
 
 def _to_json(path: str, shape: tuple[int, ...], found: list[tuple[str, float, Box]]) -> str:
     """Return the detections in an image as JSON, boxes in its pixels."""
-    objects = [
-        {"class": name, "score": round(score, 4), "box": [round(edge, 2) for edge in box]} for name, score, box in found
-    ]  # fmt: skip
+    objects = [{"class": name, "score": round(score, 4), "box": [round(edge, 2) for edge in box]} for name, score, box in found]
     content = {"file": pathlib.PurePath(path).name, "height": shape[0], "width": shape[1], "objects": objects}
     return json.dumps(content, indent=2) + "\n"

@@ -105,11 +105,11 @@ def inside(splits: Mapping[str, Sequence[Objects]]) -> dict[str, list[Objects]]:
         for one in images:
             height, width = one.size
             boxes = np.clip(one.boxes, 0, np.array([width, height, width, height], np.float32))
-            good = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            good = np.all(boxes[:, 2:] > boxes[:, :2], 1)
             total += len(boxes)
             dropped += [f"{one.where} {_shown(box)}" for box in one.boxes[~good]]
             clipped += [f"{one.where} {_shown(box)}" for box in one.boxes[good & (boxes != one.boxes).any(1)]]
-            names = tuple(name for name, each in zip(one.names, good) if each)
+            names = tuple(name for name, each in zip(one.names, good.tolist()) if each)
             kept[split].append(dataclasses.replace(one, boxes=boxes[good], names=names, crowd=one.crowd[good]))
     for found, what in ((dropped, "left out, since they have no area inside their image"), (clipped, "cut off at the edge of their image")):
         if found:

@@ -117,8 +117,8 @@ def open_tfds_boxes(data: Any) -> tuple[dict[str, Marked], tuple[str, ...], str]
     builder = _prepared(data.name, data.dir, data.download)
     features: Any = builder.info.features
     known: dict[str, Any] = dict(features)
-    objects = getattr(known.get("objects"), "feature", None)  # that of each object in a sequence
-    if not {"bbox", "label"} <= set(objects or ()):
+    objects: Any = getattr(known.get("objects"), "feature", {})  # that of each object in a sequence
+    if not {"bbox", "label"} <= set(objects):
         raise UserError(f'data.name="{data.name}" needs the feature "objects" with "bbox" and "label"; it has {sorted(known)}.')
     channels, class_names = _image_channels(data.name, features, ("image", "image")), tuple(objects["label"].names)
     found, names = {}, split_names(builder.info.splits, data.name)
