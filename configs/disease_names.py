@@ -1,8 +1,9 @@
-"""Names of diseases in abstracts of medical papers, by iterated dilated convolutions and a conditional random field, from scratch.
+"""Names of diseases in abstracts of medical papers, by iterated dilated convolutions and a conditional random field. Not measured.
 
     python -m train.main --config configs/disease_names.py --config.data.dir=FOLDER
 
 FOLDER holds train.tsv, devel.tsv and test.tsv of the NCBI disease corpus (in the public domain): a word, a tab and its tag on each line.
+`no_dilation` has the same parameters with dilations of 1.
 """
 
 from ml_collections import ConfigDict

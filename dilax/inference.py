@@ -96,8 +96,7 @@ class Inference:
         ========================= ======================================= ======================================================
 
         An image is a path, an image of PIL, or an array uint8 of any size, (height, width) or (height, width, channels). A sound is a path,
-        or an array of floats (samples,) in -1..1. A text is a string, or the
-        `pathlib.Path` of a file. A volume is the path of a NIfTI file, or an array of intensities (x, y, z) or (x, y, z, channels), whose
+        or an array of floats (samples,) in -1..1. A text is a string, or the `pathlib.Path` of a file. A volume is the path of a NIfTI file, or an array of intensities (x, y, z) or (x, y, z, channels), whose
         axes point to the right, to the front and upwards; the classes have the axes of the file or array.
 
         Args:
@@ -377,9 +376,8 @@ class Inference:
         if not symbols and (np.ndim(values) != 2 or np.shape(values)[1] != size or not len(values)):
             raise UserError(f"label: features of shape {np.shape(values)} do not fit the run; give (time, {size}).")
         x = tagging.encode_words(list(values), symbols, characters=size - 2) if symbols else self.spec.scale(np.asarray(values))
-        length = np.array([len(x)], np.int32)
-        # What is longer than in training is run as it is; the others are padded, so that the model is compiled once.
-        outputs = self.outputs(np.pad(x, ((0, max(0, longest - len(x))), (0, 0)))[None], length=length)
+        length, padding = np.array([len(x)], np.int32), max(0, longest - len(x))  # so that the model is compiled once
+        outputs = self.outputs(np.pad(x, ((0, padding), (0, 0)))[None], length=length)
         found = tagging.decode_tags(outputs, valid_steps(outputs.shape[1], length), names) if symbols else outputs.argmax(-1)
         return [names[i] for i in np.asarray(found)[0, : len(x)].tolist()]
 

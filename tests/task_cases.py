@@ -222,6 +222,7 @@ def write_tagged(folder: pathlib.Path) -> str:
             lines.append("")
         (folder / f"{split}.tsv").write_text("\n".join(["-DOCSTART-\tO", "", *lines]))
     (folder / "new.txt").write_text("a the Rain, the\n\nSees BRCA2 the colon-x\n")
+    (folder / "other.txt").write_text("the Rain\n")
     return str(folder)
 
 

@@ -80,7 +80,7 @@ def test_iterations_share_their_block_and_begin_as_the_identity():
         for name, dilation in (("conv0", 1), ("conv1", 2)):
             y = np.maximum(convolved(y, params["block"][name], dilation, 1), 0)
         np.testing.assert_allclose(ours[0], dense(y, params["head"]), rtol=1e-3, atol=1e-3)
-    kernel = model.init(KEY, x, train=False)["params"]["block"]["conv0"]["kernel"]
+    kernel = jax.jit(lambda: model.init(KEY, x, train=False))()["params"]["block"]["conv0"]["kernel"]
     np.testing.assert_allclose(kernel, identity_init(4)(KEY, (3, 4, 4)), atol=0.05)
 
 
@@ -106,10 +106,11 @@ def test_the_smoothing_loss_step_by_step():
     logits = RNG.normal(0, 4, (3, 6, 4)).astype(np.float32)
     mask = np.arange(6)[None] < np.array([[6], [3], [1]])
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    for row, length, value in zip(log_p, (6, 3, 1), smoothing_loss(jnp.asarray(logits), threshold=2.0, mask=jnp.asarray(mask))):
+    found = jax.jit(lambda x: smoothing_loss(x, threshold=2.0, mask=jnp.asarray(mask)))(logits)
+    for row, length, value in zip(log_p, (6, 3, 1), found):
         steps = [min(abs(row[t, c] - row[t - 1, c]), 2.0) ** 2 for t in range(1, length) for c in range(4)]
         assert float(value) == pytest.approx(np.mean(steps) if steps else 0.0, rel=1e-4)
-    gradient = jax.grad(lambda x: smoothing_loss(x, threshold=100.0)[0])(jnp.asarray(logits[:1]))
+    gradient = jax.jit(jax.grad(lambda x: smoothing_loss(x, threshold=100.0)[0]))(jnp.asarray(logits[:1]))
     assert np.abs(gradient[0, 0]).max() == 0 and np.abs(gradient[0, 1:]).max() > 0
     check_call(lambda: smoothing_loss(jnp.ones((2, 3))), "smoothing_loss: logits of shape (2, 3) must be (batch, time, classes).")
 
@@ -133,7 +134,7 @@ BATCH = {
 def test_the_loss_is_the_mean_over_the_stages():
     spec = DataSpec("x", (20, 1), ("a", "b", "c"))
     stages = tuple(jnp.asarray(RNG.normal(size=(2, 20, 3)), jnp.float32) for _ in range(3))
-    found = task_of(spec, "actions", **{"sequence.smoothing": 0.3, "sequence.threshold": 1.5}).losses(stages, BATCH)
+    found = jax.jit(task_of(spec, "actions", **{"sequence.smoothing": 0.3, "sequence.threshold": 1.5}).losses)(stages, BATCH)
     for i, length in enumerate(BATCH["length"]):
         losses = []
         for stage in stages:
@@ -145,9 +146,9 @@ def test_the_loss_is_the_mean_over_the_stages():
 
 def test_a_training_step_sees_a_part():
     task = task_of(DataSpec("x", (20, 1), ("a", "b", "c")), "actions", **{"sequence.crop": 8})
-    starts = set()
+    starts, augment = set(), jax.jit(task.augment)
     for seed in range(12):
-        part = task.augment(jax.random.key(seed), jax.tree.map(jnp.asarray, BATCH), 0)
+        part = augment(jax.random.key(seed), BATCH, 0)
         assert part["length"].tolist() == [8, 4] and part["counted"].sum(1).tolist() == [8, 4]
         first = int(part["input"][0, 0, 0])
         np.testing.assert_array_equal(part["input"][0, :, 0], np.arange(first, first + 8))
@@ -165,7 +166,7 @@ def test_a_part_of_a_sentence_begins_no_span_in_its_middle():
     )
     labels = np.array([[1, *[2] * 19], [0] * 20], np.int32)
     batch = {**BATCH, "input": np.ones((2, 20, 3), np.int32), "label": labels}
-    part = task.augment(KEY, jax.tree.map(jnp.asarray, batch), 0)
+    part = jax.jit(task.augment)(KEY, batch, 0)
     assert part["label"][0].tolist() == [1, 2, 2, 2, 2]
     assert set(np.unique(part["input"][..., 0]).tolist()) == {0, 1} and part["input"][..., 1:].min() == 1
 
@@ -174,7 +175,8 @@ def test_the_background_is_left_out():
     spec = DataSpec("x", (20, 1), ("a", "b", "c"))
     outputs = jax.nn.one_hot(np.roll(BATCH["label"], 1, 1), 3)
     batch = {**BATCH, "mask": np.ones(2, bool)}
-    counts = {name: task_of(spec, "actions", **{"sequence.background": name}).sums(outputs, batch)["segments"] for name in ("", "b")}
+    tasks = {name: task_of(spec, "actions", **{"sequence.background": name}) for name in ("", "b")}
+    counts = {name: jax.jit(task.sums)(outputs, batch)["segments"] for name, task in tasks.items()}
     assert int(counts["b"][0, [0, 2]].sum()) < int(counts[""][0, [0, 2]].sum()) == 24
 
 
@@ -228,5 +230,5 @@ def test_what_may_follow_holds_in_training():
     batch = {**BATCH, "label": np.tile(np.arange(20) % 3, (2, 1)).astype(np.int32)}
     scores = jnp.where(jnp.asarray(allowed_transitions(names))[None, None], outputs, -jnp.inf)
     # -inf leaves illegal paths out of the sum, as it may where no gradient is taken.
-    expected = -crf.log_likelihood(jnp.maximum(scores, -1e6), batch["label"], batch["counted"]) / jnp.array([20.0, 4.0])
-    np.testing.assert_allclose(task.losses((outputs,), batch), expected, rtol=1e-4)
+    expected = -jax.jit(crf.log_likelihood)(jnp.maximum(scores, -1e6), batch["label"], batch["counted"]) / jnp.array([20.0, 4.0])
+    np.testing.assert_allclose(jax.jit(task.losses)((outputs,), batch), expected, rtol=1e-4)

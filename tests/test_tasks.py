@@ -388,7 +388,8 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         written = pathlib.Path(cells[1]).read_text().split()
         assert written == [label for start, end, label in result for _ in range(start, end)]
     elif name == "tags":
-        assert re.findall(r"\[(.*?)\]\((.*?)\)", cells[1]) == [(re.sub(r"\[|\]\(\w+\)", "", cells[1])[a:b], kind) for a, b, kind in result]
+        line = re.sub(r"\[(.*?): \w+\]", r"\1", cells[1])
+        assert re.findall(r"\[(.*?): (\w+)\]", cells[1]) == [(line[start:end], kind) for start, end, kind in result]
     elif name == "masks":
         np.testing.assert_array_equal(result, np.asarray(Image.open(cells[1].replace("_overlay", "_mask"))))
     elif name == "boxes":

@@ -67,15 +67,15 @@ def test_sentences(config: ConfigDict, places: np.ndarray) -> list[Sentence]:
 
 
 def marked(text: str, found: Sequence[Segment]) -> str:
-    """Return a text with its spans in brackets, each with its kind: "[colon cancer](Disease) is ..."; spans are of characters.
+    """Return a text with its spans in brackets, each with its kind: "[colon cancer: Disease] is ..."; spans are of characters.
 
     Example:
         >>> marked("colon cancer is", [Segment(0, 12, "Disease")])
-        '[colon cancer](Disease) is'
+        '[colon cancer: Disease] is'
     """
     pieces, at = [], 0
     for one in found:
-        pieces += [text[at : one.start], f"[{text[one.start : one.end]}]({one.label})"]
+        pieces += [text[at : one.start], f"[{text[one.start : one.end]}: {one.label}]"]
         at = one.end
     return "".join([*pieces, text[at:]])
 
