@@ -23,22 +23,22 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.restoration.crop = 40
     config.restoration.window = 180
     config.batch_size = 16
-    config.total_epochs = 38.0
-    config.eval_every_epochs = 9.5
+    config.total_epochs = 250.0
+    config.eval_every_epochs = 25.0
     config.augment.flip = True
     config.augment.turn = True
     config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
     config.optim.warmup_epochs = 2.0
-    config.optim.ema_decay = 0.995
+    config.optim.ema_decay = 0.999
     if variant == "smoke":
         config.data.name = "photographs"
         config.model = ConfigDict(model_config("ircnn", features=16))
         config.restoration.window = 0
         config.batch_size = 8
-        config.total_epochs = 8.0
-        config.eval_every_epochs = 4.0
+        config.total_epochs = 60.0
+        config.eval_every_epochs = 20.0
         config.optim.lr = 4e-3
-        config.optim.warmup_epochs = 0.5
+        config.optim.warmup_epochs = 2.0
         config.optim.ema_decay = 0.0
     return config

@@ -21,7 +21,8 @@ from train.data import Splits, degradations
 from train.data.image_windows import Cut, Picture, cut_images, seed_of
 from train.data.source import Table, gather
 from train.score import score
-from train.tasks.restoration import Restoration, image_scores, sight
+from train.tasks.restoration import Restoration
+from train.tasks.restored_windows import image_scores, sight
 
 SIZES = ((53, 50), (61, 97), (50, 100), (75, 61))
 MODEL = ("ircnn", dict(features=4, dilations=(1, 2, 1)))  # sees 4 pixels on either side
