@@ -1,8 +1,8 @@
 """Grey photographs without their noise: IRCNN at a standard deviation of 25, trained on the 400 images that papers train on.
 
-    python -m train.main --config configs/denoise.py --config.data.dir=Train400 --config.data.test_dir=BSD68
-    python -m train.evaluate --workdir runs/denoise --test_dir Set12
-    python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn, split by columns
+python -m train.main --config configs/denoise.py --config.data.dir=Train400 --config.data.test_dir=BSD68
+python -m train.evaluate --workdir runs/denoise --test_dir Set12
+python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn, split by columns
 """
 
 from ml_collections import ConfigDict
@@ -22,15 +22,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.restoration.channels = 1
     config.restoration.crop = 40
     config.restoration.window = 180
-    config.batch_size = 32
-    config.total_epochs = 400.0
-    config.eval_every_epochs = 40.0
+    config.batch_size = 16
+    config.total_epochs = 38.0
+    config.eval_every_epochs = 9.5
     config.augment.flip = True
     config.augment.turn = True
     config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
-    config.optim.warmup_epochs = 5.0
-    config.optim.ema_decay = 0.999
+    config.optim.warmup_epochs = 2.0
+    config.optim.ema_decay = 0.995
     if variant == "smoke":
         config.data.name = "photographs"
         config.model = ConfigDict(model_config("ircnn", features=16))

@@ -135,7 +135,7 @@ def luminance(images: jax.Array) -> jax.Array:
     images = arguments.array("luminance", "images", images, "floating-point").astype(jnp.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(f"luminance: images of shape {images.shape} must be (batch, height, width, 1 or 3).")
-    weights = jnp.array(_LUMA, jnp.float32)
+    weights = jnp.array(_LUMA, jnp.float32)[None, None, None]
     return images if images.shape[-1] == 1 else jnp.sum(images * weights, -1, keepdims=True) + _BLACK
 
 
@@ -219,7 +219,8 @@ def _smoothed(x: jax.Array, axis: int) -> jax.Array:
 def _cut(caller: str, images: jax.Array, targets: jax.Array, border: int, *, least: int) -> tuple[jax.Array, jax.Array]:
     """Return images and targets in float32 without their border, checked against each other."""
     images, targets = (
-        arguments.array(caller, name, each, "floating-point").astype(jnp.float32) for name, each in (("images", images), ("targets", targets))
+        arguments.array(caller, name, each, "floating-point").astype(jnp.float32)
+        for name, each in (("images", images), ("targets", targets))
     )
     border = arguments.integer(caller, "border", border, minimum=0)
     if images.ndim != 4 or images.shape != targets.shape:

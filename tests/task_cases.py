@@ -71,6 +71,15 @@ def write_images(folder: pathlib.Path) -> str:
     return str(folder)
 
 
+def write_photographs(folder: pathlib.Path) -> str:
+    rng = random(5)
+    for i in range(12):
+        waves = np.add.outer(np.sin(np.arange(52) / rng.uniform(2, 9)), np.cos(np.arange(44) / rng.uniform(2, 9)))
+        pixels = np.clip(128 + 50 * waves + rng.normal(0, 8, waves.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels if i % 2 else pixels.T).save(folder / f"{i}.png")
+    return str(folder)
+
+
 def write_masks(folder: pathlib.Path) -> str:
     rng = random(1)
     for name in ("images", "masks"):
@@ -176,6 +185,16 @@ CASES = {
         ("images/0.png", "images/1.png"),
         2,
         wrong=("nowhere.png", "{0} does not exist"),
+    ),
+    "photographs": Case(
+        "restoration",
+        "folder",
+        write_photographs,
+        ("ircnn", dict(features=4, dilations=(1, 2, 1))),
+        {"restoration.crop": 16, "restoration.blind": (5.0, 40.0), "augment.flip": True, "augment.turn": True},
+        ("0.png", "1.png"),
+        2,
+        wrong=("words.txt", "{0} cannot be read as an image"),
     ),
     "series": Case(
         "sequence_classification",

@@ -266,6 +266,15 @@ CASES = {
         {**PIXELS, "mask": "bools"},
         NEGATIVE,
     ),
+    "luminance": Case(metrics.luminance, {"images": real(2, 12, 13, 3)}, {"images": "floats"}),
+    **{
+        name: Case(
+            getattr(metrics, name),
+            {"images": real(2, 12, 13, 3), "targets": real(2, 12, 13, 3), **({} if name == "ssim_map" else {"border": 0})},
+            {"images": "floats", "targets": "floats", **({} if name == "ssim_map" else {"border": "count"})},
+        )
+        for name in ("psnr", "ssim", "ssim_map")
+    },
     "class_iou": Case(metrics.class_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
     "mean_iou": Case(metrics.mean_iou, {"confusion": [[3, 1], [0, 1]]}, {"confusion": "array"}),
     "sample_codes": Case(

@@ -179,6 +179,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "mask_colours": {"num_classes": 3},
     "prediction_grid": {"images": IMAGE[None], "labels": [1], "probabilities": [[0.2, 0.8]], "class_names": ("a", "b"), "columns": 2},
     "receptive_field_overlay": {"fn": square, "image": IMAGE, "output": (1, 2)},
+    "restoration_grid": {"degraded": IMAGE[None], "restored": IMAGE[None], "clean": IMAGE[None], "titles": ("x",)},
     "save": {"figure": plots.dilation_taps(), "path": "a.png", "dpi": 50},
     "segmentation_comparison": {"image": IMAGE, "masks": {"truth": MASK}, "class_names": ("a", "b"), "background": 0},
     "segmentation_grid": {

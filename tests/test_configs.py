@@ -24,12 +24,13 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.ste
 VARIANTS = {
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
+    "denoise": ("full", "no_dilation", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
     "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 # Configs for one's own data, which take its path in place of a variant.
-OWN = ("my_images", "my_masks", "my_sounds", "my_table", "my_text", "resnet_finetune")
+OWN = ("my_images", "my_masks", "my_photographs", "my_sounds", "my_table", "my_text", "resnet_finetune")
 CASES = [(name, variant) for name in NAMES if name not in OWN for variant in VARIANTS.get(name, ("full", "smoke"))]
 CASES += [(name, "") for name in OWN]
 SHAPES = {
@@ -38,6 +39,7 @@ SHAPES = {
     "fashion_mnist": (28, 28, 1),
     "camvid": (60, 80, 3),  # a third of its sides
     "cells": (210, 96, 3),
+    "restoration": (60, 60, 1),
     "folder": (500, 500, 3),
 }
 # Of sequences: shape of an input, outputs, symbols. Some windows are shorter here: only how long a step takes depends on it.
@@ -65,6 +67,8 @@ def get(name: str, variant: str):
 
 
 def image_batch(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
+    if config.task == "restoration":
+        return {"image": RNG.integers(0, 256, (2, *shape), np.uint8)}
     labels = RNG.integers(0, classes, (2, *shape[:2]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
     return {"image": RNG.integers(0, 256, (2, *shape), np.uint8), "label": labels}
 
@@ -92,8 +96,8 @@ def test_builds_and_steps(name, variant):
         shape, outputs, symbols = SEQUENCES.get(config.data.name) or SEQUENCES[f"{config.data.name}, {config.task}"]
         batch = sequence_batch(config, shape, outputs, symbols)
     else:
-        shape, symbols = SHAPES[config.data.name], 0
-        outputs = SEGMENTED.get(config.data.name) or len(config.data.classes) or 10
+        shape, symbols = SHAPES[config.task if config.task in SHAPES else config.data.name], 0
+        outputs = SEGMENTED.get(config.data.name) or len(config.data.get("classes", ())) or 10
         batch = image_batch(config, shape, outputs)
     order = "" if shape != (784, 1) else "permuted" if config.sequence.permute else "rows"
     names, codes = (tuple(map(str, range(count))) for count in (outputs, symbols))
@@ -152,6 +156,7 @@ def test_configs_for_own_data_are_known():
 TINY: dict[str, tuple[str, Any, str]] = {
     "images": ("my_images", task_cases.write_images, "dark/0.png"),
     "masks": ("my_masks", task_cases.write_masks, "images/0.png"),
+    "photographs": ("my_photographs", task_cases.write_photographs, "1.png"),
     "sounds": ("my_sounds", task_cases.write_sounds, "low/0.wav"),
     "table": ("my_table", task_cases.write_table, "table.csv"),
     "texts": ("my_text", task_cases.write_texts, "good/0.txt"),
@@ -184,6 +189,7 @@ def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
     path = write(tmp_path / "data")
     small = {
         "my_images": ["stem_features=4", "features=(8,)", "blocks=(1,)"],
+        "my_photographs": ["features=4", "dilations=(1, 2, 1)"],
         "my_masks": ["features=(4,)", "strides=(2,)", "dilations=(2,)"],
     }
     words = [

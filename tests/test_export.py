@@ -49,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "SeparableCNN": dict(stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
     "DilatedFCN": dict(features=(4, 4, 5), strides=(2, 1, 1), dilations=(1, 2, 4)),
     "DRN": DRN,
+    "IRCNN": dict(features=4, dilations=(1, 2, 1)),
     "GatedDilatedCNN": dict(features=4, dilations=(1, 2), vocabulary=6, embedding_features=4),
     "MobileNetV2": MOBILENET,
     "ResNet": RESNET,

@@ -33,6 +33,8 @@ CASES: dict[str, Any] = {
     "separable_cnn": models.create("separable_cnn", stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
     "separable_cnn_single_layer": models.create("separable_cnn_single_layer", norm="batch", dilations=(2,)),
     "dilated_fcn": models.create("dilated_fcn", features=(4, 6), strides=(2, 1), dilations=(1, 2)),
+    "ircnn": models.create("ircnn", features=4, dilations=(1, 2, 1), norm="batch"),
+    "separable_ircnn": models.create("separable_ircnn", features=4, dilations=(1, 2, 1), norm="batch"),
     "resnet50, frozen": models.create("resnet50", stage_features=(2, 2, 3, 3), blocks=(1, 1, 1, 1), norm="frozen"),
     "drn_c_26": models.create("drn_c_26", **DRN),
     "mobilenet_v2": models.create("mobilenet_v2", **MOBILENET),

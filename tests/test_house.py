@@ -199,6 +199,7 @@ TRAIN = [
     "train.tasks.language_model",
     "train.tasks.waveform",
     "train.tasks.separation",
+    "train.tasks.restored_windows",
     "train.tasks.restoration",
     "train.tasks",
     "train.optim",

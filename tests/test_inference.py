@@ -13,6 +13,7 @@ IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
 METHODS = {
     "classify": ((IMAGES,), "classification or sequence_classification"),
     "segment": ((IMAGES,), "segmentation"),
+    "restore": ((IMAGES[0],), "restoration"),
     "separate": ((np.zeros(9, np.float32),), "separation"),
     "sample": ((np.zeros((1, 3), np.int32), 2), "language_model or waveform"),
     "forecast": ((np.zeros((5, 2)), 2), "sequence_prediction"),

@@ -29,11 +29,12 @@ COUNTS = {  # (model, fields, input channels): parameters, counted by hand
 }
 
 
+RESTORERS = ("ircnn", "separable_ircnn")  # tested in test_ircnn.py
 SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # tested in other files
 
 
 def test_every_model_is_tested():
-    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
+    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *RESTORERS, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -156,7 +157,8 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("name", models.names())
 def test_the_field_of_the_outputs(name):
-    assert models.output_fields(name) == (OUTPUTS.get(name, "num_classes"),)
+    # A restored image has the channels of the image that is given.
+    assert models.output_fields(name) == (() if name in RESTORERS else (OUTPUTS.get(name, "num_classes"),))
 
 
 def test_the_field_of_the_outputs_sets_their_number():

@@ -259,7 +259,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "task": (
         {"task": "segmentaton"},
         "config.task='segmentaton' is unknown; use one of ('classification', 'segmentation', "
-        "'sequence_classification', 'sequence_prediction', 'language_model', 'waveform', 'separation'). Did you mean \"segmentation\"?",
+        "'sequence_classification', 'sequence_prediction', 'language_model', 'waveform', 'separation', 'restoration'). Did you mean \"segmentation\"?",
     ),
     "loss": (
         {"segmentation.loss": "cross_entropy+dise"},

@@ -76,6 +76,11 @@ def sums_of(name: str, batch: dict[str, Any], mask: np.ndarray) -> dict[str, np.
     return jax.device_get(evaluation_of(name)(variables_of(name), {**batch, "mask": mask})[0])
 
 
+def scores_of(name: str, batch: dict[str, Any], mask: np.ndarray) -> Scores:
+    sums, kept = jax.device_get(evaluation_of(name)(variables_of(name), {**batch, "mask": mask}))
+    return Scores({field: np.asarray(value) for field, value in sums.items()}, {field: rows[mask] for field, rows in kept.items()})
+
+
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
     for (path, a), (_, b) in zip(leaves_with_paths(got), leaves_with_paths(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=path)
@@ -184,11 +189,12 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(name):
 def test_metrics_of_two_halves_are_those_of_the_whole(name):
     _, splits, setup = opened(name)
     batch = batch_of(splits)
-    first, second = (sums_of(name, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
-    whole = sums_of(name, batch, np.ones(8, bool))
-    together = {field: np.asarray(first[field] + second[field]) for field in whole}
-    metrics = setup.task.metrics(Scores({field: np.asarray(value) for field, value in whole.items()}, {}))
-    assert setup.task.metrics(Scores(together, {})) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+    first, second = (scores_of(name, batch, mask) for mask in (np.arange(8) < 3, np.arange(8) >= 3))
+    whole = scores_of(name, batch, np.ones(8, bool))
+    together = {field: np.asarray(first.sums[field] + second.sums[field]) for field in whole.sums}
+    kept = {field: np.concatenate([first.kept[field], second.kept[field]]) for field in whole.kept}
+    metrics = setup.task.metrics(whole)
+    assert setup.task.metrics(Scores(together, kept)) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert setup.task.best_by in metrics
 
 
@@ -367,6 +373,8 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         assert label == cells[1] and probability == pytest.approx(float(cells[2]), abs=2e-4)
     elif name == "masks":
         np.testing.assert_array_equal(result, np.asarray(Image.open(cells[1].replace("_overlay", "_mask"))))
+    elif name == "photographs":
+        np.testing.assert_array_equal(result[..., 0], np.asarray(Image.open(cells[1])))
     elif name == "mixtures":
         np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
     elif name == "waves":

@@ -89,9 +89,7 @@ def test(trained: Trained, whole: Portable, run: Run, source: Source, batch: int
         is_class = reference.dtype.kind in "iu"
         differences.append((mine != reference).mean() if is_class else np.abs(mine - reference).max())
         low, high = min(low, reference.min()), max(high, reference.max())
-    scores = {
-        name: Scores(total, {field: np.concatenate(rows) for field, rows in kept[name].items()}) for name, total in totals.items()
-    }
+    scores = {name: Scores(total, {field: np.concatenate(rows) for field, rows in kept[name].items()}) for name, total in totals.items()}
     metrics = {name: task.metrics(score)[task.best_by] for name, score in scores.items()}
     difference = float(np.mean(differences) if is_class else max(differences) / (high - low or 1.0))
     times = {name: 1e3 * statistics.median(parts[1:] or parts) / batch for name, parts in seconds.items()}  # the first compiles

@@ -6,19 +6,16 @@ scores of all windows of an image, added up, are those of the whole image.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
+import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from dilax import UserError
 from train.data.readers.images import decode
-from train.data.source import Lazy, Record, Source, Table, fits, hold
-
-# The fields of a record beside "image", uint8 (window, window, channels): the number of the image in the split, a seed that follows from its
-# pixels, (row, column) of the upper left pixel, (height, width) of the image, and the rows and columns that are scored, from and to.
-FIELDS = ("number", "seed", "place", "size", "kept")
+from train.data.source import Lazy, Record, Source, fits, hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +53,8 @@ class Cut:
 
 
 def trimmed(size: Sequence[int], grid: int) -> tuple[int, int]:
-    """Return height and width without the rows and columns that do not fill a square of the grid."""
-    height, width = (side // grid * grid for side in size)
+    """Return the first two of some sizes, height and width, without the rows and columns that do not fill a square of the grid."""
+    height, width = (side // grid * grid for side in size[:2])
     return height, width
 
 
@@ -95,11 +92,14 @@ def window_side(pictures: Sequence[Picture], wanted: int, most: int, cut_grid: i
 
 
 def cut_images(pictures: Sequence[Picture], cut: Cut, memory_mb: float) -> Source:
-    """Return the windows of images as a source: in memory if they fit into `memory_mb` MiB, else read from the files as they are used."""
+    """Return the windows of images as a source: in memory if they fit into `memory_mb` MiB, else read from the files as they are used.
+
+    Records are {"image": uint8 (window, window, channels), and as int32 "number": that of the image, "seed": what follows from its pixels,
+    "place": row and column of the upper left pixel, "size": height and width of the image, "kept": the rows and columns that are scored,
+    from and to}.
+    """
     chosen = [
-        (number, place, kept)
-        for number, picture in enumerate(pictures)
-        for place, kept in _windows(trimmed(picture.size, cut.grid), cut)
+        (number, place, kept) for number, picture in enumerate(pictures) for place, kept in _windows(trimmed(picture.size, cut.grid), cut)
     ]
     numbers = np.array([number for number, _, _ in chosen], np.int32)
     fields = {
@@ -111,13 +111,6 @@ def cut_images(pictures: Sequence[Picture], cut: Cut, memory_mb: float) -> Sourc
     names = tuple(pictures[number].name for number in numbers)
     source = Lazy(len(chosen), functools.partial(_read, tuple(pictures), cut, fields), fields, names)
     return hold(source) if fits([source], memory_mb) else source
-
-
-def select(source: Source, number: int) -> np.ndarray:
-    """Return which records are windows of an image."""
-    assert isinstance(source, Table | Lazy)
-    numbers: Any = source.arrays["number"] if isinstance(source, Table) else source.fields["number"]
-    return np.flatnonzero(numbers == number)
 
 
 def _windows(size: tuple[int, int], cut: Cut) -> list[tuple[tuple[int, int], tuple[int, int, int, int]]]:
@@ -132,13 +125,8 @@ def _along(length: int, cut: Cut) -> list[tuple[int, tuple[int, int]]]:
     step = max(1, (cut.window - 2 * cut.margin) // cut.grid) * cut.grid
     count = -(-free // step) + 1
     starts = [i * free // max(1, count - 1) // cut.grid * cut.grid for i in range(count)]
-    edges = [0, *((first + cut.window + second) // 2 for first, second in zip(starts, starts[1:])), length]
-    return list(zip(starts, zip(edges, edges[1:])))
-
-
-def pixels_of(picture: Picture, cut: Cut) -> np.ndarray:
-    """Return the pixels of an image that are cut into windows, uint8 (height, width, channels)."""
-    return _decoded(picture, cut.grid, cut.channels)[0]
+    edges = [0, *((first + cut.window + second) // 2 for first, second in itertools.pairwise(starts)), length]
+    return list(zip(starts, itertools.pairwise(edges)))
 
 
 @functools.lru_cache(maxsize=4)  # an image is read once for its windows where they follow each other, as in evaluation
@@ -161,6 +149,4 @@ def _read(pictures: tuple[Picture, ...], cut: Cut, fields: dict[str, np.ndarray]
 
 def seed_of(pixels: np.ndarray) -> int:
     """Return a seed, below 2^31, that follows from the pixels of an image alone: its noise is the same in every run and every split."""
-    import zlib
-
     return zlib.crc32(np.ascontiguousarray(pixels).tobytes()) >> 1

@@ -1,9 +1,7 @@
 """Restoration of degraded images: noise, lost resolution and JPEG artefacts, made from clean images while training."""
 
 import argparse
-import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
@@ -14,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-import dilax
-from dilax import DataSpec, Inference, UserError, inputs, loading, metrics, plots
+from dilax import DataSpec, Inference, UserError, inputs, metrics, plots
 from dilax.inference import model_arguments
-from dilax.receptive_fields import receptive_fields
 from train.data import degradations
 from train.data.augment import GEOMETRY_KEYS, augment, example_keys
-from train.data.image_windows import Cut, Picture, cut_images, seed_of, trimmed, window_side
+from train.data.image_windows import cut_images, seed_of, trimmed
 from train.data.readers.images import SUFFIXES
 from train.data.readers.photographs import open_photographs, packaged_photographs
-from train.data.source import Source, gather
+from train.data.source import field, gather
 from train.data.splits import Splits
-from train.keys import ON_BAD, POSITIVE, UNLIMITED, Key, Keys, Reads
+from train.keys import ON_BAD, UNLIMITED, Key, Keys, Reads
 from train.tasks import images
 from train.tasks.base import (
     Batch,
@@ -42,15 +38,14 @@ from train.tasks.base import (
     table_lines,
 )
 from train.tasks.portable import Answer
+from train.tasks.restored_windows import LARGEST, SSIM_MARGIN, cut_of, image_scores, scored
 from train.tasks.steps import check_name
 
 _DEGRADATION = "restoration.degradation"
 _NOISE = (_DEGRADATION, (degradations.NOISE,))
 COLOURS = {1: ("grey",), 3: ("red", "green", "blue")}
-LARGEST = 160  # side of windows unless the config says otherwise: some hundred MB of activations for a batch
-SSIM_MARGIN = 5  # pixels that structural similarity sees on either side
+SCORES = ("psnr_degraded", "psnr", "ssim_degraded", "ssim")
 WORST, SHOWN = 6, 128  # test images that the report shows, and how many pixels of each along an axis
-_ANALYSED = 512  # side of the image by which the receptive field of a model is found
 
 
 class Restoration(Task):
@@ -118,6 +113,15 @@ class Restoration(Task):
         words = ("channels", f"windows of {cut.window} x {cut.window} pixels of {counts} images")
         return Splits(spec, train, sources.get("validation"), sources["test"], origin, words)
 
+    @classmethod
+    def count(cls, config: ConfigDict) -> tuple[int, int]:
+        """Return the number of the training images of a config, and that of their windows, from the headers of the files."""
+        trial: Any = config.copy_and_resolve_references()
+        with trial.unlocked():
+            trial.data.memory_mb, trial.data.validation = 0, 0.0
+        train = cls.open(trial).train
+        return len(np.unique(field(train, "number"))), len(train)
+
     def hub_task(self) -> str:
         """Images from images."""
         return "image-to-image"
@@ -173,7 +177,7 @@ class Restoration(Task):
 
     def kept(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Of each window the number of its image, squared errors and similarities of the restored and the degraded image, and counts."""
-        border = self.spec.enlarged if self.spec.enlarged > 1 else 0
+        border = self._border()
         clean = metrics.luminance(batch["image"].astype(jnp.float32) / 255)
         pixels = scored(batch, border).astype(jnp.float32)
         places = scored(batch, border + SSIM_MARGIN)[:, SSIM_MARGIN:-SSIM_MARGIN, SSIM_MARGIN:-SSIM_MARGIN].astype(jnp.float32)
@@ -205,9 +209,8 @@ class Restoration(Task):
         shown = [panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels]
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
         pictures = {heading: ("worst", plots.restoration_grid(*shown, titles))}
-        names = ("psnr_degraded", "psnr", "ssim_degraded", "ssim")
-        rows = [(file, *(f"{found[name][number]:.{2 + 2 * name.startswith('ssim')}f}" for name in names)) for file, number in zip(files, worst)]
-        listed = report_table("Scores of these images", ("file", *names), rows)
+        rows = [(file, *_cells(found, number)) for file, number in zip(files, worst)]
+        listed = report_table("Scores of these images", ("file", *SCORES), rows)
         return images.image_report(pictures, inference, panels[0], [listed])
 
     @classmethod
@@ -218,7 +221,7 @@ class Restoration(Task):
 
     def with_flags(self, args: argparse.Namespace) -> "Restoration":
         """Evaluate at another level of noise, or on other images."""
-        config = self.config.copy_and_resolve_references()
+        config: Any = self.config.copy_and_resolve_references()
         with config.unlocked():
             if args.sigma is not None:
                 if config.restoration.degradation != degradations.NOISE:
@@ -258,7 +261,9 @@ class Restoration(Task):
         pixels = [inputs.to_pixels(path, self.spec.input_shape[-1]) if args.degrade else inputs.to_colours(path) for path in args.inputs]
         for path, image in zip(args.inputs, pixels) if args.degrade else ():
             if min(trimmed(image.shape, degradations.grid(self.config.restoration))) < self._least():
-                raise UserError(f"{path} has {image.shape[0]} x {image.shape[1]} pixels, too few to be scored; give {self._least()} or more.")
+                raise UserError(
+                    f"{path} has {image.shape[0]} x {image.shape[1]} pixels, too few to be scored; give {self._least()} or more."
+                )
         make_folder(args.out)
 
         def rows() -> Iterator[tuple[str, ...]]:
@@ -269,12 +274,16 @@ class Restoration(Task):
                     _save(inference.restore(image), places[0])
                     yield path, str(places[0])
 
-        columns = ("restored", "comparison", "psnr_degraded", "psnr", "ssim_degraded", "ssim") if args.degrade else ("restored",)
+        columns = ("restored", "comparison", *SCORES) if args.degrade else ("restored",)
         yield from table_lines(args, ("input", *columns), rows())
+
+    def _border(self) -> int:
+        """Return the pixels along each edge that are not scored: the factor of super-resolution."""
+        return self.spec.enlarged if self.spec.enlarged > 1 else 0
 
     def _least(self) -> int:
         """Return the pixels that an image needs along each axis to be scored."""
-        return 2 * (SSIM_MARGIN + (self.spec.enlarged if self.spec.enlarged > 1 else 0)) + 1
+        return 2 * (SSIM_MARGIN + self._border()) + 1
 
     def _compare(self, inference: Inference, image: np.ndarray, files: list[pathlib.Path]) -> tuple[str, ...]:
         """Degrade an image, restore it, write both and a picture of the three; return cells of the table."""
@@ -283,8 +292,7 @@ class Restoration(Task):
         seed, place = np.array([seed_of(clean)], np.int32), np.zeros((1, 2), np.int32)
         degraded = np.asarray(self.degraded({"image": jnp.asarray(clean[None]), "seed": seed, "place": place}))[0]
         restored, shown = inference.restore(degraded), degradations.as_uint8(degraded)
-        border = self.spec.enlarged if self.spec.enlarged > 1 else 0
-        found = {}
+        border, found = self._border(), {}
         light = [metrics.luminance(jnp.asarray(each[None], jnp.float32) / 255) for each in (shown, restored, clean)]
         for end, before in (("_degraded", light[0]), ("", light[1])):
             found[f"psnr{end}"] = np.asarray(metrics.psnr(before, light[2], border=border))
@@ -293,8 +301,7 @@ class Restoration(Task):
         _save(shown, files[1])
         picture = plots.restoration_grid(shown[None], restored[None], clean[None], [_gain(found, 0)])
         plots.save(picture, files[2])
-        scores = (f"{found[name][0]:.{2 + 2 * name.startswith('ssim')}f}" for name in ("psnr_degraded", "psnr", "ssim_degraded", "ssim"))
-        return str(files[0]), str(files[2]), *scores
+        return str(files[0]), str(files[2]), *_cells(found, 0)
 
 
 _WORDS = {degradations.NOISE: "noise", degradations.RESOLUTION: "small images", degradations.JPEG: "JPEG"}
@@ -305,78 +312,13 @@ def turned(quarters: jax.Array, image: jax.Array) -> jax.Array:
     return jax.lax.switch(quarters, [functools.partial(jnp.rot90, k=k) for k in range(4)], image)
 
 
-def scored(batch: Batch, margin: int) -> jax.Array:
-    """Return the pixels that windows are scored on, bool (batch, side, side): those that count, `margin` or more within their image."""
-    side = batch["image"].shape[1]
-    counted = batch["mask"][:, None, None]
-    for axis in range(2):
-        first, stop = batch["kept"][:, 2 * axis], batch["kept"][:, 2 * axis + 1]
-        line = batch["place"][:, axis, None] + jnp.arange(side)
-        inside = (line >= jnp.maximum(first, margin)[:, None]) & (line < jnp.minimum(stop, batch["size"][:, axis] - margin)[:, None])
-        counted &= inside[:, :, None] if axis == 0 else inside[:, None, :]
-    return counted
-
-
-def image_scores(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return PSNR in dB, of at most 100, and SSIM of each image, (images,), from what is kept of its windows."""
-    total = {name: np.bincount(kept["number"], np.asarray(values, np.float64)) for name, values in kept.items() if name != "number"}
-    present = total["pixels"] > 0
-    found = {}
-    for end in ("", "_degraded"):
-        mean = total[f"error{end}"][present] / total["pixels"][present]
-        found[f"psnr{end}"] = -10 * np.log10(np.maximum(mean, 1e-10))
-        found[f"ssim{end}"] = total[f"ssim{end}"][present] / total["places"][present]
-    return found
+def _cells(found: dict[str, np.ndarray], number: int) -> tuple[str, ...]:
+    """Return the scores of an image in words, decibels with two digits and similarities with four."""
+    return tuple(f"{found[name][number]:.{2 if name.startswith('psnr') else 4}f}" for name in SCORES)
 
 
 def _gain(found: dict[str, np.ndarray], number: int) -> str:
     return f"{found['psnr_degraded'][number]:.2f} \N{RIGHTWARDS ARROW} {found['psnr'][number]:.2f} dB"
-
-
-def cut_of(config: ConfigDict, channels: int, pictures: list[Picture]) -> Cut:
-    """Return how images are cut into windows for the model and the degradation of a config.
-
-    Raises:
-        UserError: if an image is too small.
-    """
-    options: Any = config.restoration
-    radius, period = sight(config, channels)
-    grid = math.lcm(degradations.grid(options), period)
-    margin = radius + SSIM_MARGIN + degradations.context(options)
-    border = options.scale if options.degradation == degradations.RESOLUTION else 0
-    least = max(options.crop, 2 * (SSIM_MARGIN + border) + 1)
-    for picture in pictures:
-        if min(trimmed(picture.size, grid)) < least:
-            what = f"config.restoration.crop={options.crop}" if least == options.crop else f"the {least} that are needed to score it"
-            raise UserError(
-                f"{picture.name} has {picture.size[0]} x {picture.size[1]} pixels, fewer than {what}; leave it out"
-                f"{', or choose a smaller crop' if least == options.crop else ''}."
-            )
-    return Cut(window_side(pictures, options.window, LARGEST, grid, margin), margin, grid, channels)
-
-
-def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
-    """Return how many pixels the model of a config sees on either side, and its period; (0, 1) if its outputs are not images.
-
-    Raises:
-        UserError: if it sees the whole image.
-    """
-    given: Any = config
-    fields = given.model.to_dict()
-    model = loading.make_model({**fields, **dict.fromkeys(dilax.models.output_fields(fields["name"]), channels)})
-    x = jax.ShapeDtypeStruct((1, _ANALYSED, _ANALYSED, channels), jnp.float32)
-    outputs, shapes = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), x)
-    if getattr(outputs, "shape", None) != x.shape:
-        return 0, 1  # which is refused when the run is built
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    fields_seen = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
-    if any(field.size is None or field.period is None for field in fields_seen):
-        raise UserError(
-            f"config.model.name={fields['name']!r} sees the whole image at once, so that images cannot be restored in windows; choose "
-            "another model, such as 'ircnn'."
-        )
-    radius = max(max(field.left, field.right, 0) for field in fields_seen)
-    return radius, math.lcm(*(field.period for field in fields_seen))
 
 
 def _save(image: np.ndarray, path: pathlib.Path) -> None:
