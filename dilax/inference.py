@@ -96,8 +96,9 @@ class Inference:
         ========================= ======================================= ======================================================
 
         An image is a path, an image of PIL, or an array uint8 of any size, (height, width) or (height, width, channels). A sound is a path,
-        or an array of floats (samples,) in -1..1. A text is a string, or the `pathlib.Path` of a file. A volume is the path of a NIfTI file, or an array of intensities (x, y, z) or (x, y, z, channels), whose
-        axes point to the right, to the front and upwards; the classes have the axes of the file or array.
+        or an array of floats (samples,) in -1..1. A text is a string, or the `pathlib.Path` of a file. A volume is the path of a NIfTI
+        file, or an array of intensities (x, y, z) or (x, y, z, channels), whose axes point to the right, to the front and upwards; the
+        classes have the axes of the file or array.
 
         Args:
             given: One input; or several, as a list, or as an array of images (batch, height, width, channels) or volumes. A list of
