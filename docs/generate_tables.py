@@ -33,7 +33,9 @@ PAPERS = {
     "DilatedFCN": ("after Long et al. 2015", "1411.4038"),
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
+    "HighRes3DNet": ("Li et al. 2017", "1707.01992"),
     "LRASPP": ("Howard et al. 2019", "1905.02244"),
+    "MeshNet": ("Fedorov et al. 2017", "1612.00940"),
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
     "ResNet": ("He et al. 2016", "1512.03385"),
     "Segmenter": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
@@ -48,6 +50,7 @@ GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
     "Backbones, which are classifiers too": ("DRN", "MobileNetV2", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
+    "Segmentation of volumes, and of images": ("HighRes3DNet", "MeshNet"),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "SeparableTCN", "TCN", "WaveNet"),
 }
 # What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
@@ -57,6 +60,8 @@ INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
     "conv_tasnet": ((1, 640, 1), jnp.float32, {}),
     "dilated_cnn_mnist": ((1, 28, 28, 1), jnp.float32, {}),
     "gated_dilated_cnn": ((1, 64, 2), jnp.float32, {}),
+    "highres3dnet": ((1, 64, 64, 64, 1), jnp.float32, {}),
+    "meshnet": ((1, 64, 64, 64, 1), jnp.float32, {}),
     "separable_tcn": ((1, 64, 40), jnp.float32, {}),
     "tcn": ((1, 64, 2), jnp.float32, {}),
     "wavenet": ((1, 64), jnp.int32, {"outputs": "mixture"}),

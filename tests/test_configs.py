@@ -25,11 +25,12 @@ VARIANTS = {
     "camvid": ("full", "scratch", "no_dilation", "smoke"),
     "cifar": ("full", "cpu", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
+    "hippocampus": ("full", "no_dilation", "smoke"),
     "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 # Configs for one's own data, which take its path in place of a variant.
-OWN = ("my_images", "my_masks", "my_sounds", "my_table", "my_text", "resnet_finetune")
+OWN = ("my_images", "my_masks", "my_sounds", "my_table", "my_text", "my_volumes", "resnet_finetune")
 CASES = [(name, variant) for name in NAMES if name not in OWN for variant in VARIANTS.get(name, ("full", "smoke"))]
 CASES += [(name, "") for name in OWN]
 SHAPES = {
@@ -38,7 +39,9 @@ SHAPES = {
     "fashion_mnist": (28, 28, 1),
     "camvid": (60, 80, 3),  # a third of its sides
     "cells": (210, 96, 3),
+    "ellipsoids": (20, 20, 20, 1),
     "folder": (500, 500, 3),
+    "volumes": (43, 59, 47, 1),
 }
 # Of sequences: shape of an input, outputs, symbols. Some windows are shorter here: only how long a step takes depends on it.
 SEQUENCES = {
@@ -56,7 +59,7 @@ SEQUENCES = {
     "mixtures": ((40, 1), 2, 0),
     "text": ((40,), 2, 256),
 }
-SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
+SEGMENTED = {"camvid": 11, "cells": 3, "ellipsoids": 3, "folder": 21, "volumes": 3}
 RNG = np.random.default_rng(0)
 
 
@@ -65,7 +68,9 @@ def get(name: str, variant: str):
 
 
 def image_batch(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
-    labels = RNG.integers(0, classes, (2, *shape[:2]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
+    labels = (
+        RNG.integers(0, classes, (2, *shape[:-1]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
+    )
     return {"image": RNG.integers(0, 256, (2, *shape), np.uint8), "label": labels}
 
 
@@ -152,6 +157,7 @@ def test_configs_for_own_data_are_known():
 TINY: dict[str, tuple[str, Any, str]] = {
     "images": ("my_images", task_cases.write_images, "dark/0.png"),
     "masks": ("my_masks", task_cases.write_masks, "images/0.png"),
+    "volumes": ("my_volumes", task_cases.write_volumes, "images/00.nii.gz"),
     "sounds": ("my_sounds", task_cases.write_sounds, "low/0.wav"),
     "table": ("my_table", task_cases.write_table, "table.csv"),
     "texts": ("my_text", task_cases.write_texts, "good/0.txt"),
@@ -185,6 +191,7 @@ def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
     small = {
         "my_images": ["stem_features=4", "features=(8,)", "blocks=(1,)"],
         "my_masks": ["features=(4,)", "strides=(2,)", "dilations=(2,)"],
+        "my_volumes": ["features=4", "dilations=(2,)"],
     }
     words = [
         f"--config.model.{word}"
