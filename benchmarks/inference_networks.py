@@ -13,8 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import dilax
 from benchmarks import networks, torch_networks
-from dilax.blocks import ConvNormAct
-from dilax.models import SeparableCNN
+from dilax.models import MeshNet, SeparableCNN
 
 PATH = tuple[str, ...]
 
@@ -78,29 +77,6 @@ def _random_variable(rng: np.random.Generator, name: str, shape: tuple[int, ...]
     return np.float32(gain) * networks.random_parameter(rng, name, shape)
 
 
-class MeshNet(nn.Module):
-    """A stack of dilated 3x3x3 convolutions of few channels that labels volumes at full resolution (Fedorov et al. 2017, arXiv:1612.00940).
-
-    Attributes:
-        num_classes: Number of outputs per voxel.
-        features: Channels of each layer.
-        dilations: Dilation of each layer.
-        norm: See `dilax.blocks.Norm`.
-    """
-
-    num_classes: int = 3
-    features: int = 5
-    dilations: tuple[int, ...] = (1, 1, 1, 2, 4, 8, 16, 8, 4, 2, 1)
-    norm: str = "batch"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map volumes (batch, depth, height, width, channels) to logits (batch, depth, height, width, num_classes)."""
-        for dilation in self.dilations:
-            x = ConvNormAct(self.features, (3, 3, 3), dilation=dilation, norm=self.norm)(x, train=train)
-        return dilax.DilatedConv(self.num_classes, (1, 1, 1))(x)
-
-
 def torch_meshnet(model: MeshNet) -> Any:
     """Return a `MeshNet` in torch."""
     from torch import nn as tnn  # pyright: ignore[reportMissingImports]
@@ -154,8 +130,8 @@ def torch_deeplab(num_classes: int) -> Any:
 
 
 def meshnet(size: int, **options: Any) -> Inference:
-    """Return a MeshNet of volumes of that size."""
-    model = MeshNet()
+    """Return a MeshNet of volumes of that size, of few channels and with larger dilations than those of the paper."""
+    model = MeshNet(3, features=5, dilations=(1, 1, 1, 2, 4, 8, 16, 8, 4, 2, 1))
     return Inference(f"meshnet_{size}", model, (1, size, size, size, 1), functools.partial(torch_meshnet, model), **options)
 
 

@@ -29,11 +29,12 @@ VARIANTS = {
     "denoise": ("full", "no_dilation", "smoke"),
     "finetune_digits": ("full", "scratch", "smoke"),
     "salads": ("full", "causal", "no_dilation", "smoke"),
+    "hippocampus": ("full", "no_dilation", "smoke"),
     "separation": ("full", "cpu", "smoke"),
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 # Configs for one's own data, which take its path in place of a variant.
-OWN = ("my_boxes", "my_images", "my_masks", "my_photographs", "my_sounds", "my_table", "my_text", "resnet_finetune")
+OWN = ("my_boxes", "my_images", "my_masks", "my_photographs", "my_sounds", "my_table", "my_text", "my_volumes", "resnet_finetune")
 CASES = [(name, variant) for name in NAMES if name not in OWN for variant in VARIANTS.get(name, ("full", "smoke"))]
 CASES += [(name, "") for name in OWN]
 SHAPES = {
@@ -46,6 +47,8 @@ SHAPES = {
     "folder": (500, 500, 3),
     "voc_xml": (240, 320, 3),
     "shapes": (64, 96, 3),
+    "ellipsoids": (20, 20, 20, 1),
+    "volumes": (43, 59, 47, 1),
 }
 # Of sequences: shape of an input, outputs, symbols. Some windows are shorter here: only how long a step takes depends on it.
 SEQUENCES = {
@@ -66,7 +69,7 @@ SEQUENCES = {
     "mixtures": ((40, 1), 2, 0),
     "text": ((40,), 2, 256),
 }
-SEGMENTED = {"camvid": 11, "cells": 3, "folder": 21}
+SEGMENTED = {"camvid": 11, "cells": 3, "ellipsoids": 3, "folder": 21, "volumes": 3}
 RNG = np.random.default_rng(0)
 
 
@@ -77,7 +80,9 @@ def get(name: str, variant: str):
 def image_batch(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
     if config.task == "restoration":
         return {"image": RNG.integers(0, 256, (2, *shape), np.uint8)}
-    labels = RNG.integers(0, classes, (2, *shape[:2]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
+    labels = (
+        RNG.integers(0, classes, (2, *shape[:-1]), np.uint8) if config.task == "segmentation" else RNG.integers(0, classes, 2, np.int32)
+    )
     return {"image": RNG.integers(0, 256, (2, *shape), np.uint8), "label": labels}
 
 
@@ -179,6 +184,7 @@ TINY: dict[str, tuple[str, Any, str]] = {
     "images": ("my_images", task_cases.write_images, "dark/0.png"),
     "masks": ("my_masks", task_cases.write_masks, "images/0.png"),
     "photographs": ("my_photographs", task_cases.write_photographs, "1.png"),
+    "volumes": ("my_volumes", task_cases.write_volumes, "images/00.nii.gz"),
     "sounds": ("my_sounds", task_cases.write_sounds, "low/0.wav"),
     "table": ("my_table", task_cases.write_table, "table.csv"),
     "texts": ("my_text", task_cases.write_texts, "good/0.txt"),
@@ -214,6 +220,7 @@ def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
         "my_images": ["stem_features=4", "features=(8,)", "blocks=(1,)"],
         "my_photographs": ["features=4", "dilations=(1, 2, 1)"],
         "my_masks": ["features=(4,)", "strides=(2,)", "dilations=(2,)"],
+        "my_volumes": ["features=4", "dilations=(2,)"],
     }
     words = [
         f"--config.model.{word}"

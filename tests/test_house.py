@@ -396,6 +396,7 @@ def test_matplotlib_is_in_plots_alone():
         "segmentation",
         "sequences",
         "training",
+        "volumes",
     }
 
 

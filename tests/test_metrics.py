@@ -125,7 +125,9 @@ def test_distances_of_surfaces_are_those_of_distance_transforms(shape):
             assert found == pytest.approx(expected, rel=1e-9)
             assert metrics.hausdorff_distance(*regions[::-1], spacing=spacing, percentile=percentile) == found
         if len(set(spacing)) > 1:
-            assert metrics.hausdorff_distance(*regions, percentile=100) != metrics.hausdorff_distance(*regions, spacing=spacing, percentile=100)
+            assert metrics.hausdorff_distance(*regions, percentile=100) != metrics.hausdorff_distance(
+                *regions, spacing=spacing, percentile=100
+            )
 
 
 def test_distances_of_empty_regions():
@@ -146,7 +148,10 @@ def test_distances_of_empty_regions():
             {"truth": np.eye(4, dtype=bool)},
             "hausdorff_distance: prediction of shape (3, 3) and truth of shape (4, 4) differ; give equal ones.",
         ),
-        ({"spacing": (1.0, -2.0)}, "hausdorff_distance: spacing=(1.0, -2.0) must be a number above 0, or one for each of the 2 axes of the regions."),
+        (
+            {"spacing": (1.0, -2.0)},
+            "hausdorff_distance: spacing=(1.0, -2.0) must be a number above 0, or one for each of the 2 axes of the regions.",
+        ),
         ({"percentile": 101}, "hausdorff_distance: percentile=101.0 is above 100; give 0 to 100, of which 100 is the largest distance."),
     ],
 )

@@ -119,7 +119,10 @@ FILES = {
         lambda p: damaged(p, "x.png", b"\x89PNG"),
         "{0} is not named like a NIfTI file (.nii or .nii.gz); convert it, or correct its name.",
     ),
-    "text": (lambda p: damaged(p, "x.nii", b"hello" * 200), "{0} cannot be read as a NIfTI file (.nii or .nii.gz) (*); repair, replace or remove it."),
+    "text": (
+        lambda p: damaged(p, "x.nii", b"hello" * 200),
+        "{0} cannot be read as a NIfTI file (.nii or .nii.gz) (*); repair, replace or remove it.",
+    ),
     "text in gzip": (
         lambda p: damaged(p, "x.nii.gz", gzip.compress(b"hello" * 200)),
         "{0} cannot be read as a NIfTI file (.nii or .nii.gz) (*); repair, replace or remove it.",

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dilax.inputs import open_image
+from dilax.volumes import SUFFIXES as VOLUME_SUFFIXES
+from dilax.volumes import read_shape
 from train.data.readers.files import labelled_splits, list_files
 from train.data.readers.images import SUFFIXES
 from train.data.readers.masks import decode_mask
@@ -93,6 +95,15 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
         file=sys.stderr,
     )
     return values
+
+
+def patch_size(folder: pathlib.Path, *, limits: tuple[int, int]) -> tuple[int, ...]:
+    """Return a size of patches for the volumes of a folder: the median of their sizes, within limits, as a multiple of 4."""
+    files = list_files(folder, VOLUME_SUFFIXES)
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
+    sizes = np.array([read_shape(file)[:3] for file in chosen]).reshape(-1, 3)
+    median = np.median(sizes, axis=0) if len(sizes) else np.full(3, limits[1])
+    return tuple((np.clip(median, *limits).astype(int) // 4 * 4).tolist())
 
 
 def count_rows(path: pathlib.Path) -> int:
