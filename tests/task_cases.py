@@ -111,6 +111,7 @@ def write_boxes(folder: pathlib.Path) -> str:
             objects.append(f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>")
         Image.fromarray(image).save(folder / "JPEGImages" / f"{i}.png")
         (folder / "Annotations" / f"{i}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+    return str(folder)
 
 
 def write_volumes(folder: pathlib.Path) -> str:

@@ -38,7 +38,11 @@ SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "id_cnn", "ms_tcn", 
 
 
 def test_every_model_is_tested():
-    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *DETECTORS, *RESTORERS, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
+    assert (
+        sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *DETECTORS, *RESTORERS, "dilated_fcn"])
+        == models.names()
+        == sorted(models.MODELS)
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)

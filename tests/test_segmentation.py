@@ -21,10 +21,10 @@ import dilax
 from dilax import DataSpec, Inference
 from dilax.blocks import ConvNormAct
 from dilax.errors import UserError
-from dilax.inference import average_views
 from dilax.loading import leaves_with_paths, read_status, read_variables
 from dilax.losses import dice_loss, focal_loss, pixel_cross_entropy
 from dilax.metrics import mean_iou
+from dilax.views import average_views
 from train import evaluate, loop, predict, transfer
 from train.build import Setup, build, load_trained
 from train.config import check, default_config, from_json, model_config, to_json

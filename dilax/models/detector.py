@@ -188,7 +188,8 @@ class Detector(nn.Module):
         indices, mask = batched_nms(boxes, valid, classes, iou_threshold=iou_threshold, max_outputs=max_detections)
         take = functools.partial(jnp.take_along_axis, axis=1)
         kept = (take(boxes, indices[..., None]), take(scores, indices), take(classes, indices))
-        return Detections(*(jnp.where(mask.reshape(*mask.shape, *(1,) * (one.ndim - 2)), one, jnp.zeros_like(one)) for one in kept), mask)
+        boxes, scores, classes = (jnp.where(mask.reshape(*mask.shape, *(1,) * (one.ndim - 2)), one, jnp.zeros_like(one)) for one in kept)
+        return Detections(boxes, scores, classes, mask)
 
     @nn.nowrap
     def anchor_coverage(self, boxes: jax.Array, mask: jax.Array, image_size: tuple[int, int]) -> jax.Array:

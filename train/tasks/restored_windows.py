@@ -1,5 +1,6 @@
 """How images are cut into windows for a network that restores them, and the scores of whole images from those of their windows."""
 
+import functools
 import math
 from typing import Any
 
@@ -10,7 +11,6 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax import UserError, loading
-from dilax.receptive_fields import receptive_fields
 from train.data import degradations
 from train.data.image_windows import Cut, Picture, trimmed, window_side
 from train.tasks.base import Batch
@@ -62,14 +62,16 @@ def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
     if getattr(outputs, "shape", None) != x.shape:
         return 0, 1  # which is refused when the run is built
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    fields_seen = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
-    if any(field.size is None or field.period is None for field in fields_seen):
+    run: Any = functools.partial(model.apply, zeros, train=False)
+    fields_seen = dilax.receptive_field(run, x)
+    periods = [field.period for field in fields_seen if field.size is not None and field.period is not None]
+    if len(periods) < len(fields_seen):
         raise UserError(
             f"config.model.name={fields['name']!r} sees the whole image at once, so that images cannot be restored in windows; choose "
             "another model, such as 'ircnn' without a norm of whole images."
         )
     radius = max(max(field.left, field.right, 0) for field in fields_seen)
-    return radius, math.lcm(*(field.period for field in fields_seen))
+    return radius, math.lcm(*periods)
 
 
 def scored(batch: Batch, margin: int) -> jax.Array:
