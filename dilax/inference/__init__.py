@@ -13,8 +13,9 @@ from dilax.errors import UserError
 from dilax.inference.images import ImagePredictor, enlarged
 from dilax.inference.predictor import model_arguments, pool_steps, takes_mask, valid_steps
 from dilax.inference.sequences import SequencePredictor
+from dilax.views import average_views
 
-__all__ = ["POOLS", "Inference", "enlarged", "model_arguments", "pool_steps", "takes_mask", "valid_steps"]
+__all__ = ["POOLS", "Inference", "average_views", "enlarged", "model_arguments", "pool_steps", "takes_mask", "valid_steps"]
 
 POOLS = ("last", "mean", "max")
 

@@ -14,8 +14,7 @@ from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, metrics, plots
-from dilax.inference import model_arguments
-from dilax.views import average_views
+from dilax.inference import average_views, model_arguments
 from dilax.volumes import SUFFIXES as VOLUME_SUFFIXES
 from train.data.augment import COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment
 from train.data.image_sets import MASK_KEYS as MASK_DATA_KEYS
