@@ -34,15 +34,13 @@ DETECTORS = (
     *("separable_detector", "trident_resnet50", "yolof_resnet18", "yolof_resnet50"),
 )
 RESTORERS = ("ircnn", "separable_ircnn")  # tested in test_ircnn.py
+VOLUMES = ("highres3dnet", "meshnet")  # tested in test_volume_models.py
 SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "id_cnn", "ms_tcn", "separable_tcn", "tcn", "wavenet")  # tested in other files
 
 
 def test_every_model_is_tested():
-    assert (
-        sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *DETECTORS, *RESTORERS, "dilated_fcn"])
-        == models.names()
-        == sorted(models.MODELS)
-    )
+    tested = [*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *DETECTORS, *RESTORERS, *VOLUMES, "dilated_fcn"]
+    assert sorted(tested) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)
