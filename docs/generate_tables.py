@@ -90,7 +90,7 @@ INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
 
 
 def models_table() -> str:
-    """Return the table of all models in Markdown, one for each group; it takes half a minute."""
+    """Return the table of all models in Markdown, one for each group; it takes a few minutes."""
     parts = []
     for group, classes in GROUPS.items():
         names = sorted((name for name in dilax.models.names() if class_name(name) in classes), key=_natural)

@@ -25,7 +25,7 @@ class Units:
     def conv(self, x: np.ndarray, path: str, stride: int = 1, dilation: int = 1) -> np.ndarray:
         return conv(x, np.asarray(at(self.params, path)["kernel"], np.float64), stride, dilation)
 
-    def norm(self, x: np.ndarray, path: str, act: Any = RELU) -> np.ndarray:
+    def norm(self, x: np.ndarray, path: str, act: Any = RELU) -> Any:
         norm, running = at(self.params, path)["BatchNorm_0"], at(self.stats, path)["BatchNorm_0"]
         y = (x - running["mean"]) / np.sqrt(np.float64(running["var"]) + self.epsilon) * norm["scale"] + norm["bias"]
         return act(y) if callable(act) else np.clip(y, *act)
@@ -236,7 +236,7 @@ def densenet(u: Units, x: np.ndarray) -> list[np.ndarray]:
 
     one = raw = dense(stem_and_pool(u, x), 1, 1)
     raw = u.conv(one, "transition1")[:, : one.shape[1] // 2 * 2, : one.shape[2] // 2 * 2]
-    two = dense(sum(raw[:, i::2, j::2] for i in range(2) for j in range(2)) / 4, 2, 1, 1)
+    two = dense(np.mean([raw[:, i::2, j::2] for i in range(2) for j in range(2)], axis=0), 2, 1, 1)
     three = dense(averaged(u.conv(two, "transition2"), 1), 3, 2)
     return [one, two, three, dense(averaged(u.conv(three, "transition3"), 2), 4, 4, 3 * 4)]
 
