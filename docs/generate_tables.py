@@ -70,6 +70,7 @@ GROUPS = {
     "Restoration": ("IRCNN",),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "IDCNN", "MSTCN", "SeparableTCN", "TCN", "WaveNet"),
 }
+WHOLE = "all, by its normalisation"
 # What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
 IMAGES: tuple[tuple[int, ...], Any, dict[str, Any]] = ((1, 64, 64, 3), jnp.float32, {})
 INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
@@ -140,20 +141,19 @@ def field(name: str) -> str:
     model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
     if isinstance(model, dilax.models.Detector):  # the cells of its outputs are not axes of space
-        return f"{largest_field(model, x):,}"
+        return largest_field(model, x)
     gates: list[str] = []
     with nn.intercept_methods(functools.partial(_ungated, gates)):
         output, largest = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], largest_field(model, x)
     if output and output[0].size is not None:  # a vector of logits has no axis of its own
         return f"{output[0].size:,}"
-    if name == "conv_tasnet":
-        return "all, by its normalisation"
-    return f"{largest:,}{', all by its gates' * bool(gates)}, then pooled"
+    return WHOLE if name == "conv_tasnet" else f"{largest}{', all by its gates' * bool(gates)}, then pooled"
 
 
-def largest_field(model: Any, x: jax.ShapeDtypeStruct) -> int:
+def largest_field(model: Any, x: jax.ShapeDtypeStruct) -> str:
     """Return how many samples an output of the layer that sees most sees along the first axis."""
-    return max(layer.receptive_field[0].size or 0 for layer in layers(model, x))
+    sizes = [layer.receptive_field[0].size for layer in layers(model, x)]
+    return WHOLE if None in sizes else f"{max(size or 0 for size in sizes):,}"
 
 
 def _ungated(gates: list[str], call: Any, args: Any, kwargs: Any, context: Any) -> Any:

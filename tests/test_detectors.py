@@ -193,11 +193,12 @@ def test_detections(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_coverage(name):
-    share = functools.partial(SMALL[name].anchor_coverage, image_size=SIZE)
-    assert float(share(BOXES, MASK)) == 1
-    outside = np.concatenate([BOXES, np.full((2, 1, 4), 900, np.float32) + np.float32([0, 0, 30, 30])], 1)
-    np.testing.assert_allclose(share(outside, np.pad(MASK, ((0, 0), (0, 1)), constant_values=True)), 5 / 7, rtol=1e-6)
-    assert np.isnan(share(BOXES, np.zeros_like(MASK)))
+    share = jax.jit(functools.partial(SMALL[name].anchor_coverage, image_size=SIZE))
+    boxes = np.concatenate([BOXES, np.full((2, 1, 4), 900, np.float32) + np.float32([0, 0, 30, 30])], 1)  # the last is outside of the image
+    valid = np.pad(MASK, ((0, 0), (0, 1)))
+    assert float(share(boxes, valid)) == 1
+    np.testing.assert_allclose(share(boxes, valid | (np.arange(5) == 4)), 5 / 7, rtol=1e-6)
+    assert np.isnan(share(boxes, np.zeros_like(valid)))
 
 
 @pytest.mark.parametrize("name", ABOUT["small"])

@@ -67,7 +67,6 @@ CASES: dict[str, Any] = {
     "fcos": models.FCOS(BACKBONE, 3, 4),
     "retinanet": models.RetinaNet(BACKBONE, 3, 4),
     "yolof": models.YOLOF(BACKBONE, 3, 8, (1, 2), (32,)),
-    "trident": models.TridentDetector(BACKBONE, 3, 4, 1),
     "unet_dilated": models.create("unet_dilated", backbone=functools.partial(models.UNetEncoder, stage_features=(4, 6))),
 }
 
@@ -108,8 +107,19 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 def test_every_model_class_is_covered():
     # Without batch normalisation.
     without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN, models.MSTCN, models.IDCNN}
-    refused = {models.DenseNet}  # whose normalisations come before the convolutions
+    # Normalisations before convolutions, and one that follows several convolutions with one kernel, see below.
+    refused = {models.DenseNet, models.TridentDetector}
     assert {type(models.create(name)) for name in models.names()} - without - refused <= {type(model) for model in CASES.values()}
+
+
+def test_branches_that_share_a_kernel_are_refused():
+    model = models.TridentDetector(BACKBONE, 3, 4, 1)
+    with pytest.raises(UserError) as error:
+        fold_batch_norm(model, trained(model))
+    assert str(error.value) == (
+        "fold_batch_norm: 'trident0/norm2' normalises the output of the operation 'reshape'; a norm can be folded only where it directly "
+        "follows a convolution or a linear layer, as in ConvNormAct."
+    )
 
 
 @pytest.mark.parametrize("model", CASES.values(), ids=CASES)

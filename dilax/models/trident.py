@@ -84,7 +84,8 @@ class TridentDetector(PointDetector):
     shared, `model.clone(dilations=(2,), sizes=((0, 2000),))` is the fast approximation of the paper (section 3.3): a single branch, with
     the variables of all.
 
-    Raw boxes are distances in cells, at least 0. Parameters are under `backbone`, `trident0` ..., `reduce`, `class_head` and `box_head`.
+    Raw boxes are distances in cells, at least 0. `dilax.fold_batch_norm` refuses the normalisation of the shared kernels. Parameters are
+    under `backbone`, `trident0` ..., `reduce`, `class_head` and `box_head`.
 
     Attributes:
         backbone: A class of backbones, or a `functools.partial` of one that sets other fields; it is called with `norm` and `dtype`. Its
