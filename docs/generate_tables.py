@@ -31,25 +31,32 @@ PAPERS = {
     "DeepLabV3Plus": ("Chen et al. 2018", "1802.02611"),
     "DilatedCNN": ("none: small dilated layers", ""),
     "DilatedFCN": ("after Long et al. 2015", "1411.4038"),
+    "FCOS": ("Tian et al. 2019", "1904.01355"),
     "FCN": ("Long et al. 2015", "1411.4038"),
     "GatedDilatedCNN": ("after Strubell et al. 2017", "1702.02098"),
     "LRASPP": ("Howard et al. 2019", "1905.02244"),
     "MobileNetV2": ("Sandler et al. 2018", "1801.04381"),
     "ResNet": ("He et al. 2016", "1512.03385"),
+    "RetinaNet": ("Lin et al. 2017", "1708.02002"),
     "Segmenter": ("Yu, Koltun & Funkhouser 2017", "1705.09914"),
     "SeparableCNN": ("none: small separable residual blocks", ""),
+    "SeparableDetector": ("after Chen et al. 2021", "2103.09460"),
     "SeparableTCN": ("after Coucke et al. 2018", "1811.07684"),
     "TCN": ("Bai, Kolter & Koltun 2018", "1803.01271"),
+    "TridentDetector": ("after Li et al. 2019", "1901.01892"),
     "UNet": ("Ronneberger et al. 2015", "1505.04597"),
     "WaveNet": ("van den Oord et al. 2016", "1609.03499"),
+    "YOLOF": ("Chen et al. 2021", "2103.09460"),
     "Xception": ("Chen et al. 2018", "1802.02611"),
 }
 GROUPS = {
     "Image classifiers": ("DilatedCNN", "SeparableCNN"),
     "Backbones, which are classifiers too": ("DRN", "MobileNetV2", "ResNet", "Xception"),
     "Segmentation": ("DeepLabV3", "DeepLabV3Plus", "DilatedFCN", "FCN", "LRASPP", "Segmenter", "UNet"),
+    "Detection": ("FCOS", "RetinaNet", "SeparableDetector", "TridentDetector", "YOLOF"),
     "Sequences": ("ByteNet", "ConvTasNet", "GatedDilatedCNN", "SeparableTCN", "TCN", "WaveNet"),
 }
+WHOLE = "all, by its normalisation"
 # What a model takes where it is not images of three channels; codes are analysed as the floats that a model of the same layers takes.
 IMAGES: tuple[tuple[int, ...], Any, dict[str, Any]] = ((1, 64, 64, 3), jnp.float32, {})
 INPUTS: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
@@ -113,11 +120,14 @@ def field(name: str) -> str:
     shape, _, fields = INPUTS.get(name, IMAGES)
     model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
+    if isinstance(model, dilax.models.Detector):  # the cells of its outputs are not axes of space
+        sizes = [layer.receptive_field[0].size for layer in layers(model, x)]
+        return WHOLE if None in sizes else f"{max(size or 0 for size in sizes):,}"
     output = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
     if output and output[0].size is not None:  # a vector of logits has no axis of its own
         return f"{output[0].size:,}"
     if name == "conv_tasnet":
-        return "all, by its normalisation"
+        return WHOLE
     bounded = max(layer.receptive_field[0].size or 0 for layer in layers(model, x))
     return f"{bounded:,}, then pooled"
 

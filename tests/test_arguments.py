@@ -110,6 +110,11 @@ VARIABLES = jax.jit(lambda: WAVENET.init(KEY, CODES, train=False))()
 OUTPUTS, STATE = jax.jit(lambda: WAVENET.apply(VARIABLES, CODES, WAVENET.apply(VARIABLES, 2, method="init_stream"), method="stream"))()
 TCN = dilax.models.TCN(out_features=2, kernel_size=2, features=(3,))
 TCN_VARIABLES = jax.jit(lambda: TCN.init(KEY, X[..., :2], train=False))()
+BOXES, ANCHORS = X.at[..., 2:].add(9.0), real(5, 4).at[:, 2:].add(9.0)
+MATCHED = {"boxes": BOXES, "mask": jnp.ones((2, 9), bool), "anchors": ANCHORS}
+MATCHING = {"boxes": "floats", "mask": "bools", "anchors": "floats"}
+SUPPRESSED = {"boxes": BOXES, "scores": real(2, 9), "iou_threshold": 0.5, "max_outputs": 3}
+SUPPRESSION = {"boxes": "floats", "scores": "floats", "iou_threshold": "number", "max_outputs": "positive"}
 PLAN = dilax.ConvPlan(1, (64,), 8, 8, (3,), (1,), ((2, 2),), (2,), 8, "float32")
 NEGATIVE = {"ignored_label": (-1,)}
 
@@ -221,6 +226,52 @@ CASES = {
         losses.separation_loss,
         {"estimates": X[..., :2], "targets": real(2, 9, 2), "mask": jnp.ones((2, 9), bool)},
         {"estimates": "floats", "targets": "floats", "mask": "bools"},
+    ),
+    "area": Case(dilax.boxes.area, {"boxes": BOXES}, {"boxes": "floats"}),
+    **{name: Case(getattr(dilax.boxes, name), {"a": BOXES, "b": X}, {"a": "floats", "b": "floats"}) for name in ("iou", "giou")},
+    "clip_boxes": Case(dilax.boxes.clip_boxes, {"boxes": BOXES, "image_size": 7}, {"boxes": "floats", "image_size": "axes"}),
+    **{
+        name: Case(getattr(dilax.boxes, name), {given: BOXES, "anchors": BOXES + 1}, {given: "floats", "anchors": "floats"})
+        for name, given in {"encode_boxes": "boxes", "decode_boxes": "deltas", "encode_ltrb": "boxes", "decode_ltrb": "distances"}.items()
+    },
+    "centreness": Case(dilax.boxes.centreness, {"distances": BOXES}, {"distances": "floats"}),
+    "nms": Case(dilax.boxes.nms, SUPPRESSED, SUPPRESSION),
+    "batched_nms": Case(
+        dilax.boxes.batched_nms, {**SUPPRESSED, "classes": jnp.ones((2, 9), jnp.int32)}, {**SUPPRESSION, "classes": "integers"}
+    ),
+    "anchor_shapes": Case(
+        dilax.anchors.anchor_shapes, {"sizes": (3, 4.5), "aspect_ratios": (1.0,)}, {"sizes": "array", "aspect_ratios": "array"}
+    ),
+    "grid_anchors": Case(
+        dilax.anchors.grid_anchors,
+        {"map_size": 3, "stride": 8, "shapes": np.ones((2, 4)), "offset": 0.5},
+        {"map_size": "axes", "stride": "axes", "shapes": "array", "offset": "number"},
+    ),
+    "match_overlap": Case(
+        dilax.anchors.match_overlap, {**MATCHED, "positive": 0.5, "negative": 0.4}, {**MATCHING, "positive": "number", "negative": "number"}
+    ),
+    "match_centres": Case(
+        dilax.anchors.match_centres,
+        {**MATCHED, "radius": 1.5, "ranges": jnp.ones((5, 2))},
+        {**MATCHING, "radius": "number", "ranges": "floats"},
+        {"ranges": (None,)},
+    ),
+    "match_nearest": Case(
+        dilax.anchors.match_nearest,
+        {**MATCHED, "predictions": jnp.stack([ANCHORS, ANCHORS]), "nearest": 2, "positive": 0.15, "negative": 0.7},
+        {**MATCHING, "predictions": "floats", "nearest": "positive", "positive": "number", "negative": "number"},
+    ),
+    "sigmoid_focal_loss": Case(
+        dilax.detection_losses.sigmoid_focal_loss,
+        {"logits": X, "targets": X * 0 + 0.5, "alpha": 0.25, "gamma": 2.0},
+        {"logits": "floats", "targets": "floats", "alpha": "number", "gamma": "number"},
+        {"alpha": (None,)},
+    ),
+    "giou_loss": Case(dilax.detection_losses.giou_loss, {"boxes": BOXES, "targets": X}, {"boxes": "floats", "targets": "floats"}),
+    "smooth_l1_loss": Case(
+        dilax.detection_losses.smooth_l1_loss,
+        {"predictions": BOXES, "targets": X, "beta": 0.5},
+        {"predictions": "floats", "targets": "floats", "beta": "number"},
     ),
     "classification_sums": Case(
         metrics.classification_sums,
@@ -514,7 +565,7 @@ def test_every_public_function_and_module_is_here():
     files = (functional, geometry, pooling, resizing, audio, losses, metrics, generate, context, modules, causal)
     public = {
         name
-        for file in (*files, lowerings.registry)
+        for file in (*files, lowerings.registry, dilax.boxes, dilax.anchors, dilax.detection_losses)
         for name, one in vars(file).items()
         if callable(one) and getattr(one, "__module__", "") == file.__name__ and not name.startswith("_")
     }

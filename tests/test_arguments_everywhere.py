@@ -238,7 +238,7 @@ OPAQUE = {"key", "variables", "figure"}
 ARGUMENTS = [(name, argument) for name, (*_, valid) in ALL.items() for argument in valid if argument not in OPAQUE]
 # What other functions call with checked arguments, and what describes or holds results.
 UNCHECKED = {
-    *("DataSpec", "Flow", "Inference", "ReceptiveField", "Ring", "State", "UserError", "advance_ring", "batch_axis"),
+    *("DataSpec", "Detections", "Flow", "Inference", "ReceptiveField", "Ring", "State", "UserError", "advance_ring", "batch_axis"),
     *("conv_step", "conv_step_nd", "conv_transpose_step", "embed_sequence", "in_order", "names", "new_ring", "Profile"),
 }
 

@@ -142,6 +142,8 @@ def test_padding_and_the_order_of_boxes_do_not_count(name):
     # Without boxes there is background alone.
     none, nothing = loss(outputs, BOXES, CLASSES, np.zeros_like(MASK))
     assert not nothing.any() and (none.pop("classes") > 0).all() and not any(one.any() for one in none.values())
+    unknown, _ = loss(outputs, BOXES, np.array([[0, 2, 1, 7], [3, 2, 0, 0]]), MASK)
+    assert np.isnan(unknown["classes"]).tolist() == [False, True]
     other = loss(outputs, BOXES, np.where(MASK, (CLASSES + 1) % 3, 0), MASK)
     assert (np.asarray(other[0]["classes"]) != np.asarray(sums["classes"])).all()
 
@@ -226,6 +228,12 @@ def test_parameter_counts(name):
     model = models.create(name)
     params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 64, 64, 3)), train=False))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[name]
+
+
+def test_backbones_of_other_families():
+    model, x = models.FCOS(functools.partial(models.MobileNetV2, width_multiplier=0.25), 3, 8), jnp.zeros((1, 64, 96, 3))
+    outputs, _ = jax.eval_shape(lambda: model.init_with_output(KEY, x, train=False))
+    assert outputs["logits"].shape == (1, 8 * 12 + 4 * 6 + 2 * 3 + 2 + 1, 3)
 
 
 def test_branches_of_a_trident_share_all_weights():

@@ -164,7 +164,16 @@ def test_every_measured_number_is_among_the_results(path):
     assert [number for number in measured if number not in results] == []
 
 
-SMALL = ("dilated_cnn", "separable_cnn_single_layer", "drn_d_22", "resnet18", "dilated_fcn", "unet_dilated", "lraspp_mobilenet_v2")
+SMALL = (
+    "dilated_cnn",
+    "separable_cnn_single_layer",
+    "separable_detector",
+    "drn_d_22",
+    "resnet18",
+    "dilated_fcn",
+    "unet_dilated",
+    "lraspp_mobilenet_v2",
+)
 SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")
 
 

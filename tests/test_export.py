@@ -60,6 +60,11 @@ SMALL: dict[str, dict[str, Any]] = {  # by class
     "DeepLabV3": dict(dilations=(4,), head_features=6),
     "DeepLabV3Plus": dict(dilations=(4,), head_features=6, low_features=3),
     "LRASPP": dict(head_features=6),
+    "SeparableDetector": dict(stem_features=4, stage_features=(4, 6), blocks=(1, 1), features=6, dilations=(1, 2)),
+    "FCOS": dict(backbone=functools.partial(models.ResNet, **RESNET), features=4),
+    "RetinaNet": dict(backbone=functools.partial(models.ResNet, **RESNET), features=4),
+    "YOLOF": dict(backbone=functools.partial(models.ResNet, **RESNET), features=8, dilations=(1, 2), anchor_sizes=(32,)),
+    "TridentDetector": dict(backbone=functools.partial(models.ResNet, **RESNET), features=4, trident_blocks=1),
     "FCN": {},
     "Segmenter": {},
 }

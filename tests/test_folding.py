@@ -45,6 +45,11 @@ CASES: dict[str, Any] = {
     "lraspp_mobilenet_v2": models.create("lraspp_mobilenet_v2", backbone=BACKBONE, head_features=5),
     "drn_c_26_segmenter": models.create("drn_c_26_segmenter", backbone=functools.partial(models.DRN, architecture="C", **DRN)),
     "separable_tcn": models.SeparableTCN(3, features=5, kernel_size=3, dilations=(1, 2)),
+    "separable_detector": models.SeparableDetector(3, 4, (4, 6), (1, 1), 6, (1, 2), 1),
+    "fcos": models.FCOS(BACKBONE, 3, 4),
+    "retinanet": models.RetinaNet(BACKBONE, 3, 4),
+    "yolof": models.YOLOF(BACKBONE, 3, 8, (1, 2), (32,)),
+    "trident": models.TridentDetector(BACKBONE, 3, 4, 1),
     "unet_dilated": models.create("unet_dilated", backbone=functools.partial(models.UNetEncoder, stage_features=(4, 6))),
 }
 
@@ -77,8 +82,9 @@ def run(model: Any, variables: Any, x: jax.Array = X) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    expected = np.asarray(expected, np.float32)
-    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        theirs = np.asarray(theirs, np.float32)
+        np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
 
 
 def test_every_model_class_is_covered():

@@ -29,11 +29,15 @@ COUNTS = {  # (model, fields, input channels): parameters, counted by hand
 }
 
 
+DETECTORS = (
+    *("fcos_resnet18_fpn", "fcos_resnet50_fpn", "retinanet_resnet18_fpn", "retinanet_resnet50_fpn"),
+    *("separable_detector", "trident_resnet50", "yolof_resnet18", "yolof_resnet50"),
+)
 SEQUENCES = ("bytenet", "conv_tasnet", "gated_dilated_cnn", "separable_tcn", "tcn", "wavenet")  # tested in other files
 
 
 def test_every_model_is_tested():
-    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
+    assert sorted([*SMALL, *BACKBONES, *SEGMENTERS, *SEQUENCES, *DETECTORS, "dilated_fcn"]) == models.names() == sorted(models.MODELS)
 
 
 @pytest.mark.parametrize("name", SMALL)

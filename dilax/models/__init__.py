@@ -12,7 +12,7 @@ from dilax.models.bytenet import ByteNet
 from dilax.models.cnn import DilatedCNN, SeparableCNN
 from dilax.models.conv_tasnet import ConvTasNet
 from dilax.models.deeplab import DeepLabV3, DeepLabV3Plus
-from dilax.models.detector import Detections, Detector
+from dilax.models.detector import Detections, Detector, PointDetector
 from dilax.models.drn import DRN
 from dilax.models.fcn import FCN, LRASPP
 from dilax.models.fcos import FCOS
@@ -101,6 +101,7 @@ __all__ = [
     "DilatedFCN",
     "GatedDilatedCNN",
     "MobileNetV2",
+    "PointDetector",
     "ResNet",
     "RetinaNet",
     "Segmenter",

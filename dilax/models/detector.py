@@ -123,7 +123,8 @@ class Detector(nn.Module):
             image_size: (height, width) of the images in pixels.
 
         Returns:
-            {"classes": (batch,), "boxes": (batch,), ...}, float32, and the number of matched anchors, float32 (batch,).
+            {"classes": (batch,), "boxes": (batch,), ...}, float32, and the number of matched anchors, float32 (batch,). "classes" is NaN
+            for an image with a box of a class that the detector does not have.
 
         Raises:
             UserError: if shapes do not fit.
@@ -133,17 +134,21 @@ class Detector(nn.Module):
         """
         levels, outputs = self._checked(outputs, image_size)
         boxes, classes, mask = self._truth(boxes, mask, outputs["logits"].shape[0], classes)
-        predicted, anchors = self._decoded(outputs, levels)
+        anchors = _all_anchors(levels, boxes.shape[0])
+        predicted = self.decode(outputs["boxes"], anchors)
         matches = self.matches(predicted, boxes, mask, levels)
         found = matches >= 0
         chosen = jnp.maximum(matches, 0)
         labels = jnp.where(found, jnp.take_along_axis(classes, chosen, 1), -1)
-        focal = sigmoid_focal_loss(outputs["logits"], jax.nn.one_hot(labels, outputs["logits"].shape[-1])).sum(-1)
+        number = outputs["logits"].shape[-1]
+        focal = sigmoid_focal_loss(outputs["logits"], jax.nn.one_hot(labels, number)).sum(-1)
         targets = jnp.take_along_axis(boxes, chosen[..., None], 1)
         # A box for the anchors without one, whose losses do not count, so that all of them are finite.
         targets = jnp.where(found[..., None], targets, anchors)
         sums = {name: jnp.where(found, loss, 0.0).sum(1) for name, loss in self.box_losses(outputs, predicted, targets, anchors).items()}
-        return {"classes": jnp.where(matches == IGNORED, 0.0, focal).sum(1), **sums}, found.astype(jnp.float32).sum(1)
+        unknown = jnp.any(mask & ((classes < 0) | (classes >= number)), 1)
+        sums["classes"] = jnp.where(unknown, jnp.nan, jnp.where(matches == IGNORED, 0.0, focal).sum(1))
+        return sums, found.astype(jnp.float32).sum(1)
 
     @nn.nowrap
     def detections(
@@ -220,12 +225,6 @@ class Detector(nn.Module):
             size = jnp.sqrt(area(boxes))
             best = jnp.where((size >= level.sizes[0]) & (size <= level.sizes[1]), best, 0.0)
         return boxes, best, indices % classes
-
-    @nn.nowrap
-    def _decoded(self, outputs: Outputs, levels: list[Level]) -> tuple[jax.Array, jax.Array]:
-        """Return the predicted boxes and their anchors."""
-        anchors = _all_anchors(levels, outputs["boxes"].shape[0])
-        return self.decode(outputs["boxes"], anchors), anchors
 
     @nn.nowrap
     def _checked(self, outputs: Outputs, image_size: tuple[int, int]) -> tuple[list[Level], Outputs]:
