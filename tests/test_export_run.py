@@ -1,5 +1,6 @@
 """`train.export`: a run as a file of another runtime, tested there on the test split before it is kept."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from task_cases import CASES
-from tiny_runs import refused
+from tiny_runs import make_run, refused, tiny
 
 from dilax import export as formats
 from dilax.inputs import mel_frames, to_samples
@@ -195,6 +196,16 @@ def test_a_run_in_a_folder_is_written_there(workdir, command, capsys):
     np.testing.assert_allclose(answer, load_trained(workdir).inference.probabilities(images), rtol=0, atol=1e-5)
     assert json.loads((workdir / "export" / "model.json").read_text())["inputs"][0]["shape"] == [3, *images.shape[1:]]
     assert command(f"--workdir={workdir}", "--format=stablehlo") == 0  # what the run itself has exported is replaced
+
+
+def test_a_run_that_is_not_finished_says_so(trained_of, command, tmp_path, capsys):
+    needs("stablehlo")
+    for finished, said in ((True, ""), (False, "note: the run is not finished; the file has its best parameters so far.\n")):
+        trained = dataclasses.replace(trained_of("images"), finished=finished)
+        assert command("--format=stablehlo", f"--out={tmp_path / str(finished)}", trained=trained) == 0
+        assert capsys.readouterr().err == said
+    folder = make_run(tiny(), tmp_path / "run", finished=False)
+    assert not load_trained(folder).finished
 
 
 def _test_split(workdir: pathlib.Path) -> Any:

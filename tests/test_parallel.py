@@ -135,9 +135,10 @@ def test_training_for_int8_equals_that_of_one_device(mode):
     steps = 4  # a number on the border between two levels is rounded to either, so that longer training may differ
     plain, rounded = (on_one_device("digits", 1, steps, quantise) for quantise in ("", "int8"))
     got = on_eight_devices("digits", steps, **MODES[mode], quantise="int8")
-    assert_same_training(got, rounded)
-    with pytest.raises(AssertionError):  # the rounding is seen
-        assert_same_training(got, plain)
+    assert_close(got[1], rounded[1], 3e-3)
+    assert_close(got[0].params, rounded[0].params, 1e-4)
+    with pytest.raises(AssertionError):  # the rounding is seen, as one of a whole share of a batch would be
+        assert_close(got[0].params, plain[0].params, 1e-4)
 
 
 def test_the_cases_are_of_every_task():

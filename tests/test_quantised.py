@@ -51,6 +51,7 @@ def made(module: Any, x: np.ndarray) -> Any:
 
 # Name -> function, the same in NumPy if it is one convolution, shape of an example, number of kernels.
 KERNELS: dict[str, Any] = {"dense": uneven(3, 3, 3, 8), "depthwise": uneven(3, 3, 1, 8), "groups": uneven(3, 3, 2, 8)}
+LINEAR = np.asarray(random_input((8, 9), 14))
 CASES: dict[str, tuple[Any, Any, tuple[int, ...], int]] = {
     "dense": (
         lambda x: dilax.dilated_conv(x, KERNELS["dense"], dilation=2),
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[Any, Any, tuple[int, ...], int]] = {
         (9, 8, 4),
         1,
     ),
+    "linear, sequence": (lambda x: jax.nn.relu(x @ LINEAR) @ LINEAR.T, None, (9, 8), 2),
     "separable, residual": (made(SeparableResidual(9), np.zeros((1, 9, 8, 9), np.float32)), None, (9, 8, 9), 4),
     "cnn": (
         made(

@@ -174,10 +174,12 @@ class Trained:
     Attributes:
         setup: Config, data description, task, model and steps.
         inference: The model with the best variables.
+        finished: Whether the run has ended, so that these are not just its best variables so far.
     """
 
     setup: Setup
     inference: Inference
+    finished: bool = True
 
 
 def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -> Trained:
@@ -202,7 +204,7 @@ def load_trained(workdir: pathlib.Path, changes: dict[str, Any] | None = None) -
     setup = build(config, DataSpec.from_json(status["data"]))
     saved, wanted = loading.describe_leaves(variables), loading.describe_leaves(setup.shapes)
     checkpoint.check_same_leaves(saved, wanted, f"the checkpoint in {workdir}")
-    return Trained(setup, setup.inference(variables))
+    return Trained(setup, setup.inference(variables), bool(status.get("finished")))
 
 
 def fit_mesh(config: ConfigDict) -> dict[str, int]:

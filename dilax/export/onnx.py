@@ -1,6 +1,9 @@
 """ONNX, by jax2onnx: one node for each convolution, pooling and resize."""
 
+import contextlib
+import logging
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,7 +33,8 @@ def write(program: Program) -> bytes:
     options: dict[str, Any] = dict(opset=OPSET, model_name="dilax", return_mode="proto")
     names = dict(input_names=[port.name for port in program.inputs], output_names=list(program.outputs))
     try:
-        model = jax2onnx.to_onnx(jaxpr_as_fun(traced), shapes, **options, **names)
+        with _without_notes():
+            model = jax2onnx.to_onnx(jaxpr_as_fun(traced), shapes, **options, **names)
     except UserError:
         raise
     except Exception as error:  # plugins of jax2onnx raise what they meet
@@ -44,6 +48,18 @@ def write(program: Program) -> bytes:
     data = model.SerializeToString()
     check_agreement(program, load(data), "onnx")
     return data
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep what onnx_ir notes on values of jax2onnx, which a user cannot change, from the output of the program around it."""
+    logger = logging.getLogger("onnx_ir")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _without_inputs(results: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:

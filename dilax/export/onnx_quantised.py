@@ -22,7 +22,7 @@ BETWEEN = (
 )
 # What onnxruntime computes with a kernel, by its dtype.
 _INT8 = {"QLinearConv", "ConvInteger", "QLinearConvTranspose", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
-_FLOAT = {*KERNELS, "FusedConv", "FusedGemm", "FusedMatMul"}
+_FLOAT = {*KERNELS, "FusedConv", "FusedGemm", "FusedMatMul", "Einsum"}
 _SMALLEST = 64  # numbers in a constant that is worth a node that widens it
 
 Batch = Sequence[np.ndarray]

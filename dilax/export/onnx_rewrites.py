@@ -85,6 +85,16 @@ def _gemm(node: Any, constants: Constants) -> Added:
     return []
 
 
+def _einsum(node: Any, constants: Constants) -> Added:
+    """Einsum of a linear layer, as of sequences, is MatMul, which quantisers know."""
+    (equation,) = (one.s.decode().replace(" ", "") for one in node.attribute if one.name == "equation")
+    operands, _, result = equation.partition("->")
+    x, _, kernel = operands.partition(",")
+    if len(kernel) == 2 and x and kernel[0] == x[-1] and kernel[1] not in x and result == x[:-1] + kernel[1]:
+        _become(node, "MatMul", *node.input)
+    return []
+
+
 def _alpha(node: Any) -> float:
     return next((one.f for one in node.attribute if one.name == "alpha"), 1.0)
 
@@ -102,4 +112,4 @@ def _become(node: Any, kind: str, *inputs: str) -> None:
     node.input.extend(given)
 
 
-_REWRITES: dict[str, Callable[[Any, Constants], Added]] = {"Max": _max, "Min": _min, "Sub": _subtract, "Gemm": _gemm}
+_REWRITES: dict[str, Callable[[Any, Constants], Added]] = {"Max": _max, "Min": _min, "Sub": _subtract, "Gemm": _gemm, "Einsum": _einsum}
