@@ -1,8 +1,12 @@
 """Grey photographs without their noise: IRCNN at a standard deviation of 25, trained on the 400 images that papers train on.
 
-python -m train.main --config configs/denoise.py --config.data.dir=Train400 --config.data.test_dir=BSD68
-python -m train.evaluate --workdir runs/denoise --test_dir Set12
-python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn, split by columns
+    python -m train.main --config configs/denoise.py --config.data.dir=Train400 --config.data.test_dir=BSD68
+    python -m train.evaluate --workdir runs/denoise --test_dir Set12
+    python -m train.main --config configs/denoise.py:no_dilation --config.data.dir=Train400 --config.data.test_dir=BSD68
+    python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn (CC BY 2.0), split by columns
+
+Not measured to the end; docs/training/restoration.md has the first 299 steps.
+Measured, :smoke: 28.93 dB test PSNR from 21.08 (seed 0); 530 s on 2 very busy CPU cores, 40 s of processor time.
 """
 
 from ml_collections import ConfigDict

@@ -130,7 +130,7 @@ def _along(length: int, cut: Cut) -> list[tuple[int, tuple[int, int]]]:
 
 
 @functools.lru_cache(maxsize=4)  # an image is read once for its windows where they follow each other, as in evaluation
-def _decoded(picture: Picture, grid: int, channels: int) -> tuple[np.ndarray, int]:
+def _decoded(picture: Picture, grid: int, channels: int, changed: int) -> tuple[np.ndarray, int]:
     height, width = trimmed(picture.size, grid)
     pixels = decode(picture.file, channels, 0)[:height, picture.first : picture.first + width]
     return pixels, seed_of(pixels)
@@ -140,11 +140,20 @@ def _read(pictures: tuple[Picture, ...], cut: Cut, fields: dict[str, np.ndarray]
     records = []
     for index in indices:
         known = {name: values[index] for name, values in fields.items()}
-        pixels, seed = _decoded(pictures[int(known["number"])], cut.grid, cut.channels)
+        picture = pictures[int(known["number"])]
+        pixels, seed = _decoded(picture, cut.grid, cut.channels, _changed(picture.file))
         top, left = known["place"]
         image = pixels[top : top + cut.window, left : left + cut.window]
         records.append({"image": image, "seed": np.int32(seed), **known})
     return records
+
+
+def _changed(file: pathlib.Path) -> int:
+    """Return when a file was written; 0 if it is missing, which decoding it says in a line."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def seed_of(pixels: np.ndarray) -> int:
