@@ -34,7 +34,19 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[arguments.word("activation", "name", name, ACTIVATIONS)]
 
 
-def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, dilation: IntOrTuple = 1, **fields: Any) -> nn.Module:
+def degridded_conv(
+    features: int,
+    kernel_size: IntOrTuple,
+    degridding: str,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = "SAME",
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    dtype: DTypeLike | None = None,
+    name: str | None = None,
+) -> nn.Module:
     """Return a dilated convolution that is kept from gridding in one of several ways; without dilation, a `dilax.DilatedConv`.
 
     Args:
@@ -43,10 +55,20 @@ def degridded_conv(features: int, kernel_size: IntOrTuple, degridding: str, *, d
         degridding: "none" for `dilax.DilatedConv`; "group_interaction" or "separable_shared" for `dilax.SmoothedConv`;
             "learnable_spacings" for a bilinear `dilax.DCLSConv` whose weights start on the grid of the dilated convolution, in a kernel of
             its extent. All of them initially compute what the dilated convolution does.
+        stride: See `dilax.dilated_conv`.
+        padding: See `dilax.dilated_conv`.
         dilation: See `dilax.dilated_conv`.
-        **fields: Further fields that all of these modules have.
+        groups: See `dilax.dilated_conv`.
+        use_bias: Whether to add a bias.
+        dtype: Dtype of the computation.
+        name: Name of the module.
+
+    Example:
+        >>> type(degridded_conv(8, (3, 3), "learnable_spacings", dilation=2)).__name__
+        'DCLSConv'
     """
     arguments.word("degridded_conv", "degridding", degridding, DEGRIDDINGS)
+    fields: dict[str, Any] = dict(stride=stride, padding=padding, groups=groups, use_bias=use_bias, dtype=dtype, name=name)
     span = effective_kernel_size(kernel_size, dilation)
     if degridding == "none" or span == kernel_size:
         return DilatedConv(features, kernel_size, dilation=dilation, **fields)
