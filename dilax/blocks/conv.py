@@ -69,8 +69,8 @@ def degridded_conv(
     """
     arguments.word("degridded_conv", "degridding", degridding, DEGRIDDINGS)
     fields: dict[str, Any] = dict(stride=stride, padding=padding, groups=groups, use_bias=use_bias, dtype=dtype, name=name)
-    span = effective_kernel_size(kernel_size, dilation)
-    if degridding == "none" or span == kernel_size:
+    span = kernel_size if degridding == "none" else effective_kernel_size(kernel_size, dilation)
+    if span == kernel_size:
         return DilatedConv(features, kernel_size, dilation=dilation, **fields)
     if degridding in SMOOTHINGS:
         return SmoothedConv(features, kernel_size, dilation=dilation, smoothing=degridding, **fields)
