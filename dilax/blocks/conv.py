@@ -62,14 +62,18 @@ def degridded_conv(
         padding: See `dilax.dilated_conv`.
         dilation: See `dilax.dilated_conv`.
         groups: See `dilax.dilated_conv`.
-        use_bias: Whether there is a bias.
+        use_bias: Whether to add a bias.
         dtype: Dtype of the computation.
         name: Name of the module.
+
+    Example:
+        >>> type(degridded_conv(8, (3, 3), "learnable_spacings", dilation=2)).__name__
+        'DCLSConv'
     """
     arguments.word("degridded_conv", "degridding", degridding, DEGRIDDINGS)
-    fields: Any = dict(stride=stride, padding=padding, groups=groups, use_bias=use_bias, dtype=dtype, name=name)
-    span = effective_kernel_size(kernel_size, dilation)
-    if degridding == "none" or span == kernel_size:
+    fields: dict[str, Any] = dict(stride=stride, padding=padding, groups=groups, use_bias=use_bias, dtype=dtype, name=name)
+    span = kernel_size if degridding == "none" else effective_kernel_size(kernel_size, dilation)
+    if span == kernel_size:
         return DilatedConv(features, kernel_size, dilation=dilation, **fields)
     if degridding in SMOOTHINGS:
         return SmoothedConv(features, kernel_size, dilation=dilation, smoothing=degridding, **fields)
