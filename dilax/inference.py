@@ -192,7 +192,7 @@ class Inference:
         Raises:
             UserError: if it is not a volume, or has other channels than those of the training; `name` is what the message calls it.
         """
-        found, channels = volumes.to_levels(values, self.spec.intensities), self.spec.input_shape[-1]
+        found, channels = volumes.to_levels(values, intensities=self.spec.intensities), self.spec.input_shape[-1]
         if found.shape[-1] != channels:
             raise UserError(f"{name} has {found.shape[-1]} channels, and the run was trained on {channels}; give the same channels.")
         return found

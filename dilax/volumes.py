@@ -97,7 +97,7 @@ def write_labels(path: pathlib.Path, labels: np.ndarray, like: Volume) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; give another folder.") from error
 
 
-def to_levels(values: np.ndarray, intensities: Sequence[float] = ()) -> np.ndarray:
+def to_levels(values: np.ndarray, *, intensities: Sequence[float] = ()) -> np.ndarray:
     """Map intensities linearly to the levels 0 to 255, those beyond the limits being clipped.
 
     Scanners give intensities in arbitrary units, so that each volume, and each channel of it, has limits of its own by default.
@@ -114,7 +114,7 @@ def to_levels(values: np.ndarray, intensities: Sequence[float] = ()) -> np.ndarr
         UserError: if the values are not numbers of that shape, or the limits are not two, the lower one first.
 
     Example:
-        >>> to_levels(np.array([[[-1000.0, 0.0, 100.0, 3000.0]]]), (-100, 300))[0, 0, :, 0].tolist()
+        >>> to_levels(np.array([[[-1000.0, 0.0, 100.0, 3000.0]]]), intensities=(-100, 300))[0, 0, :, 0].tolist()
         [0, 64, 128, 255]
     """
     values = np.asarray(values) if isinstance(values, np.ndarray) else np.asarray(None)
@@ -147,7 +147,7 @@ def _levels(values: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:
     return np.round(np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def pad_to(volume: np.ndarray, shape: Sequence[int], fill: int = BLANK) -> np.ndarray:
+def pad_to(volume: np.ndarray, shape: Sequence[int], *, fill: int = BLANK) -> np.ndarray:
     """Pad an array (x, y, z, ...) at the far ends of its three axes to at least `shape`."""
     missing = [max(0, size - n) for n, size in zip(volume.shape, shape)]
     return np.pad(volume, [(0, more) for more in missing] + [(0, 0)] * (volume.ndim - 3), constant_values=fill)

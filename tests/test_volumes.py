@@ -76,7 +76,7 @@ def test_levels_do_not_depend_on_the_units(scale):
 
 def test_levels_of_given_limits_and_of_nearly_constant_volumes():
     values = np.array([-2000.0, -100, 100, 300, 5000]).reshape(1, 1, 5)
-    assert volumes.to_levels(values, (-100, 300)).ravel().tolist() == [0, 0, 128, 255, 255]
+    assert volumes.to_levels(values, intensities=(-100, 300)).ravel().tolist() == [0, 0, 128, 255, 255]
     assert volumes.to_levels(np.full((3, 3, 3), 7)).tolist() == np.zeros((3, 3, 3, 1)).tolist()
     spot = np.zeros((20, 20, 20))  # of which the percentiles are equal
     spot[3, 4, 5] = 9

@@ -73,12 +73,14 @@ def _record(
             f"{mask_file}: the affine of the mask differs from that of its volume by up to {np.abs(affine - volume.affine).max():.3g} mm, "
             "so that they are not of the same place; resample the mask to its volume, or correct its header."
         )
-    return padded_record(to_levels(volume.values, intensities), reader.labels(mask, str(mask_file)), volume.spacing, shape, reader.ignored)
+    return padded_record(
+        to_levels(volume.values, intensities=intensities), reader.labels(mask, str(mask_file)), volume.spacing, shape, reader.ignored
+    )
 
 
 def padded_record(levels: np.ndarray, labels: np.ndarray, spacing: Sequence[float], shape: Sequence[int], ignored: int) -> Record:
     """Return the record of a volume, uint8 (x, y, z, channels), and its labels, uint8 (x, y, z), padded to `shape`."""
-    return {"image": pad_to(levels, shape), "label": pad_to(labels, shape, ignored), "spacing": np.asarray(spacing, np.float32)}
+    return {"image": pad_to(levels, shape), "label": pad_to(labels, shape, fill=ignored), "spacing": np.asarray(spacing, np.float32)}
 
 
 def _read_mask(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
