@@ -6,7 +6,8 @@ FOLDER holds images/ and labels/ with NIfTI files of the same names; 60 volumes,
 of 16 channels is trained on patches. :no_dilation has the same parameters and dilations of 1; :smoke needs no data: it learns made-up
 ellipsoids, with fewer channels. Install oneDNN (docs/speed.md): 3-D convolutions are then several times faster on a CPU.
 
-Not measured: :no_dilation.
+Not measured: the full run and :no_dilation.
+Measured, :smoke: 0.846 mean Dice on made-up volumes after 144 steps (seed 0); 294 s on 2 very busy CPU cores.
 """
 
 from ml_collections import ConfigDict

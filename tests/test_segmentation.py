@@ -219,7 +219,7 @@ def numpy_metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, d
 def test_metrics_are_exact_over_a_ragged_last_batch(kind, scales, flip):
     """37 images in batches of 16 on 8 devices; 1 device is the oracle, which runs them one by one."""
     config = config_of(parallel=kind)
-    made = setup(config, task=setup(config).task.with_flags(argparse.Namespace(scales=scales, flip=flip)))
+    made = setup(config, task=setup(config).task.with_flags(argparse.Namespace(scales=scales, flip=flip, tile="")))
     rng = np.random.default_rng(2)
     labels = rng.integers(0, CLASSES, (37, *SHAPE[:2])).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.3] = 255
@@ -489,7 +489,7 @@ def test_evaluate(finished, capsys, monkeypatch):
 
 
 def flags(paths: list[str], out: pathlib.Path, *, replace: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(inputs=paths, out=out, replace=replace, scales="1", flip=False, csv=False)
+    return argparse.Namespace(inputs=paths, out=out, replace=replace, scales="1", flip=False, tile="", csv=False)
 
 
 def test_predict_writes_overlays_and_masks(finished, tmp_path, capsys, monkeypatch):
