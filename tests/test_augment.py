@@ -326,7 +326,7 @@ def test_a_rotation_of_volumes_is_that_of_scipy():
     centre, turn = (np.array(volume.shape[:3]) - 1) / 2, matrix / float(rotation.zoom)
     found = geometry.read_linear(jnp.asarray(volume), rotation.coordinates(volume.shape[:3]))
     for channel in range(2):
-        expected = ndimage.affine_transform(volume[..., channel], turn, centre - turn @ centre, order=1, mode="nearest")
+        expected = ndimage.affine_transform(volume[..., channel], turn, centre - turn @ centre, order=1, mode="nearest")  # pyright: ignore
         np.testing.assert_allclose(found[..., channel], expected, atol=1e-4)
 
 

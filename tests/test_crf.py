@@ -36,10 +36,10 @@ def computed() -> Any:
     labels = RNG.integers(0, CLASSES, (4, TIME)).astype(np.int32)
 
     def run(scores: jax.Array, mask: jax.Array) -> Any:
-        gradient = jax.grad(lambda scores: crf.log_likelihood(scores, labels, mask).sum())(scores)
+        gradient = jax.grad(lambda scores: crf.log_likelihood(scores, labels, mask).sum())(scores)  # pyright: ignore
         return (
             crf.log_partition(scores, mask),
-            crf.log_likelihood(scores, labels, mask),
+            crf.log_likelihood(scores, labels, mask),  # pyright: ignore
             crf.marginals(scores, mask),
             crf.best_path(scores, mask),
             gradient,
@@ -143,7 +143,7 @@ def test_spans_and_their_scores_equal_slow_counts(legal):
     truth[:25, 4] = found[:25, 3]
     lengths = RNG.integers(1, 10, 40)
     mask = np.arange(9)[None] < lengths[:, None]
-    scores = jax.jit(lambda *arrays: span_scores(*arrays, TAGS))(found, truth, mask)
+    scores = jax.jit(lambda *arrays: span_scores(*arrays, TAGS))(found, truth, mask)  # pyright: ignore
     for i, n in enumerate(lengths):
         ours, theirs = ([TAGS[tag] for tag in tags[i, :n]] for tags in (found, truth))
         assert {tuple(one) for one in spans(ours)} == slow_spans(ours)

@@ -51,7 +51,7 @@ def test_jpeg_is_that_of_libjpeg(quality, channels):
     with Image.open(file) as opened:
         expected = np.asarray(opened, np.float32).reshape(image.shape)
         # Its files hold the tables in the order of JPEG; PIL gives them row by row.
-        steps = [np.reshape(opened.quantization[min(i, 1)], (8, 8)) for i in range(channels)]
+        steps = [np.reshape(opened.quantization[min(i, 1)], (8, 8)) for i in range(channels)]  # pyright: ignore
     np.testing.assert_array_equal(jpeg.tables(quality, channels), np.stack(steps, -1))
     found = np.asarray(jpeg.compressed(jnp.asarray(image[None]), quality)[0])
     assert found.min() >= 0 and found.max() <= 255 and (found == np.round(found)).all()

@@ -134,7 +134,7 @@ def test_padding_and_the_order_of_boxes_do_not_count(name):
     sums, found = loss(outputs, BOXES, CLASSES, MASK)
     assert all(one.shape == (2,) and one.dtype == jnp.float32 and np.isfinite(one).all() and (one > 0).all() for one in sums.values())
     assert found.shape == (2,) and (found >= 1).all()
-    filled = np.where(MASK[..., None], BOXES, np.float32([20, 20, 60, 60]))
+    filled = np.where(MASK[..., None], BOXES, np.array([20, 20, 60, 60], np.float32))
     chex.assert_trees_all_equal(loss(outputs, np.where(MASK[..., None], BOXES, np.nan), CLASSES, MASK), (sums, found))
     chex.assert_trees_all_equal(loss(outputs, filled, np.where(MASK, CLASSES, 2), MASK), (sums, found))
     order = [2, 3, 0, 1]
@@ -186,7 +186,7 @@ def test_detections(name):
         assert count > 2 and mask.tolist() == [i < count for i in range(30)]
         assert not boxes[count:].any() and not scores[count:].any() and not classes[count:].any()
         assert (np.diff(scores[:count]) <= 0).all() and (scores[:count] > 0.1).all() and (scores <= 1).all()
-        assert (boxes >= 0).all() and (boxes <= np.float32([150, 70, 150, 70])).all() and set(classes) <= {0, 1, 2}
+        assert (boxes >= 0).all() and (boxes <= np.array([150, 70, 150, 70], np.float32)).all() and set(classes) <= {0, 1, 2}
         overlap = np.asarray(iou(boxes[:count], boxes[:count])) - np.eye(count)
         assert overlap[classes[:count, None] == classes[None, :count]].max(initial=0) <= 0.4
 
@@ -194,7 +194,9 @@ def test_detections(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_coverage(name):
     share = jax.jit(functools.partial(SMALL[name].anchor_coverage, image_size=SIZE))
-    boxes = np.concatenate([BOXES, np.full((2, 1, 4), 900, np.float32) + np.float32([0, 0, 30, 30])], 1)  # the last is outside of the image
+    boxes = np.concatenate(
+        [BOXES, np.full((2, 1, 4), 900, np.float32) + np.array([0, 0, 30, 30], np.float32)], 1
+    )  # the last is outside of the image
     valid = np.pad(MASK, ((0, 0), (0, 1)))
     assert float(share(boxes, valid)) == 1
     np.testing.assert_allclose(share(boxes, valid | (np.arange(5) == 4)), 5 / 7, rtol=1e-6)

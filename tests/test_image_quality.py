@@ -58,7 +58,7 @@ def test_the_map_is_where_windows_fit():
     # A pixel depends on a window of 11 x 11 alone.
     changed = MAP(noisy.at[0, 4, 4].set(0.9), clean)
     different = np.asarray(changed != found).any((0, 3))
-    assert different[:, :5].all() and not different[:, 5:].any()
+    assert different[:, :5].all() and not different[:, 5:].any()  # pyright: ignore
 
 
 def test_equal_images_are_without_error():

@@ -73,7 +73,7 @@ def test_it_equals_the_reference():
         layer = layers["residual"] if i == 3 else layers[f"ConvNormAct_{i}"]["DilatedConv_0"]
         y = reference.conv(y, np.asarray(layer["kernel"]), dilation=dilation, padding="SAME") + np.asarray(layer["bias"])
         y = y if i == 3 else np.maximum(y, 0)
-    np.testing.assert_allclose(model.apply(variables, X, train=False), np.asarray(X) - y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.apply(variables, X, train=False), np.asarray(X) - y, rtol=1e-4, atol=1e-4)  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", ["dense", "separable, batch"])
@@ -86,7 +86,7 @@ def test_receptive_field_equals_an_impulse(name):
 def test_receptive_field_of_the_paper():
     model, x = models.create("ircnn"), jax.ShapeDtypeStruct((1, 80, 80, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(lambda: model.init(KEY, jnp.zeros(x.shape), train=False)))
-    assert [field.size for field in dilax.receptive_field(lambda x: model.apply(zeros, x, train=False), x)] == [33, 33]
+    assert [field.size for field in dilax.receptive_field(lambda x: model.apply(zeros, x, train=False), x)] == [33, 33]  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", ["dense", "separable, batch"])
@@ -94,7 +94,7 @@ def test_tiles_equal_the_whole(name):
     model, x = CASES[name], random_input((1, 61, 47, 2), 4)
     variables = filled(model)
     whole = model.apply(variables, x, train=False)
-    np.testing.assert_allclose(dilax.tiled(lambda x: model.apply(variables, x, train=False), (20, 24))(x), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dilax.tiled(lambda x: model.apply(variables, x, train=False), (20, 24))(x), whole, rtol=1e-5, atol=1e-5)  # pyright: ignore
 
 
 def test_it_is_a_residual_network():

@@ -108,7 +108,7 @@ def test_dice_of_each_example_counts_alike():
 
 
 def surface(region):
-    return region & ~ndimage.binary_erosion(region)
+    return region & ~ndimage.binary_erosion(region)  # pyright: ignore
 
 
 @pytest.mark.parametrize("shape", [(9, 7, 8), (12, 15), (30,)])
@@ -120,7 +120,7 @@ def test_distances_of_surfaces_are_those_of_distance_transforms(shape):
         edges = [surface(region) for region in regions]
         maps = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
         for percentile in (50, 95, 100):
-            expected = max(np.percentile(maps[1][edges[0]], percentile), np.percentile(maps[0][edges[1]], percentile))
+            expected = max(np.percentile(maps[1][edges[0]], percentile), np.percentile(maps[0][edges[1]], percentile))  # pyright: ignore
             found = metrics.hausdorff_distance(*regions, spacing=spacing, percentile=percentile)
             assert found == pytest.approx(expected, rel=1e-9)
             assert metrics.hausdorff_distance(*regions[::-1], spacing=spacing, percentile=percentile) == found

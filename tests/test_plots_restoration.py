@@ -13,7 +13,7 @@ DEGRADED, RESTORED, CLEAN = (RNG.integers(0, 256, (2, 9, 12, 3), np.uint8) for _
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_show_what_was_before_after_and_clean(channels):
     arrays = [each[..., :channels] for each in (DEGRADED, RESTORED, CLEAN)]
-    figure = plots.restoration_grid(*arrays, ["one.png", "two.png"])
+    figure = plots.restoration_grid(*arrays, ["one.png", "two.png"])  # pyright: ignore
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
     expected = [each[row] / 255 for row in range(2) for each in arrays]
     for panel, image in zip(shown, expected, strict=True):
@@ -40,5 +40,5 @@ def test_rows_show_what_was_before_after_and_clean(channels):
 )
 def test_mistakes_are_one_line(arrays, titles, text):
     with pytest.raises(UserError) as error:
-        plots.restoration_grid(*arrays, titles)
+        plots.restoration_grid(*arrays, titles)  # pyright: ignore
     assert str(error.value) == text

@@ -26,7 +26,7 @@ def npy(values: np.ndarray) -> bytes:
 
 def npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # pyright: ignore
     return buffer.getvalue()
 
 

@@ -400,7 +400,7 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
     elif name == "photographs":
         np.testing.assert_array_equal(result[..., 0], np.asarray(Image.open(cells[1])))
     elif name == "volumes":
-        np.testing.assert_array_equal(result, np.asarray(nibabel.load(cells[1]).dataobj))
+        np.testing.assert_array_equal(result, np.asarray(nibabel.load(cells[1]).dataobj))  # pyright: ignore
     elif name == "mixtures":
         np.testing.assert_allclose(result, np.stack([sound.read_sound(pathlib.Path(cell))[0] for cell in cells[1:]], 1), atol=1e-4)
     elif name == "waves":

@@ -69,9 +69,9 @@ def test_metrics_are_means_over_the_volumes():
         distances = []
         for f, t in pairs:
             if f.any() and t.any():
-                edges = [region & ~ndimage.binary_erosion(region) for region in (f, t)]
+                edges = [region & ~ndimage.binary_erosion(region) for region in (f, t)]  # pyright: ignore
                 maps = [ndimage.distance_transform_edt(~edge) for edge in edges]
-                distances.append(max(np.percentile(maps[1][edges[0]], 95), np.percentile(maps[0][edges[1]], 95)))
+                distances.append(max(np.percentile(maps[1][edges[0]], 95), np.percentile(maps[0][edges[1]], 95)))  # pyright: ignore
         missed = sum(f.any() != t.any() for f, t in pairs)
         assert details.get(f"hd95_missed/{name}", 0) == missed
         assert distances == [] or details[f"hd95_mm/{name}"] == pytest.approx(np.mean(distances), rel=1e-6)
@@ -129,8 +129,8 @@ def test_labels_are_written_with_the_axes_of_the_file(tmp_path, monkeypatch):
     turned = volumes.read_volume("a.nii.gz")
     expected = run.segment_whole(volumes.to_levels(turned.values))
     written = nibabel.load("out/b_labels.nii.gz")
-    np.testing.assert_allclose(written.affine, affine)
-    np.testing.assert_array_equal(np.asarray(written.dataobj), turned.unturned(expected))
+    np.testing.assert_allclose(written.affine, affine)  # pyright: ignore
+    np.testing.assert_array_equal(np.asarray(written.dataobj), turned.unturned(expected))  # pyright: ignore
     sizes = [f"{name} {(expected == i).sum() * 3 / 1000:.2f} ml" for i, name in ((1, "front"), (2, "back")) if (expected == i).any()]
     assert lines[1].split(",", 2)[2].strip('"') == ", ".join(sizes)
     np.testing.assert_array_equal(run.predict("a.nii.gz"), turned.unturned(expected))
@@ -161,11 +161,11 @@ def save(values: np.ndarray) -> str:
 
 ERRORS = {
     "a crop of two": (
-        lambda: check(config_of(**{"augment.crop": (8, 8)})),
+        lambda: check(config_of(**{"augment.crop": (8, 8)})),  # pyright: ignore
         "config.augment.crop=(8, 8) must be (x, y, z) in pixels, or () for the size of the image.",
     ),
     "a tile of two": (
-        lambda: check(config_of(**{"segmentation.tile": (8, 8)})),
+        lambda: check(config_of(**{"segmentation.tile": (8, 8)})),  # pyright: ignore
         "config.segmentation.tile=(8, 8) must be (x, y, z) in pixels, or () to compute images whole.",
     ),
     "a tile of three": (
@@ -173,7 +173,7 @@ ERRORS = {
         "config.segmentation.tile=(8, 8, 8) must be (height, width) in pixels, or () to compute images whole.",
     ),
     "a side": (
-        lambda: check(config_of(**{"data.image_size": 64})),
+        lambda: check(config_of(**{"data.image_size": 64})),  # pyright: ignore
         "config.data.image_size=64 is not read with config.data.name='ellipsoids'; it is read with 'cells' or 'folder' or a set of TFDS: "
         "remove it, or change config.data.name.",
     ),

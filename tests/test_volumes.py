@@ -49,9 +49,9 @@ def test_volumes_are_turned_and_labels_turned_back(tmp_path):
         for name in ("y.nii.gz", "y.nii"):
             volumes.write_labels(tmp_path / name, labels, volume)
             again = nibabel.load(tmp_path / name)
-            np.testing.assert_array_equal(np.asarray(again.dataobj), values > 0)
-            np.testing.assert_allclose(again.affine, affine)
-            assert again.get_data_dtype() == np.uint8
+            np.testing.assert_array_equal(np.asarray(again.dataobj), values > 0)  # pyright: ignore
+            np.testing.assert_allclose(again.affine, affine)  # pyright: ignore
+            assert again.get_data_dtype() == np.uint8  # pyright: ignore
 
 
 def test_the_scaling_of_a_file_and_its_empty_axes(tmp_path):
@@ -60,7 +60,7 @@ def test_the_scaling_of_a_file_and_its_empty_axes(tmp_path):
     nibabel.save(image, tmp_path / "x.nii")
     volume = volumes.read_volume(tmp_path / "x.nii")
     assert volume.values.shape == (3, 4, 5)
-    np.testing.assert_allclose(volume.values, np.asarray(nibabel.load(tmp_path / "x.nii").dataobj)[..., 0])
+    np.testing.assert_allclose(volume.values, np.asarray(nibabel.load(tmp_path / "x.nii").dataobj)[..., 0])  # pyright: ignore
     assert volumes.read_volume(save(tmp_path / "y.nii", np.zeros((3, 4, 5, 1, 2)))).values.shape == (3, 4, 5, 2)
 
 
@@ -109,7 +109,7 @@ def flat(tmp_path: pathlib.Path) -> pathlib.Path:
     """The second row of the affine is 0; nibabel does not write such files."""
     content = bytearray(save(tmp_path / "x.nii", np.zeros((2, 2, 2))).read_bytes())
     content[296:312] = bytes(16)
-    return damaged(tmp_path, "x.nii", content)
+    return damaged(tmp_path, "x.nii", content)  # pyright: ignore
 
 
 FILES = {
@@ -217,7 +217,7 @@ def test_records_of_a_folder_are_padded_to_the_largest(tmp_path, memory):
 def test_the_test_split_does_not_depend_on_the_seed(tmp_path):
     data = folder_of(tmp_path)
     first, second = (open_masked(data, seed=seed, ignored=255) for seed in (0, 1))
-    assert first.test.files == second.test.files and len(first.test) == 2
+    assert first.test.files == second.test.files and len(first.test) == 2  # pyright: ignore
 
 
 def remove(path: str) -> Any:

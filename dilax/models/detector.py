@@ -4,7 +4,6 @@ A detector predicts one box for each anchor: its class, as logits of independent
 the anchor. Detectors differ in their anchors, in which box an anchor is matched with, and in how a box is coded.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -186,10 +185,12 @@ class Detector(nn.Module):
         boxes = clip_boxes(boxes, image_size)
         valid = jnp.where(scores > score_threshold, scores, -jnp.inf)
         indices, mask = batched_nms(boxes, valid, classes, iou_threshold=iou_threshold, max_outputs=max_detections)
-        take = functools.partial(jnp.take_along_axis, axis=1)
-        kept = (take(boxes, indices[..., None]), take(scores, indices), take(classes, indices))
-        boxes, scores, classes = (jnp.where(mask.reshape(*mask.shape, *(1,) * (one.ndim - 2)), one, jnp.zeros_like(one)) for one in kept)
-        return Detections(boxes, scores, classes, mask)
+
+        def kept(one: jax.Array) -> jax.Array:
+            shape = (*mask.shape, *(1,) * (one.ndim - 2))
+            return jnp.where(mask.reshape(shape), jnp.take_along_axis(one, indices.reshape(shape), 1), jnp.zeros((), one.dtype))
+
+        return Detections(kept(boxes), kept(scores), kept(classes), mask)
 
     @nn.nowrap
     def anchor_coverage(self, boxes: jax.Array, mask: jax.Array, image_size: tuple[int, int]) -> jax.Array:
