@@ -303,7 +303,7 @@ class Inference:
         if not symbols and (np.ndim(values) != 2 or np.shape(values)[1] != size or not len(values)):
             raise UserError(f"label: features of shape {np.shape(values)} do not fit the run; give (time, {size}).")
         x = tagging.encode_words(list(values), symbols, characters=size - 2) if symbols else self.spec.scale(np.asarray(values))
-        length, padding = np.array([len(x)], np.int32), max(0, longest - len(x))  # so that the model is compiled once
+        length, padding = jnp.array([len(x)], jnp.int32), max(0, longest - len(x))  # so that the model is compiled once
         outputs = self.outputs(np.pad(x, ((0, padding), (0, 0)))[None], length=length)
         found = tagging.decode_tags(outputs, valid_steps(outputs.shape[1], length), names) if symbols else outputs.argmax(-1)
         return [names[i] for i in np.asarray(found)[0, : len(x)].tolist()]
