@@ -113,7 +113,7 @@ def checked_steps(caller: str, found: Any, labels: Any, mask: Any) -> tuple[jax.
 
 
 def _limits(caller: str, overlaps: Any) -> list[float]:
-    if isinstance(overlaps, str) or not isinstance(overlaps, Sequence | np.ndarray) or np.ndim(overlaps) != 1 or not len(overlaps):
+    if not isinstance(overlaps, list | tuple) or not overlaps or any(isinstance(limit, list | tuple) for limit in overlaps):
         raise UserError(f"{caller}: overlaps={shown(overlaps)} is not a sequence of numbers; give one, such as (0.1, 0.25, 0.5).")
     limits = [arguments.number(caller, "overlaps", limit) for limit in overlaps]
     if wrong := [limit for limit in limits if not 0 < limit <= 1]:

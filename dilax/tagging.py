@@ -97,10 +97,10 @@ def encode_words(words: Sequence[str], symbols: Sequence[str], *, characters: in
     """
     caller = "encode_words"
     characters = arguments.integer(caller, "characters", characters, minimum=1)
-    if isinstance(words, str) or not all(isinstance(word, str) and word for word in words):
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word for word in words):
         raise UserError(f"{caller}: words={shown(words)} is not a list of words; give one of texts that are not empty.")
-    if not len(symbols) or symbols[0] != UNKNOWN:
-        raise UserError(f"{caller}: symbols={shown(tuple(symbols[:3]))} do not begin with {UNKNOWN!r}; add it, and give the vocabulary.")
+    if not isinstance(symbols, list | tuple) or symbols[:1] not in ([UNKNOWN], (UNKNOWN,)):
+        raise UserError(f"{caller}: symbols={shown(symbols)} do not begin with {UNKNOWN!r}; add it, and give the vocabulary.")
     places = {symbol: place for place, symbol in enumerate(symbols)}
     codes = np.zeros((len(words), 2 + characters), np.int32)
     for row, word in zip(codes, words):
@@ -148,7 +148,7 @@ def allowed_transitions(names: Sequence[str]) -> np.ndarray:
 
 def _parts(caller: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return for each tag 0 for O, 1 for B- and 2 for I-, and the number of its kind, -1 for O."""
-    if isinstance(names, str) or not len(names) or names[0] != OUTSIDE:
+    if not isinstance(names, list | tuple) or names[:1] not in ([OUTSIDE], (OUTSIDE,)):
         raise UserError(f'{caller}: names={shown(names)} do not begin with "O"; give the tags, that first.')
     if wrong := [name for name in names if name != OUTSIDE and not (isinstance(name, str) and name[:2] in ("B-", "I-") and name[2:])]:
         raise UserError(f'{caller}: names hold {shown(wrong[0])}; tags are "O", and "B-" and "I-" before the name of a kind.')

@@ -255,7 +255,12 @@ CASES = {
         {"found": "integers", "labels": "integers", "mask": "bools", "overlaps": "array", "ignored": "count"},
         {"ignored": (-1, None)},
     ),
-    "f1_score": Case(segments.f1_score, {"found": 2, "wrong": 1, "missed": 0}, dict.fromkeys(("found", "wrong", "missed"), "array")),
+    "f1_score": Case(
+        segments.f1_score,
+        {"found": 2, "wrong": 1, "missed": 0},
+        dict.fromkeys(("found", "wrong", "missed"), "array"),
+        dict.fromkeys(("found", "wrong", "missed"), ARRAYS[5:6]),
+    ),
     "segments": Case(segments.segments, {"labels": np.array([1, 2])}, {"labels": "array"}, {"labels": ("text",)}),
     "chain_scores": Case(
         crf.chain_scores,

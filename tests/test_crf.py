@@ -33,13 +33,13 @@ def score(example: int, path: tuple[int, ...]) -> float:
 def computed() -> Any:
     """All functions, compiled once, of scores whose masked steps hold anything."""
     damaged = np.where(MASK[..., None, None], SCORES, np.float32(1e4))
-    labels = RNG.integers(0, CLASSES, (4, TIME)).astype(np.int32)
+    labels: Any = RNG.integers(0, CLASSES, (4, TIME)).astype(np.int32)
 
     def run(scores: jax.Array, mask: jax.Array) -> Any:
-        gradient = jax.grad(lambda scores: crf.log_likelihood(scores, labels, mask).sum())(scores)  # pyright: ignore
+        gradient = jax.grad(lambda scores: crf.log_likelihood(scores, labels, mask).sum())(scores)
         return (
             crf.log_partition(scores, mask),
-            crf.log_likelihood(scores, labels, mask),  # pyright: ignore
+            crf.log_likelihood(scores, labels, mask),
             crf.marginals(scores, mask),
             crf.best_path(scores, mask),
             gradient,
@@ -143,10 +143,10 @@ def test_spans_and_their_scores_equal_slow_counts(legal):
     truth[:25, 4] = found[:25, 3]
     lengths = RNG.integers(1, 10, 40)
     mask = np.arange(9)[None] < lengths[:, None]
-    scores = jax.jit(lambda *arrays: span_scores(*arrays, TAGS))(found, truth, mask)  # pyright: ignore
+    scores = jax.jit(lambda a, b, c: span_scores(a, b, c, TAGS))(found, truth, mask)
     for i, n in enumerate(lengths):
         ours, theirs = ([TAGS[tag] for tag in tags[i, :n]] for tags in (found, truth))
-        assert {tuple(one) for one in spans(ours)} == slow_spans(ours)
+        assert {(one.start, one.end, one.label) for one in spans(ours)} == slow_spans(ours)
         same = len(slow_spans(ours) & slow_spans(theirs))
         expected = same, len(slow_spans(ours)) - same, len(slow_spans(theirs)) - same
         assert tuple(int(scores[name][i]) for name in ("found", "wrong", "missed")) == expected

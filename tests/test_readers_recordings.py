@@ -24,7 +24,7 @@ def npy(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def npz(**arrays: np.ndarray) -> bytes:
+def npz(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore
     return buffer.getvalue()

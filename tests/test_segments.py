@@ -86,7 +86,7 @@ def test_what_is_masked_changes_nothing():
     found, truth, lengths = sequences(5)
     mask = np.arange(found.shape[1])[None] < lengths[:, None]
     other = [np.where(mask, row, RNG.integers(0, 4, row.shape)).astype(np.int32) for row in (found, truth)]
-    first, second = (segment_scores(*map(jnp.asarray, rows), jnp.asarray(mask)) for rows in ((found, truth), other))  # pyright: ignore
+    first, second = (segment_scores(jnp.asarray(a), jnp.asarray(b), jnp.asarray(mask)) for a, b in ((found, truth), other))
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value, err_msg=name)
 
