@@ -88,8 +88,8 @@ def _check_shapes(caller: str, module: nn.Module, own: Mapping[str, Any]) -> Non
     seen = module.variables["params"]
     if any(name in seen and seen[name].shape != leaf.shape for name, leaf in own.items()):
         raise UserError(
-            f"{caller}: the layer {'/'.join(module.path)!r} holds the parameters of several layers in one array, as flax.linen.scan and vmap "
-            "make them, and cannot be looked at alone; make the layers one by one."
+            f"{caller}: the layer {'/'.join(module.path)!r} holds the parameters of several layers in one array, as flax.linen.scan and "
+            "vmap make them, and cannot be looked at alone; make the layers one by one."
         )
 
 
