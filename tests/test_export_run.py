@@ -233,6 +233,7 @@ def test_errors_are_one_line_and_leave_nothing(workdir, command, trained_of, tmp
     for words, line in (
         (["--format=stablehlo", "--batch=0"], '--batch=0 is not a number of examples; give 1 or more, or "any".'),
         (["--format=stablehlo", "--batch=many"], '--batch=many is not a number of examples; give 1 or more, or "any".'),
+        (["--format=tflite", "--batch=any"], "--batch=any cannot be combined with --format=tflite, whose sizes are fixed; give a number."),
         (["--format=pickle"], "argument --format: invalid choice: 'pickle'"),
         (["--format=onnx", "--chunk=3"], "--chunk=3 is not a number of steps of --stream; give both, such as --stream --chunk=1."),
         (["--format=onnx", "--chunk=-1", "--stream"], "--chunk=-1 is not a number of steps of --stream; give both"),

@@ -216,6 +216,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.batch = args.batch or ("1" if args.format == "tflite" or args.stream else ANY)
     if args.batch != ANY and not (args.batch.isascii() and args.batch.isdecimal() and int(args.batch)):
         cli.fail(f'--batch={args.batch} is not a number of examples; give 1 or more, or "any".')
+    if args.batch == ANY and args.format == "tflite":
+        cli.fail("--batch=any cannot be combined with --format=tflite, whose sizes are fixed; give a number.")
     if args.chunk < 0 or (args.chunk and not args.stream):
         cli.fail(f"--chunk={args.chunk} is not a number of steps of --stream; give both, such as --stream --chunk=1.")
     quantised.check(args.format, args.quantise, stream=args.stream)
