@@ -20,11 +20,11 @@ from dilax.files import read_bytes
 from dilax.pooling import pool_sequence
 from dilax.pruning import unpruned
 from dilax.resizing import resize
+from dilax.restoring import enlarged as enlarged  # as training does, too
+from dilax.restoring import in_tiles, restored
 from dilax.spec import DataSpec
-from dilax.tiling import tiled
 
 POOLS = ("last", "mean", "max")
-TILE = 256  # pixels along each axis that are restored at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Inference:
             "language_model": (self._predict_text, {"steps"}),
             "waveform": (self._predict_sound, {"steps", "rate"}),
             "separation": (self._predict_sources, {"rate"}),
-            "restoration": (self._predict_image, set()),
+            "restoration": (lambda one: self.restore(inputs.to_colours(one)), set()),
         }
         if self.task not in predictors:
             raise UserError(f"predict: task={self.task!r} is not one of {tuple(predictors)}; load the run with dilax.load.")
@@ -172,9 +172,6 @@ class Inference:
 
     def _predict_sources(self, one: Any, *, rate: int | None = None) -> np.ndarray:
         return self.separate(inputs.to_samples(one, rate, self.spec.sample_rate))
-
-    def _predict_image(self, one: Any) -> np.ndarray:
-        return self.restore(inputs.to_colours(one))
 
     def codes(self, text: str, *, name: str = "") -> np.ndarray:
         """Return the codes of a text, int32 (symbols,); `name` is what messages call it.
@@ -299,32 +296,21 @@ class Inference:
         return jax.jit(run, static_argnums=(2, 3))
 
     def restore(self, image: np.ndarray) -> np.ndarray:
-        """Restore an image of any size, in exact tiles; see `dilax.tiled`.
+        """Return an image of any size restored in exact tiles, uint8 (height, width, channels); see `dilax.tiled`.
 
         Args:
             image: uint8 (height, width, channels), which is first enlarged by `spec.enlarged`; or floats from 0 to 255, perhaps beyond,
                 that have their final size. A model of grey images restores each colour on its own, and one of colours takes grey for one.
-
-        Returns:
-            uint8 (height, width, channels), that many times larger.
         """
         self._check_task("restore", "restoration")
-        x = np.asarray(image, np.float32)
-        if image.dtype == np.uint8 and self.spec.enlarged > 1:
-            x = np.asarray(enlarged(x[None], self.spec.enlarged))[0]
-        channels, wanted = x.shape[-1], self.spec.input_shape[-1]
-        x = np.moveaxis(x, -1, 0)[..., None] if wanted == 1 else np.broadcast_to(x, (*x.shape[:2], wanted))[None]
-        y = np.concatenate([self._restore(one[None] / 127.5 - 1) for one in x])
-        y = np.moveaxis(y[..., 0], 0, -1) if wanted == 1 else y[0]
-        y = y if channels > 1 or wanted == 1 else y.mean(-1, keepdims=True)
-        return np.clip(np.round((y + 1) * 127.5), 0, 255).astype(np.uint8)
+        return restored(self._restore, image, channels=self.spec.input_shape[-1], scale=self.spec.enlarged)
 
     @functools.cached_property
     def _restore(self) -> Callable[..., Any]:
-        def run(x: jax.Array) -> jax.Array:
-            return self.model.apply(self.variables, **self.arguments(x), train=False)
+        def run(x: jax.Array) -> Any:
+            return self.model.apply(self.variables, x=self.arguments(x)["x"], train=False)
 
-        return tiled(run, TILE, check=False)
+        return in_tiles(run)
 
     def separate(self, mixture: np.ndarray) -> np.ndarray:
         """Separate a mixture (time,) into its sources (time, sources).
@@ -425,12 +411,6 @@ def pool_steps(outputs: jax.Array, length: jax.Array, pool: str) -> jax.Array:
         pool: "last", "mean" or "max", as `dilax.pooling.pool_sequence`.
     """
     return outputs if outputs.ndim == 2 else pool_sequence(outputs, kind=pool, mask=valid_steps(outputs.shape[1], length))
-
-
-def enlarged(images: jax.Array | np.ndarray, scale: int) -> jax.Array:
-    """Return images (batch, height, width, channels), floats, `scale` times as high and wide by bicubic interpolation."""
-    n, height, width, channels = images.shape
-    return jax.image.resize(images, (n, height * scale, width * scale, channels), "cubic")
 
 
 def average_views(logits: Callable[[jax.Array], jax.Array], images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:

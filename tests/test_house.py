@@ -106,6 +106,7 @@ DILAX = [
     "dilax.generate",
     "dilax.sounds",
     "dilax.inputs",
+    "dilax.restoring",
     "dilax.inference",
     "dilax.publishing",
     "dilax.loading",

@@ -206,9 +206,9 @@ class Restoration(Task):
         titles = [f"{images.shorten(file)}, {_gain(found, number)}" for file, number in zip(files, worst)]
         first = max(0, (batch["image"].shape[1] - SHOWN) // 2)
         panels = (degradations.as_uint8(degraded), degradations.as_uint8((restored + 1) * 127.5), batch["image"])
-        shown = [panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels]
+        before, after, clean = (panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels)
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
-        pictures = {heading: ("worst", plots.restoration_grid(*shown, titles))}
+        pictures = {heading: ("worst", plots.restoration_grid(before, after, clean, titles))}
         rows = [(file, *_cells(found, number)) for file, number in zip(files, worst)]
         listed = report_table("Scores of these images", ("file", *SCORES), rows)
         return images.image_report(pictures, inference, panels[0], [listed])

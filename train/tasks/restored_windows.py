@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 import dilax
 from dilax import UserError, loading
-from dilax.receptive_fields import receptive_fields
 from train.data import degradations
 from train.data.image_windows import Cut, Picture, trimmed, window_side
 from train.tasks.base import Batch
@@ -62,14 +61,18 @@ def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
     if getattr(outputs, "shape", None) != x.shape:
         return 0, 1  # which is refused when the run is built
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    fields_seen = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0]
-    if any(field.size is None or field.period is None for field in fields_seen):
+
+    def run(x: jax.Array) -> Any:
+        return model.apply(zeros, x, train=False)
+
+    seen = dilax.receptive_field(run, x)
+    periods = [field.period for field in seen if field.size is not None and field.period is not None]
+    if len(periods) < len(seen):
         raise UserError(
             f"config.model.name={fields['name']!r} sees the whole image at once, so that images cannot be restored in windows; choose "
             "another model, such as 'ircnn' without a norm of whole images."
         )
-    radius = max(max(field.left, field.right, 0) for field in fields_seen)
-    return radius, math.lcm(*(field.period for field in fields_seen))
+    return max(max(field.left, field.right, 0) for field in seen), math.lcm(*periods)
 
 
 def scored(batch: Batch, margin: int) -> jax.Array:
