@@ -1,6 +1,7 @@
 """Degradations equal those of other programs: PIL's bicubic interpolation and its JPEG; noise has the deviation that is asked for."""
 
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def test_jpeg_is_that_of_libjpeg(quality, channels):
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file, "JPEG", quality=quality, subsampling=0)
     with Image.open(file) as opened:
         expected = np.asarray(opened, np.float32).reshape(image.shape)
-        # Its files hold the tables in the order of JPEG; PIL gives them row by row.
-        steps = [np.reshape(opened.quantization[min(i, 1)], (8, 8)) for i in range(channels)]  # pyright: ignore
+        tables: Any = opened.__dict__["quantization"]  # row by row
+        steps = [np.reshape(tables[min(i, 1)], (8, 8)) for i in range(channels)]
     np.testing.assert_array_equal(jpeg.tables(quality, channels), np.stack(steps, -1))
     found = np.asarray(jpeg.compressed(jnp.asarray(image[None]), quality)[0])
     assert found.min() >= 0 and found.max() <= 255 and (found == np.round(found)).all()

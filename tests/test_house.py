@@ -131,6 +131,7 @@ DILAX = [
     "dilax.volumes",
     "dilax.views",
     "dilax.inputs",
+    "dilax.restoring",
     "dilax.detection",
     "dilax.inference.predictor",
     "dilax.inference.images",

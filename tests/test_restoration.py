@@ -119,7 +119,7 @@ def test_windows_cover_every_pixel_once(tmp_path):
     pictures = []
     for size in ((43, 43), (61, 97), (88, 200), (43, 125)):
         pictures.append(Picture(tmp_path / f"{size}.png", "x", size))
-        Image.new("L", size[::-1]).save(pictures[-1].file)  # pyright: ignore
+        Image.new("L", (size[1], size[0])).save(pictures[-1].file)
     for window, margin, grid in ((40, 9, 1), (36, 9, 3), (40, 0, 8), (43, 20, 1)):
         source: Any = cut_images(pictures, Cut(window, margin, grid, 1), 0)
         counted = [np.zeros([side // grid * grid for side in picture.size], int) for picture in pictures]
@@ -145,7 +145,8 @@ def test_noise_of_an_image_never_changes(folders, tmp_path):
     """Neither in another split, nor in windows of another size, nor in another run."""
     first, setup = opened(folders[1])
     other, wide = opened(folders[1], **{"restoration.window": 32, "seed": 5})
-    noisy = [np.asarray(each.task.degraded(gather(part.test, np.arange(1))))[0] for part, each in ((first, setup), (other, wide))]  # pyright: ignore
+    tasks: Any = (setup.task, wide.task)
+    noisy = [np.asarray(task.degraded(gather(part.test, np.arange(1))))[0] for part, task in zip((first, other), tasks)]
     np.testing.assert_array_equal(noisy[0][:32, :32], noisy[1])
     assert noisy[1].std() > 20
 
@@ -208,7 +209,7 @@ def test_colours_are_restored_by_a_model_of_grey_one_by_one():
 
 def test_small_images_are_enlarged_first():
     image, run = np.random.default_rng(2).integers(0, 256, (15, 20, 1), np.uint8), inference_of(1, enlarged=3)
-    large = dilax.inference.enlarged(np.float32(image[None]), 3)  # pyright: ignore
+    large = dilax.inference.enlarged(image[None].astype(np.float32), 3)
     np.testing.assert_array_equal(run.restore(image), inference_of(1).restore(np.asarray(large[0])))
     assert run.predict(image).shape == (45, 60, 1)
 
@@ -272,8 +273,8 @@ def test_what_a_model_sees_is_read_from_its_program(folders):
 
 def test_two_photographs_of_an_installed_package(capsys):
     config = config_of("", **{"data.name": "photographs", "data.dir": "", "data.validation": 0.1, "restoration.channels": 1})
-    splits = Restoration.open(config)
-    images = [gather(part, np.arange(len(part))) for part in (splits.train, splits.validation, splits.test)]  # pyright: ignore
+    splits: Any = Restoration.open(config)
+    images = [gather(part, np.arange(len(part))) for part in (splits.train, splits.validation, splits.test)]
     assert [len(np.unique(part["number"])) for part in images] == [2, 2, 2]
     assert [part["size"][0].tolist() for part in images] == [[427, 384], [427, 128], [427, 128]]
     assert splits.spec.input_shape == (128, 128, 1)

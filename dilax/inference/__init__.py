@@ -10,9 +10,10 @@ import numpy as np
 
 from dilax import arguments, inputs
 from dilax.errors import UserError
-from dilax.inference.images import ImagePredictor, enlarged
+from dilax.inference.images import ImagePredictor
 from dilax.inference.predictor import model_arguments, pool_steps, takes_mask, valid_steps
 from dilax.inference.sequences import SequencePredictor
+from dilax.restoring import enlarged
 from dilax.views import average_views
 
 __all__ = ["POOLS", "Inference", "average_views", "enlarged", "model_arguments", "pool_steps", "takes_mask", "valid_steps"]

@@ -14,10 +14,9 @@ from flax.typing import VariableDict
 from dilax import detection, inputs, volumes
 from dilax.errors import UserError, shown
 from dilax.inference.predictor import Predictor
+from dilax.restoring import in_tiles, restored
 from dilax.tiling import tiled
 from dilax.views import average_views
-
-TILE = 256  # pixels along each axis that are restored at once
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -98,33 +97,21 @@ class ImagePredictor(Predictor):
         return jax.jit(run, static_argnums=(2, 3))
 
     def restore(self, image: np.ndarray) -> np.ndarray:
-        """Restore an image of any size, in exact tiles; see `dilax.tiled`.
+        """Return an image of any size restored in exact tiles, uint8 (height, width, channels); see `dilax.tiled`.
 
         Args:
             image: uint8 (height, width, channels), which is first enlarged by `spec.enlarged`; or floats from 0 to 255, perhaps beyond,
                 that have their final size. A model of grey images restores each colour on its own, and one of colours takes grey for one.
-
-        Returns:
-            uint8 (height, width, channels), that many times larger.
         """
         self._check_task("restore", "restoration")
-        x = np.asarray(image, np.float32)
-        if image.dtype == np.uint8 and self.spec.enlarged > 1:
-            x = np.asarray(enlarged(x[None], self.spec.enlarged))[0]
-        channels, wanted = x.shape[-1], self.spec.input_shape[-1]
-        x = np.moveaxis(x, -1, 0)[..., None] if wanted == 1 else np.broadcast_to(x, (*x.shape[:2], wanted))[None]
-        y = np.concatenate([self._restore(one[None] / 127.5 - 1) for one in x])
-        y = np.moveaxis(y[..., 0], 0, -1) if wanted == 1 else y[0]
-        y = y if channels > 1 or wanted == 1 else y.mean(-1, keepdims=True)
-        return np.clip(np.round((y + 1) * 127.5), 0, 255).astype(np.uint8)
+        return restored(self._restore, image, channels=self.spec.input_shape[-1], scale=self.spec.enlarged)
 
     @functools.cached_property
     def _restore(self) -> Callable[..., Any]:
         def run(x: jax.Array) -> Any:
-            arguments: dict[str, Any] = self.arguments(x)
-            return self.model.apply(self.variables, **arguments, train=False)
+            return self.model.apply(self.variables, x=self.arguments(x)["x"], train=False)
 
-        return tiled(run, TILE, check=False)
+        return in_tiles(run)
 
     def detect(
         self, image: np.ndarray, *, score_threshold: float = 0.5, iou_threshold: float = 0.5, max_detections: int = 100
@@ -145,9 +132,3 @@ class ImagePredictor(Predictor):
             return detection.detector_of(self.model).detections(outputs, (images.shape[1], images.shape[2]), **dict(options))
 
         return jax.jit(run, static_argnums=2)
-
-
-def enlarged(images: jax.Array | np.ndarray, scale: int) -> jax.Array:
-    """Return images (batch, height, width, channels), floats, `scale` times as high and wide by bicubic interpolation."""
-    n, height, width, channels = images.shape
-    return jax.image.resize(images, (n, height * scale, width * scale, channels), "cubic")

@@ -205,13 +205,13 @@ class Restoration(Task):
         files = [images.name_of(splits.test, int(i)) for i in chosen]
         titles = [f"{images.shorten(file)}, {_gain(found, number)}" for file, number in zip(files, worst)]
         first = max(0, (batch["image"].shape[1] - SHOWN) // 2)
-        given, found_images = degradations.as_uint8(degraded), degradations.as_uint8((restored + 1) * 127.5)
-        before, after, clean = (panel[:, first : first + SHOWN, first : first + SHOWN] for panel in (given, found_images, batch["image"]))
+        panels = (degradations.as_uint8(degraded), degradations.as_uint8((restored + 1) * 127.5), batch["image"])
+        before, after, clean = (panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels)
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
         pictures = {heading: ("worst", plots.restoration_grid(before, after, clean, titles))}
         rows = [(file, *_cells(found, number)) for file, number in zip(files, worst)]
         listed = report_table("Scores of these images", ("file", *SCORES), rows)
-        return images.image_report(pictures, inference, given, [listed])
+        return images.image_report(pictures, inference, panels[0], [listed])
 
     @classmethod
     def add_evaluation_flags(cls, parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """How images are cut into windows for a network that restores them, and the scores of whole images from those of their windows."""
 
-import functools
 import math
 from typing import Any
 
@@ -62,16 +61,18 @@ def sight(config: ConfigDict, channels: int) -> tuple[int, int]:
     if getattr(outputs, "shape", None) != x.shape:
         return 0, 1  # which is refused when the run is built
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    run: Any = functools.partial(model.apply, zeros, train=False)
-    fields_seen = dilax.receptive_field(run, x)
-    periods = [field.period for field in fields_seen if field.size is not None and field.period is not None]
-    if len(periods) < len(fields_seen):
+
+    def run(x: jax.Array) -> Any:
+        return model.apply(zeros, x, train=False)
+
+    seen = dilax.receptive_field(run, x)
+    periods = [field.period for field in seen if field.size is not None and field.period is not None]
+    if len(periods) < len(seen):
         raise UserError(
             f"config.model.name={fields['name']!r} sees the whole image at once, so that images cannot be restored in windows; choose "
             "another model, such as 'ircnn' without a norm of whole images."
         )
-    radius = max(max(field.left, field.right, 0) for field in fields_seen)
-    return radius, math.lcm(*periods)
+    return max(max(field.left, field.right, 0) for field in seen), math.lcm(*periods)
 
 
 def scored(batch: Batch, margin: int) -> jax.Array:
