@@ -266,7 +266,7 @@ def test_frozen_statistics_accept_a_single_value():
     np.testing.assert_allclose(y, x, rtol=1e-5)
 
 
-def call(name: str, shape: tuple[int, ...] = (1, 32, 32, 3), output_stride: Any = None, **fields: Any) -> Any:
+def call(name: str, shape: tuple[Any, ...] = (1, 32, 32, 3), output_stride: Any = None, **fields: Any) -> Any:
     model = models.create(name, **fields)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return lambda: jax.eval_shape(lambda x: model.init(KEY, x, train=False, output_stride=output_stride), x)
