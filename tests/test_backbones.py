@@ -266,9 +266,10 @@ def test_frozen_statistics_accept_a_single_value():
     np.testing.assert_allclose(y, x, rtol=1e-5)
 
 
-def call(name: str, shape: tuple[int, ...] = (1, 32, 32, 3), output_stride: Any = None, **fields: Any) -> Any:
+def call(name: str, shape: tuple[Any, ...] = (1, 32, 32, 3), output_stride: Any = None, **fields: Any) -> Any:
     model = models.create(name, **fields)
-    return lambda: jax.eval_shape(lambda: model.init(KEY, jnp.zeros(shape), train=False, output_stride=output_stride))
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return lambda: jax.eval_shape(lambda x: model.init(KEY, x, train=False, output_stride=output_stride), x)
 
 
 ERRORS = {
@@ -347,6 +348,10 @@ ERRORS = {
     "a small image": (
         call("densenet121", (1, 28, 32, 3)),
         "DenseNet: x of shape (1, 28, 32, 3) must have at least 29 pixels along each axis; use larger images.",
+    ),
+    "a symbolic size": (
+        call("densenet121", (1, *jax.export.symbolic_shape("n, 64", constraints=["n >= 64"]), 3), 16, blocks=(0,) * 4),
+        "DenseNet: images of symbolic size are supported at output stride 32 only; give a size in numbers.",
     ),
     "four entry blocks": (call("xception", entry_features=(8, 8, 8, 8)), "Xception: entry_features=(8, 8, 8, 8) must have 3 entries."),
 }

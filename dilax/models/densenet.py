@@ -150,6 +150,8 @@ def _halved(x: jax.Array, stage: Stage) -> jax.Array:
     """
     if stage.stride == 2:
         return avg_pool(x, 2)
+    if not all(map(is_integer, x.shape[1:3])):
+        raise UserError("DenseNet: images of symbolic size are supported at output stride 32 only; give a size in numbers.")
     step = stage.before
     kept = (min(size, 2 * step * (-(-size // step) // 2)) for size in x.shape[1:3])
     padding = tuple((0, length - size + step) for length, size in zip(kept, x.shape[1:3]))
