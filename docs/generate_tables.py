@@ -141,19 +141,19 @@ def field(name: str) -> str:
     model, x = dilax.models.create(name, **fields), jax.ShapeDtypeStruct(shape if len(shape) > 2 else (*shape, 1), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _variables(model, x))
     if isinstance(model, dilax.models.Detector):  # the cells of its outputs are not axes of space
-        return largest_field(model, x)
+        sizes = field_sizes(model, x)
+        return WHOLE if None in sizes else f"{max(size or 0 for size in sizes):,}"
     gates: list[str] = []
     with nn.intercept_methods(functools.partial(_ungated, gates)):
-        output, largest = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], largest_field(model, x)
+        output, sizes = receptive_fields(lambda x: model.apply(zeros, x, train=False), x)[0], field_sizes(model, x)
     if output and output[0].size is not None:  # a vector of logits has no axis of its own
         return f"{output[0].size:,}"
-    return WHOLE if name == "conv_tasnet" else f"{largest}{', all by its gates' * bool(gates)}, then pooled"
+    return WHOLE if name == "conv_tasnet" else f"{max(size or 0 for size in sizes):,}{', all by its gates' * bool(gates)}, then pooled"
 
 
-def largest_field(model: Any, x: jax.ShapeDtypeStruct) -> str:
-    """Return how many samples an output of the layer that sees most sees along the first axis."""
-    sizes = [layer.receptive_field[0].size for layer in layers(model, x)]
-    return WHOLE if None in sizes else f"{max(size or 0 for size in sizes):,}"
+def field_sizes(model: Any, x: jax.ShapeDtypeStruct) -> list[int | None]:
+    """Return how many samples an output of each layer sees along the first axis, None for all."""
+    return [layer.receptive_field[0].size for layer in layers(model, x)]
 
 
 def _ungated(gates: list[str], call: Any, args: Any, kwargs: Any, context: Any) -> Any:
