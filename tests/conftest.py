@@ -93,8 +93,8 @@ def root() -> pathlib.Path:
     return ROOT
 
 
-# It imports torch and torchvision, which need not be there, to look for doctests.
-collect_ignore = ["golden/make_networks.py"]
+# They import torch and other packages, which need not be there, to look for doctests.
+collect_ignore_glob = ["golden/make_*.py"]
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,8 @@ def test_the_file_scores_as_the_run_does(trained_of, command, name, format, stre
     metric, stem = setup.task.best_by, "stream" if stream else "model"
     expected = evaluate(trained, splits, "test")[metric]
     about = json.loads((tmp_path / "out" / f"{stem}.json").read_text())
-    assert about["test"][metric] == pytest.approx(expected, abs=1e-4) and about["test"]["difference"] <= 1e-5
+    rounding = 0.05 if name == "photographs" else 1e-4  # dB: a program is given 8 bits, and gives 8 bits
+    assert about["test"][metric] == pytest.approx(expected, abs=rounding) and about["test"]["difference"] <= 1e-5
     assert about["test"]["examples"] == len(splits.test) and about["classes"] == list(setup.spec.outputs)
     printed = capsys.readouterr().out
     assert printed.startswith(f"{stem}{formats.FORMATS[format]}: ") and f"{metric} {about['test'][metric]:.4f} (JAX " in printed

@@ -42,6 +42,7 @@ CASES: dict[str, Any] = {
     "separable conv": blocks.ConvNormAct(5, separable=True, padding="CAUSAL"),
     "residual": blocks.SeparableResidual(6, stride=2, squeeze_excite=True),
     "dilated_cnn": models.create("dilated_cnn", features=(4, 6), dilations=(1, (2, 1)), pools=(2, 1), hidden=(5,), dropout=0.2),
+    "meshnet": models.create("meshnet", features=4, dilations=(1, 2)),
     "dilated_cnn_mnist": models.create("dilated_cnn_mnist", norm="batch"),
     "dilated_cnn_rgb": models.create("dilated_cnn_rgb", norm="batch"),
     "separable_cnn": models.create("separable_cnn", stem_features=4, features=(6, 8), blocks=(2, 1), squeeze_excite=True),
@@ -108,7 +109,7 @@ def test_every_model_class_is_covered():
     # Without batch normalisation.
     without = {models.TCN, models.WaveNet, models.ByteNet, models.ConvTasNet, models.GatedDilatedCNN, models.MSTCN, models.IDCNN}
     # Normalisations before convolutions, and one that follows several convolutions with one kernel, see below.
-    refused = {models.DenseNet, models.TridentDetector}
+    refused = {models.DenseNet, models.HighRes3DNet, models.TridentDetector}
     assert {type(models.create(name)) for name in models.names()} - without - refused <= {type(model) for model in CASES.values()}
 
 

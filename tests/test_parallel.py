@@ -51,6 +51,9 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text": ({}, {"dropout": 0.2}),
     "waves": ({}, {}),
     "mixtures": ({}, {}),
+    "boxes": ({}, {}),
+    "photographs": ({}, {}),
+    "recordings": ({"sequence.length": 22}, {"dropout": 0.2}),
 }
 
 
