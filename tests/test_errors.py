@@ -162,7 +162,7 @@ CASES = {
     ),
     "unknown model": (
         model("dilated_cnnn"),
-        f"models.create: unknown model 'dilated_cnnn'; dilax.models.names() lists those that there are. Did you mean \"dilated_cnn\"?",
+        "models.create: unknown model 'dilated_cnnn'; dilax.models.names() lists them. Did you mean \"dilated_cnn\"?",
     ),
     "unknown field": (
         model("dilated_cnn_rgb", clases=3),

@@ -184,5 +184,5 @@ def test_the_field_of_the_outputs_sets_their_number():
 def test_an_unknown_model_is_refused(function):
     with pytest.raises(UserError) as error:
         function("tcnn")
-    text = f"models.{function.__name__}: unknown model 'tcnn'; dilax.models.names() lists those that there are. Did you mean \"tcn\"?"
+    text = f"models.{function.__name__}: unknown model 'tcnn'; dilax.models.names() lists them. Did you mean \"tcn\"?"
     assert str(error.value) == text

@@ -231,5 +231,5 @@ def symbol_fields(name: str) -> tuple[str, ...]:
 def _fields(caller: str, name: str) -> list[str]:
     """Return the fields that a model can be created with."""
     if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"models.{caller}: unknown model {shown(name)}; dilax.models.names() lists those that there are.{did_you_mean(str(name), MODELS)}")
+        raise UserError(f"models.{caller}: unknown model {shown(name)}; dilax.models.names() lists them.{did_you_mean(str(name), MODELS)}")
     return [field for field in inspect.signature(MODELS[name]).parameters if field not in ("parent", "name")]
