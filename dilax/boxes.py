@@ -235,9 +235,8 @@ def nms(boxes: jax.Array, scores: jax.Array, *, iou_threshold: float, max_output
         max_outputs: Number of boxes to keep at most.
 
     Returns:
-        indices: int32 (..., max_outputs), the kept boxes by falling score; of equal scores, the first box comes first. 0 where there is no
-            further box.
-        mask: bool (..., max_outputs), False where there is no further box.
+        The indices of the kept boxes by falling score, int32 (..., max_outputs); of equal scores, the first box comes first. And a mask,
+        bool (..., max_outputs), False where there is no further box, whose index is 0.
 
     Raises:
         UserError: if shapes do not fit, or an option is out of range.
