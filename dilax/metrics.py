@@ -130,8 +130,8 @@ def luminance(images: jax.Array) -> jax.Array:
         UserError: if images are neither.
 
     Example:
-        >>> (255 * luminance(jnp.ones((1, 1, 1, 3)))).round(3).tolist()
-        [[[[235.0]]]]
+        >>> round(255 * luminance(jnp.ones((1, 1, 1, 3))).item(), 3)
+        235.0
     """
     images = arguments.array("luminance", "images", images, "floating-point").astype(jnp.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):

@@ -16,7 +16,7 @@ from dilax import DataSpec
 from train import profile
 from train.tasks import TASKS
 
-NAMES = ("images", "masks", "boxes", "pixels", "table", "text", "waves", "mixtures")
+NAMES = ("images", "masks", "boxes", "pixels", "table", "text", "waves", "mixtures", "photographs", "recordings")
 
 
 @pytest.fixture(scope="module", params=NAMES)
