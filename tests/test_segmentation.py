@@ -258,8 +258,8 @@ def test_averaged_over_scales_and_mirror_images():
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "task": (
         {"task": "segmentaton"},
-        "config.task='segmentaton' is unknown; use one of ('classification', 'segmentation', "
-        "'sequence_classification', 'sequence_prediction', 'language_model', 'waveform', 'separation', 'restoration'). Did you mean \"segmentation\"?",
+        "config.task='segmentaton' is unknown; use one of ('classification', 'segmentation', 'detection', "
+        "'sequence_classification', 'sequence_labelling', 'sequence_prediction', 'language_model', 'waveform', 'separation', 'restoration'). Did you mean \"segmentation\"?",
     ),
     "loss": (
         {"segmentation.loss": "cross_entropy+dise"},
@@ -287,7 +287,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "crop of a classifier": (
         {"task": "classification", "augment.crop": (9, 9)},
-        "config.augment.crop is a key of config.task='segmentation', not of config.task='classification'; "
+        "config.augment.crop is a key of config.task='segmentation' or 'detection', not of config.task='classification'; "
         "remove it, or set the task in the config file, with default_config('test', task=...).",
     ),
     "misspelt": (

@@ -42,9 +42,11 @@ READ = {
     ("classification", "digits8x8"): "",
     ("classification", "folder"): "data.dir",
     ("classification", OTHER): "data.dir data.download",
-    ("segmentation", "cells"): "",
-    ("segmentation", "folder"): f"{MASKS} data.lists",
-    ("segmentation", OTHER): f"{MASKS} data.download",
+    ("segmentation", "cells"): "data.image_size",
+    ("segmentation", "ellipsoids"): "",
+    ("segmentation", "folder"): f"{MASKS} data.lists data.on_bad data.image_size",
+    ("segmentation", "volumes"): f"{MASKS} data.lists data.on_bad data.intensities data.test",
+    ("segmentation", OTHER): f"{MASKS} data.download data.image_size",
     ("detection", "shapes"): "",
     ("detection", "voc_xml"): "data.dir data.lists data.class_names",
     ("detection", "coco_json"): "data.dir",
@@ -60,6 +62,8 @@ READ = {
     ("sequence_labelling", "mat"): f"data.dir sequence.split {SEGMENTS}",
     ("sequence_labelling", "actions"): SEGMENTS,
     ("sequence_labelling", "conll"): "data.dir sequence.characters sequence.min_count sequence.word_dropout",
+    ("restoration", "folder"): "data.dir data.test_dir data.on_bad",
+    ("restoration", "photographs"): "",
     ("sequence_prediction", "adding"): "sequence.examples",
     ("sequence_prediction", "copy_memory"): "sequence.examples",
     ("sequence_prediction", "piano"): "data.dir",
@@ -109,8 +113,8 @@ def test_data_is_opened_without_what_it_is_said_not_to_read(name, tmp_path):
 MISTAKES: dict[str, tuple[tuple[str, dict[str, Any]], str]] = {
     "lists, for a set of TFDS": (
         ("segmentation", {"data.name": OTHER_NAME, "data.lists": "splits"}),
-        "config.data.lists='splits' is not read with config.data.name='cifar10/plain:3.0.2'; it is read with 'folder': remove it, or "
-        "change config.data.name.",
+        "config.data.lists='splits' is not read with config.data.name='cifar10/plain:3.0.2'; it is read with 'folder' or 'volumes': remove it, "
+        "or change config.data.name.",
     ),
     "a folder beside digits of a package": (
         ("classification", {"data.name": "digits8x8", "data.dir": "mine"}),

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from dilax.spec import DataSpec
-from dilax.volumes import check_intensities
 from train.data import source as sources
 from train.data.readers import cells, ellipsoids, images, mask_folders, masks, packaged, tfds, volumes
 from train.data.source import Source
@@ -171,10 +170,10 @@ def _splits(data: Any, class_names: tuple[str, ...], opened: dict[str, Source], 
     held = dict(zip(opened, _hold(list(opened.values()), data.memory_mb)))
     shape = held["train"][0]["image"].shape
     spec = DataSpec(data.name, shape, class_names, len(held["train"]), mean=tuple(data.mean), std=tuple(data.std))
-    if data.name not in VOLUMES:
-        return Splits(spec, held["train"], held.get("validation"), held["test"], origin)
-    spec = dataclasses.replace(spec, intensities=tuple(map(float, data.intensities)))
-    return Splits(spec, held["train"], held.get("validation"), held["test"], origin, ("classes", "volumes"))
+    if data.name == "volumes":
+        spec = dataclasses.replace(spec, intensities=tuple(map(float, data.intensities)))
+    kinds = ("classes", "volumes" if data.name in VOLUMES else "images")
+    return Splits(spec, held["train"], held.get("validation"), held["test"], origin, kinds)
 
 
 def _hold(splits: list[Source], memory_mb: float) -> list[Source]:
@@ -212,7 +211,6 @@ def _keep_per_class(train: Source, per_class: int, class_names: tuple[str, ...],
 
 
 def _check_mask_keys(data: Any) -> None:
-    check_intensities("config.data.intensities", data.intensities)
     values, names = tuple(data.mask_values), tuple(data.class_names)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"config.data.class_names names {twice[0]!r} twice; give each class a name of its own.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from dilax.volumes import SUFFIXES, pad_to, read_shape, read_volume, to_levels
+from dilax.volumes import SUFFIXES, check_intensities, pad_to, read_shape, read_volume, to_levels
 from train.data.readers.files import intact
 from train.data.readers.masks import MaskReader, count_classes
 from train.data.readers.pairs import Layout, Pairs, split_pairs
@@ -35,6 +35,7 @@ def open_volume_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tupl
 
     Raises: UserError: if a folder, a file or a mask is missing or does not fit, or the number of classes cannot be counted.
     """
+    check_intensities("config.data.intensities", data.intensities)
     directory = user_path(data.dir)
     if not data.dir or not directory.is_dir():
         raise UserError(f'data.name="volumes" needs data.dir to be a folder of images/ and labels/; "{data.dir}" is not a folder.')
