@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _LIKE_A_SPLIT = re.compile(
     rf"({'|'.join(word for words in WORDS.values() for word in words)})([\W_].*|\d+|sets?|data|images)?", re.IGNORECASE
 )
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +231,25 @@ def fixed_test(labels: np.ndarray, where: object, records: str, *, share: float 
             f"{where} holds {len(labels)} {records}, too few to hold out {part} for testing; add {records}, or folders train and test."
         )
     return chosen
+
+
+def with_fixed_test(
+    records: Sequence[Record], where: object, what: str, *, labels: np.ndarray | None = None, share: float = 0.2
+) -> dict[str, list[Record]]:
+    """Return {"train", "test": records} of data that does not define a test split, as `fixed_test` chooses it.
+
+    Args:
+        records: The records.
+        where: See `fixed_test`.
+        what: What the records are called, such as "images".
+        labels: The class of each record; None if they have none.
+        share: See `fixed_test`.
+
+    Raises:
+        UserError: as `fixed_test`.
+    """
+    test = fixed_test(np.zeros(len(records), np.int32) if labels is None else labels, where, what, share=share)
+    return {split: [one for one, held in zip(records, test) if held == (split == "test")] for split in ("train", "test")}
 
 
 def held_out(labels: np.ndarray, share: float, seed: int, name: str = "data.validation") -> np.ndarray | None:

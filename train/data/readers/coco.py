@@ -11,7 +11,7 @@ import numpy as np
 from dilax.errors import UserError, shown
 from dilax.files import read_bytes
 from train.data.readers.boxes import Objects
-from train.data.splits import divided, fixed_test, origin_of, split_names, taken_parts
+from train.data.splits import divided, origin_of, split_names, taken_parts, with_fixed_test
 
 Pairs = list[tuple[pathlib.Path, Objects]]  # image files with their objects
 FOLDER = "annotations"
@@ -45,9 +45,7 @@ def read_coco(directory: pathlib.Path, *, validation: bool) -> tuple[dict[str, P
             raise UserError(f"{first} and {other} must have the same categories; only one of them has {', '.join(odd[:5])}.")
     marked = {split: part for split, (part, _) in read.items()}
     if "test" not in marked:
-        every = marked["train"]
-        held = fixed_test(np.zeros(len(every), np.int32), directory, "images")
-        marked = {split: [one for one, test in zip(every, held) if test == (split == "test")] for split in ("train", "test")}
+        marked = with_fixed_test(marked["train"], directory, "images")
     return marked, names, origin
 
 

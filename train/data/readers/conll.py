@@ -3,12 +3,10 @@
 import dataclasses
 import pathlib
 
-import numpy as np
-
 from dilax.errors import UserError
 from train.data.readers.files import list_files
 from train.data.readers.text import read_text
-from train.data.splits import divided, fixed_test, origin_of
+from train.data.splits import divided, origin_of, with_fixed_test
 
 SUFFIXES = (".conll", ".tsv", ".bio", ".iob2", ".txt")
 _START, _SHOWN = "-DOCSTART-", 40
@@ -43,10 +41,7 @@ def read_tagged(path: pathlib.Path, *, validation: bool = True) -> tuple[dict[st
         UserError: if the folder does not hold such files, or as `read_conll`.
     """
     if not path.is_dir():
-        sentences = read_conll(path)
-        test = fixed_test(np.zeros(len(sentences), np.int32), path, "sentences")
-        parts = {part: [one for one, held in zip(sentences, test) if held == (part == "test")] for part in ("train", "test")}
-        return parts, origin_of(path, {})
+        return with_fixed_test(read_conll(path), path, "sentences"), origin_of(path, {})
     for suffix in SUFFIXES:
         if files := divided(path, suffix=suffix, validation=validation):
             return {part: read_conll(file) for part, file in files.items()}, origin_of(path, files)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from train.data.splits import check_classes, divided, fixed_test, origin_of
+from train.data.splits import check_classes, divided, origin_of, with_fixed_test
 
 T = TypeVar("T")
 NAMED = 10  # files that cannot be read
@@ -207,8 +207,7 @@ def labelled_splits(
     if not paths:
         files = labelled_files(folder, suffixes, quiet=quiet)
         _, labels = np.unique([label for _, label in files], return_inverse=True)
-        test = fixed_test(labels, folder, "files")
-        parts = {split: [file for file, held in zip(files, test) if held == (split == "test")] for split in ("train", "test")}
+        parts = with_fixed_test(files, folder, "files", labels=labels)
         if lost := sorted({label for _, label in files} - {label for _, label in parts["train"]}):
             raise UserError(
                 f"{folder}: {', '.join(lost[:5])} has too few files for a training and a test split; add some, or divide the files "

@@ -5,13 +5,11 @@ import pathlib
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
 from dilax.errors import UserError
 from dilax.files import user_path
 from train.data.readers.files import by_stem
 from train.data.readers.lists import read_lists
-from train.data.splits import divided, fixed_test, origin_of
+from train.data.splits import divided, origin_of, with_fixed_test
 
 Pairs = tuple[tuple[pathlib.Path, pathlib.Path], ...]  # files (image, mask)
 
@@ -48,10 +46,8 @@ def split_pairs(directory: pathlib.Path, layout: Layout) -> tuple[dict[str, Pair
     folders = divided(directory, validation=layout.validation)
     if folders:
         return {split: _pairs(folder, layout) for split, folder in folders.items()}, origin_of(directory, folders)
-    pairs = _pairs(directory, layout)
-    test = fixed_test(np.zeros(len(pairs), np.int32), directory, layout.what, share=layout.test)
-    parts = {split: tuple(pair for pair, held in zip(pairs, test) if held == (split == "test")) for split in ("train", "test")}
-    return parts, origin_of(directory, {})
+    parts = with_fixed_test(_pairs(directory, layout), directory, layout.what, share=layout.test)
+    return {split: tuple(part) for split, part in parts.items()}, origin_of(directory, {})
 
 
 def _pairs(directory: pathlib.Path, layout: Layout) -> Pairs:

@@ -11,7 +11,7 @@ from train.data.image_windows import Picture
 from train.data.readers.files import intact, list_files
 from train.data.readers.images import SUFFIXES, Header, decode, read_headers
 from train.data.readers.packaged import package_folder
-from train.data.splits import divided, fixed_test, held_out, origin_of
+from train.data.splits import divided, held_out, origin_of, with_fixed_test
 
 Pictures = dict[str, list[Picture]]
 # The columns of each of the two photographs, of 427 x 640 pixels, that are a split.
@@ -56,8 +56,7 @@ def open_photographs(data: Any, *, seed: int) -> tuple[Pictures, bool, str]:
         parts["test"] = _files(test)
         origin = f"{directory} (test: {test})"
     elif not folders:
-        held = fixed_test(np.zeros(len(parts["train"]), np.int32), directory, "images")
-        parts = {split: [file for file, one in zip(parts["train"], held) if one == (split == "test")] for split in ("train", "test")}
+        parts = with_fixed_test(parts["train"], directory, "images")
     parts = {split: intact(files, lambda file: decode(file, 3, 0), data.on_bad, f"images for {split}") for split, files in parts.items()}
     if "validation" not in parts and data.validation:
         chosen = held_out(np.zeros(len(parts["train"]), np.int32), data.validation, seed)

@@ -16,7 +16,7 @@ from train.data.readers.files import list_files
 from train.data.readers.mat import read_cells
 from train.data.readers.tables import read_table
 from train.data.readers.text import read_text
-from train.data.splits import divided, fixed_test, origin_of
+from train.data.splits import divided, origin_of, with_fixed_test
 
 SUFFIXES = (".npy", ".npz", ".csv")
 FEATURES, LABELS, SPLITS, MAPPING = "features", ("groundTruth", "labels"), "splits", "mapping.txt"
@@ -81,8 +81,7 @@ def read_folder(folder: pathlib.Path, split: int, *, validation: bool = True) ->
         parts = {part: [_named(file, line, found) for line in _lines(file)] for part, file in files.items()}
         origin = f"{folder} (split {split})"
     else:
-        test = fixed_test(np.zeros(len(found), np.int32), folder, "recordings")
-        parts = {part: [one for one, held in zip(found.values(), test) if held == (part == "test")] for part in ("train", "test")}
+        parts = with_fixed_test(list(found.values()), folder, "recordings")
         origin = origin_of(folder, {})
     return Recordings(parts, _classes(folder / MAPPING), origin)
 
@@ -99,9 +98,7 @@ def read_folds(folder: pathlib.Path, fold: int) -> Recordings:
     Raises:
         UserError: if there are fewer than two files, or one is damaged or does not hold such cells.
     """
-    files = sorted(
-        list_files(folder, (".mat",)), key=lambda path: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", path.name)]
-    )
+    files = sorted(list_files(folder, (".mat",)), key=_natural)
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} .mat files, and a test split needs one of two or more; give the folder of all folds.")
     if fold > len(files):

@@ -13,7 +13,7 @@ from train.data.readers.boxes import Objects
 from train.data.readers.files import by_stem
 from train.data.readers.images import SUFFIXES
 from train.data.readers.lists import read_lists
-from train.data.splits import fixed_test, origin_of
+from train.data.splits import origin_of, with_fixed_test
 
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -50,8 +50,7 @@ def read_voc(directory: pathlib.Path, lists: str, *, validation: bool) -> tuple[
         for stem in images:
             if missing := lacks(stem):
                 raise UserError(f"{images[stem]} has no {stem}.xml in {missing}; mark its objects, or remove it.")
-        held = fixed_test(np.zeros(len(images), np.int32), directory, "images")
-        stems = {split: [stem for stem, test in zip(images, held) if test == (split == "test")] for split in ("train", "test")}
+        stems = with_fixed_test(list(images), directory, "images")
         origin = origin_of(directory, {})
     return {split: [(images[stem], read_xml(annotations[stem], images[stem])) for stem in part] for split, part in stems.items()}, origin
 
