@@ -35,8 +35,8 @@ from train.build import Trained, load_trained
 from train.data import Source, eval_batches
 from train.evaluate import check_data
 from train.files import write_bytes, write_text
-from train.score import add_sums
-from train.tasks.base import Scores, make_folder
+from train.score import Collected
+from train.tasks.base import make_folder
 from train.tasks.portable import BATCH, CLOCK, Answer, Portable, Run, fed, portable, portable_step, silence_of, silenced
 
 TOLERANCE = 1e-4
@@ -71,33 +71,27 @@ def test(trained: Trained, whole: Portable, run: Run, source: Source, batch: int
     judge = jax.jit(task.judge)
     programs = {"jax": lambda *arrays: (np.asarray(compiled(*arrays)),), "file": run}
     compiled = jax.jit(whole.function)
-    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in programs}
-    kept: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in programs}
+    collected = {name: Collected() for name in programs}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     differences, low, high = [], np.inf, -np.inf
     for records in eval_batches(source, batch, workers=trained.setup.config.data.workers):
-        results = {}
+        results, arrays = {}, whole.arguments(records)
         for name, program in programs.items():
-            arrays = whole.arguments(records)
             if not seconds[name]:
                 program(*arrays)  # the first call compiles, or makes room for its results
             start = time.perf_counter()
             (results[name],) = program(*arrays)
             seconds[name].append(time.perf_counter() - start)
             sums, rows = judge(whole.outputs(results[name]), records)
-            add_sums(totals[name], sums)
-            kept[name].append({field: np.asarray(values)[records["mask"]] for field, values in rows.items()})
+            collected[name].add(sums, {field: np.asarray(values)[records["mask"]] for field, values in rows.items()})
         mine, reference = (results[name][records["mask"]] for name in ("file", "jax"))
         is_class = reference.dtype.kind in "iu"
         differences.append((mine != reference).mean() if is_class else np.abs(mine - reference).max())
         low, high = min(low, reference.min()), max(high, reference.max())
-    metrics = {
-        name: task.metrics(Scores(total, {field: np.concatenate([rows[field] for rows in kept[name]]) for field in kept[name][0]}))
-        for name, total in totals.items()
-    }
+    metrics = {name: task.metrics(one.scores())[task.best_by] for name, one in collected.items()}
     difference = float(np.mean(differences) if is_class else max(differences) / (high - low or 1.0))
     times = {name: 1e3 * statistics.median(parts) / batch for name, parts in seconds.items()}
-    return Test(difference, metrics["file"][task.best_by], metrics["jax"][task.best_by], times["file"], times["jax"], len(source))
+    return Test(difference, metrics["file"], metrics["jax"], times["file"], times["jax"], len(source))
 
 
 def problem_of(trained: Trained, result: Test, dtype: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
@@ -53,10 +53,16 @@ def scale_to_labelled(config: ConfigDict, folder: pathlib.Path, suffixes: Sequen
     scale_to(config, len(parts["train"]), own_validation="validation" in parts, **options)
 
 
+def _some(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:
+    """Return up to `LOOKED_AT` files of a folder, spread over all of them."""
+    files = list_files(folder, suffixes)
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
+
+
 def image_side(folder: pathlib.Path, *, longer: bool, limits: tuple[int, int]) -> int:
     """Return a side for the images of a folder: the median of their longer or shorter sides, within limits."""
-    files, sides = list_files(folder, SUFFIXES), []
-    for file in [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]:
+    sides = []
+    for file in _some(folder, SUFFIXES):
         with open_image(file) as image:
             sides.append((max if longer else min)(image.size))
     return int(np.clip(np.median(sides), *limits)) if sides else limits[1]
@@ -64,9 +70,8 @@ def image_side(folder: pathlib.Path, *, longer: bool, limits: tuple[int, int]) -
 
 def image_shape(folder: pathlib.Path, *, longest: int, unit: int) -> tuple[int, int]:
     """Return (height, width), multiples of `unit`, for the images of a folder: the median of their sizes, scaled to a longer side."""
-    files = list_files(folder, SUFFIXES)
     sizes = []
-    for file in [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]:
+    for file in _some(folder, SUFFIXES):
         with open_image(file) as image:
             sizes.append((image.height, image.width))
     height, width = np.median(sizes, 0) if sizes else (longest, longest)
@@ -99,9 +104,7 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
 
 def patch_size(folder: pathlib.Path, *, limits: tuple[int, int]) -> tuple[int, ...]:
     """Return a size of patches for the volumes of a folder: the median of their sizes, within limits, as a multiple of 4."""
-    files = list_files(folder, VOLUME_SUFFIXES)
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
-    sizes = np.array([read_shape(file)[:3] for file in chosen]).reshape(-1, 3)
+    sizes = np.array([read_shape(file)[:3] for file in _some(folder, VOLUME_SUFFIXES)]).reshape(-1, 3)
     median = np.median(sizes, axis=0) if len(sizes) else np.full(3, limits[1])
     return tuple((np.clip(median, *limits).astype(int) // 4 * 4).tolist())
 

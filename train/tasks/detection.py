@@ -82,7 +82,7 @@ class Detection(Task):
     def check(cls, config: ConfigDict) -> None:
         """Refuse colours out of range, and crops that mean nothing."""
         images.check_colours(config)
-        images.check_crop(config)
+        images.check_sizes(config, "augment.crop", ("height", "width"), "for the size of the image")
 
     @classmethod
     def open(cls, config: ConfigDict, like: DataSpec | None = None) -> Splits:

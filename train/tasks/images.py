@@ -28,11 +28,12 @@ def check_colours(config: ConfigDict) -> None:
             )
 
 
-def check_crop(config: ConfigDict) -> None:
-    """Refuse an augment.crop that is not (height, width)."""
-    crop = config.augment.crop
-    if crop and (len(crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in crop)):
-        raise UserError(f"config.augment.crop={tuple(crop)} must be (height, width) in pixels, or () for the size of the image.")
+def check_sizes(config: ConfigDict, key: str, axes: Sequence[str], empty: str) -> None:
+    """Refuse the value of a key that holds neither a number of pixels for each of some axes nor (), which means what `empty` says."""
+    section, _, name = key.partition(".")
+    sizes = tuple(config[section][name])
+    if sizes and (len(sizes) != len(axes) or not all(isinstance(size, int) and size >= 1 for size in sizes)):
+        raise UserError(f"config.{key}={sizes} must be ({', '.join(axes)}) in pixels, or () {empty}.")
 
 
 def check_channels(config: ConfigDict, channels: int) -> None:

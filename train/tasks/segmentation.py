@@ -77,9 +77,7 @@ class Segmentation(Task):
         check_losses(config)
         words = ("x", "y", "z") if config.data.name in VOLUMES else ("height", "width")
         for key, what in (("augment.crop", "for the size of the image"), ("segmentation.tile", "to compute images whole")):
-            section, _, name = key.partition(".")
-            if (sizes := config[section][name]) and (len(sizes) != len(words) or not all(isinstance(n, int) and n >= 1 for n in sizes)):
-                raise UserError(f"config.{key}={tuple(sizes)} must be ({', '.join(words)}) in pixels, or () {what}.")
+            images.check_sizes(config, key, words, what)
 
     def __init__(self, config: ConfigDict, spec: DataSpec):
         """Volumes are judged by Dice, images by intersection over union."""
@@ -147,13 +145,13 @@ class Segmentation(Task):
         found = outputs.argmax(-1)
         return sums | metrics.dice_sums(found, labels, mask, num_classes=outputs.shape[-1], ignored_label=ignored)
 
-    def judge(self, outputs: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
-        """Sums; of volumes, the predictions are kept, from which distances between surfaces follow."""
+    def kept(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Of volumes the predictions, from which distances between surfaces follow."""
         if not self.spec.is_volume:
-            return self.sums(outputs, batch), {}
+            return {}
         labels, ignored = batch["label"], self.config.segmentation.ignored_label
         found = jnp.where(labels == ignored, labels, outputs.argmax(-1).astype(labels.dtype))
-        return self.sums(outputs, batch), {"found": found, "label": labels, "spacing": batch["spacing"]}
+        return {"found": found, "label": labels, "spacing": batch["spacing"]}
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """Mean intersection over union, pixel accuracy and loss; of volumes the mean Dice of the classes but the first, the background."""

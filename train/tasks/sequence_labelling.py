@@ -18,6 +18,7 @@ from dilax.inference import valid_steps
 from dilax.losses import smoothing_loss
 from dilax.segments import f1_score, segment_scores, segments
 from dilax.tagging import decode_tags, span_scores, tag_scores
+from train.data.augment import example_keys
 from train.data.readers import text
 from train.data.readers.recordings import SUFFIXES, turned_features
 from train.data.source import gather
@@ -107,7 +108,7 @@ class SequenceLabelling(StepTask):
             starts = jnp.asarray([self._beginning_of(name) for name in self.spec.outputs], jnp.int32)
             batch = {**batch, "label": batch["label"].at[:, 0].set(starts[batch["label"][:, 0]])}
         if options.word_dropout:
-            keys = _keys(jax.random.fold_in(key, 1), batch, first)
+            keys = example_keys(jax.random.fold_in(key, 1), len(batch["length"]), first)
             drawn = jax.vmap(lambda key: jax.random.bernoulli(key, options.word_dropout, batch["input"].shape[1:2]))(keys)
             batch = {**batch, "input": batch["input"].at[..., 0].set(jnp.where(drawn, 0, batch["input"][..., 0]))}
         return batch
@@ -268,16 +269,11 @@ def _result(stages: Any) -> jax.Array:
 
 def _cropped(key: jax.Array, batch: Batch, steps: int, first: Any) -> Batch:
     """Return a part of `steps` steps of each sequence; of a shorter one the whole."""
-    keys = _keys(key, batch, first)
+    keys = example_keys(key, len(batch["length"]), first)
     starts = jax.vmap(lambda key, room: jax.random.randint(key, (), 0, room + 1))(keys, jnp.maximum(batch["length"] - steps, 0))
     places = starts[:, None] + jnp.arange(steps)[None]
     parts = {name: jax.vmap(lambda row, at: jnp.take(row, at, axis=0))(batch[name], places) for name in ("input", "label", "counted")}
     return {**batch, **parts, "length": jnp.minimum(batch["length"], steps)}
-
-
-def _keys(key: jax.Array, batch: Batch, first: Any) -> jax.Array:
-    """Return a key for each example, which depends on its position in the whole batch alone."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(batch["length"])))
 
 
 def _by_overlap(name: str, values: np.ndarray) -> dict[str, float]:
