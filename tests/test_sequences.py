@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reading import check_call
+from test_segments import OVERLAPS, slow
 
 from dilax import DataSpec
 from train.build import Setup, build
@@ -67,6 +68,7 @@ CASES: dict[str, tuple[str, dict[str, Any], np.ndarray, np.ndarray, int, int]] =
     "numbers": ("sequence_prediction", {}, floats(8, TIME, 2), floats(8, TIME, 3), 3, 0),
     "bits": ("sequence_prediction", {"sequence.loss": "binary"}, floats(8, TIME, 2), (floats(8, TIME, 3) > 0).astype(np.float32), 3, 0),
     "codes": ("sequence_prediction", {"sequence.loss": "categorical"}, codes(8, TIME), codes(8, TIME), 5, 5),
+    "labels": ("sequence_labelling", {}, floats(8, TIME, 2), codes(8, TIME), 5, 0),
     "language": ("language_model", {}, codes(8, TIME), codes(8, TIME), 5, 5),
     "waves": ("waveform", {}, codes(8, TIME), codes(8, TIME), 5, 5),
     "waves, mixture": (
@@ -164,9 +166,19 @@ def oracle(name: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict
                 losses.append(-log_softmax(y[t])[label[t]])
                 right.append(y[t].argmax() == label[t])
     loss = float(np.mean(losses))
+    if name == "labels":
+        return {**segment_oracle(outputs.argmax(-1), batch), "accuracy": float(np.mean(right)), "loss": loss}
     bits = {"language": "bits_per_character", "waves": "bits_per_sample", "waves, mixture": "bits_per_sample"}
     named = {"numbers": {"mse": loss}, "bits": {"nll": loss}, **{case: {word: loss / np.log(2)} for case, word in bits.items()}}
     return {"loss": loss, **named.get(name, {}), **({"accuracy": float(np.mean(right))} if right else {})}
+
+
+def segment_oracle(found: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    ours, theirs = (np.where(batch["counted"], classes, -1) for classes in (found, batch["label"]))  # what is not scored is in no segment
+    edits, counts = zip(*(slow(a, b, -1) for a, b in zip(ours, theirs)))
+    totals = np.sum(counts, 0)
+    f1 = {f"f1_{100 * overlap:.0f}": float(2 * n / (2 * n + wrong + missed)) for overlap, (n, wrong, missed) in zip(OVERLAPS[:3], totals)}
+    return {**f1, "edit": float(np.mean(edits))}
 
 
 def separation_oracle(outputs: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, float]:
@@ -282,8 +294,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "augmented codes": (
         lambda: check(with_key(config_of("language_model"), "augment.flip", True)),
-        "config.augment.flip is a key of config.task='classification' or 'segmentation' or 'sequence_classification', not of "
-        "config.task='language_model'; remove it, or set the task in the config file, with default_config('test', task=...).",
+        "config.augment.flip is a key of config.task='classification' or 'segmentation' or 'detection' or 'sequence_classification' or "
+        "'restoration', not of config.task='language_model'; remove it, or set the task in the config file, with default_config('test', task=...).",
     ),
     "a model of images": (
         lambda: build(config_of("sequence_prediction", "dilated_cnn"), DataSpec("test", (9, 3), ("a", "b"), 80)),
@@ -298,4 +310,5 @@ def test_mistakes_get_one_line(name):
 
 
 def test_every_sequence_task_is_here():
-    assert {case[0] for case in CASES.values()} == {name for name in TASKS if name not in ("classification", "segmentation")}
+    of_images = {"classification", "segmentation", "detection", "restoration"}
+    assert {case[0] for case in CASES.values()} == TASKS.keys() - of_images
