@@ -236,7 +236,7 @@ def nms(boxes: jax.Array, scores: jax.Array, *, iou_threshold: float, max_output
 
     Returns:
         The indices of the kept boxes by falling score, int32 (..., max_outputs); of equal scores, the first box comes first. And a mask,
-        bool (..., max_outputs), False where there is no further box, whose index is 0.
+        bool (..., max_outputs), which is False, and the index 0, once all boxes are kept or suppressed.
 
     Raises:
         UserError: if shapes do not fit, or an option is out of range.

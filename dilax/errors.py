@@ -1,11 +1,13 @@
-"""The exception raised for every mistake of a caller, and helpers that word its message."""
+"""The exception raised for every mistake of a caller, helpers that word its message, and the silence of other libraries."""
 
+import contextlib
 import difflib
 import functools
 import inspect
+import logging
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -108,3 +110,19 @@ def in_our_words(function: Function, *, name: str = "") -> Function:
         return function(*args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def quieted(name: str) -> Iterator[None]:
+    """Silence what another library logs below an error, such as comments on its own options, which a user cannot change.
+
+    Args:
+        name: Name of its logger.
+    """
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,11 +1,9 @@
 """Read the folder of a run, or of published weights: its description, its variables, and from both a model that is ready to predict."""
 
-import contextlib
 import json
-import logging
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from dilax import models, publishing
-from dilax.errors import UserError, reason
+from dilax.errors import UserError, quieted, reason
 from dilax.files import user_path
 from dilax.inference import Inference, model_arguments
 from dilax.pruning import Pruned
@@ -245,7 +243,7 @@ def read_best(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     step = _newest_step(folder / BEST)
     while step is not None:
         try:
-            with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler("tree", "meta")) as reader:
+            with quieted("absl"), ocp.Checkpointer(ocp.CompositeCheckpointHandler("tree", "meta")) as reader:
                 return _read_save(reader, folder / BEST / str(step), run)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
@@ -288,18 +286,6 @@ def _not_yet(folder: pathlib.Path) -> str:
         f"{folder} has been trained for {step} steps and saved, but not evaluated yet, which decides what to predict with; "
         "let the run go on, or run its command again to resume it."
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the warnings with which orbax comments on its own options."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _tree_of(leaves: dict[str, list[Any]], sharding: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Layers with positive weights, and ResNets of one channel, for the analysis of receptive fields."""
+"""Layers with positive weights and ResNets of one channel, for the analysis of receptive fields, and fields of small networks."""
 
 from typing import Any
 
@@ -8,6 +8,22 @@ import numpy as np
 from jax import lax
 
 import dilax
+
+# Few layers of the networks with squeeze-and-excitation, whose blocks are expensive to compile.
+MOBILENET_V3: dict[str, Any] = dict(
+    kernel_sizes=(3, 3, 5, 3, 5),
+    inner_features=(4, 6, 8, 9, 10),
+    block_features=(4, 6, 6, 6, 6),
+    strides=(1, 2, 2, 2, 2),
+    squeeze_excite_blocks=(3, 5),
+    relu_blocks=3,
+    stem_features=4,
+    last_features=8,
+    head_features=6,
+)
+EFFICIENTNET: dict[str, Any] = dict(
+    stage_features=(4, 6, 4, 6, 6, 6, 6), blocks=(1, 2, 0, 0, 0, 0, 0), stem_features=4, last_features=8, expansion=2
+)
 
 
 def weights(*shape):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reading import check_call
 
 from dilax import anchors, boxes, detection_losses
-from dilax.errors import UserError
 
 RNG = np.random.default_rng(3)
 
@@ -398,7 +398,4 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as error:
-        call()
-    assert str(error.value) == text
+    check_call(*ERRORS[name])

@@ -14,12 +14,12 @@ import optax
 import pytest
 from contract import KEY, random_input
 from foreign import random_state
+from reading import check_call
 
 import dilax
 from dilax import models
 from dilax.blocks import ConvNormAct
 from dilax.boxes import iou
-from dilax.errors import UserError
 from dilax.models import yolof
 from dilax.summary import layers
 
@@ -330,7 +330,4 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as error:
-        call()
-    assert str(error.value) == text
+    check_call(*ERRORS[name])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, random_input
+from networks import EFFICIENTNET, MOBILENET_V3
+from reading import check_call
 
 import dilax
 from dilax import blocks, models
@@ -20,20 +22,6 @@ CONV_NORM_ACT = blocks.ConvNormAct(5, dilation=2)
 DRN: dict[str, Any] = dict(stage_features=(2, 3, 4, 4, 5, 6, 5, 4), blocks=(1, 1, 1, 1, 1, 1, 1, 1))
 MOBILENET: dict[str, Any] = dict(
     stage_features=(2, 3, 4, 4, 5, 6, 6), blocks=(1, 1, 2, 1, 1, 1, 1), stem_features=3, last_features=8, expansion=2
-)
-MOBILENET_V3: dict[str, Any] = dict(
-    kernel_sizes=(3, 3, 5, 3, 5),
-    inner_features=(4, 6, 8, 9, 10),
-    block_features=(4, 6, 6, 6, 6),
-    strides=(1, 2, 2, 2, 2),
-    squeeze_excite_blocks=(3, 5),
-    relu_blocks=3,
-    stem_features=4,
-    last_features=8,
-    head_features=6,
-)
-EFFICIENTNET: dict[str, Any] = dict(
-    stage_features=(4, 6, 4, 6, 6, 6, 6), blocks=(1, 2, 0, 0, 0, 0, 0), stem_features=4, last_features=8, expansion=2
 )
 BACKBONE = functools.partial(models.ResNet, stage_features=(4, 4, 6, 8), blocks=(1, 1, 1, 1), bottleneck=False)
 CASES: dict[str, Any] = {
@@ -453,7 +441,4 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == text
+    check_call(*ERRORS[name])

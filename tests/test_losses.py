@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reading import check_call
 
 from dilax import losses
-from dilax.errors import UserError
 from dilax.metrics import segmentation_sums
 
 RNG = np.random.default_rng(0)
@@ -148,10 +148,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_error_texts(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as error:
-        call()
-    assert str(error.value) == text
+    check_call(*ERRORS[name])
 
 
 @pytest.mark.parametrize("label", [-1, 3, 254])

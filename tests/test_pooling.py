@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import reference
 from jax import lax
+from reading import check_call
 
 import dilax
-from dilax.errors import UserError
 from dilax.pooling import avg_pool, max_pool, pool_sequence
 
 BATCH, CHANNELS = 2, 3
@@ -336,10 +336,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == text
+    check_call(*ERRORS[name])
 
 
 def test_a_mean_of_only_padding_is_zero():

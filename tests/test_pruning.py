@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, multiply_adds_by_shapes, random_input
+from networks import EFFICIENTNET, MOBILENET_V3
 
 import dilax
 from dilax import blocks, models
@@ -26,20 +27,6 @@ BACKBONE = functools.partial(models.ResNet, stage_features=(4, 6, 6, 8), blocks=
 DRN: dict[str, Any] = dict(stage_features=(4, 5, 4, 4, 6, 6, 5, 4), blocks=(1, 1, 1, 2, 1, 1, 1, 1))
 MOBILENET: dict[str, Any] = dict(
     stage_features=(4, 6, 4, 4, 6, 6, 6), blocks=(1, 2, 2, 1, 1, 1, 1), stem_features=4, last_features=8, expansion=2
-)
-MOBILENET_V3: dict[str, Any] = dict(
-    kernel_sizes=(3, 3, 5, 3, 5),
-    inner_features=(4, 6, 8, 9, 10),
-    block_features=(4, 6, 6, 6, 6),
-    strides=(1, 2, 2, 2, 2),
-    squeeze_excite_blocks=(3, 5),
-    relu_blocks=3,
-    stem_features=4,
-    last_features=8,
-    head_features=6,
-)
-EFFICIENTNET: dict[str, Any] = dict(
-    stage_features=(4, 6, 4, 6, 6, 6, 6), blocks=(1, 2, 0, 0, 0, 0, 0), stem_features=4, last_features=8, expansion=2
 )
 DENSENET: dict[str, Any] = dict(blocks=(1, 2, 1, 1), growth_features=4, stem_features=6, expansion=2)
 CASES: dict[str, tuple[Any, jax.Array]] = {

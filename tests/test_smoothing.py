@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import reference
 from contract import KEY, check_receptive_field, check_training, positive, random_input
+from reading import check_call
 
 import dilax
 from dilax import blocks, models, smoothing
-from dilax.errors import UserError
 
 KINDS = smoothing.SMOOTHINGS
 
@@ -303,10 +303,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == text
+    check_call(*ERRORS[name])
 
 
 def test_parameters_of_the_smoothing():

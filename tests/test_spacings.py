@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import KEY, check_receptive_field, random_input
+from reading import check_call
 
 import dilax
 from dilax import spacings
-from dilax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -217,7 +217,4 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == text
+    check_call(*ERRORS[name])

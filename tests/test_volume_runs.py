@@ -10,6 +10,7 @@ import nibabel  # pyright: ignore[reportMissingImports]
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from reading import check_call
 from scipy import ndimage
 from task_cases import CASES
 
@@ -218,10 +219,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_mistakes_are_one_line(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    call, text = ERRORS[name]
-    with pytest.raises(UserError) as caught:
-        call()
-    assert str(caught.value) == text
+    check_call(*ERRORS[name])
 
 
 def test_views_of_volumes_are_averaged():

@@ -1,9 +1,6 @@
 """ONNX, by jax2onnx: one node for each convolution, pooling and resize."""
 
-import contextlib
-import logging
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from dilax import whole
-from dilax.errors import UserError, reason
+from dilax.errors import UserError, quieted, reason
 from dilax.export import onnx_operations, onnx_rewrites
 from dilax.export.packages import required
 from dilax.export.ports import Program, Run, check_agreement, checked_run, operation_of
@@ -33,7 +30,7 @@ def write(program: Program) -> bytes:
     options: dict[str, Any] = dict(opset=OPSET, model_name="dilax", return_mode="proto")
     names = dict(input_names=[port.name for port in program.inputs], output_names=list(program.outputs))
     try:
-        with _without_notes():
+        with quieted("onnx_ir"):  # which comments on values of jax2onnx, which a user cannot change
             model = jax2onnx.to_onnx(jaxpr_as_fun(traced), shapes, **options, **names)
     except UserError:
         raise
@@ -48,18 +45,6 @@ def write(program: Program) -> bytes:
     data = model.SerializeToString()
     check_agreement(program, load(data), "onnx")
     return data
-
-
-@contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Keep what onnx_ir notes on values of jax2onnx, which a user cannot change, from the output of the program around it."""
-    logger = logging.getLogger("onnx_ir")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _without_inputs(results: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -182,7 +182,26 @@ class Detector(nn.Module):
             found.append(self._candidates(part, level, candidates))
             start += len(level.anchors)
         boxes, scores, classes = (jnp.concatenate(each, 1) for each in zip(*found))
-        boxes = clip_boxes(boxes, image_size)
+        options: Any = dict(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections)
+        return Detector.suppressed(clip_boxes(boxes, image_size), scores, classes, **options)
+
+    @staticmethod
+    def suppressed(
+        boxes: jax.Array, scores: jax.Array, classes: jax.Array, *, score_threshold: float, iou_threshold: float, max_detections: int
+    ) -> Detections:
+        """Return the candidates whose score is high enough and that no other one suppresses.
+
+        Args:
+            boxes: (batch, candidates, 4), corners in pixels.
+            scores: (batch, candidates).
+            classes: (batch, candidates), integers.
+            score_threshold: See `detections`.
+            iou_threshold: See `detections`.
+            max_detections: See `detections`.
+
+        Raises:
+            UserError: if shapes do not fit, or an option is out of range.
+        """
         valid = jnp.where(scores > score_threshold, scores, -jnp.inf)
         indices, mask = batched_nms(boxes, valid, classes, iou_threshold=iou_threshold, max_outputs=max_detections)
 

@@ -11,10 +11,9 @@ from train.data.readers import made_up
 from train.data.readers.files import data_path
 from train.data.readers.recordings import Recording, Recordings, read_folder, read_folds
 from train.data.scaling import scale_of
-from train.data.source import Source, Table
-from train.data.splits import Splits, check_classes, class_order, hold_out
-from train.data.windows import padded
+from train.data.splits import Splits, check_classes, class_order
 from train.keys import POSITIVE, UNLIMITED, Key, Keys
+from train.tasks.steps import padded_splits
 
 KEYS: Keys = {
     "sequence.split": Key(
@@ -90,15 +89,8 @@ def _splits(config: ConfigDict, recordings: Recordings, like: DataSpec | None) -
     length = config.sequence.length or max(len(one.labels) for part in parts.values() for one in part)
     spec = DataSpec(config.data.name, (length, len(channels)), names, mean=mean, std=std)
 
-    def table(part: list[Recording]) -> Table:
-        x, lengths = padded([spec.scale(one.features) for one in part], length)
-        y, _ = padded([np.array([names.index(label) for label in one.labels], np.int32) for one in part], length)
-        return Table({"input": x, "length": lengths, "label": y, "counted": np.arange(length)[None] < lengths[:, None]})
+    def features(one: Recording) -> np.ndarray:
+        return spec.scale(one.features)
 
-    tables = {split: table(part) for split, part in parts.items()}
-    train: Source = tables["train"]
-    validation: Source | None = tables.get("validation")
-    if validation is None:
-        train, validation = hold_out(train, config.data.validation, config.seed)
-    splits = Splits(spec, train, validation, tables["test"], origin, ("classes", "recordings"))
-    return splits.with_spec(examples=len(train))
+    train, validation, test = padded_splits(config, parts, length, names, features, lambda one: one.labels)
+    return Splits(spec, train, validation, test, origin, ("classes", "recordings")).with_spec(examples=len(train))

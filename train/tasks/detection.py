@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, inputs, models, plots
-from dilax.boxes import batched_nms, clip_boxes
+from dilax.boxes import clip_boxes
 from dilax.detection import Box, detector_of, is_detector
 from dilax.detection_metrics import DetectionScores, score_detections
 from dilax.inference import model_arguments
@@ -152,11 +152,8 @@ class Detection(Task):
         boxes, scores = outputs[..., :4], outputs[..., 4:]
         classes = jnp.broadcast_to(jnp.arange(scores.shape[-1], dtype=jnp.int32), scores.shape)
         boxes = jnp.repeat(boxes, scores.shape[-1], axis=1)
-        scores, classes = (each.reshape(len(scores), -1) for each in (jnp.where(scores > self._lowest, scores, -jnp.inf), classes))
-        limits = self._limits
-        chosen, mask = batched_nms(boxes, scores, classes, iou_threshold=limits["iou_threshold"], max_outputs=limits["max_detections"])
-        scores, classes = (jnp.take_along_axis(each, chosen, 1) for each in (scores, classes))
-        found = models.Detections(jnp.take_along_axis(boxes, chosen[..., None], 1), scores, classes, mask)
+        scores, classes = (each.reshape(len(scores), -1) for each in (scores, classes))
+        found = models.Detector.suppressed(boxes, scores, classes, score_threshold=self._lowest, **self._limits)
         return {"loss": jnp.zeros(()), "count": jnp.zeros(())}, _kept(found, batch)
 
     @property

@@ -2,17 +2,18 @@
 
 import argparse
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dilax import Inference, inputs, plots
 from dilax.volumes import SUFFIXES, read_volume, write_labels
+from train.data.source import Source
 from train.data.splits import Splits
 from train.tasks import images
 from train.tasks.base import Report, make_folder, output_files, report_table, table_lines
-from train.tasks.segmentation_scores import image_scores
+from train.tasks.segmentation_scores import image_scores, mean_dice
 
 SAMPLED, WORST = 240, 6  # test images that the report chooses from, and shows
 SAMPLED_VOLUMES, WORST_VOLUMES = 40, 3  # test volumes
@@ -26,15 +27,23 @@ def show_images(inference: Inference, splits: Splits, pictures: Pictures, ignore
     pixels, truths = (np.stack([record[field] for record in records]) for field in ("image", "label"))
     predictions = images.in_parts(inference.segment, pixels, 8)
     ious = image_scores(truths, predictions, len(names), ignored)
-    worst = np.argsort(np.where(np.isnan(ious), 2, ious), kind="stable")[:WORST]
-    files = [images.name_of(splits.test, numbers[i]) for i in worst]
-    scored = ["no labelled pixel" if np.isnan(ious[i]) else f"{ious[i]:.3f}" for i in worst]
+    worst, files, scored = _ranked(splits.test, numbers, ious, WORST, "no labelled pixel")
     titles = [f"IoU {score}, {images.shorten(file)}" for score, file in zip(scored, files)]
     grid = plots.segmentation_grid(pixels[worst], truths[worst], predictions[worst], names, titles)
-    few = f"The worst of {len(pixels)} test images"
-    heading = few if len(pixels) == len(splits.test) else f"{few}, spread over all {len(splits.test)}"
+    heading = f"The worst of {len(pixels)} test images{_spread(len(pixels), len(splits.test))}"
     listed = report_table("Files of the worst test images", ("file", "mean intersection over union"), zip(files, scored))
     return images.image_report({**pictures, heading: ("worst", grid)}, inference, pixels, [listed])
+
+
+def _ranked(test: Source, numbers: Sequence[int], scores: np.ndarray, most: int, unscored: str) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return which of some test examples are the worst, those without a score last, the names of their files, and their scores in words."""
+    worst = np.argsort(np.where(np.isnan(scores), 2, scores), kind="stable")[:most]
+    words = [unscored if np.isnan(scores[i]) else f"{scores[i]:.3f}" for i in worst]
+    return worst, [images.name_of(test, numbers[i]) for i in worst], words
+
+
+def _spread(some: int, every: int) -> str:
+    return "" if some == every else f", spread over all {every}"
 
 
 def predict_images(inference: Inference, args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[str]:
@@ -81,25 +90,14 @@ def show_volumes(inference: Inference, splits: Splits, pictures: Pictures, ignor
     predictions = images.in_parts(inference.segment, levels, 1)
     predictions = np.where(truths == ignored, ignored, predictions).astype(np.uint8)
     dices = np.array([mean_dice(truth, found, len(names)) for truth, found in zip(truths, predictions)])
-    worst = np.argsort(np.where(np.isnan(dices), 2, dices), kind="stable")[:WORST_VOLUMES]
-    files = [images.name_of(splits.test, numbers[i]) for i in worst]
-    scored = ["no structure" if np.isnan(dices[i]) else f"{dices[i]:.3f}" for i in worst]
+    worst, files, scored = _ranked(splits.test, numbers, dices, WORST_VOLUMES, "no structure")
     titles = [f"Dice {score}, {images.shorten(file)}" for score, file in zip(scored, files)]
     grid = plots.volume_slices(
         levels[worst], truths[worst], predictions[worst], names, titles, spacing=[records[i]["spacing"] for i in worst]
     )
-    few = f"Slices of the worst of {len(levels)} test volumes"
-    heading = few if len(levels) == len(splits.test) else f"{few}, spread over all {len(splits.test)}"
+    heading = f"Slices of the worst of {len(levels)} test volumes{_spread(len(levels), len(splits.test))}"
     listed = report_table("Files of the worst test volumes", ("file", "mean Dice"), zip(files, scored))
     return images.image_report({**pictures, heading: ("worst", grid)}, inference, levels, [listed])
-
-
-def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
-    """Return the mean Dice coefficient of the classes but the first, the background, in one volume; NaN if it has none of them."""
-    pairs = [(truth == number, found == number) for number in range(1, classes)]
-    totals = [a.sum() + b.sum() for a, b in pairs]
-    values = [2 * (a & b).sum() / total for (a, b), total in zip(pairs, totals) if total]
-    return float(np.mean(values)) if values else float("nan")
 
 
 def predict_volumes(inference: Inference, args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,14 @@ def image_scores(truths: np.ndarray, predictions: np.ndarray, classes: int, igno
     return np.array(scores)
 
 
+def mean_dice(truth: np.ndarray, found: np.ndarray, classes: int) -> float:
+    """Return the mean Dice coefficient of the classes but the first, the background, in one volume; NaN if it has none of them."""
+    pairs = [(truth == number, found == number) for number in range(1, classes)]
+    totals = [a.sum() + b.sum() for a, b in pairs]
+    values = [2 * (a & b).sum() / total for (a, b), total in zip(pairs, totals) if total]
+    return float(np.mean(values)) if values else float("nan")
+
+
 def class_dice(scores: Scores) -> np.ndarray:
     """Return the Dice coefficient of each class, averaged over the volumes in which it occurs; NaN if it occurs in none."""
     count = scores.sums["dice_count"]

@@ -19,9 +19,9 @@ from dilax import DataSpec, UserError
 from dilax.errors import did_you_mean
 from dilax.inference import model_arguments
 from dilax.losses import logistic_mixture_loss
-from train.data.source import Source, gather
-from train.data.splits import Splits
-from train.data.windows import windows
+from train.data.source import Source, Table, gather
+from train.data.splits import Splits, hold_out
+from train.data.windows import padded, windows
 from train.keys import POSITIVE, UNLIMITED, Key
 from train.tasks.base import Batch, Scores, Shape, Sums, Task, ratios
 from train.tasks.portable import CHANCES, PROBABILITIES, Answer, in_units, unchanged
@@ -145,6 +145,41 @@ def check_causal(config: ConfigDict, models: tuple[str, ...]) -> None:
             f"config.model.causal=False shows the network what config.task={config.task!r} on data.name={config.data.name!r} asks it to "
             "predict; leave it True."
         )
+
+
+def padded_splits(
+    config: ConfigDict,
+    parts: Mapping[str, Sequence[Any]],
+    length: int,
+    names: Sequence[str],
+    inputs: Callable[[Any], np.ndarray],
+    labels: Callable[[Any], Sequence[str]],
+) -> tuple[Source, Source | None, Source]:
+    """Return the training, validation and test split of sequences with a class for each step, padded, all of which count.
+
+    Args:
+        config: The whole config; data.validation of the training split is held out if there is no validation split.
+        parts: {"train", "test" and perhaps "validation": sequences}.
+        length: Steps of the padded sequences.
+        names: Names of the classes.
+        inputs: Returns the inputs of a sequence, (time, ...).
+        labels: Returns the names of the classes of its steps.
+
+    Raises:
+        UserError: if a sequence is empty or too long.
+    """
+
+    def table(part: Sequence[Any]) -> Table:
+        x, lengths = padded([inputs(one) for one in part], length)
+        y, _ = padded([np.array([names.index(label) for label in labels(one)], np.int32) for one in part], length)
+        return Table({"input": x, "length": lengths, "label": y, "counted": np.arange(length)[None] < lengths[:, None]})
+
+    tables = {split: table(part) for split, part in parts.items()}
+    train: Source = tables["train"]
+    validation: Source | None = tables.get("validation")
+    if validation is None:
+        train, validation = hold_out(train, config.data.validation, config.seed)
+    return train, validation, tables["test"]
 
 
 def check_name(config: ConfigDict, known: Sequence[str]) -> str:

@@ -11,11 +11,10 @@ from dilax.segments import Segment
 from dilax.tagging import UNKNOWN, encode_words, normalised, spans, tag_names
 from train.data.readers.conll import Sentence, read_tagged
 from train.data.readers.files import data_path
-from train.data.source import Source, Table
-from train.data.splits import Splits, hold_out
-from train.data.windows import padded
+from train.data.splits import Splits
 from train.keys import UNLIMITED, Key, Keys
 from train.tasks.base import report_table
+from train.tasks.steps import padded_splits
 
 UNITS = "words"
 KEYS: Keys = {
@@ -41,18 +40,12 @@ def open_tagged(config: ConfigDict, like: DataSpec | None) -> Splits:
     symbols = like.symbols if like else _vocabulary(parts["train"], options.min_count)
     length = options.length or max(len(one.words) for part in parts.values() for one in part)
 
-    def table(part: Sequence[Sentence]) -> Table:
-        x, lengths = padded([encode_words(one.words, symbols, characters=options.characters) for one in part], length)
-        y, _ = padded([np.array([names.index(tag) for tag in one.tags], np.int32) for one in part], length)
-        return Table({"input": x, "length": lengths, "label": y, "counted": np.arange(length)[None] < lengths[:, None]})
+    def codes(one: Sentence) -> np.ndarray:
+        return encode_words(one.words, symbols, characters=options.characters)
 
-    tables = {split: table(part) for split, part in parts.items()}
-    train: Source = tables["train"]
-    validation: Source | None = tables.get("validation")
-    if validation is None:
-        train, validation = hold_out(train, config.data.validation, config.seed)
+    train, validation, test = padded_splits(config, parts, length, names, codes, lambda one: one.tags)
     spec = DataSpec(config.data.name, (length, 2 + options.characters), names, len(train), symbols, UNITS)
-    return Splits(spec, train, validation, tables["test"], origin, ("tags", "sentences"))
+    return Splits(spec, train, validation, test, origin, ("tags", "sentences"))
 
 
 def _vocabulary(part: Sequence[Sentence], least: int) -> tuple[str, ...]:
