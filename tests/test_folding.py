@@ -401,7 +401,7 @@ ERRORS = {
     ),
     "norms before convolutions": (
         lambda: fold_batch_norm(DENSENET, trained(DENSENET, IMAGE), IMAGE),
-        "fold_batch_norm: 'block1_norm' normalises the output of the operation 'concatenate'; a norm can be folded only where it directly "
+        "fold_batch_norm: 'block1_layer1/norm' normalises the output of the operation 'select_n'; a norm can be folded only where it directly "
         "follows a convolution or a linear layer, as in ConvNormAct.",
     ),
     "group": (
