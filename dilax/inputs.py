@@ -17,9 +17,9 @@ from dilax.audio import log_mel
 from dilax.errors import UserError, reason
 from dilax.files import check_file
 from dilax.sounds import check_samples, decode_sound, mixed_down, resample
+from dilax.spec import MIDDLE_GREY
 
 IMAGE_KINDS = "a PNG, JPEG or other image file"
-GREY = 128  # pads images; `dilax.spec.to_float` maps it nearly to 0
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP = {"F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _PIXELS_PER_BYTE = 8 * 1032  # of 1 bit each, compressed as far as zlib can
@@ -209,7 +209,7 @@ def fit_inside(image: np.ndarray, height: int, width: int, *, stretch: bool = Fa
     """Scale an image, uint8 (old height, old width, channels), to its `inner_size`, and pad it below and on the right with grey."""
     tall, wide = inner_size(image.shape, height, width, stretch=stretch)
     resized = resize_pixels(image, tall, wide)
-    return np.pad(resized, ((0, height - tall), (0, width - wide), (0, 0)), constant_values=GREY)
+    return np.pad(resized, ((0, height - tall), (0, width - wide), (0, 0)), constant_values=MIDDLE_GREY)
 
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dilax.spec import from_float, to_float
 from dilax.tiling import tiled
 
 TILE = 256  # pixels along each axis that are restored at once
@@ -36,7 +37,7 @@ def restored(run: Callable[..., Any], image: np.ndarray, *, channels: int, scale
         x = np.asarray(enlarged(x[None], scale))[0]
     given = x.shape[-1]
     parts = np.moveaxis(x, -1, 0)[..., None] if channels == 1 else np.broadcast_to(x, (*x.shape[:2], channels))[None]
-    y = np.concatenate([run(part[None] / 127.5 - 1) for part in parts])
+    y = np.concatenate([run(to_float(part[None])) for part in parts])
     y = np.moveaxis(y[..., 0], 0, -1) if channels == 1 else y[0]
     y = y.mean(-1, keepdims=True) if given < channels else y
-    return np.clip(np.round((y + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.clip(np.round(from_float(y)), 0, 255).astype(np.uint8)

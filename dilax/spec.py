@@ -1,12 +1,14 @@
 """What a dataset looks like to a model: shapes, names and scales."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Pixels = TypeVar("Pixels", jax.Array, np.ndarray)
+MIDDLE_GREY = 128  # pads images and volumes; `to_float` maps it nearly to 0
 PIXEL_ORDERS = ("", "rows", "permuted")
 
 
@@ -94,6 +96,11 @@ class DataSpec:
         return cls(**values)
 
 
-def to_float(images: jax.Array) -> jax.Array:
+def to_float(images: Pixels) -> Pixels:
     """Map uint8 pixels 0..255 to float32 -1..1."""
     return images.astype(jnp.float32) / 127.5 - 1
+
+
+def from_float(images: Pixels) -> Pixels:
+    """Map floats -1..1 to 0..255, as `to_float` backwards, without rounding or clipping them."""
+    return (images + 1) * 127.5

@@ -13,11 +13,11 @@ import numpy as np
 
 from dilax.errors import UserError, reason
 from dilax.files import check_file, replace_file
+from dilax.spec import MIDDLE_GREY
 
 SUFFIXES = (".nii", ".nii.gz")
 KIND = "a NIfTI file (.nii or .nii.gz)"
 PERCENTILES = (0.5, 99.5)  # of a volume, which become black and white
-BLANK = 128  # pads volumes; `dilax.spec.to_float` maps it nearly to 0
 _COMPRESSED = 1032  # bytes of 1 byte, at most, in zlib
 
 
@@ -147,7 +147,7 @@ def _levels(values: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:
     return np.round(np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def pad_to(volume: np.ndarray, shape: Sequence[int], *, fill: int = BLANK) -> np.ndarray:
+def pad_to(volume: np.ndarray, shape: Sequence[int], *, fill: int = MIDDLE_GREY) -> np.ndarray:
     """Pad an array (x, y, z, ...) at the far ends of its three axes to at least `shape`."""
     missing = [max(0, size - n) for n, size in zip(volume.shape, shape)]
     return np.pad(volume, [(0, more) for more in missing] + [(0, 0)] * (volume.ndim - 3), constant_values=fill)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dilax import DataSpec, Inference, UserError, inputs, metrics, plots
 from dilax.inference import model_arguments
+from dilax.spec import from_float, to_float
 from train.data import degradations
 from train.data.augment import GEOMETRY_KEYS, augment, example_keys
 from train.data.image_windows import cut_images, seed_of, trimmed
@@ -138,7 +139,7 @@ class Restoration(Task):
         if self.config.augment.turn:
             keys = example_keys(jax.random.fold_in(key, 1), size, first)
             clean = jax.vmap(turned)(jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(keys), clean)
-        clean = (clean + 1) * 127.5
+        clean = from_float(clean)
         noise = jnp.zeros_like(clean)
         if options.degradation == degradations.NOISE:
             low, high = map(float, options.blind or (options.sigma,) * 2)
@@ -159,7 +160,7 @@ class Restoration(Task):
 
     def inputs(self, batch: Batch, model: nn.Module) -> Batch:
         """Degraded images, black as -1 and white as 1."""
-        return model_arguments(model, self.degraded(batch) / 127.5 - 1)
+        return model_arguments(model, to_float(self.degraded(batch)))
 
     def losses(self, outputs: Any, batch: Batch) -> jax.Array:
         """Mean error of the pixels, of colours from 0 to 1."""
@@ -182,7 +183,7 @@ class Restoration(Task):
         pixels = scored(batch, border).astype(jnp.float32)
         places = scored(batch, border + SSIM_MARGIN)[:, SSIM_MARGIN:-SSIM_MARGIN, SSIM_MARGIN:-SSIM_MARGIN].astype(jnp.float32)
         found = {"number": batch["number"], "pixels": pixels.sum((1, 2)), "places": places.sum((1, 2))}
-        for end, image in (("", (outputs + 1) * 127.5), ("_degraded", self.degraded(batch))):
+        for end, image in (("", from_float(outputs)), ("_degraded", self.degraded(batch))):
             shown = metrics.luminance(jnp.clip(jnp.round(image), 0, 255) / 255)  # as a file holds it
             found[f"error{end}"] = (jnp.square(shown - clean)[..., 0] * pixels).sum((1, 2))
             found[f"ssim{end}"] = (metrics.ssim_map(shown, clean)[..., 0] * places).sum((1, 2))
@@ -205,7 +206,7 @@ class Restoration(Task):
         files = [images.name_of(splits.test, int(i)) for i in chosen]
         titles = [f"{images.shorten(file)}, {_gain(found, number)}" for file, number in zip(files, worst)]
         first = max(0, (batch["image"].shape[1] - SHOWN) // 2)
-        panels = (degradations.as_uint8(degraded), degradations.as_uint8((restored + 1) * 127.5), batch["image"])
+        panels = (degradations.as_uint8(degraded), degradations.as_uint8(from_float(restored)), batch["image"])
         before, after, clean = (panel[:, first : first + SHOWN, first : first + SHOWN] for panel in panels)
         heading = f"The worst of {len(found['psnr'])} test images, and by how much they gain"
         pictures = {heading: ("worst", plots.restoration_grid(before, after, clean, titles))}
@@ -235,8 +236,8 @@ class Restoration(Task):
         """The restored image in 8 bits; of what is degraded, a program is given 8 bits, too, and the final size."""
         return Answer(
             "restored",
-            lambda outputs, _: jnp.clip(jnp.round((outputs + 1) * 127.5), 0, 255).astype(jnp.uint8),
-            lambda found: found.astype(np.float32) / 127.5 - 1,
+            lambda outputs, _: jnp.clip(jnp.round(from_float(outputs)), 0, 255).astype(jnp.uint8),
+            to_float,
             lambda batch: degradations.as_uint8(self.degraded(jax.tree.map(jnp.asarray, batch))),
         )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from dilax.errors import UserError
-from dilax.inputs import GREY, name_of, nearest, open_image, resize_pixels, scaled_size, upright_image
+from dilax.inputs import name_of, nearest, open_image, resize_pixels, scaled_size, upright_image
+from dilax.spec import MIDDLE_GREY
 from train.data.source import Record, Source, read
 
 _VALUES = 256
@@ -97,7 +98,7 @@ def fit_inside(image: np.ndarray, mask: np.ndarray, size: int, ignored: int) -> 
     height, width = scaled_size(mask.shape, size)
     image, mask = resize_pixels(image, height, width), nearest(mask, height, width)
     pads = ((0, size - height), (0, size - width))
-    return np.pad(image, (*pads, (0, 0)), constant_values=GREY), np.pad(mask, pads, constant_values=ignored)
+    return np.pad(image, (*pads, (0, 0)), constant_values=MIDDLE_GREY), np.pad(mask, pads, constant_values=ignored)
 
 
 def check_labelled(source: Source, split: str, ignored: int) -> None:
