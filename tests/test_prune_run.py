@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from tiny_runs import files_of, make_run, refused, tiny
 
 import dilax
 from dilax import inference, loading
-from train import convert, folder, loop, main, prune, publish, transfer
+from train import convert, export, folder, loop, main, profile, prune, publish, transfer
 from train.build import build, load_trained
 from train.config import check, default_config, from_json, model_config, to_json
 from train.data.source import gather
@@ -207,6 +208,32 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert refused(lambda: loop.run(more, out)) == (
         f"{out} holds weights that were not trained there; start another run from them, with --config.init_from={out} and another --workdir."
     )
+
+
+@pytest.mark.parametrize(("program", "words", "flag"), [
+    (prune, [], "out"),
+    (publish, [], "out"),
+    (profile, ["--repeats=1"], "out"),
+    (export, ["--format=stablehlo"], "out"),
+    (convert, ["--from=dilax", "PUBLISHED"], "workdir"),
+])  # fmt: skip
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(program, words, flag, tmp_path, monkeypatch):
+    workdir, _, _ = made("images")
+    if program is convert:
+        publish.publish(workdir, tmp_path / "published")
+        words = [word.replace("PUBLISHED", str(tmp_path / "published")) for word in words]
+    (tmp_path / "file").write_text("mine")
+    for module, work in ((dilax, "prune"), (dilax, "profile"), (publish, "read_best"), (export, "portable"), (convert, "read_variables")):
+        monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("the work was done before"))
+    run = [] if program is convert else [f"--workdir={workdir}"]
+    out = tmp_path / "file" / "new"
+    monkeypatch.setattr(sys, "argv", ["program", *run, *words, f"--{flag}={out}"])
+    assert refused(program.main) == f"--{flag}={out} cannot be written: {tmp_path / 'file'} is not a folder; give another folder."
+    out = tmp_path / "new"
+    monkeypatch.setattr(sys, "argv", ["program", *run, *words, f"--{flag}={out}"])
+    monkeypatch.setattr(os, "access", lambda path, mode: pathlib.Path(path) != tmp_path)
+    assert refused(program.main) == f"--{flag}={out} cannot be written: permission denied in {tmp_path}; give another folder."
+    assert not out.exists()
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys):

@@ -331,7 +331,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(name):
     args = flags(name, workdir, *steps_of(name), inputs_of(name)[0])
     args.out = folder_of(name) / "file"
     args.out.write_text("")
-    with pytest.raises(UserError, match=r"^--out=.*file cannot be written: File exists; give another folder\.$"):
+    with pytest.raises(UserError, match=r"^--out=.*file cannot be written: .*file is not a folder; give another folder\.$"):
         list(run.setup.task.predict(run.inference, args))
 
 

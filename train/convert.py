@@ -21,7 +21,7 @@ from dilax.errors import UserError
 from dilax.loading import BEST, describe_leaves, mismatches, read_description, read_variables
 from train import build, checkpoint, cli, folder
 from train.config import default_config, flatten, model_config, task_class, unread, with_tuples
-from train.files import made_whole
+from train.files import check_writable, made_whole
 
 OURS = "dilax"
 SIDE = 224  # of the images of ImageNet as these networks see them, and in the description of a run whose images have no one size
@@ -56,13 +56,14 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
 
 
 def check_new(workdir: pathlib.Path, flag: str = "workdir") -> None:
-    """Refuse a folder for a run that holds something already.
+    """Refuse a folder for a run that holds something already, or in which nothing can be written.
 
     Raises:
         UserError: naming the flag.
     """
     if (workdir.exists() and not workdir.is_dir()) or not folder.is_empty(workdir):
         raise UserError(f"--{flag}={workdir} holds files already; give an empty or a new folder.")
+    check_writable(flag, workdir)
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, setup: build.Setup, variables: dict[str, Any], metrics: dict[str, float]) -> None:

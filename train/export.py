@@ -34,7 +34,7 @@ from train import cli, quantised
 from train.build import Trained, load_trained
 from train.data import Source, eval_batches
 from train.evaluate import check_data
-from train.files import write_bytes, write_text
+from train.files import check_writable, write_bytes, write_text
 from train.score import Collected
 from train.tasks.base import make_folder
 from train.tasks.portable import BATCH, CLOCK, Answer, Portable, Run, fed, portable, portable_step, silence_of, silenced
@@ -226,6 +226,7 @@ def main() -> int:
     path = out / f"{'stream' if args.stream else 'model'}{f'.{args.quantise}' * bool(args.quantise)}{export.FORMATS[args.format]}"
     if args.out and path.exists():  # what the run itself exported may be replaced
         raise UserError(f"--out: {path} is there already; remove it, or give another folder.")
+    check_writable("out", out)
     answer, light = task.answer(step=args.stream), folded(trained.inference, setup.example)
     splits = type(task).open(setup.config, setup.spec)
     check_data(setup.spec, splits.spec)

@@ -49,16 +49,30 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
         replace_file(path, data)
 
 
-def check_empty(flag: str, folder: pathlib.Path) -> None:
-    """Refuse a folder to be made, which a flag names, if there is something already.
+def check_writable(flag: str, folder: pathlib.Path) -> None:
+    """Refuse a folder, which a flag names, if nothing can be written there; before the work whose results it is for.
 
     Raises:
-        UserError: if it is not new or empty.
+        UserError: if it, or the nearest folder above it that exists, is something else, or does not permit it.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"--{flag}={folder} cannot be written: {nearest} is not a folder; give another folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={folder} cannot be written: permission denied in {nearest}; give another folder.")
+
+
+def check_empty(flag: str, folder: pathlib.Path) -> None:
+    """Refuse a folder to be made, which a flag names, if there is something already, or nothing can be written there.
+
+    Raises:
+        UserError: if it is not new or empty, or as `check_writable`.
     """
     with writing(folder):
         if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             what = "exists and is not empty" if folder.is_dir() else "is not a folder"
             raise UserError(f"--{flag}={folder} {what}; give a new or an empty folder.")
+    check_writable(flag, folder)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,6 +25,7 @@ from dilax import DataSpec, Inference, UserError
 from dilax.losses import distillation_loss
 from train.data.readers.files import stem_of
 from train.data.splits import Splits
+from train.files import check_writable
 from train.keys import Keys, Reads
 from train.tasks.portable import Answer
 
@@ -297,12 +297,11 @@ def make_folder(path: pathlib.Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
+    check_writable("out", path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except OSError as error:  # such as a full disk
         raise UserError(f"--out={path} cannot be written: {error.strerror or error}; give another folder.") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--out={path} cannot be written: permission denied; give another folder.")
 
 
 def ratios(sums: Mapping[str, np.ndarray], *names: str) -> dict[str, float]:
