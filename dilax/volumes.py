@@ -70,16 +70,23 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     if values.dtype.kind == "f" and (count := int((~np.isfinite(values)).sum())):
         raise UserError(f"{path} holds {count} values that are not finite; replace them, such as by 0 outside of the body.")
     turned = _orientation(affine, path)
-    sizes = np.sqrt(np.square(affine[:3, :3]).sum(0))[np.argsort(turned[:, 0])]
-    return Volume(np.asarray(_nibabel().apply_orientation(values, turned)), tuple(sizes.tolist()), affine, turned)
+    return Volume(np.asarray(_nibabel().apply_orientation(values, turned)), _spacing(affine, turned), affine, turned)
 
 
-def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Return the shape of what `read_volume` would read, (x, y, z) or (x, y, z, channels), from the header of the file alone."""
+def read_header(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, float, float]]:
+    """Return what the header of a file says of the volume that `read_volume` would read.
+
+    Returns:
+        Its shape, (x, y, z) or (x, y, z, channels), and its spacing, the millimetres between neighbouring voxels along each axis.
+    """
     with _opened(path) as image:
         shape, affine = _shape(image.shape, path), np.asarray(image.affine, np.float64)
-    order = np.argsort(_orientation(affine, path)[:, 0])
-    return *(shape[i] for i in order), *shape[3:]
+    turned = _orientation(affine, path)
+    return (*(shape[i] for i in np.argsort(turned[:, 0])), *shape[3:]), _spacing(affine, turned)
+
+
+def _spacing(affine: np.ndarray, turned: np.ndarray) -> tuple[float, float, float]:
+    return tuple(np.sqrt(np.square(affine[:3, :3]).sum(0))[np.argsort(turned[:, 0])].tolist())
 
 
 def write_labels(path: pathlib.Path, labels: np.ndarray, like: Volume) -> None:

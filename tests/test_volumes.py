@@ -44,7 +44,7 @@ def test_volumes_are_turned_and_labels_turned_back(tmp_path):
         points = np.stack(np.meshgrid(*map(np.arange, values.shape), indexing="ij"), -1) @ affine[:3, :3].T
         steps = np.round((points - points.min((0, 1, 2))) / volume.spacing).astype(int)
         np.testing.assert_array_equal(volume.values[tuple(np.moveaxis(steps, -1, 0))], values)
-        assert volumes.read_shape(tmp_path / "x.nii.gz") == volume.values.shape
+        assert volumes.read_header(tmp_path / "x.nii.gz") == (volume.values.shape, volume.spacing)
         labels = (volume.values > 0).astype(np.uint8)
         for name in ("y.nii.gz", "y.nii"):
             volumes.write_labels(tmp_path / name, labels, volume)
@@ -307,6 +307,21 @@ def test_damaged_files_are_left_out_if_asked(tmp_path, capsys):
     splits = opened(data)
     assert len(splits.train) + len(splits.test) == 9
     assert f"are left out, since they cannot be read: {tmp_path}/images/3.nii.gz cannot be read as a NIfTI file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("factor", "noted"), [(1.03, False), (1.5, True)])
+def test_a_line_says_that_spacings_differ(tmp_path, factor, noted, capsys):
+    data = folder_of(tmp_path)
+    for folder in ("images", "labels"):
+        path = tmp_path / folder / "4.nii.gz"
+        image = nibabel.load(path)
+        scaled = image.affine @ np.diag([1, 1, factor, 1])
+        save(path, np.asarray(image.dataobj), scaled)
+    opened(data)
+    said = capsys.readouterr().err
+    assert ("are not resampled" in said) == noted
+    if noted:
+        assert said.startswith("note: voxels of the volumes measure 1 x 2 x 0.5..0.75 mm, and are not resampled;")
 
 
 def test_the_public_list():

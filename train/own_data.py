@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dilax.inputs import open_image
 from dilax.volumes import SUFFIXES as VOLUME_SUFFIXES
-from dilax.volumes import read_shape
+from dilax.volumes import read_header
 from train.data.readers.files import labelled_splits, list_files
 from train.data.readers.images import SUFFIXES
 from train.data.readers.masks import decode_mask
@@ -104,7 +104,7 @@ def mask_values(folder: pathlib.Path, ignored: int) -> tuple[int, ...]:
 
 def patch_size(folder: pathlib.Path, *, limits: tuple[int, int]) -> tuple[int, ...]:
     """Return a size of patches for the volumes of a folder: the median of their sizes, within limits, as a multiple of 4."""
-    sizes = np.array([read_shape(file)[:3] for file in _some(folder, VOLUME_SUFFIXES)]).reshape(-1, 3)
+    sizes = np.array([read_header(file)[0][:3] for file in _some(folder, VOLUME_SUFFIXES)]).reshape(-1, 3)
     median = np.median(sizes, axis=0) if len(sizes) else np.full(3, limits[1])
     return tuple((np.clip(median, *limits).astype(int) // 4 * 4).tolist())
 

@@ -3,6 +3,7 @@
 import collections
 import functools
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 
 from dilax.errors import UserError
 from dilax.files import user_path
-from dilax.volumes import SUFFIXES, check_intensities, pad_to, read_shape, read_volume, to_levels
+from dilax.volumes import SUFFIXES, check_intensities, pad_to, read_header, read_volume, to_levels
 from train.data.readers.files import intact
 from train.data.readers.masks import MaskReader, count_classes
 from train.data.readers.pairs import Layout, Pairs, split_pairs
 from train.data.source import Lazy, Record, Source
 
 _TOLERANCE = 1e-3  # millimetres by which the affines of a volume and of its mask may differ: some programs round them
+_SPREAD = 1.05  # the ratio of the largest to the smallest spacing along an axis above which a line says so
 
 
 def open_volume_folder(data: Any, ignored: int) -> tuple[dict[str, Source], tuple[str, ...], str]:
@@ -102,10 +104,17 @@ def _read_both(pair: tuple[pathlib.Path, pathlib.Path]) -> None:
 
 def _shapes(pairs: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> list[tuple[int, ...]]:
     """Return the shape (x, y, z) of each volume, all of which have the same channels; a line on stderr says if their spacings differ."""
-    shapes = [read_shape(volume) for volume, _ in pairs]
+    shapes, spacings = zip(*(read_header(volume) for volume, _ in pairs))
     channels = [(*shape, 1)[3] for shape in shapes]
     if len(set(channels)) > 1:
         usual = collections.Counter(channels).most_common(1)[0][0]
         odd = next(i for i, count in enumerate(channels) if count != usual)
         raise UserError(f"{pairs[odd][0]} has {channels[odd]} channels, and other volumes {usual}; give volumes of the same channels.")
+    low, high = np.min(spacings, axis=0), np.max(spacings, axis=0)
+    if (high > _SPREAD * low).any():
+        ranges = " x ".join(f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for a, b in zip(low.tolist(), high.tolist()))
+        print(
+            f"note: voxels of the volumes measure {ranges} mm, and are not resampled; resample them if structures should be of one size.",
+            file=sys.stderr,
+        )
     return [shape[:3] for shape in shapes]
