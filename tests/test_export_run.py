@@ -1,6 +1,7 @@
 """`train.export`: a run as a file of another runtime, tested there on the test split before it is kept."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import pathlib
@@ -15,7 +16,7 @@ from tiny_runs import make_run, refused, tiny
 
 from dilax import export as formats
 from dilax.inputs import mel_frames, to_samples
-from train import export, loop
+from train import export, files, loop
 from train.build import Trained, build, load_trained
 from train.data.source import gather
 from train.evaluate import evaluate
@@ -225,6 +226,20 @@ def test_a_file_that_differs_is_not_written(workdir, command, monkeypatch, tmp_p
     assert command(f"--workdir={workdir}", "--format=stablehlo", f"--out={tmp_path / 'out'}") == 1
     assert "model.stablehlo was not written, since its results differ from those of JAX by more than 0.0001" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_file_without_its_description(workdir, command, monkeypatch, tmp_path):
+    needs("stablehlo")
+
+    def full(path: pathlib.Path, data: bytes) -> None:
+        if path.suffix == ".json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr(files, "replace_file", full)
+    message = refused(lambda: command(f"--workdir={workdir}", "--format=stablehlo", f"--out={tmp_path}"))
+    assert message == f"{tmp_path / 'model.json'} cannot be written: No space left on device; fix that and give the same command again."
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_are_one_line_and_leave_nothing(workdir, command, trained_of, tmp_path, capsys):

@@ -260,7 +260,11 @@ def main() -> int:
     make_folder(out)
     write_bytes(path, data)
     described = describe(trained, whole, made, path, args.format, result) | ({"quantised": args.quantise} if args.quantise else {})
-    write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+    try:
+        write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+    except UserError:
+        path.unlink()  # no file without its description
+        raise
     return 0
 
 
