@@ -219,10 +219,10 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("ending", "send", "code", "error"),
     [
-        ("sys.exit(5)", None, 5, ""),
+        pytest.param("sys.exit(5)", None, 5, "", marks=pytest.mark.slow),
         ("for _ in batches: pass", signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"),
         ("for _ in batches: pass", signal.SIGKILL, -signal.SIGKILL, ""),
-        (AFTER_A_SIGNAL, signal.SIGHUP, 7, ""),
+        pytest.param(AFTER_A_SIGNAL, signal.SIGHUP, 7, "", marks=pytest.mark.slow),
         (AFTER_A_SIGNAL, signal.SIGTERM, 7, ""),
         (
             "for _ in batches: pass",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from contract import KEY, random_input
 from jax.interpreters import partial_eval
+from selection import slow_if
 from test_backbones import DENSENET, DRN, EFFICIENTNET, MOBILENET, MOBILENET_V3, XCEPTION
 
 import dilax
@@ -274,12 +275,7 @@ def check_tflite_convolutions(data: bytes, function: Any, port: Port) -> None:
 
 
 CHECKS = {"onnx": check_onnx_convolutions, "tflite": check_tflite_convolutions}
-CASES = [pytest.param(name, id=name, marks=() if name in ARCHITECTURES else pytest.mark.slow) for name in models.names()]
-
-
-def skip_slow(name: str, config: pytest.Config) -> None:
-    if name not in ARCHITECTURES and "slow" not in config.option.markexpr:
-        pytest.skip("has the layers of another model; run with -m slow")
+CASES = slow_if(models.names(), like_others=[name for name in models.names() if name not in ARCHITECTURES])
 
 
 def test_the_table_has_every_class():
@@ -289,8 +285,7 @@ def test_the_table_has_every_class():
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_gives_the_results_of_jax(fmt, name, request):
-    skip_slow(name, request.config)
+def test_a_model_gives_the_results_of_jax(fmt, name):
     data = check(model_function(name), port_of(name), fmt, name)
     if data and fmt in CHECKS:
         CHECKS[fmt](data, model_function(name), port_of(name))

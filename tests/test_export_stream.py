@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selection import slow_if
 from test_export import needs
 
 import dilax
@@ -25,7 +26,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
     "separable_tcn": ("separable_tcn", dict(features=4, dilations=(1, 2)), (3,), 3),
     "bytenet": ("bytenet", dict(vocabulary=6, features=8, dilations=(1, 2)), (), 1),
 }
-SLOW = ("tcn, sample by sample", "tcn, codes", "separable_tcn", "bytenet")  # whose layers others have, in the formats that take long
+LIKE_OTHERS = ("tcn, sample by sample", "tcn, codes", "separable_tcn", "bytenet")
+CASES = [(fmt, name) for fmt in FORMATS for name in MODELS]
 STEPS, BATCH = 12, 2
 
 
@@ -61,12 +63,11 @@ def streamed(model: Any, variables: Any, x: np.ndarray, chunk: int) -> np.ndarra
     return np.concatenate(outputs, axis=1)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_a_loop_in_a_runtime_equals_stream_and_the_whole_sequence(fmt, name, request):
+@pytest.mark.parametrize(
+    ("fmt", "name"), slow_if(CASES, like_others=[(fmt, name) for fmt, name in CASES if name in LIKE_OTHERS and fmt != "stablehlo"])
+)
+def test_a_loop_in_a_runtime_equals_stream_and_the_whole_sequence(fmt, name):
     needs(fmt)
-    if name in SLOW and fmt != "stablehlo" and "slow" not in request.config.option.markexpr:
-        pytest.skip("has the layers of another model; run with -m slow")
     model, variables, x = made(name)
     chunk = MODELS[name][3]
     step = stream_step(model, variables, chunk=chunk, batch=BATCH if fmt == "tflite" else "batch")
