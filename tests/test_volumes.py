@@ -314,7 +314,7 @@ def test_a_line_says_that_spacings_differ(tmp_path, factor, noted, capsys):
     data = folder_of(tmp_path)
     for folder in ("images", "labels"):
         path = tmp_path / folder / "4.nii.gz"
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         scaled = image.affine @ np.diag([1, 1, factor, 1])
         save(path, np.asarray(image.dataobj), scaled)
     opened(data)

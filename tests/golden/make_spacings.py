@@ -48,7 +48,7 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 
 def results(name: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the kernel of DCLS, and its gradients, in the layout of dilax."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from DCLS.construct import modules  # pyright: ignore[reportMissingImports]
 
     size, count, c_in, c_out, _, version = CASES[name]
