@@ -174,10 +174,12 @@ def best_path(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Arr
 
     def back(label: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
         pointers, counts = step
-        return jnp.where(counts, jnp.take_along_axis(pointers, label[:, None], axis=1)[:, 0], label), label
+        taken = jax.nn.one_hot(label, alpha.shape[1], dtype=jnp.int32)
+        return jnp.where(counts, (pointers * taken).sum(1), label), label
 
-    _, path = lax.scan(back, last, (before, valid.T), reverse=True)
-    return jnp.where(valid, path.T, 0), jnp.where(valid[:, 0], alpha.max(1), 0.0)
+    # From the end, but not by reverse=True or a gather, which not all formats of `dilax.export` can express.
+    _, path = lax.scan(back, last, (before[::-1], valid.T[::-1]))
+    return jnp.where(valid, path[::-1].T, 0), jnp.where(valid[:, 0], alpha.max(1), 0.0)
 
 
 def _forward(scores: jax.Array, valid: jax.Array, reduce: Any, record: Any = None) -> tuple[jax.Array, Any]:

@@ -428,6 +428,29 @@ X = Port("x", (1, 4, 2), "float32")
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
+def test_a_loop_of_known_length_gives_the_results_of_jax(fmt):
+    def step(total: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inner, _ = jax.lax.scan(lambda y, _: (0.5 * y + now, None), total, length=3)
+        return inner, inner.argmax(1).astype(jnp.int32)
+
+    def function(x: jax.Array) -> tuple[jax.Array, ...]:
+        total, places = jax.jit(lambda x: jax.lax.scan(step, x[:, 0], x.swapaxes(0, 1)))(x)
+        return total, places.T
+
+    needs(fmt)
+    (x,) = random_inputs((X,), {})
+    found = load_exported(export(function, [X], format=fmt, outputs=("total", "places")), format=fmt)(x)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, function(x))
+
+
+def test_a_loop_of_unknown_length_is_refused_by_name():
+    needs("tflite")
+    with pytest.raises(UserError) as error:
+        export(lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), [X], format="tflite")
+    assert str(error.value) == "export: format 'tflite' cannot express the operation 'while'; use format 'onnx' or 'stablehlo'."
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_several_inputs_and_outputs_keep_their_order(fmt):
     needs(fmt)
     ports = [Port("zeta", (2, 9, 2), "float32"), Port("alpha", (2, 9, 2), "float32")]

@@ -2,11 +2,12 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import export as jax_export
+from jax.extend import core
 
 from dilax import whole
 from dilax.errors import UserError, reason
@@ -26,13 +27,35 @@ def write(program: Program) -> bytes:
         raise UserError(f"export: format 'tflite' needs fixed sizes, and {program.symbols} vary; give ints.")
     with use_lowering("lax"), whole.replaced(MEANINGS), _places_are_layers():
         # For one platform that has no variants of operations of its own: the converter knows StableHLO alone.
-        exported = jax_export.export(jax.jit(lambda *arrays: program.function(*arrays)), platforms=("tpu",))(*program.shapes())
+        function = _without_loops(program.function, program.shapes())
+        exported = jax_export.export(jax.jit(function), platforms=("tpu",))(*program.shapes())
         text = exported.mlir_module()
     names = [port.name for port in program.inputs]
     order = {"inputs": names, "outputs": list(program.outputs)}  # a signature does not keep it
     data = appended(_converted(text, names, program.outputs), order | {"metadata": dict(program.metadata)})
     check_agreement(program, load(data), "tflite")
     return data
+
+
+def _without_loops(function: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct]) -> Callable[..., Any]:
+    """Return a function that takes the steps of each scan one after another: the converter cannot express loops."""
+    closed, results = jax.make_jaxpr(lambda *arrays: function(*arrays), return_shape=True)(*shapes)
+    flat, structure = core.jaxpr_as_fun(_unrolled(closed)), jax.tree.structure(results)
+    return lambda *arrays: jax.tree.unflatten(structure, flat(*arrays))
+
+
+def _unrolled(value: Any) -> Any:
+    """Return a jaxpr, or a parameter of an equation, with every scan in it unrolled."""
+    if isinstance(value, core.ClosedJaxpr):
+        return value.replace(jaxpr=_unrolled(value.jaxpr))
+    if isinstance(value, core.Jaxpr):
+        return value.replace(eqns=[eqn.replace(params=_parameters(eqn)) for eqn in value.eqns])
+    return tuple(map(_unrolled, value)) if type(value) is tuple else value
+
+
+def _parameters(eqn: core.JaxprEqn) -> dict[str, Any]:
+    params = {name: _unrolled(value) for name, value in eqn.params.items()}
+    return params | {"unroll": params["length"]} if eqn.primitive.name == "scan" else params
 
 
 @contextlib.contextmanager
@@ -63,6 +86,7 @@ def _converted(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> byte
             found = re.search(r"operation '(?:\w+\.)?(\w+)'", str(error))
             place = re.search(r'loc\("(.*)/.*?"\)', str(error))
             operation = operation_of(found[1], place[1] if place else "") if found else f"the function ({reason(error)})"
+            operation = operation_of("while", "") if not found and "stablehlo.while" in text else operation
             raise UserError(f"export: format 'tflite' cannot express {operation}; use format 'onnx' or 'stablehlo'.") from error
 
 
