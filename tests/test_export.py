@@ -440,7 +440,7 @@ def test_a_loop_of_known_length_gives_the_results_of_jax(fmt):
     needs(fmt)
     (x,) = random_inputs((X,), {})
     found = load_exported(export(function, [X], format=fmt, outputs=("total", "places")), format=fmt)(x)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, function(x))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, function(jnp.asarray(x)))
 
 
 def test_a_loop_of_unknown_length_is_refused_by_name():
