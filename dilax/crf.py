@@ -177,7 +177,7 @@ def best_path(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Arr
         taken = jax.nn.one_hot(label, alpha.shape[1], dtype=jnp.int32)
         return jnp.where(counts, (pointers * taken).sum(1), label), label
 
-    # From the end, but not by reverse=True or a gather, which not all formats of `dilax.export` can express.
+    # Backwards, but without reverse=True or a gather, which some formats of `dilax.export` cannot express.
     _, path = lax.scan(back, last, (before[::-1], valid.T[::-1]))
     return jnp.where(valid, path[::-1].T, 0), jnp.where(valid[:, 0], alpha.max(1), 0.0)
 

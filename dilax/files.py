@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import stat
+from collections.abc import Mapping
 
 from dilax.errors import UserError
 
@@ -22,18 +23,31 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; the file is then as it was.
     """
-    scratch = path.with_name(path.name + PART)
+    replace_files({path: content})
+
+
+def replace_files(contents: Mapping[pathlib.Path, bytes]) -> None:
+    """Replace files that belong together, each atomically, once all of them are on the disk.
+
+    Raises:
+        OSError: if one cannot be written; all are then as they were.
+    """
+    scratches = {path: path.with_name(path.name + PART) for path in contents}
     try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        for path, content in contents.items():
+            with scratches[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, scratch in scratches.items():
+            os.replace(scratch, path)
     except BaseException:
-        with contextlib.suppress(OSError, ValueError):  # it may not be there, and the first error is the one to report
-            scratch.unlink()
+        for scratch in scratches.values():
+            with contextlib.suppress(OSError, ValueError):  # it may not be there, and the first error is the one to report
+                scratch.unlink()
         raise
-    _sync_names(path.parent)
+    for folder in {path.parent for path in contents}:
+        _sync_names(folder)
 
 
 def _sync_names(folder: pathlib.Path) -> None:

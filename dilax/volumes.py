@@ -78,6 +78,9 @@ def read_header(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[fl
 
     Returns:
         Its shape, (x, y, z) or (x, y, z, channels), and its spacing, the millimetres between neighbouring voxels along each axis.
+
+    Raises:
+        UserError: as `read_volume`, but for the values.
     """
     with _opened(path) as image:
         shape, affine = _shape(image.shape, path), np.asarray(image.affine, np.float64)

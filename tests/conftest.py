@@ -81,10 +81,14 @@ class Memory:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" not in config.option.markexpr and (slow := [item for item in items if item.get_closest_marker("slow")]):
-        config.hook.pytest_deselected(items=slow)
+    if "slow" not in config.option.markexpr and not any("::" in word for word in config.args):  # which names a single test
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if "slow" not in config.option.markexpr:
+        terminalreporter.write_line("Slow cases, which repeat what others cover, are left out: -m slow runs them.")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Which cases of a table run by default: those with a part of their own. The others are marked slow: python -m pytest -m slow"""
+"""Which cases of a table run by default. The slow ones repeat what others cover: python -m pytest -m slow"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,8 +11,8 @@ def slow(*cases: Any) -> list[Any]:
     return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
-def slow_if(cases: Iterable[Any], *, like_others: Iterable[Any]) -> list[Any]:
-    """Return all cases of a table as parameters, those that have the parts of others as slow ones."""
-    cases, others = list(cases), list(like_others)
-    assert (unknown := [case for case in others if case not in cases]) == [], unknown
-    return [*[case for case in cases if case not in others], *slow(*others)]
+def with_slow(cases: Iterable[Any], *, repeats: Iterable[Any]) -> list[Any]:
+    """Return all cases of a table as parameters; those that repeat what others cover are slow."""
+    cases, repeats = list(cases), list(repeats)
+    assert (unknown := [case for case in repeats if case not in cases]) == [], unknown
+    return [*[case for case in cases if case not in repeats], *slow(*repeats)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from selection import slow_if
+from selection import with_slow
 from task_cases import CASES
 from tiny_runs import make_run, newest_state, refused, tiny
 
@@ -155,7 +155,7 @@ def the_gradient_is_that_of_the_definition(name: str) -> None:
 LAWS = (weight_0_is_no_distillation, nothing_is_learned_from_oneself, the_gradient_is_that_of_the_definition)
 
 
-@pytest.mark.parametrize("name", slow_if(TEACHERS, like_others=("series",)))
+@pytest.mark.parametrize("name", with_slow(TEACHERS, repeats=("series",)))
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_laws(law, name):
     if (law, name) == (the_gradient_is_that_of_the_definition, "recordings"):

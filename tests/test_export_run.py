@@ -1,7 +1,6 @@
 """`train.export`: a run as a file of another runtime, tested there on the test split before it is kept."""
 
 import dataclasses
-import errno
 import importlib.util
 import json
 import pathlib
@@ -12,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 from task_cases import CASES
-from tiny_runs import make_run, refused, tiny
+from tiny_runs import files_of, make_run, refused, tiny
 
 from dilax import export as formats
 from dilax.inputs import mel_frames, to_samples
-from train import export, files, loop
+from train import export, loop
 from train.build import Trained, build, load_trained
 from train.data.source import gather
 from train.evaluate import evaluate
@@ -228,18 +227,16 @@ def test_a_file_that_differs_is_not_written(workdir, command, monkeypatch, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_no_file_without_its_description(workdir, command, monkeypatch, tmp_path):
+def test_a_file_and_its_description_are_replaced_together(workdir, command):
     needs("stablehlo")
-
-    def full(path: pathlib.Path, data: bytes) -> None:
-        if path.suffix == ".json":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        path.write_bytes(data)
-
-    monkeypatch.setattr(files, "replace_file", full)
-    message = refused(lambda: command(f"--workdir={workdir}", "--format=stablehlo", f"--out={tmp_path}"))
-    assert message == f"{tmp_path / 'model.json'} cannot be written: No space left on device; fix that and give the same command again."
-    assert not list(tmp_path.iterdir())
+    assert command(f"--workdir={workdir}", "--format=stablehlo", "--batch=3") == 0
+    before = files_of(workdir / "export")
+    scratch = workdir / "export" / "model.json.part"
+    scratch.mkdir()  # where the description cannot be written
+    message = refused(lambda: command(f"--workdir={workdir}", "--format=stablehlo", "--batch=2"))
+    assert message.endswith("cannot be written: Is a directory; fix that and give the same command again.")
+    scratch.rmdir()
+    assert files_of(workdir / "export") == before
 
 
 def test_errors_are_one_line_and_leave_nothing(workdir, command, trained_of, tmp_path, capsys):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from selection import slow_if
+from selection import with_slow
 from test_export import needs
 
 import dilax
@@ -26,7 +26,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
     "separable_tcn": ("separable_tcn", dict(features=4, dilations=(1, 2)), (3,), 3),
     "bytenet": ("bytenet", dict(vocabulary=6, features=8, dilations=(1, 2)), (), 1),
 }
-LIKE_OTHERS = ("tcn, sample by sample", "tcn, codes", "separable_tcn", "bytenet")
+REPEATS = ("tcn, sample by sample", "tcn, codes", "separable_tcn", "bytenet")
 CASES = [(fmt, name) for fmt in FORMATS for name in MODELS]
 STEPS, BATCH = 12, 2
 
@@ -64,7 +64,7 @@ def streamed(model: Any, variables: Any, x: np.ndarray, chunk: int) -> np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("fmt", "name"), slow_if(CASES, like_others=[(fmt, name) for fmt, name in CASES if name in LIKE_OTHERS and fmt != "stablehlo"])
+    ("fmt", "name"), with_slow(CASES, repeats=[(fmt, name) for fmt, name in CASES if name in REPEATS and fmt != "stablehlo"])
 )
 def test_a_loop_in_a_runtime_equals_stream_and_the_whole_sequence(fmt, name):
     needs(fmt)

@@ -11,7 +11,7 @@ import pytest
 from contract import KEY, random_input
 from networks import EFFICIENTNET, MOBILENET_V3
 from reading import check_call
-from selection import slow_if
+from selection import with_slow
 
 import dilax
 from dilax import blocks, models
@@ -112,10 +112,10 @@ def test_branches_that_share_a_kernel_are_refused():
     )
 
 
-LIKE_OTHERS = ("xception", "retinanet", "yolof", "mobilenet_v2", "efficientnet_b0", "lraspp_mobilenet_v2", "fcn_resnet50", "drn_c_26")
+REPEATS = ("xception", "retinanet", "yolof", "mobilenet_v2", "efficientnet_b0", "lraspp_mobilenet_v2", "fcn_resnet50", "drn_c_26")
 
 
-@pytest.mark.parametrize("name", slow_if(CASES, like_others=(*LIKE_OTHERS, "deeplabv3_resnet50", "drn_c_26_segmenter")))
+@pytest.mark.parametrize("name", with_slow(CASES, repeats=(*REPEATS, "deeplabv3_resnet50", "drn_c_26_segmenter")))
 def test_the_folded_model_is_the_same_function(name):
     model = CASES[name]
     x = input_of(model)

@@ -9,7 +9,7 @@ import sys
 
 import nbformat
 import pytest
-from selection import slow_if
+from selection import with_slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Notebook -> pictures that it shows.
@@ -82,8 +82,8 @@ def test_the_first_cell_says_what_is_missing(tmp_path):
     )
 
 
-# The longest take the same calls as tests of the library do; `.ci/run` runs them as a part of the documentation.
-@pytest.mark.parametrize("name", slow_if(NOTEBOOKS, like_others=("segmentation", "streaming_audio", "time_series")))
+# The longest make the same calls as other tests; `.ci/run` runs them as a part of the documentation.
+@pytest.mark.parametrize("name", with_slow(NOTEBOOKS, repeats=("segmentation", "streaming_audio", "time_series")))
 @pytest.mark.filterwarnings("ignore")  # of the notebook's machinery
 def test_runs(name, monkeypatch):
     from nbclient import NotebookClient

@@ -126,7 +126,7 @@ def assert_same_training(got: tuple[Any, list[Any]], expected: tuple[Any, list[A
         assert_close(getattr(got[0], name), getattr(expected[0], name), 2e-3)
 
 
-# Each task in the hardest mesh, which has the parts of the others; half of them in the other program, that of pmap.
+# Each task runs on the hardest mesh, which includes the other ways to split; half of them under pmap, too.
 STEPPED = [("digits", 2, mode) for mode in MODES] + [(case, 1, "all three") for case in TASKS]
 STEPPED += [(case, 1, "pmap") for case in ("masks", "sounds", "text", "mixtures", "boxes")]
 OTHERS = [(case, 1, mode) for case in ("digits", *TASKS) for mode in MODES if (case, 1, mode) not in STEPPED]

@@ -216,6 +216,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (profile, ["--repeats=1"], "out"),
     (export, ["--format=stablehlo"], "out"),
     (convert, ["--from=dilax", "PUBLISHED"], "workdir"),
+    (convert, ["--from=torchvision:resnet18", "weights.pth"], "workdir"),
 ])  # fmt: skip
 def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(program, words, flag, tmp_path, monkeypatch):
     workdir, _, _ = made("images")
@@ -223,17 +224,20 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(program
         publish.publish(workdir, tmp_path / "published")
         words = [word.replace("PUBLISHED", str(tmp_path / "published")) for word in words]
     (tmp_path / "file").write_text("mine")
-    for module, work in ((dilax, "prune"), (dilax, "profile"), (publish, "read_best"), (export, "portable"), (convert, "read_variables")):
+    works = ((dilax, "prune"), (dilax, "profile"), (dilax, "load_weights"), (publish, "read_best"), (export, "portable"))
+    for module, work in (*works, (convert, "read_variables")):
         monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("the work was done before"))
     run = [] if program is convert else [f"--workdir={workdir}"]
-    out = tmp_path / "file" / "new"
-    monkeypatch.setattr(sys, "argv", ["program", *run, *words, f"--{flag}={out}"])
-    assert refused(program.main) == f"--{flag}={out} cannot be written: {tmp_path / 'file'} is not a folder; give another folder."
-    out = tmp_path / "new"
-    monkeypatch.setattr(sys, "argv", ["program", *run, *words, f"--{flag}={out}"])
-    monkeypatch.setattr(os, "access", lambda path, mode: pathlib.Path(path) != tmp_path)
-    assert refused(program.main) == f"--{flag}={out} cannot be written: permission denied in {tmp_path}; give another folder."
-    assert not out.exists()
+    (locked := tmp_path / "locked").mkdir()
+    (locked / "empty").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: pathlib.Path(path) != locked)
+    problems = {tmp_path / "file" / "new": f"{tmp_path / 'file'} is not a folder", locked / "new": f"{locked} is not writable"}
+    if program in (prune, publish, convert):  # which write beside an empty folder, and replace it
+        problems[locked / "empty"] = f"{locked} is not writable"
+    for out, problem in problems.items():
+        monkeypatch.setattr(sys, "argv", ["program", *run, *words, f"--{flag}={out}"])
+        assert refused(program.main) == f"--{flag}={out} cannot be written: {problem}; give another folder."
+    assert [path.name for path in locked.iterdir()] == ["empty"]
 
 
 def test_mistakes(tmp_path, monkeypatch, capsys):

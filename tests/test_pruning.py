@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from contract import KEY, multiply_adds_by_shapes, random_input
 from networks import EFFICIENTNET, MOBILENET_V3
-from selection import slow_if
+from selection import with_slow
 
 import dilax
 from dilax import blocks, models
@@ -120,10 +120,10 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-LIKE_OTHERS = ("xception", "mobilenet_v2", "efficientnet_b0", "fcn_resnet50", "deeplabv3_resnet50", "resnet18", "drn_c_26", "conv_tasnet")
+REPEATS = ("xception", "mobilenet_v2", "efficientnet_b0", "fcn_resnet50", "deeplabv3_resnet50", "resnet18", "drn_c_26", "conv_tasnet")
 
 
-@pytest.mark.parametrize("case", slow_if(CASES, like_others=LIKE_OTHERS))
+@pytest.mark.parametrize("case", with_slow(CASES, repeats=REPEATS))
 def test_a_pruned_model_is_the_original_with_channels_set_to_zero(case):
     model, x = CASES[case]
     variables = distinct(model, x)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soxr
 from PIL import Image
-from selection import slow_if
+from selection import with_slow
 from task_cases import CASES, WORDS, Case
 
 import dilax
@@ -177,7 +177,7 @@ def put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize("name", slow_if(CASES, like_others=("sums", "codes", "pixels", "sounds", "series")))
+@pytest.mark.parametrize("name", with_slow(CASES, repeats=("sums", "codes", "pixels", "sounds", "series")))
 def test_parts_of_a_batch_give_the_step_of_the_whole(name):
     case, splits, setup = opened(name)
     results = []

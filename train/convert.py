@@ -21,7 +21,7 @@ from dilax.errors import UserError
 from dilax.loading import BEST, describe_leaves, mismatches, read_description, read_variables
 from train import build, checkpoint, cli, folder
 from train.config import default_config, flatten, model_config, task_class, unread, with_tuples
-from train.files import check_writable, made_whole
+from train.files import check_folder_writable, made_whole
 
 OURS = "dilax"
 SIDE = 224  # of the images of ImageNet as these networks see them, and in the description of a run whose images have no one size
@@ -45,8 +45,8 @@ def convert(source: str, path: pathlib.Path, workdir: pathlib.Path, base: Config
     """
     if source == OURS:
         return _restore(path, workdir, base)
-    model, variables = dilax.load_weights(source, path)
     check_new(workdir)
+    model, variables = dilax.load_weights(source, path)
     config, class_names = _config(source, model, base)
     side = config.data.image_size or SIDE
     mean, std = (tuple(config.data[key]) for key in ("mean", "std"))
@@ -63,7 +63,7 @@ def check_new(workdir: pathlib.Path, flag: str = "workdir") -> None:
     """
     if (workdir.exists() and not workdir.is_dir()) or not folder.is_empty(workdir):
         raise UserError(f"--{flag}={workdir} holds files already; give an empty or a new folder.")
-    check_writable(flag, workdir)
+    check_folder_writable(flag, workdir, inside=workdir.resolve().parent)
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, setup: build.Setup, variables: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -34,7 +34,7 @@ from train import cli, quantised
 from train.build import Trained, load_trained
 from train.data import Source, eval_batches
 from train.evaluate import check_data
-from train.files import check_writable, write_bytes, write_text
+from train.files import check_folder_writable, write_files
 from train.score import Collected
 from train.tasks.base import make_folder
 from train.tasks.portable import BATCH, CLOCK, Answer, Portable, Run, fed, portable, portable_step, silence_of, silenced
@@ -226,7 +226,7 @@ def main() -> int:
     path = out / f"{'stream' if args.stream else 'model'}{f'.{args.quantise}' * bool(args.quantise)}{export.FORMATS[args.format]}"
     if args.out and path.exists():  # what the run itself exported may be replaced
         raise UserError(f"--out: {path} is there already; remove it, or give another folder.")
-    check_writable("out", out)
+    check_folder_writable("out", out)
     answer, light = task.answer(step=args.stream), folded(trained.inference, setup.example)
     splits = type(task).open(setup.config, setup.spec)
     check_data(setup.spec, splits.spec)
@@ -258,13 +258,8 @@ def main() -> int:
     if not trained.finished:
         print("note: the run is not finished; the file has its best parameters so far.", file=sys.stderr)
     make_folder(out)
-    write_bytes(path, data)
     described = describe(trained, whole, made, path, args.format, result) | ({"quantised": args.quantise} if args.quantise else {})
-    try:
-        write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
-    except UserError:
-        path.unlink()  # no file without its description
-        raise
+    write_files({path: data, path.with_suffix(".json"): (json.dumps(described, indent=2) + "\n").encode()})
     return 0
 
 

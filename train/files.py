@@ -7,11 +7,11 @@ import os
 import pathlib
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from dilax.errors import UserError
-from dilax.files import PART, replace_file
+from dilax.files import PART, replace_files
 
 try:
     import fcntl
@@ -45,34 +45,49 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    with writing(path):
-        replace_file(path, data)
+    write_files({path: data})
 
 
-def check_writable(flag: str, folder: pathlib.Path) -> None:
-    """Refuse a folder, which a flag names, if nothing can be written there; before the work whose results it is for.
+def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
+    """Replace files that belong together: if one of them cannot be written, all stay as they were.
 
     Raises:
-        UserError: if it, or the nearest folder above it that exists, is something else, or does not permit it.
+        UserError: if one cannot be written.
     """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not nearest.is_dir():
+    with writing(next(iter(contents))):
+        replace_files(contents)
+
+
+def check_folder_writable(flag: str, folder: pathlib.Path, *, inside: pathlib.Path | None = None) -> None:
+    """Refuse a folder that a flag names if nothing can be written there, before the work whose results it is for.
+
+    Args:
+        flag: The flag, without its dashes.
+        folder: The folder, which may not exist yet.
+        inside: The folder in which it is made, if that is where files are written first.
+
+    Raises:
+        UserError: if the folder, or the nearest one above it that exists, is not a folder or is not writable.
+    """
+    place = (inside or folder).absolute()
+    nearest = next((path for path in (place, *place.parents) if os.path.lexists(path)), pathlib.Path(place.anchor))
+    if not os.path.isdir(nearest):  # which, unlike the method of a path, raises no errors
         raise UserError(f"--{flag}={folder} cannot be written: {nearest} is not a folder; give another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--{flag}={folder} cannot be written: permission denied in {nearest}; give another folder.")
+        raise UserError(f"--{flag}={folder} cannot be written: {nearest} is not writable; give another folder.")
 
 
 def check_empty(flag: str, folder: pathlib.Path) -> None:
-    """Refuse a folder to be made, which a flag names, if there is something already, or nothing can be written there.
+    """Refuse a folder for `made_whole`, which a flag names, if there is something already, or it cannot be made.
 
     Raises:
-        UserError: if it is not new or empty, or as `check_writable`.
+        UserError: if it is not new or empty, or as `check_folder_writable`.
     """
     with writing(folder):
         if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             what = "exists and is not empty" if folder.is_dir() else "is not a folder"
             raise UserError(f"--{flag}={folder} {what}; give a new or an empty folder.")
-    check_writable(flag, folder)
+    check_folder_writable(flag, folder, inside=folder.resolve().parent)
 
 
 @contextlib.contextmanager

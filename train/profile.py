@@ -18,7 +18,7 @@ import numpy as np
 import dilax
 from dilax import DataSpec, UserError, plots
 from train import cli
-from train.files import check_writable, write_bytes, write_text
+from train.files import check_folder_writable, write_bytes, write_text
 from train.tasks.base import make_folder
 
 TABLE, PICTURE, FOLDER = "profile.csv", "profile.png", "profile"
@@ -89,7 +89,7 @@ def main() -> None:
     """Print the table and the slowest layers, and write the files."""
     args = parse()
     inference, out = dilax.load(args.workdir), args.out or args.workdir / FOLDER
-    check_writable("out", out)
+    check_folder_writable("out", out)
     spec = inference.spec
     batch = example(spec, args.batch, read_size(args.size, spec) if args.size else ())
     x = inference.arguments(jnp.asarray(batch))["x"]

@@ -17,6 +17,7 @@ from dilax.export.tflite_operations import MEANINGS
 from dilax.lowerings import use_lowering
 
 SIGNATURE = "serving_default"
+STEPS = 4096  # of a loop, all of which are written out
 
 
 def write(program: Program) -> bytes:
@@ -44,18 +45,35 @@ def _without_loops(function: Callable[..., Any], shapes: Sequence[jax.ShapeDtype
     return lambda *arrays: jax.tree.unflatten(structure, flat(*arrays))
 
 
-def _unrolled(value: Any) -> Any:
-    """Return a jaxpr, or a parameter of an equation, with every scan in it unrolled."""
+def _unrolled(value: Any, times: int = 1) -> Any:
+    """Return a jaxpr, or a parameter of an equation, with every scan in it unrolled; what has none is returned as it is.
+
+    Args:
+        value: The jaxpr, or the parameter.
+        times: How often the loops around it repeat it.
+    """
+    if isinstance(value, core.Jaxpr):  # in newer versions of JAX every closed one, too
+        eqns = [_unrolled_equation(eqn, times) for eqn in value.eqns]
+        return value if all(new is old for new, old in zip(eqns, value.eqns)) else value.replace(eqns=eqns)
     if isinstance(value, core.ClosedJaxpr):
-        return value.replace(jaxpr=_unrolled(value.jaxpr))
-    if isinstance(value, core.Jaxpr):
-        return value.replace(eqns=[eqn.replace(params=_parameters(eqn)) for eqn in value.eqns])
-    return tuple(map(_unrolled, value)) if type(value) is tuple else value
+        inner = _unrolled(value.jaxpr, times)
+        return value if inner is value.jaxpr else value.replace(jaxpr=inner)
+    if type(value) is tuple:
+        parts = tuple(_unrolled(part, times) for part in value)
+        return value if all(new is old for new, old in zip(parts, value)) else parts
+    return value
 
 
-def _parameters(eqn: core.JaxprEqn) -> dict[str, Any]:
-    params = {name: _unrolled(value) for name, value in eqn.params.items()}
-    return params | {"unroll": params["length"]} if eqn.primitive.name == "scan" else params
+def _unrolled_equation(eqn: core.JaxprEqn, times: int) -> core.JaxprEqn:
+    is_scan = eqn.primitive.name == "scan"
+    times *= eqn.params["length"] if is_scan else 1
+    if times > STEPS:
+        raise UserError(
+            f"export: format 'tflite' cannot express loops, and one of {times} steps is too long to write out; use format 'onnx' or "
+            "'stablehlo'."
+        )
+    params = {name: _unrolled(value, times) for name, value in eqn.params.items()} | ({"unroll": 0} if is_scan else {})
+    return eqn if all(new is eqn.params[name] for name, new in params.items()) else eqn.replace(params=params)
 
 
 @contextlib.contextmanager
@@ -85,8 +103,8 @@ def _converted(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> byte
         except Exception as error:  # those of MLIR and of the bindings
             found = re.search(r"operation '(?:\w+\.)?(\w+)'", str(error))
             place = re.search(r'loc\("(.*)/.*?"\)', str(error))
-            operation = operation_of(found[1], place[1] if place else "") if found else f"the function ({reason(error)})"
-            operation = operation_of("while", "") if not found and "stablehlo.while" in text else operation
+            loops = "with a loop of unknown length, " * ("stablehlo.while" in text)
+            operation = operation_of(found[1], place[1] if place else "") if found else f"the function ({loops}{reason(error)})"
             raise UserError(f"export: format 'tflite' cannot express {operation}; use format 'onnx' or 'stablehlo'.") from error
 
 

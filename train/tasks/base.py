@@ -25,7 +25,7 @@ from dilax import DataSpec, Inference, UserError
 from dilax.losses import distillation_loss
 from train.data.readers.files import stem_of
 from train.data.splits import Splits
-from train.files import check_writable
+from train.files import check_folder_writable
 from train.keys import Keys, Reads
 from train.tasks.portable import Answer
 
@@ -297,7 +297,7 @@ def make_folder(path: pathlib.Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    check_writable("out", path)
+    check_folder_writable("out", path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # such as a full disk

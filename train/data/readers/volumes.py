@@ -104,17 +104,25 @@ def _read_both(pair: tuple[pathlib.Path, pathlib.Path]) -> None:
 
 def _shapes(pairs: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> list[tuple[int, ...]]:
     """Return the shape (x, y, z) of each volume, all of which have the same channels; a line on stderr says if their spacings differ."""
-    shapes, spacings = zip(*(read_header(volume) for volume, _ in pairs))
+    headers = [read_header(volume) for volume, _ in pairs]
+    shapes = [shape for shape, _ in headers]
     channels = [(*shape, 1)[3] for shape in shapes]
     if len(set(channels)) > 1:
         usual = collections.Counter(channels).most_common(1)[0][0]
         odd = next(i for i, count in enumerate(channels) if count != usual)
         raise UserError(f"{pairs[odd][0]} has {channels[odd]} channels, and other volumes {usual}; give volumes of the same channels.")
+    _note_spacings([spacing for _, spacing in headers])
+    return [shape[:3] for shape in shapes]
+
+
+def _note_spacings(spacings: Sequence[tuple[float, ...]]) -> None:
+    """Say on stderr if the spacings of volumes differ."""
     low, high = np.min(spacings, axis=0), np.max(spacings, axis=0)
     if (high > _SPREAD * low).any():
-        ranges = " x ".join(f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for a, b in zip(low.tolist(), high.tolist()))
+        words = [(f"{least:.3g}", f"{most:.3g}") for least, most in zip(low.tolist(), high.tolist())]
+        ranges = " x ".join(least if least == most else f"{least} to {most}" for least, most in words)
         print(
-            f"note: voxels of the volumes measure {ranges} mm, and are not resampled; resample them if structures should be of one size.",
+            f"note: voxels measure {ranges} mm, depending on the file, and volumes are not resampled; "
+            "resample them to one spacing if sizes in mm matter.",
             file=sys.stderr,
         )
-    return [shape[:3] for shape in shapes]
