@@ -68,7 +68,7 @@ CASES = {
         ["--config=tests/golden/nope.json"],
         "the config file tests/golden/nope.json cannot be read: No such file or directory; give the config.json of a run.",
     ),
-    "unknown flag": ([DIGITS, "--workdri=x"], 'unknown flag --workdri; see --help. Did you mean "workdir"?'),
+    "unknown flag": ([DIGITS, "--workdri=x"], 'unknown flag --workdri; see --help. Did you mean "--workdir"?'),
     "a bare word": ([DIGITS, "runs/x"], "'runs/x' is not a flag; write --config=runs/x or --workdir=runs/x."),
     "field of another model": (
         [DIGITS, "--config.model.name=resnet18", "--config.model.dropout=0.1"],

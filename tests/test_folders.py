@@ -350,7 +350,7 @@ LISTS: dict[str, tuple[dict[str, bytes], str]] = {
     "both": ({"train.txt": b"0\n1\n2\n", "test.txt": b"4\n1\n"}, "{lists}/train.txt and {lists}/test.txt both name 1; remove one, so that no image counts twice."),
     "twice": ({"train.txt": b"0\n1\n0\n", "test.txt": b"4\n"}, "{lists}/train.txt names 0 twice; remove one, so that no image counts twice."),
     "the same with a suffix": ({"train.txt": b"0\n1.png\n", "val.txt": b"1\n"}, "{lists}/train.txt and {lists}/val.txt both name 1; remove one, so that no image counts twice."),
-    "Latin-1": ({"train.txt": b"0\nd\xe9j\xe0\n", "test.txt": b"4\n"}, "{lists}/train.txt is not UTF-8: byte 0xe9 at position 3; convert it, or repair that byte."),
+    "Latin-1": ({"train.txt": b"0\nd\xe9j\xe0\n", "test.txt": b"4\n"}, "{lists}/train.txt is not UTF-8: byte 0xe9 at position 3; convert it, or give a text file."),
     "missing": ({"train.txt": b"0\n99\n", "test.txt": b"4\n"}, "{lists}/train.txt names 99, but {dir}/images does not hold it; add it, or correct the list."),
     "blank": ({"train.txt": b"0\n", "test.txt": b"\n"}, "{lists}/test.txt names no image; add some, or remove the file."),
     "alone": ({"train.txt": b"0\n"}, "{lists} holds train.txt but neither test.txt nor validation.txt; add one, or set config.data.dir to {lists}/train.txt."),

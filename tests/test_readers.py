@@ -162,7 +162,7 @@ MISTAKES: list[tuple[Callable[[pathlib.Path], Any], str, Any, str]] = [
     (read_text, "a.txt", "/", "{path} is a folder; give a text file."),
     (read_text, "a.txt", b"", "{path} is empty; give a text file with content."),
     (read_text, "a.txt", b"\xef\xbb\xbf", "{path} has a byte order mark and no text; give a text file that is not empty."),
-    (read_text, "a.txt", "né ".encode() + b"\xff\xfe", "{path} is not UTF-8: byte 0xff at position 4; convert it, or repair that byte."),
+    (read_text, "a.txt", "né ".encode() + b"\xff\xfe", "{path} is not UTF-8: byte 0xff at position 4; convert it, or give a text file."),
     (read_ts, "a.ts", None, "{path} does not exist; give a .ts file."),
     (read_ts, "a.ts", "1,2:a\n", "{path} has no line @data, so it is truncated or not a .ts file; give a file of the UCR or UEA archive."),
     (read_ts, "a.ts", "@classLabel true a\n@\n",

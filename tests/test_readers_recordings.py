@@ -226,8 +226,10 @@ def test_mistakes_in_tagged_words(content, tmp_path):
 
 
 def test_a_folder_without_tagged_words(tmp_path):
-    written(tmp_path / "notes.tsv", CONLL)
+    written(tmp_path / "notes.tsv", 9 * CONLL)
+    assert read_tagged(tmp_path)[0] == read_tagged(tmp_path / "notes.tsv")[0]
+    written(tmp_path / "others.tsv", CONLL)
     check_call(
         lambda: read_tagged(tmp_path),
-        f"{tmp_path} holds notes.tsv; give a folder with train and test files (.conll, .tsv, .bio, .iob2, .txt), or one file.",
+        f"{tmp_path} holds notes.tsv, others.tsv; give a folder with train and test files (.conll, .tsv, .bio, .iob2, .txt), or one file.",
     )

@@ -326,6 +326,15 @@ def test_stream_of_rows_equals_forecast():
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_a_folder_for_texts_with_tags_is_refused():
+    workdir, run = trained("tags")
+    args = flags("tags", workdir, *inputs_of("tags"))
+    assert list(run.setup.task.predict(run.inference, args))
+    args.out, args.replace = folder_of("tags") / "out", False  # as --out sets them
+    with pytest.raises(UserError, match=r"^--out=.*: texts with their tags are printed, and no file is written; leave it out\.$"):
+        list(run.setup.task.predict(run.inference, args))
+
+
 @pytest.mark.parametrize("name", ["masks", "waves", "mixtures"])
 def test_a_folder_that_cannot_be_written_is_one_line(name):
     workdir, run = trained(name)

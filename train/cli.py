@@ -54,7 +54,8 @@ class Parser(argparse.ArgumentParser):
         valued = re.match(r"argument (--\w+): ignored explicit argument (.+)", message)
         if unknown:
             known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
-            fail(f"unknown flag --{unknown[1]}; see --help.{did_you_mean(unknown[1], known)}")
+            hint = did_you_mean(unknown[1], known).replace('"', '"--', 1)  # whose dashes would count as likeness
+            fail(f"unknown flag --{unknown[1]}; see --help.{hint}")
         if valued:
             fail(f"{valued[1]} takes no value, and {valued[2]} was given; write {valued[1]} alone.")
         fail(f"{message}; see --help.")

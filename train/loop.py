@@ -33,6 +33,8 @@ from train.stopper import Stopped, Stopper
 from train.transfer import init_from
 from train.writers import NoWriter, Writer, add_step, means, read_history
 
+UNCHOSEN = "validation: no split, so the parameters of the last step are kept"
+
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> int:
     """Train what `config` says in `workdir`; an unfinished run of the same config in it is resumed.
@@ -57,7 +59,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, restart: bool = False) -> 
             _open(held, config, workdir)
         splits = task_class(config.task).open(config)
         setup = build(config, splits.spec, teacher=open_teacher(config, splits.spec))
-        remarks = setup.task.remarks(setup.steps.model, splits)
+        remarks = [*setup.task.remarks(setup.steps.model, splits), *[UNCHOSEN] * (splits.validation is None)]
         print(describe(setup), splits.describe(), *remarks, f"folder: {workdir}", sep="\n", flush=True)
         _check_length(setup)
         for split in (splits.train, splits.validation, splits.test):

@@ -13,7 +13,7 @@ import optax
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
-from dilax import DataSpec, Inference, crf, plots
+from dilax import DataSpec, Inference, UserError, crf, plots
 from dilax.inference import valid_steps
 from dilax.losses import smoothing_loss
 from dilax.segments import f1_score, segment_scores, segments
@@ -232,6 +232,8 @@ class SequenceLabelling(StepTask):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield the lines of texts with their spans; of features, write NAME_labels.txt, a line for each step, and NAME_segments.csv."""
         if self.tagged:
+            if not args.replace:
+                raise UserError(f"--out={args.out}: texts with their tags are printed, and no file is written; leave it out.")
             texts = [text.read_text(pathlib.Path(path)).splitlines() for path in args.inputs]
             rows = ((f"{path}:{i}", line) for path, lines in zip(args.inputs, texts) for i, line in enumerate(lines, 1) if line.strip())
             return table_lines(args, ("input", "text"), ((name, tags.marked(line, inference.spans(line))) for name, line in rows))

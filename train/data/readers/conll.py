@@ -28,7 +28,8 @@ class Sentence:
 def read_tagged(path: pathlib.Path, *, validation: bool = True) -> tuple[dict[str, list[Sentence]], str]:
     """Return the sentences of each split of a folder with train.tsv, test.tsv and perhaps validation.tsv, or of one file.
 
-    The files of a folder have one of `SUFFIXES`. Of a single file a fixed fifth of the sentences is the test split.
+    The files of a folder have one of `SUFFIXES`. Of a single file, or the only one of a folder, a fixed fifth of the sentences is the test
+    split.
 
     Args:
         path: The folder or the file.
@@ -40,12 +41,14 @@ def read_tagged(path: pathlib.Path, *, validation: bool = True) -> tuple[dict[st
     Raises:
         UserError: if the folder does not hold such files, or as `read_conll`.
     """
-    if not path.is_dir():
+    files = list_files(path, SUFFIXES) if path.is_dir() else [path]
+    if len(files) == 1:
+        (path,) = files
         return with_fixed_test(read_conll(path), path, "sentences"), origin_of(path, {})
     for suffix in SUFFIXES:
-        if files := divided(path, suffix=suffix, validation=validation):
-            return {part: read_conll(file) for part, file in files.items()}, origin_of(path, files)
-    present = ", ".join(file.name for file in list_files(path, SUFFIXES)[:5]) or "no file of a known type"
+        if parts := divided(path, suffix=suffix, validation=validation):
+            return {part: read_conll(file) for part, file in parts.items()}, origin_of(path, parts)
+    present = ", ".join(file.name for file in files[:5]) or "no file of a known type"
     raise UserError(f"{path} holds {present}; give a folder with train and test files ({', '.join(SUFFIXES)}), or one file.")
 
 

@@ -26,7 +26,7 @@ def read_text(path: pathlib.Path) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = content[error.start]
-        raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at position {error.start}; convert it, or repair that byte.") from error
+        raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at position {error.start}; convert it, or give a text file.") from error
     text = text.removeprefix("\ufeff")
     if not text:
         raise UserError(f"{path} has a byte order mark and no text; give a text file that is not empty.")
