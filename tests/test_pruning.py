@@ -205,6 +205,13 @@ def joined(module: nn.Module, x: jax.Array) -> jax.Array:
     return nn.Dense(2)(dilax.resize(nn.max_pool(nn.relu(y), (2, 2), (2, 2)), (7, 7)))
 
 
+def stacked(module: nn.Module, x: jax.Array) -> jax.Array:
+    """Of operations that are composed of others in older versions of JAX."""
+    y = nn.relu(nn.Conv(8, (1, 1))(x))
+    once, twice = jnp.stack([y, 2 * nn.Conv(8, (1, 1))(x)], axis=1).swapaxes(0, 1)
+    return nn.Dense(2)(jnp.tile(once * twice, (1, 2, 1, 1)))
+
+
 def looped(module: nn.Module, x: jax.Array) -> jax.Array:
     y = nn.Conv(8, (1, 1))(x)
     scale = module.param("loop_scale", nn.initializers.ones_init(), y.shape[-1:])[None, None, None]
@@ -213,7 +220,9 @@ def looped(module: nn.Module, x: jax.Array) -> jax.Array:
     return nn.Dense(2)(y) + nn.Dense(2)(steps.mean((0, 2)))[:, None, None]
 
 
-NETWORKS = {body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, degridded, joined, looped)}
+NETWORKS = {
+    body.__name__: Network(body) for body in (grouped, gated, transposed, shared_layer, multi_dilation, degridded, joined, stacked, looped)
+}
 
 
 @pytest.mark.parametrize("case", NETWORKS)

@@ -232,6 +232,22 @@ def _split(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
     return [(*axes[:axis], part, *axes[axis + 1 :]) for part in parts]
 
 
+def _unstack(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
+    axis, axes = eqn.params["axis"], operands[0].axes
+    channels.lock(axes[axis], "an unstacking takes them apart")
+    return [(*axes[:axis], *axes[axis + 1 :]) for _ in eqn.outvars]
+
+
+def _stack(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
+    axis, why = eqn.params["axis"], "they are stacked with values that are not channels"
+    axes = [channels.merge(labels, why) for labels in zip(*(operand.axes for operand in operands), strict=True)]
+    return [(*axes[:axis], np.zeros(len(operands), np.int64), *axes[axis:])]
+
+
+def _tile(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
+    return [tuple(labels if labels is None else np.tile(labels, n) for labels, n in zip(operands[0].axes, eqn.params["reps"], strict=True))]
+
+
 def _concatenate(channels: Channels, eqn: Any, operands: list[Value]) -> list[Axes]:
     along, results = eqn.params["dimension"], []
     for i, axes in enumerate(zip(*(operand.axes for operand in operands), strict=True)):
@@ -290,6 +306,9 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": _dynamic_update_slice,
     "split": _split,
     "concatenate": _concatenate,
+    "unstack": _unstack,
+    "stack": _stack,
+    "tile": _tile,
     "rev": _rev,
     "iota": _iota,
     "gather": _gather,

@@ -6,6 +6,7 @@
 | top_k | `axis`, `k` | `is_stable` in addition |
 | elementwise operations | | `log2`, `one_minus_square` and `mulhi` in addition |
 | `digitize`, `searchsorted` | composed of others | `call_hi_primitive`, whose `_prim.expand` composes them |
+| `stack`, `unstack`, `tile` | composed of others | operations of their own |
 | casts of sharded types | `reduced_vary_cast_p`, `vary_unreduced_cast_p` | the same names without `_p` |
 """
 
