@@ -5,7 +5,8 @@
     python -m train.main --config configs/denoise.py:no_dilation --config.data.dir=Train400 --config.data.test_dir=BSD68
     python -m train.main --config configs/denoise.py:smoke          two photographs of scikit-learn (CC BY 2.0), split by columns
 
-Not measured to the end; docs/training/restoration.md has the first 299 steps.
+Measured: 28.67 dB on BSD68, 29.60 dB on Set12 (seed 0; the paper has 29.15 on BSD68), 27.63 dB on the 20 validation images;
+2829 s on 2 shared CPU cores, 2217 s of processor time, with oneDNN. :no_dilation is not measured.
 Measured, :smoke: 28.93 dB test PSNR from 21.08 (seed 0); 530 s on 2 very busy CPU cores, 40 s of processor time.
 """
 
