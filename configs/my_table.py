@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
+from train.data.readers.files import only_file
 
 
 def get_config(data: str = "") -> ConfigDict:
@@ -23,7 +24,7 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.lr = 2e-3
     config.optim.clip_norm = 1.0
     if data:
-        file = own_data.only_file(user_path(data), (".csv", ".tsv", ".gz"))
+        file = only_file(user_path(data), (".csv", ".tsv", ".gz"))
         rows = round(0.8 * own_data.count_rows(file))  # a tenth each is for validation and test
         length = max(4, min(128, rows // 8))
         config.data.dir = str(file)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
+from train.data.readers.files import only_file
 from train.data.splits import split_paths
 
 
@@ -21,7 +22,7 @@ def get_config(data: str = "") -> ConfigDict:
     path = user_path(data)
     classes = [one for one in path.glob("[!.]*") if one.is_dir()]
     if data and (path.is_file() or split_paths(path, suffix=".txt") or not classes):
-        return _continued(own_data.only_file(path, (".txt",)))
+        return _continued(only_file(path, (".txt",)))
     config = default_config("my_text", task="sequence_classification")
     config.data.name = "text"
     config.sequence.units = "bytes"

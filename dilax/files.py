@@ -27,10 +27,10 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def replace_files(contents: Mapping[pathlib.Path, bytes]) -> None:
-    """Replace files that belong together, each atomically, once all of them are on the disk.
+    """Replace files that belong together, each atomically, once the contents of all of them are on the disk.
 
     Raises:
-        OSError: if one cannot be written; all are then as they were.
+        OSError: if one cannot be written. All are then as they were, unless it is the replacing itself that fails.
     """
     scratches = {path: path.with_name(path.name + PART) for path in contents}
     try:

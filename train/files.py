@@ -49,7 +49,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 
 def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
-    """Replace files that belong together: if one of them cannot be written, all stay as they were.
+    """Replace files that belong together as `dilax.files.replace_files` does: if the disk is full, all stay as they were.
 
     Raises:
         UserError: if one cannot be written.

@@ -112,9 +112,3 @@ def patch_size(folder: pathlib.Path, *, limits: tuple[int, int]) -> tuple[int, .
 def count_rows(path: pathlib.Path) -> int:
     """Return the number of lines of a table."""
     return table_bytes(path).count(b"\n") + 1
-
-
-def only_file(path: pathlib.Path, suffixes: Sequence[str]) -> pathlib.Path:
-    """Return the file in a folder that holds a single one with such a suffix; else the path itself."""
-    files = list_files(path, suffixes) if path.is_dir() else []
-    return files[0] if len(files) == 1 else path

@@ -232,7 +232,7 @@ class SequenceLabelling(StepTask):
     def predict(self, inference: Inference, args: argparse.Namespace) -> Iterator[str]:
         """Yield the lines of texts with their spans; of features, write NAME_labels.txt, a line for each step, and NAME_segments.csv."""
         if self.tagged:
-            if not args.replace:
+            if not args.replace:  # --out was given
                 raise UserError(f"--out={args.out}: texts with their tags are printed, and no file is written; leave it out.")
             texts = [text.read_text(pathlib.Path(path)).splitlines() for path in args.inputs]
             rows = ((f"{path}:{i}", line) for path, lines in zip(args.inputs, texts) for i, line in enumerate(lines, 1) if line.strip())

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from dilax.errors import UserError
-from train.data.readers.files import list_files
+from train.data.readers.files import list_files, only_file
 from train.data.readers.text import read_text
 from train.data.splits import divided, origin_of, with_fixed_test
 
@@ -41,14 +41,13 @@ def read_tagged(path: pathlib.Path, *, validation: bool = True) -> tuple[dict[st
     Raises:
         UserError: if the folder does not hold such files, or as `read_conll`.
     """
-    files = list_files(path, SUFFIXES) if path.is_dir() else [path]
-    if len(files) == 1:
-        (path,) = files
+    path = only_file(path, SUFFIXES)
+    if not path.is_dir():
         return with_fixed_test(read_conll(path), path, "sentences"), origin_of(path, {})
     for suffix in SUFFIXES:
         if parts := divided(path, suffix=suffix, validation=validation):
             return {part: read_conll(file) for part, file in parts.items()}, origin_of(path, parts)
-    present = ", ".join(file.name for file in files[:5]) or "no file of a known type"
+    present = ", ".join(file.name for file in list_files(path, SUFFIXES)[:5]) or "no file of a known type"
     raise UserError(f"{path} holds {present}; give a folder with train and test files ({', '.join(SUFFIXES)}), or one file.")
 
 

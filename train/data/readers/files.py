@@ -62,6 +62,12 @@ def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.
     return sorted(found)
 
 
+def only_file(path: pathlib.Path, suffixes: Collection[str]) -> pathlib.Path:
+    """Return the file in a folder that holds a single one with such a suffix; else the path itself."""
+    files = list_files(path, suffixes) if path.is_dir() else []
+    return files[0] if len(files) == 1 else path
+
+
 def stem_of(name: str, suffixes: Collection[str]) -> str:
     """Return the name of a file without that of `suffixes` which it has, in any letter case; the longest, such as ".nii.gz"."""
     longest = max((suffix for suffix in suffixes if name.lower().endswith(suffix)), key=len, default="")
