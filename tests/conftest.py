@@ -15,7 +15,7 @@ import pytest
 
 # Most programs run once, and compiling them takes most of the time: LLVM is to hurry over what XLA has made of them, and XLA to make it the
 # short way. To test with all optimisations: XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest
-HURRY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+HURRY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_prefer_vector_width=128"
 if jax.__version_info__ < (0, 11):  # XLA does not start with a flag that it does not know
     HURRY += " --xla_cpu_use_fusion_emitters=false"
 if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
@@ -33,6 +33,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+
+# The hundreds of processes that tests start import JAX and dilax from bytecode, which some environments do not write.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests stop runs by signals, which are ignored, by the processes that they start as well, if the tests run under nohup or in the background.
 if "PYTEST_XDIST_WORKER" in os.environ:

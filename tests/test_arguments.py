@@ -4,6 +4,7 @@ Each argument has a kind. A kind has values that are refused for every argument 
 conversion of the valid value that must not change the result.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -608,10 +609,14 @@ def names(text: str, value: Any) -> bool:
 CONVERTED = [(name, argument) for name, argument in ARGUMENTS if isinstance(CASES[name].valid[argument], int | float | bool)]
 
 
+@functools.cache
+def valid_result(name: str) -> Any:
+    return CASES[name].function(**CASES[name].valid)
+
+
 @pytest.mark.parametrize(("name", "argument"), [one for one in CONVERTED if KINDS[CASES[one[0]].kinds[one[1]]][1]])
 def test_numbers_of_numpy_are_numbers(name, argument):
-    case = CASES[name]
-    expected = case.function(**case.valid)
+    case, expected = CASES[name], valid_result(name)
     for convert in KINDS[case.kinds[argument]][1]:
         jax.tree.map(np.testing.assert_array_equal, case.function(**{**case.valid, argument: convert(case.valid[argument])}), expected)
 
@@ -625,7 +630,7 @@ def test_arrays_without_axes_are_their_values(convert):
         case = CASES[name]
         if CASES[name].kinds[argument] in SCALARS:
             result = case.function(**{**case.valid, argument: convert(case.valid[argument])})
-            jax.tree.map(np.testing.assert_array_equal, result, case.function(**case.valid))
+            jax.tree.map(np.testing.assert_array_equal, result, valid_result(name))
 
 
 def test_whole_numbers_of_other_dtypes_are_integers():

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selection import with_slow
 from test_arguments import CASES, INTERNAL
 
 import dilax
@@ -85,9 +86,11 @@ def traced(module: nn.Module) -> None:
 
 
 FIELDS = [(name, field) for name, cls in MODULES.items() for field in field_hints(cls)]
+# One module with each field and its type; the others, most of which check it by the same function, with -m slow.
+KEPT = {(field, str(field_hints(MODULES[name])[field])): (name, field) for name, field in reversed(FIELDS)}
 
 
-@pytest.mark.parametrize(("name", "field"), FIELDS)
+@pytest.mark.parametrize(("name", "field"), with_slow(FIELDS, kept=KEPT.values()))
 def test_wrong_fields_of_modules(name, field):
     cls, failures = MODULES[name], []
     hint = field_hints(cls)[field]

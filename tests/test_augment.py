@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from scipy import ndimage
+from selection import with_slow
 
 from dilax.errors import UserError
 from train.data.augment import AUGMENT_KEYS, CLASS_KEYS, COLOUR_KEYS, GEOMETRY_KEYS, MASK_KEYS, augment, examples, geometry, one_hot, pixels
@@ -247,7 +248,7 @@ BOXES = np.sort(RNG.uniform(0, 9, (4, 2, 2, 2)), 2).reshape(4, 2, 4).astype(np.f
 SMALL = {"image": IMAGES, "mask": MASKS, "boxes": BOXES, "target": np.asarray(one_hot(LABELS, 5))}
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", with_slow(DRAWS, repeats=("coloured crop",)))
 def test_a_function_of_the_key_and_the_position(name):
     companions, options = DRAWS[name]
     batch = {key: SMALL[key] for key in ("image", *companions)}

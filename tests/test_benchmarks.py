@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference as oracle
+from selection import with_slow
 
 import dilax
 from benchmarks import (
@@ -171,6 +172,7 @@ FAULTS = {
     "wrong after a while": (lambda y, call: y if call < 3 else [2 * part for part in y], r"wrong: y differs"),
 }
 CONTENDERS = ("lax", "taps", "auto", "torch contiguous")
+PAIRS = [(name, fault) for name in CONTENDERS for fault in FAULTS]
 
 
 def faulty(monkeypatch, name, fault) -> None:
@@ -190,8 +192,9 @@ def faulty(monkeypatch, name, fault) -> None:
     monkeypatch.setattr(ops, "MEASURES", ("gradients",))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize(
+    ("name", "fault"), with_slow(PAIRS, kept=[pair for pair in PAIRS if pair[0] == "torch contiguous" or pair[1] == "another value"])
+)
 def test_a_wrong_contender_is_named_and_left_out_and_the_run_goes_on(name, fault, monkeypatch, tmp_path, capsys):
     function, text = FAULTS[fault]
     faulty(monkeypatch, name, function)

@@ -17,7 +17,7 @@ from dilax import DataSpec
 from dilax.errors import UserError
 from dilax.loading import leaves_with_paths
 from train import cli, listing, loop, main, own_data
-from train.build import build
+from train.build import Setup, build
 from train.config import check, default_config, from_json, model_config, task_class, to_json
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,19 +112,8 @@ def sequence_batch(config: Any, shape: tuple[int, ...], outputs: int, symbols: i
     return {"input": x, "length": lengths, "label": label, "counted": np.arange(shape[0])[None] < lengths[:, None]}
 
 
-# The smaller variant of one config of each task takes a step by default, those of the others with -m slow; larger ones are traced alone.
-QUICK = [(name, "smoke") for name in ("digits", "camvid", "hippocampus", "blood_cells", "denoise", "timeseries", "forecast", "text")]
-QUICK += [(name, "smoke") for name in ("waveform", "separation", "salads", "disease_names")]
-
-
-def test_a_config_of_each_task_takes_a_step():
-    assert {get(*case).task for case in QUICK} == {get(*case).task for case in CASES if case[1]}
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"), with_slow(CASES, repeats=[case for case in CASES if case[1] == "smoke" and case not in QUICK])
-)
-def test_builds_and_steps(name, variant):
+def built(name: str, variant: str) -> tuple[Setup, Any]:
+    """The setup of a config, with a batch of two examples."""
     config = get(name, variant)
     assert to_json(from_json(to_json(config))) == to_json(config)
     config.batch_size = -(-config.batch_size // 8) * 8  # one that is meant for a single device cannot be spread over those of the tests
@@ -139,16 +128,28 @@ def test_builds_and_steps(name, variant):
     order = "" if shape != (784, 1) else "permuted" if config.sequence.permute else "rows"
     names, codes = (tuple(map(str, range(count))) for count in (outputs, symbols))
     names = ("O", "B-x", "I-x") if config.data.name == "conll" else names
-    setup = build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order))
-    if variant != "smoke":
-        state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))
-        assert jax.tree.map(lambda a: a.shape, state.params) == jax.tree.map(lambda a: a.shape, setup.shapes["params"])
-        return
+    return build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order)), batch
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_builds_and_a_step_can_be_traced(name, variant):
+    setup, batch = built(name, variant)
+    state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))
+    assert jax.tree.map(lambda a: a.shape, state.params) == jax.tree.map(lambda a: a.shape, setup.shapes["params"])
+
+
+SMALL = [name for name, variant in CASES if variant == "smoke"]
+
+
+@pytest.mark.parametrize("name", with_slow(SMALL, kept=("digits", "camvid", "timeseries", "denoise")))
+def test_takes_a_step_that_moves_every_parameter(name):
+    setup, batch = built(name, "smoke")
     state, sums = jax.jit(setup.steps.train)(setup.steps.init(setup.init()), batch, jax.random.key(0))
     assert np.isfinite(float(sums["loss"]))
     assert int(state.step) == 1
     before, after = (dict(leaves_with_paths(params)) for params in (setup.init()["params"], state.params))
     # What the last unit of a WaveNet passes on goes nowhere.
+    config = setup.config
     last = f"unit{len(config.model.dilations) - 1}/residual" if config.model.name == "wavenet" else "none"
     moved = [not np.array_equal(before[path], after[path]) for path in before if last not in path]
     assert all(moved)
@@ -222,7 +223,7 @@ def test_own_data_needs_nothing_but_its_path(name, folder, tmp_path, monkeypatch
     assert len(splits.test) and (splits.validation is None) == (not config.data.validation)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", with_slow(TINY, kept=("images", "table", "texts")))
 def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
     config_name, write, given = TINY[name]
     (tmp_path / "data").mkdir()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from selection import slow
 
 from dilax.errors import UserError
 from train import data
@@ -219,11 +220,9 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("ending", "send", "code", "error"),
     [
-        pytest.param("sys.exit(5)", None, 5, "", marks=pytest.mark.slow),
-        ("for _ in batches: pass", signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"),
+        *slow(("sys.exit(5)", None, 5, ""), ("for _ in batches: pass", signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt")),
         ("for _ in batches: pass", signal.SIGKILL, -signal.SIGKILL, ""),
-        pytest.param(AFTER_A_SIGNAL, signal.SIGHUP, 7, "", marks=pytest.mark.slow),
-        (AFTER_A_SIGNAL, signal.SIGTERM, 7, ""),
+        *slow((AFTER_A_SIGNAL, signal.SIGHUP, 7, ""), (AFTER_A_SIGNAL, signal.SIGTERM, 7, "")),
         (
             "for _ in batches: pass",
             None,

@@ -15,6 +15,7 @@ import pytest
 from contract import KEY, random_input
 from foreign import random_state
 from reading import check_call
+from selection import with_slow
 
 import dilax
 from dilax import models
@@ -114,7 +115,7 @@ def test_outputs(name):
     assert jax.tree.map(lambda one: (one.shape, one.dtype), shapes) == jax.tree.map(lambda one: (one.shape, one.dtype), outputs)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", with_slow(SMALL, repeats=("fcos", "yolof")))
 def test_every_parameter_has_a_gradient(name):
     model, variables = SMALL[name], variables_of(name)
 
@@ -148,7 +149,7 @@ def test_padding_and_the_order_of_boxes_do_not_count(name):
     assert (np.asarray(other[0]["classes"]) != np.asarray(sums["classes"])).all()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", with_slow(SMALL, kept=("retinanet", "yolof")))
 def test_outputs_of_a_low_loss_are_the_boxes(name):
     """Outputs that are optimised directly become detections of exactly the boxes, so matching, coding and detection agree."""
     model, rule = SMALL[name], optax.adam(0.05)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import pytest
+from selection import with_slow
 from task_cases import CASES
 from tiny_runs import files_of, make_run, refused, tiny
 
@@ -22,8 +23,8 @@ from train.evaluate import evaluate
 from train.tasks import TASKS, Task
 
 PACKAGES = {"stablehlo": ("flatbuffers",), "onnx": ("jax2onnx", "onnx", "onnxruntime"), "tflite": ("litert_converter", "ai_edge_litert")}
-# Cases that have the parts of others: in the default run they are written in one format.
-LIKE_OTHERS = ("sums", "codes", "pixels", "sounds")
+# Cases that have the parts of others.
+LIKE_OTHERS = ("sums", "codes", "pixels", "sounds", "rolls")
 STREAMED = ("series", "table", "rolls", "text", "waves", "mixtures")
 
 
@@ -72,11 +73,10 @@ CHOICES = [
     for name in CASES
     for format in formats.FORMATS
     for stream in ((False, True) if name in STREAMED else (False,))
-    if format == "stablehlo" or name not in LIKE_OTHERS
 ]
 
 
-@pytest.mark.parametrize(("name", "format", "stream"), CHOICES)
+@pytest.mark.parametrize(("name", "format", "stream"), with_slow(CHOICES, repeats=[one for one in CHOICES if one[0] in LIKE_OTHERS]))
 def test_the_file_scores_as_the_run_does(trained_of, command, name, format, stream, tmp_path, capsys):
     needs(format)
     trained = trained_of(name)

@@ -17,6 +17,7 @@ import pytest
 import tiny_runs
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
+from selection import with_slow
 from tiny_runs import ENVIRONMENT, ROOT, flip, flip_a_bit, refused, tiny
 
 import dilax
@@ -131,7 +132,7 @@ def test_home_and_what_systems_put_into_folders(tmp_path, monkeypatch):
 # Kills and lost files
 
 
-@pytest.mark.parametrize("count", range(1, 6))
+@pytest.mark.parametrize("count", with_slow(range(1, 6), kept=(1, 4)))
 def test_killed_between_any_two_files(count, tmp_path, monkeypatch):
     replace, calls = os.replace, iter(range(1, 100))
 
@@ -480,7 +481,7 @@ def trained_on_pets(tmp_path_factory) -> pathlib.Path:
     return path / "run"
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", with_slow(DATA, kept=("other classes", "one pixel", "same")))
 def test_data_that_has_changed_is_refused_or_accepted(name, trained_on_pets, tmp_path, capsys):
     workdir = pathlib.Path(shutil.copytree(trained_on_pets, tmp_path / "run"))
     make, words = DATA[name]

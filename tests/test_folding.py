@@ -112,7 +112,7 @@ def test_branches_that_share_a_kernel_are_refused():
     )
 
 
-REPEATS = ("xception", "retinanet", "yolof", "mobilenet_v2", "efficientnet_b0", "lraspp_mobilenet_v2", "fcn_resnet50", "drn_c_26")
+REPEATS = ("xception", "retinanet", "yolof", "mobilenet_v2", "efficientnet_b0", "lraspp_mobilenet_v2", "fcn_resnet50", "drn_c_26", "fcos")
 
 
 @pytest.mark.parametrize("name", with_slow(CASES, repeats=(*REPEATS, "deeplabv3_resnet50", "drn_c_26_segmenter")))

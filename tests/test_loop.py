@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from selection import slow, with_slow
 from tiny_runs import finish, flip_a_bit, newest_state, refused, remove_description, start, start_main, tiny, truncate
 
 import dilax
@@ -52,7 +53,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("when", KILLS)
+@pytest.mark.parametrize("when", with_slow(KILLS, kept=("mid-epoch",)))
 def test_killed_and_resumed_equals_unbroken_to_the_bit(when, config_file, unbroken, tmp_path, capsys):
     workdir = tmp_path / "killed"
     process = start_main(config_file, workdir)
@@ -83,7 +84,7 @@ def test_interrupted_and_resumed_by_the_same_command(config_file, unbroken, tmp_
     assert_same_run(workdir, unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGHUP)])
 def test_terminated_saves_and_resumes(number, unbroken, tmp_path, monkeypatch, capsys):
     scalars, workdir = loop.Writer.scalars, tmp_path / "terminated"
 
@@ -100,7 +101,7 @@ def test_terminated_saves_and_resumes(number, unbroken, tmp_path, monkeypatch, c
     assert_same_run(workdir, unbroken)
 
 
-@pytest.mark.parametrize("name", ["validation/accuracy", "test/accuracy"])
+@pytest.mark.parametrize("name", ["test/accuracy", *slow("validation/accuracy")])
 def test_terminated_in_the_last_step_or_the_report(name, unbroken, tmp_path, monkeypatch, capsys):
     """All is saved by then: the test and the report are left to the same command, which need not train."""
     scalars, workdir = loop.Writer.scalars, tmp_path / "terminated"

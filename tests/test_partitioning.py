@@ -19,6 +19,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from selection import slow, with_slow
 
 import dilax
 from benchmarks.communication import equations, halo, sent
@@ -143,7 +144,7 @@ SPREAD = {
 }
 
 
-@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("groups", [1, 8, *slow(2)])
 @pytest.mark.parametrize("way", SPREAD)
 def test_other_ways_to_spread(way, groups):
     axes, x_spec, kernel_spec = SPREAD[way]
@@ -177,7 +178,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("sizes", [(2, 30), (3, 17), (5, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [(5, 9), *slow((2, 30), (3, 17))])
 def test_sizes_that_do_not_divide(name, sizes):
     mesh, function = mesh_of(data=2, space=4), functools.partial(with_gradients, OPERATIONS[name])
     x, kernel = draw((*sizes, 6, 4), (3, 3, 4, 4))
@@ -242,7 +243,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_slow(NETWORKS, repeats=("U-Net",)))
 def test_a_training_step_gathers_no_map(name):
     model, shape = NETWORKS[name]
     mesh = mesh_of(space=DEVICES)
@@ -336,7 +337,7 @@ def test_programs_that_differ_in_a_rule_have_different_texts():
     assert re.sub(r'backend_config = "\d+"', "", texts[0]) == same != other
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", with_slow(OPERATIONS, kept=("dense", "depthwise", "max_pool", "resize")))
 def test_operations_run_without_jit(name):
     x, kernel = draw((2, 9, 6, 4), (3, 3, 4, 4))
     function = functools.partial(with_gradients, OPERATIONS[name])

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from selection import with_slow
 from task_cases import CASES
 from tiny_runs import make_run, refused
 
@@ -19,7 +20,7 @@ from train.tasks import TASKS
 NAMES = ("images", "masks", "boxes", "pixels", "table", "text", "waves", "mixtures", "photographs", "recordings")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=with_slow(NAMES, kept=("images", "masks", "text")))
 def workdir(request, tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp(request.param)
     return make_run(CASES[request.param].config(root), root / "run", scale=0.3)

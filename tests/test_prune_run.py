@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from selection import with_slow
 from task_cases import CASES
 from tiny_runs import files_of, make_run, refused, tiny
 
@@ -113,7 +114,7 @@ LAWS = (
 )
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", with_slow(RUNS, repeats=("waves", "mixtures")))
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_laws(law, name):
     law(*made(name))

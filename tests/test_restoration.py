@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from selection import slow, with_slow
 
 import dilax
 from dilax import metrics
@@ -98,7 +99,7 @@ def whole_scores(task: Restoration, setup: Setup, folder: str, channels: int, gr
     return found
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("noise", 1), ("noise", 3), ("super_resolution", 1), ("jpeg", 3)])
+@pytest.mark.parametrize(("kind", "channels"), [("noise", 1), ("super_resolution", 1), *slow(("noise", 3), ("jpeg", 3))])
 def test_windows_add_up_to_whole_images(kind, channels, folders):
     splits, setup = opened(folders[channels], **KINDS[kind])
     task: Any = setup.task
@@ -222,7 +223,7 @@ def flags(folder: pathlib.Path, *words: str) -> argparse.Namespace:
     return args
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_slow(KINDS, kept=("super_resolution",)))
 def test_prediction_equals_evaluation(kind, folders, tmp_path):
     splits, setup = opened(folders[1], **KINDS[kind])
     _, scores = score(setup, setup.parallel.put(variables_of(1)), splits.test)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reading import check_call
+from selection import with_slow
 from test_segments import OVERLAPS, slow
 
 from dilax import DataSpec
@@ -214,7 +215,7 @@ def test_metrics_equal_the_loop_over_single_steps(name):
     assert setup.task.best_by in metrics
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", with_slow(("jit", "pmap"), kept=("jit",)))
 @pytest.mark.parametrize(("name", "parts"), [("classes, mean", 2), ("codes", 2), ("classes, statistics of the batch", 1)])
 def test_parts_and_devices_do_not_change_a_step(name, parts, kind):
     batch = {key: np.concatenate([values, values[::-1]]) for key, values in batch_of(name).items()}

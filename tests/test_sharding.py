@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from selection import with_slow
 
 import dilax
 from dilax import models
@@ -138,14 +139,18 @@ def check(case: str, transform: str | None, way: str) -> None:
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES)
+SPREAD = [(case, way) for case in CASES for way in WAYS]
+
+
+@pytest.mark.parametrize(
+    ("case", "way"), with_slow(SPREAD, kept=[(case, way) for case, way in SPREAD if case == "2d" or way == "shard_map"])
+)
 def test_values_and_gradients_are_those_of_one_device(case, way, monkeypatch):
     monkeypatch.setattr(patches, "BLOCK", 64)  # several blocks
     check(case, None, way)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", with_slow(WAYS, kept=("jit", "shard_map")))
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("case", TRANSFORMED)
 def test_transforms_are_those_of_one_device(case, transform, way):

@@ -90,8 +90,12 @@ def assert_close(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=path)
 
 
+# Of each task, the cases that are trained by default; the others run with -m slow.
+TRAINED = ("images", "masks", "boxes", "photographs", "sounds", "texts", "recordings", "tags", "table", "text", "waves", "mixtures")
+
+
 def test_every_task_has_a_case():
-    assert {case.task for case in CASES.values()} == set(TASKS)
+    assert {case.task for case in CASES.values()} == {CASES[name].task for name in TRAINED} == set(TASKS)
     assert all(task.name == name for name, task in TASKS.items())
 
 
@@ -177,7 +181,7 @@ def put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize("name", with_slow(CASES, repeats=("sums", "codes", "pixels", "sounds", "series")))
+@pytest.mark.parametrize("name", with_slow(CASES, kept=("images", "boxes", "text")))
 def test_parts_of_a_batch_give_the_step_of_the_whole(name):
     case, splits, setup = opened(name)
     results = []
@@ -204,7 +208,7 @@ def test_metrics_of_two_halves_are_those_of_the_whole(name):
     assert setup.task.best_by in metrics
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", with_slow(CASES, kept=TRAINED))
 def test_a_run_is_evaluated_reported_and_loaded(name):
     workdir, run = trained(name)
     status = dilax.loading.read_status(workdir)
@@ -253,7 +257,7 @@ def steps_of(name: str) -> list[str]:
     return ["--steps", "7"] if CASES[name].task in ("language_model", "waveform", "sequence_prediction") else []
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
 def test_predict_gives_its_lines(name):
     workdir, run = trained(name)
     lines = list(run.setup.task.predict(run.inference, flags(name, workdir, *steps_of(name), *inputs_of(name))))
@@ -266,7 +270,7 @@ def test_predict_gives_its_lines(name):
                 assert pathlib.Path(cell).stat().st_size > 40
 
 
-@pytest.mark.parametrize("name", ["series", "sounds", "texts", "images"])
+@pytest.mark.parametrize("name", with_slow(["series", "sounds", "texts", "images"], kept=TRAINED))
 def test_prediction_equals_evaluation(name):
     """The classes that predict prints for the test split have the accuracy of the evaluation."""
     _, run = trained(name)
@@ -279,7 +283,7 @@ def test_prediction_equals_evaluation(name):
     assert right == pytest.approx(metrics["accuracy"])
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
 def test_a_wrong_input_is_one_line(name):
     workdir, run = trained(name)
     (folder_of(name) / "words.txt").write_text(WORDS)
@@ -291,7 +295,7 @@ def test_a_wrong_input_is_one_line(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", with_slow(CASES, kept=TRAINED))
 def test_streams_or_says_why_not(name):
     case, (workdir, run) = CASES[name], trained(name)
     args = flags(name, workdir, *steps_of(name)) if case.inputs else argparse.Namespace()
@@ -419,7 +423,7 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         assert result == line
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
 def test_predict_in_python_equals_the_command_line(name, monkeypatch):
     workdir, _ = trained(name)
     monkeypatch.chdir(workdir.parent)
@@ -505,7 +509,7 @@ def test_a_wrong_input_in_python_is_one_line(case, tmp_path, monkeypatch):
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
 def test_lines_are_csv_with_names(name):
     workdir, run = trained(name)
     words = [*steps_of(name), *inputs_of(name), "--csv"]
@@ -527,7 +531,7 @@ def test_csv_of_several_tables_says_which():
     assert lines[0] == "input,warm,wet" and [line.split(",")[0] for line in lines[1:]] == [path] * 4
 
 
-@pytest.mark.parametrize("name", ["images", "pixels", "series", "sounds", "texts"])
+@pytest.mark.parametrize("name", with_slow(["images", "pixels", "series", "sounds", "texts"], kept=TRAINED))
 def test_top_prints_the_most_probable_classes(name):
     workdir, run = trained(name)
     words, task = inputs_of(name)[:1], run.setup.task
@@ -540,7 +544,7 @@ def test_top_prints_the_most_probable_classes(name):
             list(task.predict(run.inference, flags(name, workdir, f"--top={top}", *words)))
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
 def test_a_folder_stands_for_its_files(name):
     _, run = trained(name)
     data, suffixes = folder_of(name) / "data", run.setup.task.input_suffixes()

@@ -12,6 +12,7 @@ from contract import KEY, random_input
 from jax import export
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from selection import with_slow
 
 import dilax
 
@@ -82,7 +83,7 @@ def test_the_program_of_a_module_is_that_of_lax(name):
         assert program(lambda variables, x: run(auto, variables, x), variables, X) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_slow(MODELS, repeats=("mobilenet_v2",)))
 def test_a_model_is_made_of_plain_convolutions(name):
     fields, x = MODELS[name]
     model = dilax.models.create(name, **fields)

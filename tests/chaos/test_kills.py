@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from selection import slow
 
 from benchmarks import broken_pairs, broken_runs, chaos
 from benchmarks.faults import FINISH, PHASES, STEP, Moment
@@ -24,9 +25,10 @@ def injected(root: pathlib.Path, file: pathlib.Path, *flags: str) -> list[dict[s
     return json.loads(file.read_text())
 
 
-def test_a_run_that_is_killed_in_any_phase_equals_the_unbroken_one(root, tmp_path):
-    faults = injected(root, tmp_path / "faults.json", "--configs=sequence", "--parts=kills", f"--kills={len(PHASES)}", "--sample=1")
-    assert len(faults) == len(PHASES)
+@pytest.mark.parametrize("kills", [2, *slow(len(PHASES))])
+def test_a_run_that_is_killed_in_any_phase_equals_the_unbroken_one(kills, root, tmp_path):
+    faults = injected(root, tmp_path / "faults.json", "--configs=sequence", "--parts=kills", f"--kills={kills}", "--sample=1")
+    assert len(faults) == len({fault["where"] for fault in faults}) == kills
     assert all(fault["kind"] == "SIGKILL" and not fault["wrong"] for fault in faults)
 
 
