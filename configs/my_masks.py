@@ -35,7 +35,7 @@ def get_config(data: str = "") -> ConfigDict:
         parts = divided(folder)
         masks = (parts["train"] if parts else folder) / "masks"
         if not masks.is_dir():
-            raise UserError(f"there is no folder {masks}; rename yours, or start from configs/cells.py with config.data.mask_field.")
+            raise UserError(f"there is no folder {masks}; name the folder of images images/ and that of their masks masks/.")
         # A fixed fifth is the test split, unless there is one.
         count = round(len(list_files(masks, SUFFIXES)) * (1 if parts else 0.8))
         own_data.scale_to(config, count, own_validation="validation" in (parts or {}), largest_batch=8)

@@ -35,7 +35,10 @@ VARIANTS = {
     "timeseries": ("full", "OSULeaf", "ACSF1", "GunPoint", "smoke"),
 }
 # Configs for one's own data, which take its path in place of a variant.
-OWN = ("my_boxes", "my_images", "my_masks", "my_photographs", "my_sounds", "my_table", "my_text", "my_volumes", "resnet_finetune")
+OWN = (
+    *("my_boxes", "my_images", "my_masks", "my_photographs", "my_recordings", "my_sounds", "my_table", "my_tags", "my_text", "my_volumes"),
+    "resnet_finetune",
+)
 CASES = [(name, variant) for name in NAMES if name not in OWN for variant in VARIANTS.get(name, ("full", "smoke"))]
 CASES += [(name, "") for name in OWN]
 SHAPES = {
@@ -62,6 +65,7 @@ SEQUENCES = {
     "digits": ((784, 1), 10, 0),
     "mat": ((40, 18), 18, 0),
     "piano": ((40, 88), 88, 0),
+    "recordings": ((40, 6), 5, 0),
     "ucr:ACSF1": ((60, 1), 10, 0),
     "ucr:GunPoint": ((60, 1), 2, 0),
     "ucr:OSULeaf": ((60, 1), 6, 0),
@@ -199,7 +203,9 @@ TINY: dict[str, tuple[str, Any, str]] = {
     "photographs": ("my_photographs", task_cases.write_photographs, "1.png"),
     "volumes": ("my_volumes", task_cases.write_volumes, "images/00.nii.gz"),
     "sounds": ("my_sounds", task_cases.write_sounds, "low/0.wav"),
+    "recordings": ("my_recordings", task_cases.write_recordings, "features/video-0.npy"),
     "table": ("my_table", task_cases.write_table, "table.csv"),
+    "tags": ("my_tags", task_cases.write_tagged, ""),
     "texts": ("my_text", task_cases.write_texts, "good/0.txt"),
     "text": ("my_text", task_cases.write_text, ""),
 }
@@ -232,6 +238,8 @@ def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
         "my_boxes": ["stem_features=4", "stage_features=(8,)", "blocks=(1,)", "features=8", "dilations=(1, 2)"],
         "my_images": ["stem_features=4", "features=(8,)", "blocks=(1,)"],
         "my_photographs": ["features=4", "dilations=(1, 2, 1)"],
+        "my_recordings": ["stages=2", "features=4"],
+        "my_tags": ["features=6", "embedding_features=4", "character_features=4"],
         "my_masks": ["features=(4,)", "strides=(2,)", "dilations=(2,)"],
         "my_volumes": ["features=4", "dilations=(2,)"],
     }
@@ -243,11 +251,12 @@ def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
     config = cli.load_config(str(ROOT / "configs" / f"{config_name}.py"), words, data=path)
     assert loop.run(config, tmp_path / "run") == 0
     trained = dilax.load(tmp_path / "run")
-    raw: Any = "the rain" if name == "text" else np.ones((40, 2)) if name == "table" else tmp_path / "data" / given
+    channels = {"table": 2, "recordings": 4}.get(name)
+    raw: Any = "the Rain" if name in ("text", "tags") else np.ones((40, channels)) if channels else tmp_path / "data" / given
     result = trained.predict(raw, **({"steps": 3} if name in ("text", "table") else {}))
     if name in ("images", "sounds", "texts"):
         assert result[0][0] in trained.class_names
-    assert len(result) or name == "boxes"  # of which a network that has hardly learned anything may find none
+    assert len(result) or name in ("boxes", "tags")  # of which a network that has hardly learned anything may find none
 
 
 def test_the_last_layer_alone_is_finetuned(tmp_path):

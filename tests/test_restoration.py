@@ -22,7 +22,7 @@ from train.data import Splits, degradations
 from train.data.image_windows import Cut, Picture, cut_images, seed_of
 from train.data.source import Table, gather
 from train.score import score
-from train.tasks.restoration import Restoration
+from train.tasks.restoration import SCORES, Restoration
 from train.tasks.restored_windows import image_scores, sight
 
 SIZES = ((53, 50), (61, 97), (50, 100), (75, 61))
@@ -232,8 +232,9 @@ def test_prediction_equals_evaluation(kind, folders, tmp_path):
     lines = list(setup.task.predict(inference, flags(tmp_path, "--degrade", *files)))
     for number, line in zip((1, 3), lines, strict=True):
         _, restored, comparison, *cells = line.split("\t")
-        values = [expected[name][number] for name in ("psnr_degraded", "psnr", "ssim_degraded", "ssim")]
-        np.testing.assert_allclose([float(cell) for cell in cells], values, atol=0.011)
+        values = [expected[name][number] for name in SCORES]
+        assert [cell.split()[0] for cell in cells] == list(SCORES)
+        np.testing.assert_allclose([float(cell.split()[1]) for cell in cells], values, atol=0.011)
         for file, mode in ((restored, "L"), (restored.replace("_restored", "_degraded"), "L"), (comparison, "RGBA")):
             with Image.open(file) as image:
                 assert image.mode == mode and np.asarray(image).std() > 0

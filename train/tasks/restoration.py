@@ -270,7 +270,9 @@ class Restoration(Task):
         def rows() -> Iterator[tuple[str, ...]]:
             for path, image, places in zip(args.inputs, pixels, files):
                 if args.degrade:
-                    yield path, *self._compare(inference, image, places)
+                    restored, comparison, *scores = self._compare(inference, image, places)
+                    named = scores if args.csv else [f"{name} {score}" for name, score in zip(SCORES, scores)]
+                    yield path, restored, comparison, *named
                 else:
                     _save(inference.restore(image), places[0])
                     yield path, str(places[0])
