@@ -22,6 +22,7 @@ from backbone_oracle import (
     xception,
 )
 from contract import KEY, check_summary, check_training, random_input
+from selection import with_slow
 
 import dilax
 from dilax import blocks, models
@@ -195,7 +196,7 @@ def ungated(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     return args[0] if isinstance(context.module, blocks.SqueezeExcite) and context.method_name == "__call__" else call(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", with_slow(FIELDS, repeats=("efficientnet_b0", "mobilenet_v2", "resnet50")))
 def test_receptive_field_is_the_known_one_at_every_output_stride(name):
     output_strides, size = FIELDS[name]
     fields = {"xception": {"middle_blocks": 1}, "densenet121": {"blocks": (1, 2, 1, 2)}}
@@ -233,7 +234,7 @@ TRAINED = {  # models for the contract, with empty stages, since a gradient take
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", with_slow(TRAINED, repeats=("mobilenet_v3", "mobilenet_v2", "efficientnet")))
 def test_training_reaches_every_parameter(name):
     model, x = TRAINED[name], random_input((3, 43, 50, 3))
     variables = random_variables(model, x)

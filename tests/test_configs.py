@@ -135,7 +135,9 @@ def built(name: str, variant: str) -> tuple[Setup, Any]:
     return build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order)), batch
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES)
+@pytest.mark.parametrize(
+    ("name", "variant"), with_slow(CASES, repeats=[case for case in CASES if case[1] in ("no_dilation", "scratch", "ACSF1", "GunPoint")])
+)
 def test_builds_and_a_step_can_be_traced(name, variant):
     setup, batch = built(name, variant)
     state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))

@@ -98,7 +98,7 @@ def losses_of(name: str) -> Any:
     return jax.jit(functools.partial(SMALL[name].detection_loss, image_size=SIZE))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", with_slow(SMALL, repeats=("fcos",)))
 def test_outputs(name):
     outputs, reverse = applied(name)
     cells = sum(len(level.anchors) for level in SMALL[name].levels(SIZE))

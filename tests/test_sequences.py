@@ -112,7 +112,9 @@ def damaged(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return other
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", with_slow(CASES, repeats=("classes, last", "classes, mean, looking ahead", "codes", "language", "waves", "sources"))
+)
 def test_steps_that_are_not_scored_never_count(name):
     """Neither in training nor in the metrics."""
     setup, batch = setup_of(name), batch_of(name)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from selection import slow
+from selection import slow, with_slow
 
 import dilax
 from dilax import models, streaming
@@ -118,10 +118,18 @@ def fed(model: Any, variables: Any, x: jax.Array, chunks: tuple[int, ...]) -> ja
 
 
 ALL = {**LAYERS, **AHEAD, **MODELS}
+REPEATS = (
+    "SeparableTCN",
+    "SeparableTCN that looks ahead",
+    "MSTCN that looks ahead",
+    "TCN of codes",
+    "TCN without weight norm",
+    "WaveNet of waves",
+)
 assert len(ALL) == len(LAYERS) + len(AHEAD) + len(MODELS), "a name that is used twice hides a case"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", with_slow(ALL, repeats=REPEATS))
 def test_chunks_equal_the_whole_in_values_and_gradients(name):
     model = ALL[name]
     variables, x = variables_of(model), input_of(model)
@@ -204,7 +212,7 @@ def test_latency_equals_the_lookahead(name):
     assert model.apply(variables, method="latency") == field.offset + field.size - 1
 
 
-@pytest.mark.parametrize("name", ["conv", "conv with stride", "transposed", *AHEAD, *MODELS])
+@pytest.mark.parametrize("name", with_slow(["conv", "conv with stride", "transposed", *AHEAD, *MODELS], repeats=REPEATS))
 def test_users_can_check_it(name):
     dilax.check_streamable(ALL[name], variables_of(ALL[name]), input_of(ALL[name]), chunks=(2, 4))
 
