@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from dilax.files import user_path
 from train import own_data
 from train.config import default_config, model_config
-from train.data.readers.recordings import read_folder
+from train.data.readers.recordings import count_steps
+from train.data.splits import divided
 
 
 def get_config(data: str = "") -> ConfigDict:
@@ -25,10 +26,12 @@ def get_config(data: str = "") -> ConfigDict:
     config.optim.ema_decay = 0.98
     if data:
         config.data.dir = data
-        parts = read_folder(user_path(data), 1).parts
-        middle = int(np.median([len(one.labels) for one in parts["train"]]))
-        config.sequence.crop = max(8, min(512, middle))
+        folder = user_path(data)
+        parts = divided(folder)
+        steps = count_steps(parts["train"] if parts else folder)
+        config.sequence.crop = max(8, min(512, int(np.median(steps))))
         # As many layers as a part of a recording has room for.
-        config.model.dilations = tuple(2**i for i in range(int(np.clip(np.log2(config.sequence.crop) - 1, 2, 10))))
-        own_data.scale_to(config, len(parts["train"]), own_validation="validation" in parts, largest_batch=4)
+        config.model.dilations = tuple(2**i for i in range(config.sequence.crop.bit_length() - 2))
+        # A fixed fifth is the test split, unless there is one.
+        own_data.scale_to(config, round(len(steps) * (1 if parts else 0.8)), own_validation="validation" in (parts or {}), largest_batch=4)
     return config

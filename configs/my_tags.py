@@ -1,9 +1,9 @@
-"""Your own words with tags, CoNLL files: a folder with train.tsv and test.tsv, or one file. Not measured.
+"""Your own words with tags, as CoNLL files: a folder with train.tsv and test.tsv, or one file. Not measured.
 
     python -m train.main --config configs/my_tags.py --data FOLDER
     python -m train.predict --workdir runs/my_tags new.txt
 
-A word and its tag, separated by a tab or a blank, stand on each line, and a blank line ends a sentence. Batch, epochs and the part of a
+A word and its tag, separated by a tab or a space, stand on each line, and a blank line ends a sentence. Batch, epochs and the part of a
 sentence that a step sees follow from the files.
 """
 
@@ -28,7 +28,7 @@ def get_config(data: str = "") -> ConfigDict:
     if data:
         config.data.dir = data
         parts, _ = read_tagged(user_path(data))
-        # A few sentences are much longer than all others, and a batch is as long as its longest one.
+        # A few sentences are much longer than all others, and all are padded to the longest one.
         config.sequence.crop = max(8, round(float(np.quantile([len(one.words) for one in parts["train"]], 0.9))))
         own_data.scale_to(config, len(parts["train"]), own_validation="validation" in parts, largest_batch=64)
     return config

@@ -135,9 +135,7 @@ def built(name: str, variant: str) -> tuple[Setup, Any]:
     return build(config, DataSpec(config.data.name, shape, names, 1000, codes, pixels=order)), batch
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"), with_slow(CASES, repeats=[case for case in CASES if case[1] in ("no_dilation", "scratch", "ACSF1", "GunPoint")])
-)
+@pytest.mark.parametrize(("name", "variant"), CASES)
 def test_builds_and_a_step_can_be_traced(name, variant):
     setup, batch = built(name, variant)
     state, _ = jax.eval_shape(setup.steps.train, jax.eval_shape(setup.steps.init, setup.shapes), batch, jax.random.key(0))
@@ -231,7 +229,7 @@ def test_own_data_needs_nothing_but_its_path(name, folder, tmp_path, monkeypatch
     assert len(splits.test) and (splits.validation is None) == (not config.data.validation)
 
 
-@pytest.mark.parametrize("name", with_slow(TINY, kept=("images", "table", "texts")))
+@pytest.mark.parametrize("name", with_slow(TINY, kept=("images", "recordings", "table", "tags")))
 def test_own_data_is_trained_on_and_predicted_from(name, tmp_path):
     config_name, write, given = TINY[name]
     (tmp_path / "data").mkdir()

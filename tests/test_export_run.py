@@ -24,7 +24,7 @@ from train.tasks import TASKS, Task
 
 PACKAGES = {"stablehlo": ("flatbuffers",), "onnx": ("jax2onnx", "onnx", "onnxruntime"), "tflite": ("litert_converter", "ai_edge_litert")}
 # Cases that have the parts of others.
-LIKE_OTHERS = ("sums", "codes", "pixels", "sounds", "rolls", "series", "recordings")
+LIKE_OTHERS = ("sums", "codes", "pixels", "sounds", "series", "recordings")
 STREAMED = ("series", "table", "rolls", "text", "waves", "mixtures")
 
 

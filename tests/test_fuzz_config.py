@@ -186,7 +186,7 @@ def test_what_once_failed_is_refused_in_one_line(given, folder, capsys, monkeypa
 
 
 @pytest.mark.parametrize(("drawn", "run", "share"), [(words, checked, 4), (fitting, built, 1)], ids=["checked", "built"])
-@pytest.mark.parametrize("task", with_slow(TASKS, kept=("classification", "detection", "language_model")))
+@pytest.mark.parametrize("task", with_slow(TASKS, kept=("classification", "detection", "language_model", "sequence_labelling")))
 def test_overrides_are_accepted_or_refused_in_one_line(task, drawn, run, share, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     file = f"--config={config_file(task, folder)}"

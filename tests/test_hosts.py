@@ -86,7 +86,6 @@ def test_two_processes_train_evaluate_and_predict_as_one(config_file, tmp_path):
     assert re.fullmatch(rf"{image}\t\d\t0\.\d{{4}}\n", out)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes(config_file, unbroken, tmp_path):
     """Four processes, of which one is killed; then two, of which one is asked to stop; then one."""
     workdir = tmp_path / "run"

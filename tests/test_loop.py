@@ -53,7 +53,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("when", with_slow(KILLS, kept=("mid-epoch",)))
+@pytest.mark.parametrize("when", with_slow(KILLS, kept=("mid-save",)))
 def test_killed_and_resumed_equals_unbroken_to_the_bit(when, config_file, unbroken, tmp_path, capsys):
     workdir = tmp_path / "killed"
     process = start_main(config_file, workdir)

@@ -55,7 +55,6 @@ CASES: dict[str, tuple[Any, jax.Array, bool]] = {
 }
 REPEATS = (
     "conv_tasnet, causal",
-    "gated_dilated_cnn of codes",
     "id_cnn of codes",
     "separable_tcn, looking ahead",
     "separable_tcn",

@@ -126,7 +126,7 @@ def assert_same_training(got: tuple[Any, list[Any]], expected: tuple[Any, list[A
         assert_close(getattr(got[0], name), getattr(expected[0], name), 2e-3)
 
 
-# A few tasks run on the hardest mesh, which includes the other ways to split, and one under pmap; the others with -m slow.
+# A few tasks run on the hardest mesh, which includes the other ways to split, and one under pmap as the digits do; the others with -m slow.
 STEPPED = [("digits", 2, mode) for mode in MODES] + [(case, 1, "all three") for case in ("masks", "text", "mixtures")]
 STEPPED += [("masks", 1, "pmap")]
 OTHERS = [(case, 1, mode) for case in ("digits", *TASKS) for mode in MODES if (case, 1, mode) not in STEPPED]

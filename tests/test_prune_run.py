@@ -114,7 +114,7 @@ LAWS = (
 )
 
 
-@pytest.mark.parametrize("name", with_slow(RUNS, repeats=("waves", "mixtures")))
+@pytest.mark.parametrize("name", with_slow(RUNS, repeats=("mixtures",)))
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_laws(law, name):
     law(*made(name))

@@ -21,7 +21,6 @@ import ml_collections
 import numpy as np
 import pytest
 import yaml
-from selection import with_slow
 from task_cases import CASES, tone
 from tiny_runs import METRICS, flip, make_run, refused, tiny
 
@@ -186,7 +185,7 @@ LAWS = (
 )
 
 
-@pytest.mark.parametrize("name", with_slow(RUNS, kept=("digits", "boxes", "text", "mixtures", "recordings")))
+@pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_laws(law, name):
     law(*published(name), config_of(name))

@@ -11,7 +11,7 @@ from reading import check_call, check_mistake, written
 from scipy.io import savemat
 
 from train.data.readers.conll import Sentence, read_conll, read_tagged
-from train.data.readers.recordings import read_features, read_folder, read_folds, turned_features
+from train.data.readers.recordings import count_steps, read_features, read_folder, read_folds, turned_features
 
 RNG = np.random.default_rng(7)
 VIDEOS = {"a-1": ("cut", 6), "b-2": ("mix", 4), "c-3": ("rest", 9), "d-4": ("cut", 4), "e-5": ("mix", 5)}
@@ -92,6 +92,18 @@ def fold(scores: list[np.ndarray], classes: list[np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
+def test_steps_are_counted_by_the_labels(tmp_path):
+    assert sorted(count_steps(layout(tmp_path / "videos"))) == sorted(steps for _, steps in VIDEOS.values())
+    (tmp_path / "empty" / "features").mkdir(parents=True)
+    (tmp_path / "empty" / "labels").mkdir()
+    check_call(lambda: count_steps(tmp_path / "empty"), f"{tmp_path}/empty/labels holds no .txt files; add the labels of each recording.")
+
+
+def test_a_file_without_blank_lines_is_one_sentence(tmp_path):
+    path = written(tmp_path / "one.tsv", "ox\tO\nhen\tB-Bird\n")
+    check_call(lambda: read_tagged(path), f"{path} is one sentence of 2 words; end each sentence with a blank line.")
+
+
 def test_folds_are_read_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 2, 1):
         written(tmp_path / f"Split_{number}.mat", fold([np.full((3, 2), float(number))], [np.array([[0, number, number]])]))
@@ -164,6 +176,12 @@ CHANGES: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
         lambda folder: [written(folder / "splits" / f"{part}.split1.bundle", "z.txt\n") for part in ("train", "test")],
         "{0}/splits/train.split1.bundle names z, and there are no features of it; add them, or remove the line.",
     ),
+    "empty bundle": (
+        lambda folder: [
+            written(folder / "splits" / f"{part}.split1.bundle", line) for part, line in (("train", "a-1.txt\n"), ("test", "\n"))
+        ],
+        "{0}/splits/test.split1.bundle names no recordings; add a line for each of the test split.",
+    ),
 }
 
 
@@ -175,7 +193,7 @@ def test_mistakes_in_folders(name, tmp_path):
 
 
 def test_mistakes_in_folds(tmp_path):
-    layout_words = "features/ with .npy, .npz, .csv files, and groundTruth/ with a .txt file for each"
+    layout_words = "features/ with .npy, .npz, .csv files, and groundTruth/ or labels/ with a .txt file for each"
     check_call(lambda: read_folder(tmp_path, 1), f'"{tmp_path}" does not hold recordings; give a folder with {layout_words}.')
     check_call(
         lambda: read_folds(tmp_path, 1),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soxr
 from PIL import Image
-from selection import with_slow
+from selection import slow, with_slow
 from task_cases import CASES, WORDS, Case
 
 import dilax
@@ -92,6 +92,7 @@ def assert_close(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
 
 # Of each task, the cases that are trained by default; the others run with -m slow.
 TRAINED = ("images", "masks", "boxes", "photographs", "sounds", "texts", "recordings", "tags", "table", "text", "waves", "mixtures")
+UNTRAINED = {*CASES} - {*TRAINED}
 
 
 def test_every_task_has_a_case():
@@ -257,7 +258,7 @@ def steps_of(name: str) -> list[str]:
     return ["--steps", "7"] if CASES[name].task in ("language_model", "waveform", "sequence_prediction") else []
 
 
-@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
+@pytest.mark.parametrize("name", with_slow(PREDICTED, repeats=UNTRAINED & {*PREDICTED}))
 def test_predict_gives_its_lines(name):
     workdir, run = trained(name)
     lines = list(run.setup.task.predict(run.inference, flags(name, workdir, *steps_of(name), *inputs_of(name))))
@@ -270,7 +271,7 @@ def test_predict_gives_its_lines(name):
                 assert pathlib.Path(cell).stat().st_size > 40
 
 
-@pytest.mark.parametrize("name", with_slow(["series", "sounds", "texts", "images"], kept=TRAINED))
+@pytest.mark.parametrize("name", ["images", "sounds", "texts", *slow("series")])
 def test_prediction_equals_evaluation(name):
     """The classes that predict prints for the test split have the accuracy of the evaluation."""
     _, run = trained(name)
@@ -283,7 +284,7 @@ def test_prediction_equals_evaluation(name):
     assert right == pytest.approx(metrics["accuracy"])
 
 
-@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
+@pytest.mark.parametrize("name", with_slow(PREDICTED, repeats=UNTRAINED & {*PREDICTED}))
 def test_a_wrong_input_is_one_line(name):
     workdir, run = trained(name)
     (folder_of(name) / "words.txt").write_text(WORDS)
@@ -423,7 +424,7 @@ def as_the_command_line(name: str, result: Any, line: str) -> None:
         assert result == line
 
 
-@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
+@pytest.mark.parametrize("name", with_slow(PREDICTED, repeats=UNTRAINED & {*PREDICTED}))
 def test_predict_in_python_equals_the_command_line(name, monkeypatch):
     workdir, _ = trained(name)
     monkeypatch.chdir(workdir.parent)
@@ -509,7 +510,7 @@ def test_a_wrong_input_in_python_is_one_line(case, tmp_path, monkeypatch):
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
+@pytest.mark.parametrize("name", with_slow(PREDICTED, repeats=UNTRAINED & {*PREDICTED}))
 def test_lines_are_csv_with_names(name):
     workdir, run = trained(name)
     words = [*steps_of(name), *inputs_of(name), "--csv"]
@@ -531,7 +532,7 @@ def test_csv_of_several_tables_says_which():
     assert lines[0] == "input,warm,wet" and [line.split(",")[0] for line in lines[1:]] == [path] * 4
 
 
-@pytest.mark.parametrize("name", with_slow(["images", "pixels", "series", "sounds", "texts"], kept=TRAINED))
+@pytest.mark.parametrize("name", ["images", "sounds", "texts", *slow("pixels", "series")])
 def test_top_prints_the_most_probable_classes(name):
     workdir, run = trained(name)
     words, task = inputs_of(name)[:1], run.setup.task
@@ -544,7 +545,7 @@ def test_top_prints_the_most_probable_classes(name):
             list(task.predict(run.inference, flags(name, workdir, f"--top={top}", *words)))
 
 
-@pytest.mark.parametrize("name", with_slow(PREDICTED, kept=TRAINED))
+@pytest.mark.parametrize("name", with_slow(PREDICTED, repeats=UNTRAINED & {*PREDICTED}))
 def test_a_folder_stands_for_its_files(name):
     _, run = trained(name)
     data, suffixes = folder_of(name) / "data", run.setup.task.input_suffixes()

@@ -11,7 +11,7 @@ DISKS = ("disk full", "quota")
 
 @pytest.mark.parametrize(
     ("parts", "count", "others"),
-    [("files,processes", 4, ("second run",)), *slow(("files,disks,signals,processes", 8, (*DISKS, "SIGTERM", "second run")))],
+    [("files,disks,processes", 4, (*DISKS, "second run")), *slow(("files,disks,signals,processes", 8, (*DISKS, "SIGTERM", "second run")))],
 )
 def test_damage_is_survived(root, tmp_path, parts, count, others):
     faults = injected(root, tmp_path / "faults.json", "--configs=averages", f"--parts={parts}", f"--sample={count}")

@@ -26,7 +26,7 @@ def injected(root: pathlib.Path, file: pathlib.Path, *flags: str) -> list[dict[s
 
 
 @pytest.mark.parametrize("kills", [2, *slow(len(PHASES))])
-def test_a_run_that_is_killed_in_any_phase_equals_the_unbroken_one(kills, root, tmp_path):
+def test_a_run_that_is_killed_equals_the_unbroken_one(kills, root, tmp_path):
     faults = injected(root, tmp_path / "faults.json", "--configs=sequence", "--parts=kills", f"--kills={kills}", "--sample=1")
     assert len(faults) == len({fault["where"] for fault in faults}) == kills
     assert all(fault["kind"] == "SIGKILL" and not fault["wrong"] for fault in faults)

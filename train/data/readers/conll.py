@@ -43,7 +43,10 @@ def read_tagged(path: pathlib.Path, *, validation: bool = True) -> tuple[dict[st
     """
     path = only_file(path, SUFFIXES)
     if not path.is_dir():
-        return with_fixed_test(read_conll(path), path, "sentences"), origin_of(path, {})
+        sentences = read_conll(path)
+        if len(sentences) == 1:
+            raise UserError(f"{path} is one sentence of {len(sentences[0].words)} words; end each sentence with a blank line.")
+        return with_fixed_test(sentences, path, "sentences"), origin_of(path, {})
     for suffix in SUFFIXES:
         if parts := divided(path, suffix=suffix, validation=validation):
             return {part: read_conll(file) for part, file in parts.items()}, origin_of(path, parts)

@@ -20,7 +20,7 @@ from train.data.splits import divided, origin_of, with_fixed_test
 
 SUFFIXES = (".npy", ".npz", ".csv")
 FEATURES, LABELS, SPLITS, MAPPING = "features", ("groundTruth", "labels"), "splits", "mapping.txt"
-_LAYOUT = f"{FEATURES}/ with {', '.join(SUFFIXES)} files, and {LABELS[0]}/ with a .txt file for each"
+_LAYOUT = f"{FEATURES}/ with {', '.join(SUFFIXES)} files, and {' or '.join(f'{name}/' for name in LABELS)} with a .txt file for each"
 _SCORES, _CLASSES = "S", "Y"  # cells of a .mat file
 
 
@@ -79,11 +79,26 @@ def read_folder(folder: pathlib.Path, split: int, *, validation: bool = True) ->
     if (folder / SPLITS).is_dir():
         files = {part: folder / SPLITS / f"{part}.split{split}.bundle" for part in ("train", "test")}
         parts = {part: [_named(file, line, found) for line in _lines(file)] for part, file in files.items()}
+        for part, file in files.items():
+            if not parts[part]:
+                raise UserError(f"{file} names no recordings; add a line for each of the {part} split.")
         origin = f"{folder} (split {split})"
     else:
         parts = with_fixed_test(list(found.values()), folder, "recordings")
         origin = origin_of(folder, {})
     return Recordings(parts, _classes(folder / MAPPING), origin)
+
+
+def count_steps(folder: pathlib.Path) -> list[int]:
+    """Return the number of steps of each recording of a folder that `read_folder` reads, by its labels.
+
+    Raises:
+        UserError: if there are no labels.
+    """
+    files = list_files(_labels_of(folder), (".txt",))
+    if not files:
+        raise UserError(f"{_labels_of(folder)} holds no .txt files; add the labels of each recording.")
+    return [len(_lines(file)) for file in files]
 
 
 def read_folds(folder: pathlib.Path, fold: int) -> Recordings:
@@ -133,9 +148,7 @@ def _read_fold(path: pathlib.Path) -> list[Recording]:
 
 def _read_all(folder: pathlib.Path) -> dict[str, Recording]:
     """Return the recordings of a folder by their names."""
-    labels = next((folder / name for name in LABELS if (folder / name).is_dir()), None)
-    if not (folder / FEATURES).is_dir() or labels is None:
-        raise UserError(f'"{folder}" does not hold recordings; give a folder with {_LAYOUT}.')
+    labels = _labels_of(folder)
     files: dict[str, pathlib.Path] = {}
     for path in list_files(folder / FEATURES, SUFFIXES):
         if path.stem in files:
@@ -148,6 +161,14 @@ def _read_all(folder: pathlib.Path) -> dict[str, Recording]:
     arrays = {name: read_features(path) for name, path in files.items()}
     turned = _orientation([(files[name], arrays[name].shape, len(words[name])) for name in files])
     return {name: Recording(str(files[name]), arrays[name].T if turned else arrays[name], words[name]) for name in files}
+
+
+def _labels_of(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the labels of recordings."""
+    labels = next((folder / name for name in LABELS if (folder / name).is_dir()), None)
+    if not (folder / FEATURES).is_dir() or labels is None:
+        raise UserError(f'"{folder}" does not hold recordings; give a folder with {_LAYOUT}.')
+    return labels
 
 
 def _orientation(read: Sequence[tuple[pathlib.Path, tuple[int, ...], int]]) -> bool:
