@@ -77,7 +77,9 @@ def test_the_process_that_was_not_killed_has_one_line_to_say(code, err, good, tm
 def test_processes_that_are_left_are_found(tmp_path):
     """Those in a session of their own, too."""
     environment = {**os.environ, broken_runs.RUN: str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
+    command, pipe = [sys.executable, "-c", "print(flush=True); input()"], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, start_new_session=True, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout and process.stdout.readline()  # its environment can be read only once it runs
         assert broken_runs.left(tmp_path, seconds=0) == [process.pid]
         assert broken_runs.left(tmp_path / "other", seconds=0) == []
     assert broken_runs.left(tmp_path) == []
