@@ -35,10 +35,8 @@ def get_config(data: str = "") -> ConfigDict:
         parts = divided(folder)
         masks = (parts["train"] if parts else folder) / "masks"
         if not masks.is_dir():
-            raise UserError(f"there is no folder {masks}; name the folder of images images/ and that of their masks masks/.")
-        # A fixed fifth is the test split, unless there is one.
-        count = round(len(list_files(masks, SUFFIXES)) * (1 if parts else 0.8))
-        own_data.scale_to(config, count, own_validation="validation" in (parts or {}), largest_batch=8)
+            raise UserError(f"there is no folder {masks}; put the images into a folder images/ and their masks into masks/.")
+        own_data.scale_to_files(config, len(list_files(masks, SUFFIXES)), parts, largest_batch=8)
         config.data.image_size = own_data.image_side(folder, longer=True, limits=(8, 256))
         config.data.mask_values = own_data.mask_values(masks, config.segmentation.ignored_label)
     return config

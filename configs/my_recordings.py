@@ -32,6 +32,5 @@ def get_config(data: str = "") -> ConfigDict:
         config.sequence.crop = max(8, min(512, int(np.median(steps))))
         # As many layers as a part of a recording has room for.
         config.model.dilations = tuple(2**i for i in range(config.sequence.crop.bit_length() - 2))
-        # A fixed fifth is the test split, unless there is one.
-        own_data.scale_to(config, round(len(steps) * (1 if parts else 0.8)), own_validation="validation" in (parts or {}), largest_batch=4)
+        own_data.scale_to_files(config, len(steps), parts, largest_batch=4)
     return config

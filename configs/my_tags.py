@@ -3,8 +3,8 @@
     python -m train.main --config configs/my_tags.py --data FOLDER
     python -m train.predict --workdir runs/my_tags new.txt
 
-A word and its tag, separated by a tab or a space, stand on each line, and a blank line ends a sentence. Batch, epochs and the part of a
-sentence that a step sees follow from the files.
+Each line holds a word and its tag, separated by a tab or a space; a blank line ends a sentence. The batch size, the number of epochs and
+the length of the part of a sentence that a training step sees follow from the files.
 """
 
 import numpy as np

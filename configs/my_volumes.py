@@ -35,9 +35,7 @@ def get_config(data: str = "") -> ConfigDict:
         parts = divided(folder)
         volumes = (parts["train"] if parts else folder) / "images"
         if not volumes.is_dir():
-            raise UserError(f"there is no folder {volumes}; name the folder of volumes images/ and that of their masks labels/.")
-        # A fixed fifth is the test split, unless there is one.
-        count = round(len(list_files(volumes, SUFFIXES)) * (1 if parts else 0.8))
-        own_data.scale_to(config, count, own_validation="validation" in (parts or {}), largest_batch=2)
+            raise UserError(f"there is no folder {volumes}; put the volumes into a folder images/ and their masks into labels/.")
+        own_data.scale_to_files(config, len(list_files(volumes, SUFFIXES)), parts, largest_batch=2)
         config.augment.crop = own_data.patch_size(volumes, limits=(8, 64))
     return config

@@ -34,7 +34,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
-# The hundreds of processes that tests start import JAX and dilax from bytecode, which some environments do not write.
+# The many processes that tests start import JAX and dilax from bytecode, which some environments do not write.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests stop runs by signals, which are ignored, by the processes that they start as well, if the tests run under nohup or in the background.

@@ -16,5 +16,6 @@ def with_slow(cases: Iterable[Any], *, repeats: Collection[Any] = (), kept: Coll
     cases = list(cases)
     assert bool(repeats) != bool(kept)
     assert (unknown := [case for case in (*repeats, *kept) if case not in cases]) == [], unknown
-    left_out = repeats or [case for case in cases if case not in kept]
+    # In the order of the table, whatever that of a set: all workers have to collect the same.
+    left_out = [case for case in cases if case in repeats or (kept and case not in kept)]
     return [*[case for case in cases if case not in left_out], *slow(*left_out)]

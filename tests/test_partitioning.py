@@ -183,9 +183,8 @@ SIZES = {"5, 9": (5, 9), "2, 30": (2, 30), "3, 17": (3, 17)}
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("sizes", with_slow(SIZES, kept=("5, 9",)))
 def test_sizes_that_do_not_divide(name, sizes):
-    sizes = SIZES[sizes]
     mesh, function = mesh_of(data=2, space=4), functools.partial(with_gradients, OPERATIONS[name])
-    x, kernel = draw((*sizes, 6, 4), (3, 3, 4, 4))
+    x, kernel = draw((*SIZES[sizes], 6, 4), (3, 3, 4, 4))
 
     def spread(x: jax.Array, kernel: jax.Array) -> Any:
         return function(jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P("data", "space"))), kernel)

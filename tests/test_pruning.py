@@ -120,8 +120,10 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-REPEATS = ("xception", "mobilenet_v2", "efficientnet_b0", "fcn_resnet50", "deeplabv3_resnet50", "resnet18", "drn_c_26", "conv_tasnet")
-REPEATS += ("resnet50", "lraspp_mobilenet_v2", "dilated_fcn", "bytenet")
+REPEATS = (
+    *("xception", "mobilenet_v2", "efficientnet_b0", "fcn_resnet50", "deeplabv3_resnet50", "resnet18", "drn_c_26", "conv_tasnet"),
+    *("resnet50", "lraspp_mobilenet_v2", "dilated_fcn", "bytenet"),
+)
 
 
 @pytest.mark.parametrize("case", with_slow(CASES, repeats=REPEATS))

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -51,6 +51,12 @@ def scale_to_labelled(config: ConfigDict, folder: pathlib.Path, suffixes: Sequen
     """Apply `scale_to` to a folder with a sub-folder for each class, or with such folders for each split."""
     parts, _ = labelled_splits(folder, suffixes, quiet=True)  # which is said when the data is opened
     scale_to(config, len(parts["train"]), own_validation="validation" in parts, **options)
+
+
+def scale_to_files(config: ConfigDict, count: int, parts: Mapping[str, pathlib.Path] | None, **options: int) -> None:
+    """Apply `scale_to` to a number of files: those of the training split of `parts`, or all if the data is not divided into splits."""
+    # A fixed fifth is the test split, unless there is one.
+    scale_to(config, round(count * (1 if parts else 0.8)), own_validation="validation" in (parts or {}), **options)
 
 
 def _some(folder: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:

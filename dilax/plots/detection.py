@@ -176,14 +176,13 @@ def _draw_boxes(axes: "Axes", drawn: Drawn, class_names: Sequence[str], *, size:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    outline = withStroke(linewidth=size / 5 + 1.2, foreground="white", alpha=0.8)  # seen on an image of the colour of the box, too
+    width = size / 5
+    outline = withStroke(linewidth=width + 1.2, foreground="white", alpha=0.8)  # seen on an image of the colour of the box, too
     margin = 0.04 * axes.get_ylim()[0]  # within which a name above a box would be cut off
     for (left, top, right, bottom), label, score in reversed(drawn):
         colour = mask_colours(label + 1)[-1] / 255
         corner = left - 0.5, top - 0.5  # pixels are centred on whole numbers
-        axes.add_patch(
-            Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=size / 5, path_effects=[outline])
-        )
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width, path_effects=[outline]))
         if len(drawn) <= _WRITTEN:
             axes.text(
                 *corner,

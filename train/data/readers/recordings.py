@@ -93,11 +93,12 @@ def count_steps(folder: pathlib.Path) -> list[int]:
     """Return the number of steps of each recording of a folder that `read_folder` reads, by its labels.
 
     Raises:
-        UserError: if there are no labels.
+        UserError: if the folder does not hold recordings, or no file of labels.
     """
-    files = list_files(_labels_of(folder), (".txt",))
+    labels = _labels_of(folder)
+    files = list_files(labels, (".txt",))
     if not files:
-        raise UserError(f"{_labels_of(folder)} holds no .txt files; add the labels of each recording.")
+        raise UserError(f"{labels} holds no .txt files; add the labels of each recording.")
     return [len(_lines(file)) for file in files]
 
 
