@@ -1,6 +1,6 @@
 """The convolutions of oneDNN, on which PyTorch builds on CPUs, as a custom call of XLA.
 
-They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
+Depthwise ones for which oneDNN has only its general implementation are computed by a loop of the package. They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
 is False for every plan. XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for
 the part of each device, and nowhere else.
 """
@@ -78,7 +78,8 @@ def supports(plan: ConvPlan) -> bool:
 def is_specialised(operation: str, plan: ConvPlan) -> bool:
     """Return whether the implementation for a plan that oneDNN supports suits its kind on this processor.
 
-    For depthwise convolutions that is one of those for depthwise convolutions, for others any but that which multiplies patches.
+    For depthwise convolutions that is one of those for depthwise convolutions, of oneDNN or of the package, for others any but that which
+    multiplies patches.
     """
     call = _call_for(operation, plan)
     return call is not None and (call.is_depthwise if _is_depthwise(plan) else "gemm" not in call.implementation)
@@ -124,7 +125,8 @@ class _Call:
 def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
     """Return the call that computes an operation, or None if there is none.
 
-    The implementations for depthwise convolutions are for images with little padding; they are 2 to 20 times faster than the general one.
+    oneDNN's implementations for depthwise convolutions are for images with little padding; they are 2 to 20 times faster than its general
+    one. The package has another one for float32 and one output per channel.
     """
     if operation == "input_gradient" and (flipped := _flipped(plan)):
         operation, plan = "output", flipped

@@ -75,9 +75,8 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
 
     On a CPU, it is "onednn" if `dilax-onednn` is installed and supports the plan, with these exceptions:
 
-    - depthwise convolutions for which oneDNN uses its general implementation on this processor: those that are 3-D, those with several
-      outputs per channel, and with a dilation kernel gradients, and input gradients with a stride;
-    - kernel gradients of depthwise convolutions with more than 9 taps;
+    - depthwise convolutions with several outputs per channel, for most of which neither oneDNN nor the package has a particular
+      implementation;
     - for dense convolutions with at least 64 input and output channels and 40 % of their multiply-adds on padding, kernel gradients that
       oneDNN computes from patches;
     - outputs in bfloat16 of dense convolutions with at least 512 input channels and 15 % of their multiply-adds on padding.
@@ -205,7 +204,7 @@ def _suits_onednn(plan: ConvPlan, operation: str) -> bool:
     """Whether oneDNN, which supports the plan, is the fastest."""
     gradient = operation == "kernel_gradient"
     if plan.c_in == plan.groups > 1 and supports("taps", plan):
-        return onednn.is_specialised(operation, plan) and not (gradient and plan.taps > 9)
+        return onednn.is_specialised(operation, plan)
     if plan.groups > 1:
         return True
     if gradient:

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "depthwise.h"
 #include "worker.h"
 
 namespace dilax {
@@ -18,6 +19,8 @@ using dnnl::memory;
 // Of memory that is not in use, no more than this is kept.
 constexpr size_t kKept = size_t{64} << 20;
 constexpr size_t kAlignment = 64;
+// With more taps, oneDNN's kernel gradients of depthwise convolutions are slow.
+constexpr int64_t kTaps = 9;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -134,7 +137,7 @@ Convolution::Convolution(const Problem& problem) : operation_(problem.operation)
 
 template <typename Descriptor>
 void Convolution::take(const Descriptor& descriptor, const memory::desc& kernel) {
-  implementation_ = descriptor.impl_info_str();
+  name_ = descriptor.impl_info_str();
   scratchpad_ = descriptor.scratchpad_desc();
   blocked_kernel_ = kernel;
   if (blocked_kernel_ == kernel_) return;
@@ -175,6 +178,14 @@ void Convolution::run(void* first, void* second, void* result, Scratch& scratch,
       if (reorders) execute(reorder_, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
   }
   stream.wait();
+}
+
+std::unique_ptr<Implementation> implementation_for(const Problem& problem) {
+  auto found = std::make_unique<Convolution>(problem);
+  const bool particular = found->name().find("dw") != std::string::npos;
+  const bool slow = problem.operation == Operation::kKernelGradient && product(problem.kernel_size) > kTaps;
+  if (!Depthwise::supports(problem) || (particular && !slow)) return found;
+  return std::make_unique<Depthwise>(problem);
 }
 
 }  // namespace dilax

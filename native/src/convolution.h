@@ -49,25 +49,39 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-class Convolution {
+// Computes a problem.
+class Implementation {
+ public:
+  virtual ~Implementation() = default;
+  // The name that oneDNN gives its implementation, such as "jit:avx512_core", or one like it.
+  const std::string& name() const { return name_; }
+  // Runs on the threads that OpenMP gives the caller, the worker.
+  virtual void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const = 0;
+
+ protected:
+  std::string name_;
+};
+
+// oneDNN's implementation.
+class Convolution : public Implementation {
  public:
   // Throws dnnl::error if oneDNN does not support the problem.
   explicit Convolution(const Problem& problem);
-  // The name that oneDNN gives its implementation, such as "jit:avx512_core".
-  const std::string& implementation() const { return implementation_; }
-  void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const;
+  void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const override;
 
  private:
   template <typename Descriptor>
   void take(const Descriptor& descriptor, const dnnl::memory::desc& kernel);
 
   Operation operation_;
-  std::string implementation_;
   dnnl::memory::desc x_, y_;
   dnnl::memory::desc kernel_, blocked_kernel_;  // as JAX has it, and as the implementation wants it
   dnnl::memory::desc scratchpad_;
   dnnl::primitive primitive_, reorder_;
 };
+
+// Returns oneDNN's implementation, or, of a depthwise convolution for which it has no particular one, that of this library.
+std::unique_ptr<Implementation> implementation_for(const Problem& problem);
 
 dnnl::engine& engine();
 

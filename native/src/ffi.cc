@@ -38,11 +38,11 @@ dnnl::memory::data_type dtype_of(ffi::DataType dtype) {
 }
 
 // To be called by the worker alone.
-const Convolution& prepared(const Numbers& numbers, dnnl::memory::data_type dtype) {
-  static auto* cache = new std::map<std::pair<int, Numbers>, std::unique_ptr<Convolution>>();
+const Implementation& prepared(const Numbers& numbers, dnnl::memory::data_type dtype) {
+  static auto* cache = new std::map<std::pair<int, Numbers>, std::unique_ptr<Implementation>>();
   const std::pair<int, Numbers> key{static_cast<int>(dtype), numbers};
   if (const auto found = cache->find(key); found != cache->end()) return *found->second;
-  auto made = std::make_unique<Convolution>(Problem(numbers, dtype));
+  auto made = implementation_for(Problem(numbers, dtype));
   if (cache->size() >= kKept) cache->clear();
   return *((*cache)[key] = std::move(made));
 }
@@ -87,14 +87,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ret<xla::ffi::AnyBuffer>()
         .Attr<xla::ffi::Span<const int64_t>>("sizes"));
 
-// Writes the name of the implementation that oneDNN has for a problem, or why it has none; returns whether it has one.
+// Writes the name of the implementation for a problem, or why there is none; returns whether there is one.
 DILAX_EXPORT int dilax_onednn_supports(const char* dtype, const int64_t* sizes, int64_t count, char* text, int64_t length) {
   const auto write = [&](const std::string& words) { std::snprintf(text, length, "%s", words.c_str()); };
   try {
     const std::map<std::string, dnnl::memory::data_type> dtypes = {
         {"float32", dnnl::memory::data_type::f32}, {"bfloat16", dnnl::memory::data_type::bf16}};
-    const dilax::Convolution convolution(dilax::Problem(dilax::Numbers(sizes, sizes + count), dtypes.at(dtype)));
-    write(convolution.implementation());
+    write(dilax::implementation_for(dilax::Problem(dilax::Numbers(sizes, sizes + count), dtypes.at(dtype)))->name());
     return 1;
   } catch (const std::exception& error) {
     write(error.what());
