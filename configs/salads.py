@@ -26,13 +26,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.dir = "mid_video_SVM"
     config.data.validation = 0.0
     config.sequence.background = "0"
-    config.sequence.crop = 256
     layers = dict(causal=variant == "causal", dilations=(1,) * 7 if variant == "no_dilation" else tuple(2**i for i in range(7)))
     config.model = ConfigDict(model_config("ms_tcn", **layers))
     config.batch_size = 4
-    config.total_epochs = 25.0
-    config.eval_every_epochs = 25.0
-    config.optim.lr = 2e-3
+    config.total_epochs = 75.0
+    config.eval_every_epochs = 75.0
+    config.optim.lr = 1e-3
     config.optim.ema_decay = 0.98
     if variant == "smoke":
         config.name = "salads_smoke"
