@@ -20,11 +20,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.name = "conll"
     config.data.dir = "ncbi_disease"
     config.sequence.crop = 48
-    config.sequence.word_dropout = 0.1
-    layers = dict(features=128, dilations=(1, 1, 1, 1) if variant == "no_dilation" else (1, 2, 4, 1), iterations=2)
-    config.model = ConfigDict(model_config("id_cnn", **layers, crf=True, dropout=0.4))
-    config.batch_size = 64
-    config.total_epochs = 12.0
+    config.sequence.word_dropout = 0.3
+    layers = dict(features=192, dilations=(1, 1, 1, 1) if variant == "no_dilation" else (1, 2, 4, 1), iterations=2)
+    config.model = ConfigDict(model_config("id_cnn", **layers, crf=True, character_features=100, dropout=0.5))
+    config.batch_size = 32
+    config.total_epochs = 16.0
     config.optim.lr = 3e-3
     config.optim.ema_decay = 0.99
     config.optim.clip_norm = 5.0
