@@ -36,25 +36,22 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optim.ema_decay = 0.9995
     if variant in ("cpu", "smoke"):
         config.name = f"cifar_{variant}"
-        config.model = ConfigDict(
-            model_config(
-                "dilated_cnn",
-                features=(32, 64, 64, 128, 128, 256, 256),
-                dilations=(1, 1, 2, 1, 2, 1, 2),
-                pools=(1, 2, 1, 2, 1, 2, 1),
-            )
-        )
+        layers = dict(features=(32, 96, 192, 192, 384), dilations=(1, 1, 1, 2, 1), pools=(2, 2, 1, 2, 1))
+        config.model = ConfigDict(model_config("dilated_cnn", **layers, activation="gelu"))
         config.batch_size = 128
         config.data.validation = 0.02
-        config.total_epochs = 18.0
-        config.eval_every_epochs = 3.0
+        config.total_epochs = 16.0
+        config.eval_every_epochs = 4.0
         config.checkpoint_every_steps = 500
         config.dtype = "float32"
+        config.augment.crop_padding = 2
         config.augment.cutout = 0
         config.augment.mixup = 0.0
         config.optim.lr = 0.1
+        config.optim.schedule = "linear"
         config.optim.warmup_epochs = 2.0
-        config.optim.ema_decay = 0.0
+        config.optim.weight_decay = 1e-3
+        config.optim.ema_decay = 0.995
     if variant == "smoke":
         config.total_epochs = 0.02
     return config
