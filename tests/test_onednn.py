@@ -131,6 +131,11 @@ RULE = {
         dataclasses.replace(DEPTHWISE, stride=(3, 2), dilation=(1, 3), padding=((0, 3), (4, 1)), kernel_size=(2, 3)),
         (True, True, True),
     ),
+    "depthwise, padding beyond the reach": (
+        dataclasses.replace(DEPTHWISE, dilation=(1, 1), padding=((9, 9), (0, 7))),
+        (True, True, True),
+    ),
+    "depthwise, bfloat16": (dataclasses.replace(DEPTHWISE, dtype="bfloat16"), (True, True, True)),
     "depthwise, 77 channels": (dataclasses.replace(DEPTHWISE, c_in=77, c_out=77, groups=77), (True, True, True)),
     "depthwise, much padding": (dataclasses.replace(DEPTHWISE, dilation=(17, 17), padding=((17, 17),) * 2), (True, True, True)),
     "two outputs per channel": (changed(groups=4, c_in=4, input_size=(40, 30)), (False, False, False)),
@@ -142,12 +147,25 @@ RULE = {
         dataclasses.replace(LINE, c_in=32, c_out=32, groups=32, padding=((40, 0),), dilation=(20,)),
         (True, True, True),
     ),
+    "1-D, depthwise, dilated beyond the input": (
+        dataclasses.replace(LINE, c_in=16, c_out=16, groups=16, padding=((160, 0),), dilation=(80,)),
+        (True, True, True),
+    ),
+    "1-D, depthwise, with gaps": (
+        dataclasses.replace(LINE, c_in=16, c_out=16, groups=16, kernel_size=(2,), stride=(4,), dilation=(3,)),
+        (True, True, True),
+    ),
+    "1-D, depthwise, long": (
+        dataclasses.replace(LINE, input_size=(1500,), c_in=12, c_out=12, groups=12, padding=((40, 0),), dilation=(20,)),
+        (True, True, True),
+    ),
     "1-D, depthwise, one example": (
         dataclasses.replace(LINE, batch=1, c_in=150, c_out=150, groups=150, padding=((40, 0),), dilation=(20,)),
         (True, True, True),
     ),
     "3-D": (SOLID, (True, True, True)),
     "3-D, depthwise": (dataclasses.replace(SOLID, groups=8), (True, True, True)),
+    "3-D, depthwise, bfloat16": (dataclasses.replace(SOLID, groups=8, dtype="bfloat16"), (True, True, True)),
     "3-D, depthwise, dilated, strided": (
         dataclasses.replace(SOLID, groups=8, stride=(1, 2, 3), dilation=(2, 1, 3), padding=((2, 2), (0, 1), (3, 3))),
         (True, True, True),

@@ -1,8 +1,9 @@
 """The convolutions of oneDNN, on which PyTorch builds on CPUs, as a custom call of XLA.
 
-Depthwise ones for which oneDNN has only its general implementation are computed by a loop of the package. They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
-is False for every plan. XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for
-the part of each device, and nowhere else.
+They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
+is False for every plan. Where oneDNN has only its general implementation of a depthwise convolution, a loop of that package computes it.
+XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for the part of each device,
+and nowhere else.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from dilax.plan import ConvPlan
 
 # The version of the calls that this module makes.
-INTERFACE = 1
+INTERFACE = 2
 # The numbers by which the package knows the operations.
 OPERATIONS = {"output": 0, "input_gradient": 1, "kernel_gradient": 2}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -126,7 +127,7 @@ def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
     """Return the call that computes an operation, or None if there is none.
 
     oneDNN's implementations for depthwise convolutions are for images with little padding; they are 2 to 20 times faster than its general
-    one. The package has another one for float32 and one output per channel.
+    one. The loop of the package is for float32: others are converted where nothing else is specialised.
     """
     if operation == "input_gradient" and (flipped := _flipped(plan)):
         operation, plan = "output", flipped
@@ -134,12 +135,15 @@ def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
         return _typed(operation, plan)
     plan = _as_image(plan) if plan.rank == 1 else plan
     call = _typed(operation, plan)
-    if operation == "output" and not (call and call.is_depthwise):
+    if call and call.is_depthwise:
+        return call
+    if operation == "output":
         sizes = tuple(lo + size + hi for size, (lo, hi) in zip(plan.input_size, plan.padding))
         padded = _typed(operation, dataclasses.replace(plan, input_size=sizes, padding=((0, 0),) * plan.rank))
         if padded and padded.is_depthwise and math.prod(padded.plan.x_shape) <= MAX_SIZE:
             return dataclasses.replace(padded, padding=plan.padding)
-    return call
+    wide = _typed(operation, dataclasses.replace(plan, dtype="float32"))
+    return wide if wide and wide.is_depthwise else call
 
 
 def _typed(operation: str, plan: ConvPlan) -> _Call | None:

@@ -75,8 +75,7 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
 
     On a CPU, it is "onednn" if `dilax-onednn` is installed and supports the plan, with these exceptions:
 
-    - depthwise convolutions with several outputs per channel, for most of which neither oneDNN nor the package has a particular
-      implementation;
+    - depthwise convolutions with several outputs per channel, or of fewer than 8 channels, unless oneDNN has a specialised implementation;
     - for dense convolutions with at least 64 input and output channels and 40 % of their multiply-adds on padding, kernel gradients that
       oneDNN computes from patches;
     - outputs in bfloat16 of dense convolutions with at least 512 input channels and 15 % of their multiply-adds on padding.
@@ -94,8 +93,8 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     - for other kernel gradients of 2-D convolutions, and of 1-D convolutions with fewer than 8 input channels: "patches";
     - otherwise "lax".
 
-    The thresholds were measured on 2 cores by `python -m benchmarks.ops`, with AVX2, and those of oneDNN with AVX-512 and AMX; `autotune`
-    measures on other machines.
+    The thresholds were measured on 2 cores by `python -m benchmarks.ops`, with AVX2, and those of oneDNN for convolutions that
+    are not depthwise with AVX-512 and AMX; `autotune` measures on other machines.
 
     Args:
         plan: The plan of the convolution.

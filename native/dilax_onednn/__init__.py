@@ -18,7 +18,7 @@ __version__ = metadata.version("dilax-onednn")
 ONEDNN = "3.2"
 TARGET = "dilax_onednn_convolve"
 # The calls that `dilax` may make; it uses no other version.
-INTERFACE = 1
+INTERFACE = 2
 # How long a thread of OpenMP waits for work in a loop before it sleeps: about 0.1 ms instead of 4 ms. For that time it takes a core from
 # XLA's threads, whose operations follow oneDNN's.
 SPIN_COUNT = "2000"
@@ -60,7 +60,7 @@ jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(_LIBRARY, TARGET))
 
 @functools.lru_cache(maxsize=4096)
 def implementation(dtype: str, sizes: tuple[int, ...]) -> str | None:
-    """Return the name of the implementation that oneDNN has for an operation on this processor, or None.
+    """Return the name of the implementation that computes an operation on this processor, or None.
 
     Args:
         dtype: Name of the dtype of the operands and the result.

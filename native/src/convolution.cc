@@ -181,10 +181,11 @@ void Convolution::run(void* first, void* second, void* result, Scratch& scratch,
 }
 
 std::unique_ptr<Implementation> implementation_for(const Problem& problem) {
+  const bool direct = Depthwise::supports(problem);
+  const bool many = problem.operation == Operation::kKernelGradient && product(problem.kernel_size) > kTaps;
+  if (direct && many) return std::make_unique<Depthwise>(problem);
   auto found = std::make_unique<Convolution>(problem);
-  const bool particular = found->name().find("dw") != std::string::npos;
-  const bool slow = problem.operation == Operation::kKernelGradient && product(problem.kernel_size) > kTaps;
-  if (!Depthwise::supports(problem) || (particular && !slow)) return found;
+  if (!direct || found->name().find("dw") != std::string::npos) return found;
   return std::make_unique<Depthwise>(problem);
 }
 

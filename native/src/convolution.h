@@ -1,4 +1,4 @@
-// A convolution, or one of its gradients, as a primitive of oneDNN.
+// A convolution, or one of its gradients, and what computes it: a primitive of oneDNN, or the loop of depthwise.h.
 #pragma once
 
 #include <cstdint>
@@ -80,7 +80,8 @@ class Convolution : public Implementation {
   dnnl::primitive primitive_, reorder_;
 };
 
-// Returns oneDNN's implementation, or, of a depthwise convolution for which it has no particular one, that of this library.
+// Returns oneDNN's implementation or, where `Depthwise` is faster, that: for depthwise convolutions for which oneDNN has no specialised
+// implementation, and their kernel gradients with many taps.
 std::unique_ptr<Implementation> implementation_for(const Problem& problem);
 
 dnnl::engine& engine();

@@ -1,24 +1,30 @@
-// Depthwise convolutions and their gradients, for which oneDNN often has its general implementation only.
+// Depthwise convolutions and their gradients, for many of which oneDNN has only its general implementation.
 #pragma once
 
 #include <array>
-#include <memory>
+#include <vector>
 
 #include "convolution.h"
 
 namespace dilax {
 
 // A depthwise convolution with one output per channel, or one of its gradients, over at most three axes, in float32. Nothing is padded or
-// copied: along each axis, the terms of every sum are listed beforehand.
+// copied: for each place of the result, the terms of its sum are known beforehand.
 class Depthwise : public Implementation {
  public:
   static constexpr size_t kAxes = 3;
   using Sizes = std::array<int64_t, kAxes>;
-  // What is multiplied: where it begins in the input, in the kernel and in the output, of a place along one axis and 0 along the others.
+  // One product of a sum: the offsets, along one axis, of its factors and of its place, in the input, the kernel and the output.
   struct Term {
     int64_t input, tap, output;
   };
+  // Terms at equal distances.
+  struct Terms {
+    Term first{};
+    int64_t count = 0;
+  };
 
+  // Whether it computes a problem, and is fast.
   static bool supports(const Problem& problem);
   explicit Depthwise(const Problem& problem);
   void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const override;
@@ -26,9 +32,10 @@ class Depthwise : public Implementation {
   Operation operation;
   int64_t batch, channels;
   Sizes input, taps, output;  // the leading ones are 1 if there are fewer axes
-  // Along each axis, the terms of the sum at each place of the result: of the input for its gradient, otherwise of the output. Those of
-  // the last axis of a kernel gradient are at each tap.
-  std::array<std::vector<std::vector<Term>>, kAxes> terms;
+  // Along each axis, the terms at each place of the result: of the input for its gradient, otherwise of the output. Those of the last axis
+  // of a kernel gradient are at each tap.
+  std::array<std::vector<Terms>, kAxes> terms;
+  std::array<Term, kAxes> step;  // from one term to the next
 };
 
 }  // namespace dilax

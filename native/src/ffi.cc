@@ -69,7 +69,7 @@ ffi::Error convolve(
     });
     return ffi::Error::Success();
   } catch (const std::exception& error) {
-    return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string("dilax-onednn: ") + error.what());
   }
 }
 
