@@ -5,8 +5,8 @@
 FOLDER holds train.tsv, devel.tsv and test.tsv of the NCBI disease corpus (in the public domain): a word, a tab and its tag on each line.
 `no_dilation` has the same parameters with dilations of 1.
 
-Measured: 0.805 ± 0.007 F1 of spans on the test split (0.810, 0.800: seeds 0, 1), 0.817 ± 0.001 on devel.tsv, which chose the epoch; 15 to 16
-minutes on one CPU core. `no_dilation` is not measured.
+Measured: 0.805 ± 0.007 F1 of spans on the test split (0.810, 0.800: seeds 0, 1), 0.817 ± 0.001 on devel.tsv, which chose the epoch; 15 to
+16 minutes on one CPU core. `no_dilation` is not measured.
 """
 
 from ml_collections import ConfigDict
