@@ -147,7 +147,6 @@ void Convolution::take(const Descriptor& descriptor, const memory::desc& kernel)
 }
 
 void Convolution::run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const {
-  const std::unique_ptr<Scratch, void (*)(Scratch*)> release(&scratch, [](Scratch* used) { used->release(); });  // also if it throws
   const bool reorders = static_cast<bool>(reorder_);
   const size_t blocked = reorders ? aligned(blocked_kernel_.get_size()) : 0;
   char* memory_of_ours = scratch.reserve(blocked + aligned(scratchpad_.get_size()) + kAlignment);

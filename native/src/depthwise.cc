@@ -3,7 +3,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 
 #include "worker.h"
@@ -191,7 +190,6 @@ Depthwise::Depthwise(const Problem& problem) : operation(problem.operation), bat
 }
 
 void Depthwise::run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream&) const {
-  const std::unique_ptr<Scratch, void (*)(Scratch*)> release(&scratch, [](Scratch* used) { used->release(); });
   const auto *a = static_cast<const float*>(first), *b = static_cast<const float*>(second);
   auto* sum = static_cast<float*>(result);
   const int64_t x_size = product(input) * channels, y_size = product(output) * channels, kernel_size = product(taps) * channels;

@@ -65,6 +65,7 @@ ffi::Error convolve(
       static auto* stream = new dnnl::stream(engine());
       omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
       omp_set_num_threads(threads);
+      const std::unique_ptr<Scratch, void (*)(Scratch*)> release(scratch, [](Scratch* used) { used->release(); });  // also if it throws
       prepared(numbers, dtype).run(first.untyped_data(), second.untyped_data(), result->untyped_data(), *scratch, *stream);
     });
     return ffi::Error::Success();
