@@ -6,7 +6,7 @@ FOLDER holds five .mat files, one for each split of 50 Salads, such as mid_video
 config.sequence.split chooses the one that is tested on; the score over the dataset is the mean of five runs, with 1 to 5. `causal` sees no
 later frame, `no_dilation` has the same parameters with dilations of 1. `smoke` is a short run on recordings that are made up.
 
-Measured: 0.623 edit score, 0.667 F1@10 over the five splits (seed 0); 105 s a split on 2 CPU cores.
+Measured: 0.623 edit score, 0.667 F1@10 over the five splits (seed 0); 105 s for one split on 2 CPU cores.
 
 The variants: not measured.
 
