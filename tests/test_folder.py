@@ -31,8 +31,6 @@ from train.data.fingerprint import changes, fingerprint
 from train.data.source import Lazy, Table
 from train.writers import CORRUPT, METRICS, Writer, read_history
 
-# Threads of tensorstore that fail while a damaged checkpoint is read tell an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 SHORT = {"total_epochs": 0.2, "checkpoint_every_steps": 2}  # four steps
 VALUES = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
 HOST = socket.gethostname()

@@ -25,9 +25,6 @@ from train.build import build, load_trained
 from train.config import check
 from train.writers import read_history
 
-# Threads of tensorstore that fail while a damaged checkpoint is read tell an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def copied(unbroken, tmp_path) -> pathlib.Path:
