@@ -209,6 +209,18 @@ def test_every_dtype_is_as_close_as_its_rounding(plan, dtype, tolerance):
         np.testing.assert_allclose(np.asarray(actual, np.float64), exact, rtol=0, atol=tolerance * np.abs(exact).max())
 
 
+@installed
+def test_bfloat16_is_rounded_as_elsewhere():
+    """To the nearest, of two equally near to the even one; for one product, which is exact in float32, also to the bit."""
+    plan = changed(dtype="bfloat16", groups=21, c_in=21, c_out=21, kernel_size=(1, 1), padding=((0, 0), (0, 0)))
+    x, kernel = draw(plan.x_shape, plan.kernel_shape, dtype="bfloat16")
+    x = x.at[0, 0].set(jnp.nan).at[0, 1].set(jnp.inf).at[0, 2].set(-3.39e38).at[0, 3].set(1 + 2**-7)
+    kernel = kernel.at[..., ::2].set(1 + 2**-7)  # whose product with itself lies between two
+    expected = (x.astype(jnp.float32) * kernel.astype(jnp.float32)).astype(jnp.bfloat16)
+    got = jax.jit(lambda x, kernel: lowerings.convolve(x, kernel, plan, "onednn"))(x, kernel)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(expected, np.float32))
+
+
 def calls(text: str) -> int:
     return text.count(f"@{CALL}") + text.count(f'"{CALL}"')
 
@@ -283,9 +295,10 @@ def test_partitioned_programs_are_cached_apart(package):
 
 
 @installed
-def test_callers_take_turns():
-    """Threads that call at once get the values of one that calls alone."""
-    plans = [dataclasses.replace(PLAN, batch=batch) for batch in range(1, 9)]
+@pytest.mark.parametrize("plan", [PLAN, DEPTHWISE], ids=["oneDNN", "loop"])
+def test_callers_do_not_disturb_each_other(plan):
+    """Threads that call at once get the values, to the bit, of one that calls alone."""
+    plans = [dataclasses.replace(plan, batch=batch) for batch in range(1, 9)]
     operands = [draw(plan.x_shape, plan.kernel_shape, plan.y_shape) for plan in plans]
     programs = [jax.jit(three(plan, "onednn")) for plan in plans]
     alone = [jax.device_get(program(*arrays)) for program, arrays in zip(programs, operands)]

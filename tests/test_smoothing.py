@@ -230,9 +230,15 @@ def test_blocks_and_models_start_as_dilated_convolutions(degridding):
     given = {**variables, "kernel": expected["kernel"].reshape(variables["kernel"].shape)}
     y: Any = block.apply({"params": {"DilatedConv_0": given}}, x, train=False)
     np.testing.assert_allclose(y, plain.apply({"params": {"DilatedConv_0": expected}}, x, train=False), atol=1e-6)  # pyright: ignore
-    model = models.IRCNN(features=3, dilations=(1, (2, 3), 2), norm="batch", degridding=degridding)
+    fields: dict[str, Any] = dict(dilations=(1, (2, 3), 2), norm="batch", degridding=degridding)
     image = random_input((1, 12, 11, 1))
-    check_training(model, jax.jit(lambda: model.init(KEY, image, train=False))(), image)
+    for model in (models.IRCNN(3, **fields), models.DilatedFCN(2, (3, 3, 3), (2, 1, 1), **fields)):
+        variables = jax.jit(lambda m=model: m.init(KEY, image, train=False))()
+        check_training(model, variables, image)
+        learned = [
+            path for path, _ in jax.tree_util.tree_leaves_with_path(variables) if {"smoothing", "positions"} & {str(k.key) for k in path}
+        ]
+        assert (len(learned) > 0) == (degridding != "none"), learned
     names = {"none": dilax.DilatedConv, "learnable_spacings": dilax.DCLSConv}
     made = names.get(degridding, dilax.SmoothedConv)
     assert [type(blocks.degridded_conv(3, (3, 3), degridding, dilation=d)) for d in (1, 2)] == [dilax.DilatedConv, made]

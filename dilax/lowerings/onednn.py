@@ -1,7 +1,7 @@
 """The convolutions of oneDNN, on which PyTorch builds on CPUs, as a custom call of XLA.
 
 They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
-is False for every plan. Where oneDNN has only its general implementation of a depthwise convolution, a loop of that package computes it.
+is False for every plan. Depthwise convolutions with one output per channel are computed by a loop of that package instead of oneDNN.
 XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for the part of each device,
 and nowhere else.
 """
@@ -14,7 +14,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dilax.plan import ConvPlan
 
@@ -23,6 +22,8 @@ INTERFACE = 2
 # The numbers by which the package knows the operations.
 OPERATIONS = {"output": 0, "input_gradient": 1, "kernel_gradient": 2}
 DTYPES = ("float32", "bfloat16", "float16")
+# The name of the package's own loop for depthwise convolutions.
+LOOP = "direct:dw"
 # oneDNN computes some offsets in 32 bits; no array may have more bytes in float32.
 MAX_SIZE = (2**31 - 1) // 4
 # The environment variable that switches it off with the value 0.
@@ -79,11 +80,10 @@ def supports(plan: ConvPlan) -> bool:
 def is_specialised(operation: str, plan: ConvPlan) -> bool:
     """Return whether the implementation for a plan that oneDNN supports suits its kind on this processor.
 
-    For depthwise convolutions that is one of those for depthwise convolutions, of oneDNN or of the package, for others any but that which
-    multiplies patches.
+    For depthwise convolutions that is one for depthwise convolutions, for others any but that which multiplies patches.
     """
     call = _call_for(operation, plan)
-    return call is not None and (call.is_depthwise if _is_depthwise(plan) else "gemm" not in call.implementation)
+    return call is not None and ("dw" in call.implementation if plan.groups == plan.c_in > 1 else "gemm" not in call.implementation)
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
@@ -92,116 +92,56 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Convolve y with the flipped kernel if that is depthwise, or else use oneDNN's own gradient."""
+    """Use oneDNN's own gradient, or that of the loop."""
     return _run("input_gradient", y, kernel, plan)
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Use oneDNN's own gradient."""
+    """Use oneDNN's own gradient, or that of the loop."""
     return _run("kernel_gradient", x, y, plan)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A call of oneDNN.
+    """A call of the package.
 
     Attributes:
-        operation: The operation that it computes: the output, with the flipped kernel, for some input gradients.
-        plan: The convolution that it computes, or whose gradient; for a convolution over one axis, perhaps that over images of height 1.
+        dtype: The dtype in which it computes.
         implementation: The name of the implementation on this processor.
-        padding: Padding of the first operand that is done beforehand.
     """
 
-    operation: str
-    plan: ConvPlan
+    dtype: str
     implementation: str
-    padding: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether the implementation is one for depthwise convolutions."""
-        return "dw" in self.implementation
 
 
 def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
     """Return the call that computes an operation, or None if there is none.
 
-    oneDNN's implementations for depthwise convolutions are for images with little padding; they are 2 to 20 times faster than its general
-    one. The loop of the package is for float32: others are converted where nothing else is specialised.
+    It computes in the plan's dtype, or else in float32: float16, and bfloat16 where its implementation is of no use.
     """
-    if operation == "input_gradient" and (flipped := _flipped(plan)):
-        operation, plan = "output", flipped
-    if not _is_depthwise(plan):
-        return _typed(operation, plan)
-    plan = _as_image(plan) if plan.rank == 1 else plan
-    call = _typed(operation, plan)
-    if call and call.is_depthwise:
-        return call
-    if operation == "output":
-        sizes = tuple(lo + size + hi for size, (lo, hi) in zip(plan.input_size, plan.padding))
-        padded = _typed(operation, dataclasses.replace(plan, input_size=sizes, padding=((0, 0),) * plan.rank))
-        if padded and padded.is_depthwise and math.prod(padded.plan.x_shape) <= MAX_SIZE:
-            return dataclasses.replace(padded, padding=plan.padding)
-    wide = _typed(operation, dataclasses.replace(plan, dtype="float32"))
-    return wide if wide and wide.is_depthwise else call
-
-
-def _typed(operation: str, plan: ConvPlan) -> _Call | None:
-    """Return the call in its own dtype, or else in float32: for float16, and for bfloat16 where its implementation is of no use."""
     for dtype in ("bfloat16", "float32") if plan.dtype == "bfloat16" else ("float32",):
-        typed = dataclasses.replace(plan, dtype=dtype)
-        name = _package()[0].implementation(dtype, _sizes(operation, typed))
-        if name is not None and _is_useful(name, operation, typed):
-            return _Call(operation, typed, name)
+        name = _package()[0].implementation(dtype, _sizes(operation, plan))
+        if name is not None and _is_useful(name, dtype, operation, plan):
+            return _Call(dtype, name)
     return None
 
 
-def _is_useful(name: str, operation: str, plan: ConvPlan) -> bool:
+def _is_useful(name: str, dtype: str, operation: str, plan: ConvPlan) -> bool:
     """Return whether an implementation is optimised and, in bfloat16, to be used instead of that in float32."""
     if name.startswith("ref"):
         return False
-    if plan.dtype != "bfloat16" or operation == "output":
+    if dtype != "bfloat16" or operation == "output" or name == LOOP:
         return True
     if operation == "kernel_gradient":
         return False  # some of these divide by zero, which ends the process; in another, threads race: it was wrong by up to 1e35
     return plan.groups == 1  # those of grouped convolutions are often slower
 
 
-def _is_depthwise(plan: ConvPlan) -> bool:
-    return plan.groups == plan.c_in > 1
-
-
-def _as_image(plan: ConvPlan) -> ConvPlan:
-    """Return the convolution over images of height 1 that is that over sequences."""
-    one = {name: (1, *getattr(plan, name)) for name in ("input_size", "kernel_size", "stride", "dilation")}
-    return dataclasses.replace(plan, padding=((0, 0), *plan.padding), **one)
-
-
-def _flipped(plan: ConvPlan) -> ConvPlan | None:
-    """Return the plan of a depthwise convolution that computes the input gradient of another, or None.
-
-    oneDNN's own gradient is up to 9 times slower with a dilation.
-    """
-    reach = [(k - 1) * d for k, d in zip(plan.kernel_size, plan.dilation)]
-    padding = tuple((r - lo, r - hi) for r, (lo, hi) in zip(reach, plan.padding))
-    if not plan.groups == plan.c_in == plan.c_out or max(plan.stride) > 1 or min(map(min, padding)) < 0:
-        return None
-    return dataclasses.replace(plan, input_size=plan.output_size, padding=padding)
-
-
 def _run(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan) -> jax.Array:
     call = _call_for(operation, plan)
     assert call, "`supports` comes first"
-    if call.operation != operation:
-        b = jnp.flip(b, range(plan.rank))
-    if call.plan.rank > plan.rank:
-        a, b = jnp.expand_dims(a, 1), jnp.expand_dims(b, 1 if operation == "kernel_gradient" else 0)
-    if call.padding:
-        a = jnp.pad(a, ((0, 0), *call.padding, (0, 0)))
-    dtype = jnp.dtype(call.plan.dtype)
-    shape = call.plan.result_shape(call.operation)
-    result = _package()[0].convolve(a.astype(dtype), b.astype(dtype), shape, _sizes(call.operation, call.plan))
-    return result.astype(a.dtype).reshape(plan.result_shape(operation))
+    shape = plan.result_shape(operation)
+    return _package()[0].convolve(a.astype(call.dtype), b.astype(call.dtype), shape, _sizes(operation, plan)).astype(a.dtype)
 
 
 def _sizes(operation: str, plan: ConvPlan) -> tuple[int, ...]:

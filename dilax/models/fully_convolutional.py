@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dilax.annotated import checked, settled
-from dilax.blocks import ACTIVATIONS, NORMS, ConvNormAct, Dropout
+from dilax.blocks import ACTIVATIONS, DEGRIDDINGS, NORMS, ConvNormAct, Dropout
 from dilax.errors import UserError
 from dilax.geometry import IntOrTuple
 from dilax.models.backbone import check_image
@@ -18,7 +18,7 @@ from dilax.resizing import resize
 HEADS = ("pixels", "global")
 
 
-@checked(head=HEADS, norm=NORMS, activation=ACTIVATIONS)
+@checked(head=HEADS, norm=NORMS, activation=ACTIVATIONS, degridding=DEGRIDDINGS)
 class DilatedFCN(nn.Module):
     """Conv-norm-act layers, each with a stride and a dilation, and 1x1 convolutions to logits, upsampled to the size of the input.
 
@@ -39,6 +39,8 @@ class DilatedFCN(nn.Module):
         norm: One of `dilax.blocks.NORMS`; see `dilax.blocks.Norm`.
         activation: A key of `dilax.blocks.ACTIVATIONS`.
         dtype: Dtype of the computation; parameters and logits stay float32.
+        degridding: One of `dilax.blocks.DEGRIDDINGS`, for all dilated layers, which are then not separable; see
+            `dilax.blocks.degridded_conv`.
     """
 
     num_classes: int = 2
@@ -52,13 +54,14 @@ class DilatedFCN(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     dtype: DTypeLike | None = None
+    degridding: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map images (batch, height, width, channels) to logits (batch, height, width, num_classes), or (batch, num_classes)."""
         _check(self, x)
         size, skips = x.shape[1:3], []
-        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
+        shared: dict[str, Any] = dict(norm=self.norm, activation=self.activation, dtype=self.dtype, degridding=self.degridding)
         for i, (features, stride, dilation) in enumerate(zip(self.features, self.strides, self.dilations)):
             if stride > 1 and i > 0:
                 skips.append(x)

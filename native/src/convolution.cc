@@ -19,10 +19,35 @@ using dnnl::memory;
 // Of memory that is not in use, no more than this is kept.
 constexpr size_t kKept = size_t{64} << 20;
 constexpr size_t kAlignment = 64;
-// With more taps, oneDNN's kernel gradients of depthwise convolutions are slow.
-constexpr int64_t kTaps = 9;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Memory that grows to what the largest operation needs; unlike malloc, it is not mapped anew for each call.
+class Scratch {
+ public:
+  char* reserve(size_t bytes) {
+    if (bytes > bytes_) {
+      release(0);  // before more is taken
+      memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, aligned(bytes))));
+      if (!memory_) throw std::bad_alloc();
+      bytes_ = aligned(bytes);
+    }
+    return memory_.get();
+  }
+  // Returns it if there is more than so many bytes.
+  void release(size_t kept) {
+    if (bytes_ <= kept) return;
+    memory_.reset();
+    bytes_ = 0;
+  }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t bytes_ = 0;
+};
 
 int64_t product(const Numbers& numbers) { return std::accumulate(numbers.begin(), numbers.end(), int64_t{1}, std::multiplies<int64_t>()); }
 
@@ -86,26 +111,6 @@ std::vector<int64_t> Problem::elements() const {
   }
 }
 
-void Scratch::Free::operator()(char* memory) const { std::free(memory); }
-
-char* Scratch::reserve(size_t bytes) {
-  if (bytes > bytes_) {
-    memory_.reset();  // before more is taken
-    bytes_ = 0;
-    memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, aligned(bytes))));
-    if (!memory_) throw std::bad_alloc();
-    bytes_ = aligned(bytes);
-  }
-  return memory_.get();
-}
-
-void Scratch::release() {
-  if (bytes_ > kKept) {
-    memory_.reset();
-    bytes_ = 0;
-  }
-}
-
 Convolution::Convolution(const Problem& problem) : operation_(problem.operation) {
   x_ = channels_last(problem.dtype, problem.batch, problem.c_in, problem.input_size);
   y_ = channels_last(problem.dtype, problem.batch, problem.c_out, problem.output_size);
@@ -146,24 +151,33 @@ void Convolution::take(const Descriptor& descriptor, const memory::desc& kernel)
   reorder_ = dnnl::reorder(dnnl::reorder::primitive_desc(engine(), from, engine(), to));
 }
 
-void Convolution::run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const {
+void Convolution::run(void* first, void* second, void* result, const Threads& threads) const {
+  Worker::get().run(threads.count, [&] { execute(first, second, result); });
+}
+
+void Convolution::execute(void* first, void* second, void* result) const {
+  static auto* scratch = new Scratch();
+  static auto* stream = new dnnl::stream(engine());
+  struct Release {
+    ~Release() { scratch->release(kKept); }
+  } release;  // also if something is thrown
   const bool reorders = static_cast<bool>(reorder_);
   const size_t blocked = reorders ? aligned(blocked_kernel_.get_size()) : 0;
-  char* memory_of_ours = scratch.reserve(blocked + aligned(scratchpad_.get_size()) + kAlignment);
+  char* memory_of_ours = scratch->reserve(blocked + aligned(scratchpad_.get_size()) + kAlignment);
   const memory scratchpad(scratchpad_, engine(), memory_of_ours + blocked);
   memory kernel(kernel_, engine(), operation_ == Operation::kKernelGradient ? result : second);
   memory weights = reorders ? memory(blocked_kernel_, engine(), memory_of_ours) : kernel;
-  const auto execute = [&](const dnnl::primitive& primitive, const std::unordered_map<int, memory>& arguments) {
+  const auto run = [&](const dnnl::primitive& primitive, const std::unordered_map<int, memory>& arguments) {
     keep_helpers_away();
-    primitive.execute(stream, arguments);
+    primitive.execute(*stream, arguments);
   };
   auto map = [&](const memory::desc& desc, void* data) { return memory(desc, engine(), data); };
   switch (operation_) {
     case Operation::kOutput:
     case Operation::kInputGradient: {
-      if (reorders) execute(reorder_, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, weights}});
+      if (reorders) run(reorder_, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, weights}});
       const bool output = operation_ == Operation::kOutput;
-      execute(
+      run(
           primitive_, {{output ? DNNL_ARG_SRC : DNNL_ARG_DIFF_DST, map(output ? x_ : y_, first)},
                    {DNNL_ARG_WEIGHTS, weights},
                    {output ? DNNL_ARG_DST : DNNL_ARG_DIFF_SRC, map(output ? y_ : x_, result)},
@@ -171,21 +185,19 @@ void Convolution::run(void* first, void* second, void* result, Scratch& scratch,
       break;
     }
     case Operation::kKernelGradient:
-      execute(
+      run(
           primitive_, {{DNNL_ARG_SRC, map(x_, first)}, {DNNL_ARG_DIFF_DST, map(y_, second)}, {DNNL_ARG_DIFF_WEIGHTS, weights},
                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-      if (reorders) execute(reorder_, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
+      if (reorders) run(reorder_, {{DNNL_ARG_FROM, weights}, {DNNL_ARG_TO, kernel}});
   }
-  stream.wait();
+  stream->wait();
 }
 
-std::unique_ptr<Implementation> implementation_for(const Problem& problem) {
-  const bool direct = Depthwise::supports(problem);
-  const bool many = problem.operation == Operation::kKernelGradient && product(problem.kernel_size) > kTaps;
-  if (direct && many) return std::make_unique<Depthwise>(problem);
-  auto found = std::make_unique<Convolution>(problem);
-  if (!direct || found->name().find("dw") != std::string::npos) return found;
-  return std::make_unique<Depthwise>(problem);
+std::unique_ptr<Implementation> implementation_for(const Problem& problem, int threads) {
+  if (Depthwise::supports(problem)) return std::make_unique<Depthwise>(problem);
+  std::unique_ptr<Implementation> made;
+  Worker::get().run(threads, [&] { made = std::make_unique<Convolution>(problem); });  // for the threads that it then has
+  return made;
 }
 
 }  // namespace dilax

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "threads.h"
 
 namespace dilax {
 
@@ -34,42 +35,29 @@ struct Problem {
   std::vector<int64_t> elements() const;
 };
 
-// Memory that grows to what the largest operation needs; unlike malloc, it is not mapped anew for each call.
-class Scratch {
- public:
-  char* reserve(size_t bytes);
-  // Returns what is too much to be kept.
-  void release();
-
- private:
-  struct Free {
-    void operator()(char* memory) const;
-  };
-  std::unique_ptr<char, Free> memory_;
-  size_t bytes_ = 0;
-};
-
 // Computes a problem.
 class Implementation {
  public:
   virtual ~Implementation() = default;
   // The name that oneDNN gives its implementation, such as "jit:avx512_core", or one like it.
   const std::string& name() const { return name_; }
-  // Runs on the threads that OpenMP gives the caller, the worker.
-  virtual void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const = 0;
+  // May be called by several threads at once.
+  virtual void run(void* first, void* second, void* result, const Threads& threads) const = 0;
 
  protected:
   std::string name_;
 };
 
-// oneDNN's implementation.
+// oneDNN's implementation, which runs on threads of OpenMP.
 class Convolution : public Implementation {
  public:
   // Throws dnnl::error if oneDNN does not support the problem.
   explicit Convolution(const Problem& problem);
-  void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const override;
+  void run(void* first, void* second, void* result, const Threads& threads) const override;
 
  private:
+  // Runs on the worker.
+  void execute(void* first, void* second, void* result) const;
   template <typename Descriptor>
   void take(const Descriptor& descriptor, const dnnl::memory::desc& kernel);
 
@@ -80,9 +68,8 @@ class Convolution : public Implementation {
   dnnl::primitive primitive_, reorder_;
 };
 
-// Returns oneDNN's implementation or, where `Depthwise` is faster, that: for depthwise convolutions for which oneDNN has no specialised
-// implementation, and their kernel gradients with many taps.
-std::unique_ptr<Implementation> implementation_for(const Problem& problem);
+// Returns what computes a problem on so many threads: `Depthwise` if that supports it, or else oneDNN.
+std::unique_ptr<Implementation> implementation_for(const Problem& problem, int threads);
 
 dnnl::engine& engine();
 

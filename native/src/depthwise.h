@@ -1,4 +1,4 @@
-// Depthwise convolutions and their gradients, for many of which oneDNN has only its general implementation.
+// Depthwise convolutions and their gradients, which oneDNN computes more slowly.
 #pragma once
 
 #include <array>
@@ -8,8 +8,8 @@
 
 namespace dilax {
 
-// A depthwise convolution with one output per channel, or one of its gradients, over at most three axes, in float32. Nothing is padded or
-// copied: for each place of the result, the terms of its sum are known beforehand.
+// A depthwise convolution with one output per channel, or one of its gradients, over at most three axes, in float32 or
+// bfloat16, and summed in float32. Nothing is padded or copied: for each place of the result, the terms of its sum are known beforehand.
 class Depthwise : public Implementation {
  public:
   static constexpr size_t kAxes = 3;
@@ -27,15 +27,24 @@ class Depthwise : public Implementation {
   // Whether it computes a problem, and is fast.
   static bool supports(const Problem& problem);
   explicit Depthwise(const Problem& problem);
-  void run(void* first, void* second, void* result, Scratch& scratch, dnnl::stream& stream) const override;
+  void run(void* first, void* second, void* result, const Threads& threads) const override;
 
   Operation operation;
+  dnnl::memory::data_type dtype;
   int64_t batch, channels;
   Sizes input, taps, output;  // the leading ones are 1 if there are fewer axes
   // Along each axis, the terms at each place of the result: of the input for its gradient, otherwise of the output. Those of the last axis
   // of a kernel gradient are at each tap.
   std::array<std::vector<Terms>, kAxes> terms;
   std::array<Term, kAxes> step;  // from one term to the next
+  // Not of a kernel gradient: the places of the last axis that are `period` apart may have the same taps; their other factors are `advance`
+  // elements apart. `alike` is how many have, from each place on.
+  int64_t period = 1, advance = 0;
+  std::vector<int64_t> alike;
+
+ private:
+  template <typename Element>
+  void compute(const Element* a, const Element* b, Element* result, const Threads& threads) const;
 };
 
 }  // namespace dilax

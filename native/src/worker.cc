@@ -18,10 +18,15 @@ Worker& Worker::get() {
 
 Worker::Worker() { std::thread(&Worker::loop, this).detach(); }
 
-void Worker::run(const std::function<void()>& task) {
+void Worker::run(int threads, const std::function<void()>& task) {
+  const std::function<void()> whole = [&] {
+    omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
+    omp_set_num_threads(threads);
+    task();
+  };
   std::lock_guard<std::mutex> turn(turn_);
   std::unique_lock<std::mutex> lock(mutex_);
-  task_ = &task;
+  task_ = &whole;
   changed_.notify_all();
   changed_.wait(lock, [this] { return !task_; });
   if (auto error = std::exchange(error_, nullptr)) std::rethrow_exception(error);

@@ -14,8 +14,8 @@ class Worker {
  public:
   // The worker of this process. XLA's own threads do not survive a fork either.
   static Worker& get();
-  // Runs a task and waits for it; throws what it throws.
-  void run(const std::function<void()>& task);
+  // Runs a task with so many threads of OpenMP, and waits for it; throws what it throws.
+  void run(int threads, const std::function<void()>& task);
 
  private:
   Worker();
