@@ -11,6 +11,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import types
 from typing import Any
 
@@ -358,16 +359,23 @@ def test_only_its_other_threads_leave_a_core_to_the_one_that_calls():
     subprocess.run([sys.executable, "-c", code.replace("assert all(after", "all(after")], env=bound, check=True, timeout=120)
 
 
+TEAMS = 4  # the sets of threads that it has at most: of three threads that call, and of one that calls for all others
+
+
 @installed
-def test_devices_share_its_threads():
+def test_many_callers_share_its_threads():
+    """Threads of XLA, of eight devices, and of the user."""
     operands = draw(PLAN.x_shape, PLAN.kernel_shape, PLAN.y_shape)
     tasks = pathlib.Path("/proc/self/task")
     run = jax.jit(three(PLAN, "onednn"))
-    jax.block_until_ready(run(*operands))
+    for device in jax.devices():  # XLA's own threads are there after that
+        jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.device_put(operands[0], device)))
     before = len([*tasks.iterdir()])
     for device in jax.devices():
         jax.block_until_ready(run(*jax.device_put(operands, device)))
-    assert len([*tasks.iterdir()]) - before < len(os.sched_getaffinity(0))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len({*pool.map(lambda _: jax.block_until_ready(run(*operands)) and threading.get_ident(), range(64))}) > 1
+        assert len([*tasks.iterdir()]) - before - 8 <= TEAMS * (len(os.sched_getaffinity(0)) - 1) + 1
 
 
 @installed

@@ -5,11 +5,43 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 #include <utility>
 #include <vector>
 
 namespace dilax {
+namespace {
+
+// So many threads that call may have teams, as long as they live.
+constexpr int kTeams = 3;
+std::atomic<int> teams{0};
+
+struct Team {
+  bool counted;
+  ~Team() {
+    if (counted) --teams;
+  }
+};
+
+// Whether the calling thread may have a team. One that may not is not asked again.
+bool has_team() {
+  thread_local const Team team{teams < kTeams && ++teams};
+  return team.counted;
+}
+
+// Runs a task with a number of threads of OpenMP, and leaves the settings of the calling thread as they were.
+void run_here(int threads, const std::function<void()>& task) {
+  struct Settings {
+    int threads = omp_get_max_threads(), dynamic = omp_get_dynamic();
+    ~Settings() { omp_set_num_threads(threads), omp_set_dynamic(dynamic); }
+  } before;
+  omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
+  omp_set_num_threads(threads);
+  task();
+}
+
+}  // namespace
 
 Worker& Worker::get() {
   static auto* worker = new Worker();  // never destroyed: a thread may still wait for it at exit
@@ -19,12 +51,9 @@ Worker& Worker::get() {
 Worker::Worker() { std::thread(&Worker::loop, this).detach(); }
 
 void Worker::run(int threads, const std::function<void()>& task) {
-  const std::function<void()> whole = [&] {
-    omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
-    omp_set_num_threads(threads);
-    task();
-  };
   std::lock_guard<std::mutex> turn(turn_);
+  if (threads == 1 || has_team()) return run_here(threads, task);
+  const std::function<void()> whole = [&] { run_here(threads, task); };
   std::unique_lock<std::mutex> lock(mutex_);
   task_ = &whole;
   changed_.notify_all();

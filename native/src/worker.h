@@ -1,4 +1,4 @@
-// The one thread from which oneDNN is called.
+// The threads from which oneDNN is called.
 #pragma once
 
 #include <condition_variable>
@@ -8,8 +8,11 @@
 
 namespace dilax {
 
-// OpenMP gives each thread that calls it threads of its own. XLA calls from any of its threads, and from several at once if there are
-// several virtual devices: they take turns here, so that oneDNN has one set of threads, of which there are as many as XLA has.
+// Runs what calls oneDNN, one task at a time.
+//
+// OpenMP gives each thread that calls it a team of as many threads as XLA has, and XLA calls from any of its threads, and from several at
+// once if there are several virtual devices. The first few threads that call have teams of their own, since waking another thread takes as
+// long as a small convolution; for the others, this one calls.
 class Worker {
  public:
   // The worker of this process. XLA's own threads do not survive a fork either.
@@ -28,7 +31,7 @@ class Worker {
   std::exception_ptr error_;
 };
 
-// Keeps the other threads of OpenMP off the core on which the calling thread, the worker, runs.
+// Keeps the other threads of the calling thread's team off the core on which it runs.
 //
 // Linux may wake a thread on the core of the one that wakes it, and leave both there for milliseconds while another core is idle: on a
 // machine of two virtual cores, that doubled the time of most operations.
