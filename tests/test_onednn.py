@@ -310,6 +310,18 @@ def test_callers_do_not_disturb_each_other(plan):
                 jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@installed
+@pytest.mark.parametrize("plan", [changed(kernel_size=(1, 1), padding=((0, 0), (0, 0))), DEPTHWISE], ids=["oneDNN", "loop"])
+def test_tiny_numbers_are_those_of_xla_whichever_thread_calls(plan):
+    """Products too small for a normal number are zero on XLA's threads."""
+    x, kernel = jnp.full(plan.x_shape, 1e-20), jnp.full(plan.kernel_shape, 1e-20)
+    run = jax.jit(lambda x, kernel: lowerings.convolve(x, kernel, plan, "onednn"))
+    assert not lowerings.convolve(x, kernel, plan, "lax").any()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for y in [run(x, kernel), *pool.map(lambda _: run(x, kernel), range(32))]:
+            np.testing.assert_array_equal(y, 0)
+
+
 SETTINGS = """
 import jax, jax.numpy as jnp, dilax
 print(float(jax.grad(lambda k: dilax.dilated_conv(jnp.ones((2, 12, 10, 8)), k, lowering="onednn").sum())(jnp.ones((3, 3, 8, 8))).sum()))
@@ -335,6 +347,7 @@ def test_its_threads_sleep_soon_unless_the_user_has_chosen(chosen, spins):
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
+TEAMS = 4  # the sets of threads that it has at most: of three threads that call, and of one that calls for all others
 CORES = """
 import os, pathlib, jax, jax.numpy as jnp, dilax
 mask = lambda: {task.name: os.sched_getaffinity(int(task.name)) for task in pathlib.Path("/proc/self/task").iterdir()}
@@ -353,13 +366,10 @@ print(len(fewer), len(allowed))
 def test_only_its_other_threads_leave_a_core_to_the_one_that_calls():
     done = subprocess.run([sys.executable, "-c", CORES], check=True, capture_output=True, text=True, timeout=120)
     fewer, allowed = map(int, done.stdout.split())
-    assert fewer == allowed - 1
+    assert fewer in range(allowed - 1, TEAMS * allowed, allowed - 1) or allowed == 1
     bound = {**os.environ, "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
     code = CORES.replace("all(len(allowed - cores) == 1 for cores in fewer)", "True")
     subprocess.run([sys.executable, "-c", code.replace("assert all(after", "all(after")], env=bound, check=True, timeout=120)
-
-
-TEAMS = 4  # the sets of threads that it has at most: of three threads that call, and of one that calls for all others
 
 
 @installed

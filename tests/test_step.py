@@ -421,7 +421,7 @@ def test_the_estimate_of_a_step():
     assert float(lines["optimiser state"]) == pytest.approx(2 * float(lines["parameters"]), abs=0.011)
     assert float(lines["in all"]) == pytest.approx(sum(float(size) for name, size in lines.items() if name != "in all"), abs=0.03)
     work = re.search(r"work per device and step: (\S+) floating-point operations, for 32 examples", estimate(config))
-    uncounted = estimate(config).endswith("; those of the convolutions that oneDNN computes are not counted")
+    uncounted = estimate(config).endswith("; those of the convolutions that dilax-onednn computes are not counted")
     assert uncounted == onednn.is_installed()
     assert work and float(work[1]) > (1e5 if uncounted else 1e6)
 

@@ -44,7 +44,7 @@ def estimate(config: ConfigDict) -> str:
     flops = compiled.cost_analysis().get("flops", math.nan)
     work = f"work per device and step: {flops:.3g} floating-point operations, for {config.batch_size} examples on all devices"
     if any('custom_call_target="dilax_onednn' in line for line in compiled.as_text().splitlines()):
-        work += "; those of the convolutions that oneDNN computes are not counted"
+        work += "; those of the convolutions that dilax-onednn computes are not counted"
     return "\n".join([describe(setup), "memory per device, as XLA plans it:", *lines, total, work])
 
 

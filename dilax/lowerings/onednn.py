@@ -1,12 +1,11 @@
 """The convolutions of oneDNN, on which PyTorch builds on CPUs, as a custom call of XLA.
 
 They are a distribution of their own, `dilax-onednn` in the folder native/, since building it takes a C++ compiler; without it, `supports`
-is False for every plan. Depthwise convolutions with one output per channel are computed by a loop of that package instead of oneDNN.
-XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for the part of each device,
-and nowhere else.
+is False for every plan. Depthwise convolutions with one output per channel and at least 8 channels are computed by a loop of that package
+instead of oneDNN. XLA can neither partition nor export a custom call: this lowering is taken where a program runs on one CPU, and for the
+part of each device, and nowhere else.
 """
 
-import dataclasses
 import functools
 import importlib
 import math
@@ -18,7 +17,7 @@ import jax
 from dilax.plan import ConvPlan
 
 # The version of the calls that this module makes.
-INTERFACE = 2
+INTERFACE = 3
 # The numbers by which the package knows the operations.
 OPERATIONS = {"output": 0, "input_gradient": 1, "kernel_gradient": 2}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -74,7 +73,7 @@ def supports(plan: ConvPlan) -> bool:
     shapes = (plan.x_shape, plan.kernel_shape, plan.y_shape)
     if any(0 in shape or math.prod(shape) > MAX_SIZE for shape in shapes) or min(map(min, plan.padding)) < 0:
         return False
-    return all(_call_for(operation, plan) for operation in OPERATIONS)
+    return all(_implementation(operation, plan) for operation in OPERATIONS)
 
 
 def is_specialised(operation: str, plan: ConvPlan) -> bool:
@@ -82,8 +81,8 @@ def is_specialised(operation: str, plan: ConvPlan) -> bool:
 
     For depthwise convolutions that is one for depthwise convolutions, for others any but that which multiplies patches.
     """
-    call = _call_for(operation, plan)
-    return call is not None and ("dw" in call.implementation if plan.groups == plan.c_in > 1 else "gemm" not in call.implementation)
+    found = _implementation(operation, plan)
+    return found is not None and ("dw" in found[1] if plan.groups == plan.c_in > 1 else "gemm" not in found[1])
 
 
 def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
@@ -101,28 +100,15 @@ def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
     return _run("kernel_gradient", x, y, plan)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call of the package.
+def _implementation(operation: str, plan: ConvPlan) -> tuple[str, str] | None:
+    """Return the dtype in which an operation is computed, and the name of what computes it on this processor, or None if nothing does.
 
-    Attributes:
-        dtype: The dtype in which it computes.
-        implementation: The name of the implementation on this processor.
-    """
-
-    dtype: str
-    implementation: str
-
-
-def _call_for(operation: str, plan: ConvPlan) -> _Call | None:
-    """Return the call that computes an operation, or None if there is none.
-
-    It computes in the plan's dtype, or else in float32: float16, and bfloat16 where its implementation is of no use.
+    The dtype is the plan's, or else float32: for float16, and for bfloat16 where its implementation is of no use.
     """
     for dtype in ("bfloat16", "float32") if plan.dtype == "bfloat16" else ("float32",):
         name = _package()[0].implementation(dtype, _sizes(operation, plan))
         if name is not None and _is_useful(name, dtype, operation, plan):
-            return _Call(dtype, name)
+            return dtype, name
     return None
 
 
@@ -138,10 +124,10 @@ def _is_useful(name: str, dtype: str, operation: str, plan: ConvPlan) -> bool:
 
 
 def _run(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan) -> jax.Array:
-    call = _call_for(operation, plan)
-    assert call, "`supports` comes first"
-    shape = plan.result_shape(operation)
-    return _package()[0].convolve(a.astype(call.dtype), b.astype(call.dtype), shape, _sizes(operation, plan)).astype(a.dtype)
+    found = _implementation(operation, plan)
+    assert found, "`supports` comes first"
+    operands = (array.astype(found[0]) for array in (a, b))
+    return _package()[0].convolve(*operands, plan.result_shape(operation), _sizes(operation, plan)).astype(a.dtype)
 
 
 def _sizes(operation: str, plan: ConvPlan) -> tuple[int, ...]:

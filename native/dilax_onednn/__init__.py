@@ -18,7 +18,7 @@ __version__ = metadata.version("dilax-onednn")
 ONEDNN = "3.2"
 TARGET = "dilax_onednn_convolve"
 # The calls that `dilax` may make; it uses no other version.
-INTERFACE = 2
+INTERFACE = 3
 # How long a thread of OpenMP waits for work in a loop before it sleeps: about 0.1 ms instead of 4 ms. For that time it takes a core from
 # XLA's threads, whose operations follow oneDNN's.
 SPIN_COUNT = "2000"

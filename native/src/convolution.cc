@@ -196,7 +196,7 @@ void Convolution::execute(void* first, void* second, void* result) const {
 std::unique_ptr<Implementation> implementation_for(const Problem& problem, int threads) {
   if (Depthwise::supports(problem)) return std::make_unique<Depthwise>(problem);
   std::unique_ptr<Implementation> made;
-  Worker::get().run(threads, [&] { made = std::make_unique<Convolution>(problem); });  // for the threads that it then has
+  with_threads(threads, [&] { made = std::make_unique<Convolution>(problem); });  // it is made for the threads that it will have
   return made;
 }
 

@@ -56,7 +56,7 @@ class Convolution : public Implementation {
   void run(void* first, void* second, void* result, const Threads& threads) const override;
 
  private:
-  // Runs on the worker.
+  // Called by one thread at a time.
   void execute(void* first, void* second, void* result) const;
   template <typename Descriptor>
   void take(const Descriptor& descriptor, const dnnl::memory::desc& kernel);
@@ -68,7 +68,7 @@ class Convolution : public Implementation {
   dnnl::primitive primitive_, reorder_;
 };
 
-// Returns what computes a problem on so many threads: `Depthwise` if that supports it, or else oneDNN.
+// Returns what computes a problem on a number of threads: `Depthwise` if that supports it, or else oneDNN.
 std::unique_ptr<Implementation> implementation_for(const Problem& problem, int threads);
 
 dnnl::engine& engine();

@@ -25,9 +25,9 @@ using Sizes = Depthwise::Sizes;
 constexpr int64_t kLeastChannels = 8;
 // Places of the last axis that are computed together, where they have the same taps.
 constexpr int64_t kPlaces = 6;
-// A part of a map has at most so many places along the last axis, and at least so many where there are several parts for each thread.
+// A part of a map has at most kMostPlaces along the last axis, and at least kLeastPlaces where there are several parts for each thread.
 constexpr int64_t kMostPlaces = 512, kLeastPlaces = 32, kPartsPerThread = 4;
-// The parts are divided into so many blocks for each thread, which takes one after another; a kernel gradient has a sum for each block.
+// The parts are divided into kBlocks for each thread, which takes one after another; a kernel gradient has a sum for each block.
 constexpr int64_t kBlocks = 8, kBlocksOfGradient = 2;
 // Products that take about as long as it takes to wake another thread.
 constexpr int64_t kLeastWork = 1 << 17;
@@ -35,7 +35,7 @@ constexpr int64_t kLeastWork = 1 << 17;
 // bfloat16 is the upper half of float32.
 using BFloat16 = uint16_t;
 
-// Vectors of so many numbers; those "anywhere" are in memory, at any address.
+// Vectors of kLanes numbers; those "anywhere" are in memory, at any address.
 template <int64_t kLanes>
 struct Vectors;
 #define DILAX_VECTORS(lanes)                                                                      \
@@ -196,7 +196,7 @@ inline DILAX_INLINE void compute_places(
       sums.store(row + k * problem.channels + c, problem.period * problem.channels);
     });
   };
-  for (int64_t phase = 0; phase < problem.period; ++phase) {
+  for (int64_t phase = 0; phase < std::min(problem.period, part.end - part.begin); ++phase) {
     for (int64_t k = part.begin + phase; k < part.end;) {
       const bool several = problem.alike[k] >= kPlaces && k + (kPlaces - 1) * problem.period < part.end;
       several ? at_places(std::integral_constant<int64_t, kPlaces>(), k) : at_places(std::integral_constant<int64_t, 1>(), k);
@@ -324,14 +324,17 @@ void Depthwise::compute(const Element* a, const Element* b, Element* result, con
   });
   if (!by_tap) return;
   // In the order of the blocks, so that a result does not depend on which thread ends first.
-  for (int64_t block = 1; block < blocks; ++block) {
-    for (int64_t n = 0; n < kernel_size; ++n) sums[n] += sums[block * kernel_size + n];
-  }
-  for (int64_t n = 0; n < kernel_size; ++n) {
-    Values<Element, 1> value;
-    value.values[0] = sums[n];
-    value.store(result + n);
-  }
+  parallel_for({used, threads.schedule}, used, [&](int64_t share) {
+    const int64_t begin = share * kernel_size / used, end = (share + 1) * kernel_size / used;
+    for (int64_t block = 1; block < blocks; ++block) {
+      for (int64_t n = begin; n < end; ++n) sums[n] += sums[block * kernel_size + n];
+    }
+    for (int64_t n = begin; n < end; ++n) {
+      Values<Element, 1> value;
+      value.values[0] = sums[n];
+      value.store(result + n);
+    }
+  });
 }
 
 void Depthwise::run(void* first, void* second, void* result, const Threads& threads) const {

@@ -1,4 +1,4 @@
-// Depthwise convolutions and their gradients, which oneDNN computes more slowly.
+// Depthwise convolutions and their gradients, which oneDNN computes no faster, and most gradients more slowly.
 #pragma once
 
 #include <array>
@@ -8,8 +8,8 @@
 
 namespace dilax {
 
-// A depthwise convolution with one output per channel, or one of its gradients, over at most three axes, in float32 or
-// bfloat16, and summed in float32. Nothing is padded or copied: for each place of the result, the terms of its sum are known beforehand.
+// A depthwise convolution with one output per channel, or one of its gradients, over at most three axes, in float32 or bfloat16, and summed
+// in float32. Nothing is padded or copied: for each place of the result, the terms of its sum are known beforehand.
 class Depthwise : public Implementation {
  public:
   static constexpr size_t kAxes = 3;
@@ -37,8 +37,8 @@ class Depthwise : public Implementation {
   // of a kernel gradient are at each tap.
   std::array<std::vector<Terms>, kAxes> terms;
   std::array<Term, kAxes> step;  // from one term to the next
-  // Not of a kernel gradient: the places of the last axis that are `period` apart may have the same taps; their other factors are `advance`
-  // elements apart. `alike` is how many have, from each place on.
+  // Unused for kernel gradients. `alike[k]`: how many places of the last axis, from k on and `period` apart, have the same taps. Their
+  // other factors are `advance` elements apart.
   int64_t period = 1, advance = 0;
   std::vector<int64_t> alike;
 

@@ -1,5 +1,4 @@
 // What Python and XLA call.
-#include <omp.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -37,19 +36,19 @@ dnnl::memory::data_type dtype_of(ffi::DataType dtype) {
   }
 }
 
-int threads_for(int64_t of_xla) {
-  return std::max<int>(1, std::min<int64_t>({of_xla, int64_t(available_cores()), int64_t(omp_get_thread_limit())}));
-}
-
 // What computes a problem. It is kept, and still lives while it runs if it is no longer kept.
 std::shared_ptr<const Implementation> prepared(const Numbers& numbers, dnnl::memory::data_type dtype, int threads) {
   static auto* mutex = new std::mutex();
   static auto* cache = new std::map<std::pair<int, Numbers>, std::shared_ptr<const Implementation>>();
   const std::pair<int, Numbers> key{static_cast<int>(dtype), numbers};
+  {
+    std::lock_guard<std::mutex> lock(*mutex);
+    if (const auto found = cache->find(key); found != cache->end()) return found->second;
+  }
+  std::shared_ptr<const Implementation> made = implementation_for(Problem(numbers, dtype), threads);
   std::lock_guard<std::mutex> lock(*mutex);
-  if (const auto found = cache->find(key); found != cache->end()) return found->second;
   if (cache->size() >= kKept) cache->clear();
-  return (*cache)[key] = implementation_for(Problem(numbers, dtype), threads);
+  return (*cache)[key] = std::move(made);
 }
 
 ffi::Error convolve(
@@ -63,7 +62,7 @@ ffi::Error convolve(
     const int64_t given[] = {int64_t(first.element_count()), int64_t(second.element_count()), int64_t(result->element_count())};
     if (!std::equal(expected.begin(), expected.end(), given)) return ffi::Error::InvalidArgument("the arrays do not have the stated sizes");
     // XLA has a thread per core, or per virtual device if there are more of these. Operations are prepared for one number of threads.
-    static const int threads = threads_for(pool.num_threads());
+    static const int threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), available_cores()));
     const auto schedule = [&](std::function<void()> task) { pool.Schedule(std::move(task)); };
     prepared(numbers, dtype, threads)->run(first.untyped_data(), second.untyped_data(), result->untyped_data(), {threads, schedule});
     return ffi::Error::Success();
@@ -93,7 +92,7 @@ DILAX_EXPORT int dilax_onednn_supports(const char* dtype, const int64_t* sizes, 
     const std::map<std::string, dnnl::memory::data_type> dtypes = {
         {"float32", dnnl::memory::data_type::f32}, {"bfloat16", dnnl::memory::data_type::bf16}};
     const dilax::Problem problem(dilax::Numbers(sizes, sizes + count), dtypes.at(dtype));
-    write(dilax::implementation_for(problem, dilax::threads_for(dilax::available_cores()))->name());
+    write(dilax::implementation_for(problem, dilax::available_cores())->name());
     return 1;
   } catch (const std::exception& error) {
     write(error.what());

@@ -43,7 +43,10 @@ struct Shared {
 
 void parallel_for(const Threads& threads, int64_t count, const std::function<void(int64_t)>& function) {
   const auto shared = std::make_shared<Shared>(count, function);
-  for (int64_t others = std::min(threads.count, count) - 1; others > 0; --others) threads.schedule([shared] { shared->work(); });
+  try {
+    for (int64_t others = std::min(threads.count, count) - 1; others > 0; --others) threads.schedule([shared] { shared->work(); });
+  } catch (...) {  // no memory for a task; the calling thread does what the others do not
+  }
   shared->work();
   shared->wait();
 }

@@ -1,10 +1,12 @@
 #include "worker.h"
 
+#include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <utility>
@@ -13,7 +15,7 @@
 namespace dilax {
 namespace {
 
-// So many threads that call may have teams, as long as they live.
+// At most this many threads that call have teams, as long as they live.
 constexpr int kTeams = 3;
 std::atomic<int> teams{0};
 
@@ -24,21 +26,12 @@ struct Team {
   }
 };
 
-// Whether the calling thread may have a team. One that may not is not asked again.
+// Whether the calling thread may have a team. One that may not is not asked again. Where threads are bound to cores, that would bind the
+// calling one, too.
 bool has_team() {
+  if (omp_get_proc_bind() != omp_proc_bind_false) return false;
   thread_local const Team team{teams < kTeams && ++teams};
   return team.counted;
-}
-
-// Runs a task with a number of threads of OpenMP, and leaves the settings of the calling thread as they were.
-void run_here(int threads, const std::function<void()>& task) {
-  struct Settings {
-    int threads = omp_get_max_threads(), dynamic = omp_get_dynamic();
-    ~Settings() { omp_set_num_threads(threads), omp_set_dynamic(dynamic); }
-  } before;
-  omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
-  omp_set_num_threads(threads);
-  task();
 }
 
 }  // namespace
@@ -52,8 +45,8 @@ Worker::Worker() { std::thread(&Worker::loop, this).detach(); }
 
 void Worker::run(int threads, const std::function<void()>& task) {
   std::lock_guard<std::mutex> turn(turn_);
-  if (threads == 1 || has_team()) return run_here(threads, task);
-  const std::function<void()> whole = [&] { run_here(threads, task); };
+  if (threads == 1 || has_team()) return with_threads(threads, task);
+  const std::function<void()> whole = [&] { with_threads(threads, task); };
   std::unique_lock<std::mutex> lock(mutex_);
   task_ = &whole;
   changed_.notify_all();
@@ -75,6 +68,18 @@ void Worker::loop() {
   }
 }
 
+void with_threads(int threads, const std::function<void()>& task) {
+  struct Settings {
+    int threads = omp_get_max_threads(), dynamic = omp_get_dynamic();
+    unsigned arithmetic = _mm_getcsr();
+    ~Settings() { omp_set_num_threads(threads), omp_set_dynamic(dynamic), _mm_setcsr(arithmetic); }
+  } before;
+  omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
+  omp_set_num_threads(std::min(threads, omp_get_thread_limit()));
+  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON), _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON);  // as XLA's threads do
+  task();
+}
+
 void keep_helpers_away() {
   thread_local std::vector<pid_t> helpers;
   thread_local int last = -1;
@@ -93,7 +98,10 @@ void keep_helpers_away() {
       helpers = found;
     }
     moved = true;
-    for (const pid_t helper : helpers) moved = moved && sched_setaffinity(helper, sizeof(others), &others) == 0;
+    for (const pid_t helper : helpers) {
+      const bool lives = helper && syscall(SYS_tgkill, getpid(), helper, 0) == 0;
+      moved = moved && lives && sched_setaffinity(helper, sizeof(others), &others) == 0;
+    }
     if (!moved) helpers.clear();  // OpenMP has other threads by now
   }
   if (moved) last = core;
