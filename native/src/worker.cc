@@ -1,6 +1,5 @@
 #include "worker.h"
 
-#include <immintrin.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -41,6 +40,7 @@ Worker& Worker::get() {
   return *worker;
 }
 
+// Started by a thread of XLA, and so flushing tiny numbers to zero as these do.
 Worker::Worker() { std::thread(&Worker::loop, this).detach(); }
 
 void Worker::run(int threads, const std::function<void()>& task) {
@@ -71,12 +71,10 @@ void Worker::loop() {
 void with_threads(int threads, const std::function<void()>& task) {
   struct Settings {
     int threads = omp_get_max_threads(), dynamic = omp_get_dynamic();
-    unsigned arithmetic = _mm_getcsr();
-    ~Settings() { omp_set_num_threads(threads), omp_set_dynamic(dynamic), _mm_setcsr(arithmetic); }
+    ~Settings() { omp_set_num_threads(threads), omp_set_dynamic(dynamic); }
   } before;
   omp_set_dynamic(0);  // oneDNN waits for every thread that it was promised
   omp_set_num_threads(std::min(threads, omp_get_thread_limit()));
-  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON), _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON);  // as XLA's threads do
   task();
 }
 
