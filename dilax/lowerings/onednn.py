@@ -91,12 +91,12 @@ def output(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
 
 
 def input_gradient(y: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Use oneDNN's own gradient, or that of the loop."""
+    """Compute the gradient with respect to x."""
     return _run("input_gradient", y, kernel, plan)
 
 
 def kernel_gradient(x: jax.Array, y: jax.Array, plan: ConvPlan) -> jax.Array:
-    """Use oneDNN's own gradient, or that of the loop."""
+    """Compute the gradient with respect to the kernel."""
     return _run("kernel_gradient", x, y, plan)
 
 

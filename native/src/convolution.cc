@@ -34,7 +34,7 @@ class Scratch {
     }
     return memory_.get();
   }
-  // Returns it if there is more than so many bytes.
+  // Frees it if it has more bytes than `kept`.
   void release(size_t kept) {
     if (bytes_ <= kept) return;
     memory_.reset();

@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "convolution.h"
-#include "worker.h"
 #include "xla/ffi/api/ffi.h"
 
 #define DILAX_EXPORT extern "C" __attribute__((visibility("default")))
