@@ -21,7 +21,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     check_variant(__file__, variant, ("full", "no_dilation", "smoke"))
     config = default_config("hippocampus", task="segmentation")
     config.data.name = "volumes"
-    config.data.dir = "../shared/data/hippocampus"
+    config.data.dir = "hippocampus"
     config.data.class_names = ("background", "anterior", "posterior")
     config.data.test = 60 / 260
     config.data.validation = 0.1

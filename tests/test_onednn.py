@@ -142,6 +142,23 @@ RULE = {
     "two outputs per channel": (changed(groups=4, c_in=4, input_size=(40, 30)), (False, False, False)),
     "groups": (changed(groups=2), (True, True, True)),
     "1-D": (LINE, (True, True, True)),
+    "1-D, in rows, uneven": (dataclasses.replace(LINE, c_in=12, padding=((4, 6),)), (True, True, True)),
+    "1-D, in rows, large dilation": (
+        dataclasses.replace(LINE, input_size=(384,), c_out=16, padding=((128, 256),), dilation=(128,)),
+        (True, True, True),
+    ),
+    "1-D, in rows, groups": (
+        dataclasses.replace(LINE, c_in=32, c_out=48, groups=2, padding=((32, 0),), dilation=(16,)),
+        (True, True, True),
+    ),
+    "1-D, large dilation, a rest": (
+        dataclasses.replace(LINE, input_size=(390,), padding=((128, 256),), dilation=(128,)),
+        (True, True, True),
+    ),
+    "1-D, large dilation, padding of half of it": (
+        dataclasses.replace(LINE, input_size=(384,), padding=((60, 68),), dilation=(128,)),
+        (True, True, True),
+    ),
     "1-D, groups": (dataclasses.replace(LINE, groups=2), (True, True, True)),
     "1-D, depthwise": (dataclasses.replace(LINE, c_in=32, c_out=32, groups=32), (True, True, True)),
     "1-D, depthwise, causal": (
@@ -176,6 +193,7 @@ RULE = {
     "bfloat16": (dataclasses.replace(WIDE, dtype="bfloat16"), (True, True, True)),
     "bfloat16, many channels": (dataclasses.replace(WIDE, dtype="bfloat16", c_in=512), (True, True, True)),
     "bfloat16, many channels, some padding": (changed(dtype="bfloat16", c_in=512), (False, True, True)),
+    "stride, few channels": (dataclasses.replace(LINE, c_in=3, kernel_size=(16,), stride=(4,)), (True, False, True)),
     "float64": (changed(dtype="float64"), (False, False, False)),
     "cropped": (changed(padding=((-1, 2), (2, 2))), (False, False, False)),
     "empty": (changed(batch=0), (False, False, False)),
@@ -208,6 +226,14 @@ def test_every_dtype_is_as_close_as_its_rounding(plan, dtype, tolerance):
         assert actual.dtype == dtype
         exact = np.asarray(exact)
         np.testing.assert_allclose(np.asarray(actual, np.float64), exact, rtol=0, atol=tolerance * np.abs(exact).max())
+
+
+@installed
+def test_a_large_dilation_is_computed_in_rows():
+    names = ("in rows, large dilation", "large dilation, a rest", "large dilation, padding of half of it")
+    for name, expected in zip(names, (True, False, False)):
+        plan = RULE[f"1-D, {name}"][0]
+        assert [onednn._in_rows(operation, plan) != plan for operation in ("output", "input_gradient")] == [expected] * 2
 
 
 @installed

@@ -6,6 +6,7 @@ instead of oneDNN. XLA can neither partition nor export a custom call: this lowe
 part of each device, and nowhere else.
 """
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -25,6 +26,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 LOOP = "direct:dw"
 # oneDNN computes some offsets in 32 bits; no array may have more bytes in float32.
 MAX_SIZE = (2**31 - 1) // 4
+# From this dilation on, outputs and input gradients in rows of one dilation were faster, by 1.1 to 1.6 times with AVX-512 and with AVX2.
+LARGE_DILATION = 128
+# Kernel gradients from patches were slower than in such rows by 1.5 to 3.6 times with as many channels per group, and faster with 128.
+FEW_CHANNELS = 32
 # The environment variable that switches it off with the value 0.
 SWITCH = "DILAX_NATIVE"
 INSTALL = "install it with pip install ./native from a checkout (Linux on x86-64)."
@@ -124,10 +129,37 @@ def _is_useful(name: str, dtype: str, operation: str, plan: ConvPlan) -> bool:
 
 
 def _run(operation: str, a: jax.Array, b: jax.Array, plan: ConvPlan) -> jax.Array:
-    found = _implementation(operation, plan)
+    computed = _in_rows(operation, plan)
+    found = _implementation(operation, computed)
     assert found, "`supports` comes first"
     operands = (array.astype(found[0]) for array in (a, b))
-    return _package()[0].convolve(*operands, plan.result_shape(operation), _sizes(operation, plan)).astype(a.dtype)
+    return _package()[0].convolve(*operands, plan.result_shape(operation), _sizes(operation, computed)).astype(a.dtype)
+
+
+def _in_rows(operation: str, plan: ConvPlan) -> ConvPlan:
+    """Return the plan by which an operation is computed: that in rows of one dilation, where this is faster, or the plan itself.
+
+    Along one axis, samples only meet others at multiples of the dilation from them. If the length and the padding are such multiples, the
+    same memory is an image with rows of one dilation each, which is convolved along its columns without dilation.
+    """
+    length, dilation, (lo, hi) = plan.input_size[0], plan.dilation[0], plan.padding[0]
+    if plan.rank > 1 or dilation == 1 or plan.stride[0] > 1 or any(size % dilation for size in (length, lo, hi)):
+        return plan
+    rows = dataclasses.replace(
+        plan,
+        input_size=(length // dilation, dilation),
+        kernel_size=(*plan.kernel_size, 1),
+        stride=(1, 1),
+        padding=((lo // dilation, hi // dilation), (0, 0)),
+        dilation=(1, 1),
+    )
+    found, of_rows = _implementation(operation, plan), _implementation(operation, rows)
+    if found is None or of_rows is None or found[0] != of_rows[0] or LOOP in (found[1], of_rows[1]):
+        return plan
+    if operation == "kernel_gradient":
+        few = max(plan.c_in, plan.c_out) <= FEW_CHANNELS * plan.groups
+        return rows if few and not is_specialised(operation, plan) and is_specialised(operation, rows) else plan
+    return rows if dilation >= LARGE_DILATION else plan
 
 
 def _sizes(operation: str, plan: ConvPlan) -> tuple[int, ...]:

@@ -78,7 +78,8 @@ def select_lowering(plan: ConvPlan, *, platform: str = "cpu", operation: str = "
     - depthwise convolutions with several outputs per channel, or of fewer than 8 channels, unless oneDNN has a specialised implementation;
     - for dense convolutions with at least 64 input and output channels and 40 % of their multiply-adds on padding, kernel gradients that
       oneDNN computes from patches;
-    - outputs in bfloat16 of dense convolutions with at least 512 input channels and 15 % of their multiply-adds on padding.
+    - outputs in bfloat16 of dense convolutions with at least 512 input channels and 15 % of their multiply-adds on padding;
+    - input gradients of dense convolutions with a stride and at most 4 input channels, or 2 in bfloat16.
 
     For these, and where oneDNN cannot be used, the first rule that applies selects
 
@@ -208,7 +209,9 @@ def _suits_onednn(plan: ConvPlan, operation: str) -> bool:
         return True
     if gradient:
         return onednn.is_specialised(operation, plan) or min(plan.c_in, plan.c_out) < 64 or products.useful_fraction(plan) > 0.6
-    return operation != "output" or plan.dtype != "bfloat16" or plan.c_in < 512 or not _much_padding(plan)
+    if operation == "input_gradient":
+        return max(plan.stride) == 1 or plan.c_in > (2 if plan.dtype == "bfloat16" else 4)
+    return plan.dtype != "bfloat16" or plan.c_in < 512 or not _much_padding(plan)
 
 
 def _one_tap(plan: ConvPlan) -> bool:
